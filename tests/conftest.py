@@ -1,0 +1,68 @@
+"""
+Every test must give back the descriptors and threads that it took.
+"""
+
+import gc
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from twisted.internet import reactor  # now, so that its descriptors are there before any test
+
+ROOT = Path(__file__).resolve().parent.parent
+SETTLE_SECONDS = 2.0
+DESCRIPTORS = "/proc/self/fd" if sys.platform == "linux" else "/dev/fd"
+
+
+@pytest.fixture
+def root() -> Path:
+    """The top of the source tree that these tests belong to."""
+    return ROOT
+
+
+@pytest.fixture(autouse=True)
+def gives_back_descriptors_and_threads() -> Iterator[None]:
+    descriptors = _open_descriptors()
+    threads = set(threading.enumerate())
+    yield
+    # Threads end and sockets close a little after the test that stopped them, so a first
+    # difference is not yet a leak.
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while leaked := _leaked(descriptors, threads):
+        if time.monotonic() > deadline:
+            pytest.fail(f"left behind: {', '.join(leaked)}")
+        gc.collect()
+        time.sleep(0.01)
+
+
+def _leaked(descriptors: dict[int, str], threads: set[threading.Thread]) -> list[str]:
+    return [
+        f"descriptor {number} ({what})"
+        for number, what in _open_descriptors().items()
+        if descriptors.get(number) != what
+    ] + [
+        f"thread {thread.name}"
+        for thread in threading.enumerate()
+        # The reactor keeps its pool until the end of the run.
+        if thread not in threads and not thread.name.startswith("PoolThread-twisted.internet")
+    ]
+
+
+def _open_descriptors() -> dict[int, str]:
+    """What is open now, the global reactor's own wakers left out."""
+    opened = {}
+    for name in os.listdir(DESCRIPTORS):
+        try:
+            opened[int(name)] = os.readlink(f"{DESCRIPTORS}/{name}")
+        except FileNotFoundError:
+            pass  # the descriptor that listed the folder
+        except OSError:
+            opened[int(name)] = "open"  # no links in /dev/fd
+    for waker in getattr(reactor, "_internalReaders", ()):
+        opened.pop(waker.i, None)
+        opened.pop(waker.o, None)
+    return opened

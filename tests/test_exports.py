@@ -1,0 +1,61 @@
+"""
+The package exports what its modules declare, and tools that only read see the same names.
+"""
+
+import ast
+import importlib
+import pkgutil
+
+import pytest
+
+import txasynchat
+
+MODULES = sorted(
+    name
+    for _, name, _ in pkgutil.walk_packages(txasynchat.__path__, "txasynchat.")
+    if not name.endswith(".__main__")  # running it is its purpose
+)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_module_declares_its_public_names(name):
+    module = importlib.import_module(name)
+    assert len(set(module.__all__)) == len(module.__all__)
+    missing = [exported for exported in module.__all__ if not hasattr(module, exported)]
+    assert missing == []
+
+
+def test_the_package_exports_what_its_core_modules_declare():
+    declared = {
+        exported
+        for module in ("errors", "framing", "producers", "protocol", "server")
+        for exported in importlib.import_module(f"txasynchat.{module}").__all__
+    }
+    assert declared <= set(txasynchat.__all__)
+
+
+def test_a_static_reader_sees_the_names_that_dir_sees():
+    tree = ast.parse(open(txasynchat.__file__).read())
+    bound = {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    } | {
+        node.name
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+    }
+    assert set(txasynchat.__all__) <= bound | {"__version__"}
+    assert set(txasynchat.__all__) <= set(dir(txasynchat))
+
+
+def test_no_star_imports():
+    for name in MODULES:
+        tree = ast.parse(open(importlib.import_module(name).__file__).read())
+        stars = [
+            node.module
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom) and node.names[0].name == "*"
+        ]
+        assert stars == [], name
