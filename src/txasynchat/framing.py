@@ -1,0 +1,798 @@
+"""
+Bytes and a terminator in, events out. No I/O here, no Twisted, no clock.
+
+A `Framer` keeps the bytes that were received and not yet passed on, and the terminator, which says
+where the current message ends. `Framer.deliver` passes what it has to a *receiver*, in the order of
+the standard library's ``asynchat.async_chat.handle_read``:
+
+* data is passed on as it comes, never empty, never kept until a message is whole, but for a tail
+  that may be the beginning of the terminator;
+* the terminator is read again before each step, and every handler call may change it, stop the
+  delivery, look at the buffer or replace it, deliver again (nested), or raise.
+
+Two ways through the same bytes
+===============================
+
+`Framer._step` is the reference: one look at the buffer, at most one piece and one end of message.
+`Framer._deliver_batch` is the fast way for the commonest case, a delimiter that does not change: it
+splits a window of the buffer once and walks the pieces. Whatever disturbs that (a new terminator, a
+pause, somebody reading `Framer.buffer`) makes it put back what it has not delivered
+(`Framer._leave_batch`) and go on by steps; after a disturbance `SETTLE` messages go by steps, so that
+a handler that alternates between modes is not charged one split per message. The two ways agree on
+everything; the tests compare them.
+
+Positions, not slices
+=====================
+
+The buffer is one `bytes` object and a position in it. Nothing re-slices the rest of the buffer for a
+message, nothing searches the same bytes twice, and nothing recurses, so the cost is linear in the
+number of bytes for every size of message and of chunk (times the length of the terminator in the
+worst case, which the application chooses and the peer does not).
+
+Limits
+======
+
+A limit is a property of the bytes, not of the packets: the messages, and the error, are the same
+however the bytes were cut. See `Framer` for what counts and `Overflow` for what follows.
+"""
+
+from __future__ import annotations
+
+import enum
+from operator import length_hint
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from txasynchat.errors import MessageTooLong
+from txasynchat.terminators import (
+    LengthPrefix,
+    Terminator,
+    check_terminator,
+    compile_delimiters,
+    prefix_length_at_end,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = [
+    "Framer",
+    "LimitedReceiver",
+    "Overflow",
+    "Receiver",
+    "WholeReceiver",
+]
+
+#: Bytes split at once by the fast way: enough to make the split cheap per message, little enough
+#: that splitting in vain (the handler changed the terminator at once) is cheap as well.
+WINDOW: Final = 16_384
+
+#: Messages that go by steps after something disturbed the fast way.
+SETTLE: Final = 8
+
+#: Bytes of an over-long message that `MessageTooLong.sample` shows.
+SAMPLE: Final = 128
+
+
+class Overflow(enum.Enum):
+    """
+    What follows when a message is longer than the limit; the hook is called first in each case.
+    """
+
+    #: Deliver nothing more. The driver closes the connection.
+    CLOSE = "close"
+    #: Drop the message, up to and with its terminator, and go on with the next one.
+    SKIP = "skip"
+    #: Pass the message on all the same, in pieces, as ``asynchat`` did.
+    DELIVER = "deliver"
+
+
+class Receiver(Protocol):
+    """
+    What a `Framer` calls; each call may call the framer again.
+    """
+
+    def collect_incoming_data(self, data: bytes, /) -> object:
+        """Take a piece of the current message; it is never empty."""
+
+    def found_terminator(self) -> object:
+        """The current message is complete."""
+
+
+class LimitedReceiver(Receiver, Protocol):
+    """
+    A receiver for a framer that has a limit.
+    """
+
+    def message_too_long(self, error: MessageTooLong, /) -> object:
+        """The current message broke the limit; called once for each such message."""
+
+
+class WholeReceiver(LimitedReceiver, Protocol):
+    """
+    A receiver that takes each message in one call instead of two.
+    """
+
+    def message_received(self, message: bytes, /) -> object:
+        """Take a complete message, which may be empty."""
+
+
+class Framer:
+    """
+    The received bytes that were not yet passed on, and the terminator they are cut by.
+
+    Args:
+        terminator: see `set_terminator`.
+        limit: the longest message accepted, in bytes and without its terminator; ``None`` for no
+            limit. A number of bytes above it, set as the terminator, breaks it with the first byte
+            that arrives. Collecting without end breaks no limit, as nothing is kept here, unless
+            whole messages are asked for. A `LengthPrefix` has its own limit instead.
+        overflow: what follows when a message breaks the limit.
+        whole: the receiver has ``message_received`` and is called once a message; a message is kept
+            here until it is whole. In `Overflow.DELIVER` an over-long one comes in pieces of *limit*
+            bytes, the rest last.
+
+    Attributes:
+        matched: the delimiter that ended the latest message; ``None`` where it was a length.
+        paused: nothing is delivered; bytes are kept.
+        closed: nothing will ever be delivered again; bytes are dropped.
+    """
+
+    __slots__ = (
+        "_backlog",
+        "_batch",
+        "_body",
+        "_buffer",
+        "_collecting",
+        "_count",
+        "_head",
+        "_partial",
+        "_pieces",
+        "_position",
+        "_searched",
+        "_skipping",
+        "_terminator",
+        "_unlimited",
+        "_unsettled",
+        "closed",
+        "limit",
+        "matched",
+        "overflow",
+        "paused",
+        "whole",
+    )
+
+    def __init__(
+        self,
+        terminator: Terminator = None,
+        *,
+        limit: int | None = None,
+        overflow: Overflow = Overflow.CLOSE,
+        whole: bool = False,
+    ) -> None:
+        self.limit = limit
+        self.overflow = overflow
+        self.whole = whole
+        self.matched: bytes | None = None
+        self.paused = False
+        self.closed = False
+        self._terminator: Any = check_terminator(terminator)
+        # What is left: _buffer from _position on, then _backlog.
+        self._buffer = b""
+        self._position = 0
+        self._backlog: list[bytes] | None = None
+        # No delimiter ends in the buffer before this position, as far as was looked.
+        self._searched = 0
+        # The current message: bytes passed on or kept, their first ones, and what is kept of it.
+        self._count = 0
+        self._head = b""
+        self._partial: bytearray | None = None
+        self._unlimited = False
+        # Bytes of a prefixed body still to come; None before the prefix.
+        self._body: int | None = None
+        # What ends the message that is being dropped: delimiters, or bytes still to drop.
+        self._skipping: bytes | tuple[bytes, ...] | int | None = None
+        # The fast way: its iterator while it runs undisturbed, its pieces, and the piece in
+        # collect_incoming_data at this moment.
+        self._batch: Iterator[bytes] | None = None
+        self._pieces: list[bytes] = []
+        self._collecting: bytes | None = None
+        self._unsettled = 0
+
+    # -- the terminator
+
+    @property
+    def terminator(self) -> Any:
+        """
+        What ends the current message; a number counts down, and is 0 when its message is complete.
+
+        Assigned without a check, as ``async_chat.terminator`` could be: `set_terminator` checks.
+        """
+        return self._terminator
+
+    @terminator.setter
+    def terminator(self, terminator: Any) -> None:
+        current = self._terminator
+        if terminator is current or (type(terminator) is bytes and terminator == current):
+            return
+        self._terminator = terminator
+        self._body = None
+        self._searched = 0
+        if self._skipping == b"":
+            self._skipping = None
+        if self._batch is not None:
+            self._leave_batch()
+
+    def set_terminator(self, terminator: Terminator) -> None:
+        """
+        Choose where the current message ends; holds for bytes not yet delivered.
+
+        May be called from inside any handler.
+
+        Raises:
+            TypeError, ValueError: see `check_terminator`.
+        """
+        if type(terminator) is int and terminator >= 0 and self._batch is None:
+            # The short way for frames of a known length, each of which sets the next one's.
+            self._terminator = terminator
+            self._body = None
+            self._searched = 0
+            if self._skipping == b"":
+                self._skipping = None
+        else:
+            self.terminator = check_terminator(terminator)
+
+    # -- bytes in
+
+    def feed(self, data: bytes) -> None:
+        """
+        Append received bytes; nothing is delivered. May be called from inside any handler.
+        """
+        if self.closed or not data:
+            return
+        if self._batch is not None:
+            self._leave_batch()
+        if self._position < len(self._buffer):
+            if self._backlog is None:
+                self._backlog = [data]
+            else:
+                self._backlog.append(data)
+        else:
+            self._buffer = data
+            self._position = self._searched = 0
+
+    @property
+    def buffer(self) -> bytes:
+        """
+        The bytes that are not yet passed on, as ``async_chat.ac_in_buffer`` would hold them now.
+
+        Inside ``collect_incoming_data`` the piece itself is still among them; inside
+        ``found_terminator`` the message and its terminator are gone. May be replaced at any moment;
+        inside ``collect_incoming_data`` the piece, with its terminator, is then cut from the
+        beginning of the new value, as ``asynchat`` does.
+        """
+        if self._batch is not None:
+            self._leave_batch()
+        self._join()
+        return self._buffer
+
+    @buffer.setter
+    def buffer(self, data: bytes) -> None:
+        if self._batch is not None:
+            self._leave_batch()
+        self._buffer = data
+        self._position = self._searched = 0
+        self._backlog = None
+
+    def _join(self) -> None:
+        """
+        Make what is left one `bytes` object that begins at position 0.
+        """
+        position = self._position
+        if self._backlog:
+            # A cut made in a replaced buffer may reach into what came after it.
+            behind = max(0, position - len(self._buffer))
+            left = memoryview(self._buffer)[position:]
+            self._buffer = b"".join((left, *self._backlog))[behind:]
+            self._backlog = None
+        elif position:
+            self._buffer = self._buffer[position:]
+        self._searched = max(0, self._searched - position)
+        self._position = 0
+
+    # -- stop and go
+
+    def pause(self) -> None:
+        """
+        Deliver nothing from the next message or piece on; a message just ending is still ended.
+        """
+        self.paused = True
+        if self._batch is not None:
+            self._leave_batch()
+
+    def resume(self) -> None:
+        """
+        Allow delivery again; it goes on with the next `deliver`, or at once inside a running one.
+        """
+        self.paused = False
+
+    def clear(self) -> None:
+        """
+        Drop every byte that was not yet passed on, and the beginning of a message that is kept.
+        """
+        self.buffer = b""
+        self._end_message()
+        self._skipping = self._body = None
+
+    def close(self) -> None:
+        """
+        Drop everything, now and in future; not even a message just ending is ended.
+        """
+        self.clear()
+        self.closed = self.paused = True
+
+    # -- events out
+
+    def receive(self, receiver: Any, data: bytes) -> None:
+        """
+        `feed`, then `deliver`: the way for a driver that may not be called from inside a handler.
+
+        The two commonest chunks, one message or a piece of one, take a short way here.
+        """
+        terminator = self._terminator
+        if (
+            self._buffer
+            or self.paused
+            or type(terminator) is not bytes
+            or not terminator
+            or self._skipping is not None
+            or self._unlimited
+            or not data
+        ):
+            self.feed(data)
+            self.deliver(receiver)
+            return
+        # Nothing is left over, so the position is 0 and no batch is running.
+        self._buffer = data
+        index = data.find(terminator)
+        if index < 0:
+            if len(terminator) > 1 or not self._pass_rest(receiver, data):
+                self._searched = len(data)
+                self.deliver(receiver)
+            return
+        end = index + len(terminator)
+        if end != len(data) or self._count or (self.limit is not None and index > self.limit):
+            self.deliver(receiver)
+            return
+        if self.whole:
+            self._buffer = b""
+            self.matched = terminator
+            receiver.message_received(data[:index])
+            return
+        if index:
+            receiver.collect_incoming_data(data[:index])
+            if self.closed:
+                return
+        self._position += end
+        self.matched = terminator
+        receiver.found_terminator()
+        if self._position < len(self._buffer) or self._backlog:
+            self.deliver(receiver)
+        else:
+            self._buffer = b""
+            self._position = 0
+
+    def deliver(self, receiver: Any, get_terminator: Callable[[], Any] | None = None) -> None:
+        """
+        Pass on what can be passed on, until nothing is left, or a pause, or an exception.
+
+        May be called again from inside a handler: the inner call then goes on where the outer one
+        is, as a nested ``handle_read`` does in ``asynchat``.
+
+        Args:
+            receiver: a `Receiver`; a `LimitedReceiver` where there is a limit; a `WholeReceiver`
+                for whole messages. Its methods are looked up for each call.
+            get_terminator: asked for the terminator on each round, in place of `terminator`.
+
+        Raises:
+            Exception: whatever a handler raised. The state is then the one that ``asynchat`` leaves:
+                a piece whose handler raised is still in the buffer.
+        """
+        if self._batch is not None:
+            self._leave_batch()
+        while not self.paused:
+            if self._backlog:
+                self._join()
+            if self._position >= len(self._buffer):
+                # Not to keep a chunk alive for an idle connection.
+                self._buffer = b""
+                self._position = self._searched = 0
+                return
+            if get_terminator is not None:
+                terminator = get_terminator()
+            else:
+                terminator = self._terminator
+                if type(terminator) is bytes and terminator and self._skipping is None:
+                    if (
+                        not (self._count or self._unsettled)
+                        and self._searched <= self._position
+                        and self._deliver_batch(receiver, terminator)
+                    ):
+                        continue
+                    if self._deliver_rest(receiver, terminator):
+                        return
+                elif (
+                    type(terminator) is int
+                    and 0 < terminator <= len(self._buffer) - self._position
+                    and not (self._count or self._unlimited)
+                    and self._skipping is None
+                    and (self.limit is None or terminator <= self.limit)
+                ):
+                    self._deliver_counted(receiver, terminator)
+                    continue
+            if not self._step(receiver, terminator):
+                return
+
+    # -- the fast ways
+
+    def _deliver_rest(self, receiver: Any, terminator: bytes) -> bool:
+        """
+        Pass on all that is left, if no byte of it belongs to a delimiter; tell whether that was so.
+        """
+        buffer = self._buffer
+        position = self._position
+        length = len(terminator)
+        start = self._searched - length + 1
+        if buffer.find(terminator, max(position, start)) >= 0:
+            return False
+        if length > 1:
+            start = len(buffer) - length + 1
+            if buffer.find(terminator[0], max(position, start)) >= 0:
+                return False
+        return self._pass_rest(receiver, buffer[position:] if position else buffer)
+
+    def _pass_rest(self, receiver: Any, data: bytes) -> bool:
+        """
+        Pass on *data*, all that is left and all content, unless a limit has a say in it.
+        """
+        count = self._count
+        limit = self.limit
+        total = count + len(data)
+        if limit is not None:
+            if total > limit or self._unlimited:
+                return False
+            if count < SAMPLE:
+                self._head += data[: SAMPLE - count]
+        if self.whole:
+            if self._partial is None:
+                self._partial = bytearray(data)
+            else:
+                self._partial += data
+        else:
+            receiver.collect_incoming_data(data)
+            if self.closed:
+                return True
+        self._count = total
+        self._buffer = b""
+        self._position = self._searched = 0
+        self._backlog = None
+        return True
+
+    def _deliver_counted(self, receiver: Any, length: int) -> None:
+        """
+        Deliver one message of *length* bytes that lies whole in the buffer, within the limit.
+        """
+        position = self._position
+        piece = self._buffer[position : position + length]
+        if self.whole:
+            self._position = position + length
+            self._terminator = 0
+            self.matched = None
+            receiver.message_received(piece)
+            return
+        receiver.collect_incoming_data(piece)
+        if self.closed:
+            return
+        self._position += length
+        self._terminator = 0
+        self.matched = None
+        receiver.found_terminator()
+
+    def _deliver_batch(self, receiver: Any, terminator: bytes) -> bool:
+        """
+        Deliver the messages that lie whole in one window of the buffer; tell whether there were any.
+        """
+        buffer = self._buffer
+        position = self._position
+        if position or len(buffer) > WINDOW:
+            buffer = buffer[position : position + WINDOW]
+        pieces = buffer.split(terminator)
+        tail = len(pieces.pop())
+        self._searched = position + len(buffer)
+        if not pieces:
+            return False
+        limit = self.limit
+        if limit is not None and limit < len(buffer) and max(map(len, pieces)) > limit:
+            self._unsettled = len(pieces)
+            self._searched = 0
+            return False
+        # As if all were delivered already; _leave_batch puts it right.
+        self._position = self._searched - tail
+        self.matched = terminator
+        self._pieces = pieces
+        self._batch = iterator = iter(pieces)
+        try:
+            if self.whole:
+                for piece in iterator:
+                    receiver.message_received(piece)
+                    if self._batch is not iterator:
+                        return True
+            else:
+                for piece in iterator:
+                    if piece:
+                        self._collecting = piece
+                        receiver.collect_incoming_data(piece)
+                        if self._batch is not iterator:
+                            self._position += len(piece) + len(terminator)
+                            if not self.closed:
+                                self.matched = terminator
+                                receiver.found_terminator()
+                            return True
+                        self._collecting = None
+                    receiver.found_terminator()
+                    if self._batch is not iterator:
+                        return True
+        except BaseException:
+            if self._batch is iterator:
+                self._leave_batch()
+            raise
+        self._batch = None
+        self._pieces = []
+        return True
+
+    def _leave_batch(self) -> None:
+        """
+        Turn the running fast way into a position: where the reference way would stand.
+        """
+        left = length_hint(self._batch)
+        pieces = self._pieces
+        length = len(self.matched or b"")
+        rest = sum(map(len, pieces[len(pieces) - left :])) + left * length
+        if self._collecting is not None:
+            rest += len(self._collecting) + length
+            self._collecting = None
+        self._position -= rest
+        self._searched = 0
+        self._batch = None
+        self._pieces = []
+        self._unsettled = SETTLE
+
+    # -- the reference way
+
+    def _step(self, receiver: Any, terminator: Any) -> bool:
+        """
+        Take one piece from the buffer, and the end of message behind it; tell whether to go on.
+        """
+        if self._skipping is not None:
+            return self._skip()
+        buffer = self._buffer
+        position = self._position
+        size = len(buffer) - position
+        behind = 0  # bytes of the delimiter behind the piece
+        held = 0  # bytes at the end of the buffer that may begin a delimiter
+        announced = False
+        limit = None if self._unlimited else self.limit
+        matched: bytes | None = None
+        if not terminator:
+            length, ends = size, False
+            if not self.whole:
+                limit = None
+            total = self._count + length
+        elif isinstance(terminator, int):
+            announced = True
+            total = self._count + terminator
+            ends = size >= terminator
+            length = terminator if ends else size
+        elif isinstance(terminator, LengthPrefix):
+            if self._body is None:
+                if size < terminator.size:
+                    return False
+                self._body = terminator.unpack(buffer, position)
+                self._position = position = position + terminator.size
+                size -= terminator.size
+            announced = True
+            limit = None if self._unlimited else terminator.limit
+            total = self._count + self._body
+            ends = size >= self._body
+            length = self._body if ends else size
+        else:
+            if type(terminator) is tuple:
+                delimiters = compile_delimiters(terminator)
+                found = delimiters.find(buffer, position)
+                index = -1
+                if found:
+                    index = found.start()
+                    matched = found[0]
+                    behind = len(matched)
+                else:
+                    held = delimiters.prefix_length_at_end(buffer, position)
+            else:
+                matched = terminator
+                behind = len(terminator)
+                index = buffer.find(terminator, max(position, self._searched - behind + 1))
+                if index < 0:
+                    held = prefix_length_at_end(buffer, terminator, position)
+            ends = index >= 0
+            length = index - position if ends else size - held
+            total = self._count + length
+        if limit is not None and total > limit:
+            return self._overflow(receiver, terminator, limit, total if announced else None)
+
+        piece = buffer[position : position + length]
+        if not ends:
+            return self._pass_unfinished(receiver, piece, terminator, held)
+        if self._unsettled:
+            self._unsettled -= 1
+        if self.whole:
+            self._position += length + behind
+            if self._partial is not None:
+                self._partial += piece
+                piece = self._cut(receiver, self._partial)
+            elif self._unlimited:
+                piece = self._cut(receiver, bytearray(piece))
+            if self.closed:
+                return False
+        else:
+            if piece:
+                receiver.collect_incoming_data(piece)
+                if self.closed:
+                    return False
+            # Somebody may have replaced the buffer; the cut is made in what is there now.
+            self._position += length + behind
+        if announced:
+            if type(terminator) is LengthPrefix:
+                self._body = None
+            else:
+                self._terminator = 0
+        self._end_message()
+        self.matched = matched
+        if self.whole:
+            receiver.message_received(piece)
+        else:
+            receiver.found_terminator()
+        return True
+
+    def _pass_unfinished(self, receiver: Any, piece: bytes, terminator: Any, held: int) -> bool:
+        """
+        Pass on or keep a piece with no end of message behind it; tell whether to go on.
+        """
+        length = len(piece)
+        if not length:
+            return self._position >= len(self._buffer)
+        if self._count < SAMPLE and self.limit is not None:
+            self._head += piece[: SAMPLE - self._count]
+        if self.whole:
+            self._count += length
+            self._position += length
+            self._count_down(terminator, length)
+            self._keep(receiver, piece)
+            return not held
+        receiver.collect_incoming_data(piece)
+        if self.closed:
+            return False
+        if terminator:
+            self._count += length
+        if held:
+            # The tail of what is there now: somebody may have replaced the buffer.
+            if self._backlog or len(self._buffer) - self._position != length + held:
+                self.buffer = self.buffer[-held:]
+            else:
+                self._position += length
+            return False
+        self._buffer = b""
+        self._position = self._searched = 0
+        self._backlog = None
+        self._count_down(terminator, length)
+        return False
+
+    def _count_down(self, terminator: Any, length: int) -> None:
+        if not terminator:
+            return
+        if isinstance(terminator, int):
+            # A handler that put a delimiter in place of a running count meets the TypeError here,
+            # as it does in asynchat.
+            self._terminator -= length
+        elif self._body is not None:
+            self._body -= length
+
+    # -- whole messages
+
+    def _keep(self, receiver: Any, piece: bytes) -> None:
+        if self._partial is None:
+            self._partial = bytearray(piece)
+        else:
+            self._partial += piece
+        if self._unlimited and self.limit is not None and len(self._partial) > self.limit:
+            self._partial = bytearray(self._cut(receiver, self._partial))
+
+    def _cut(self, receiver: Any, partial: bytearray) -> bytes:
+        """
+        Hand over pieces of an over-long message, of as many bytes as the limit; return the rest.
+        """
+        if not self._unlimited or self.limit is None:
+            return bytes(partial)
+        limit = max(1, self.limit)
+        start = 0
+        while len(partial) - start > limit and not self.closed:
+            receiver.message_received(bytes(partial[start : start + limit]))
+            start += limit
+        return bytes(partial[start:])
+
+    def _end_message(self) -> None:
+        if self._count:
+            self._count = 0
+            self._head = b""
+            self._partial = None
+        self._unlimited = False
+
+    # -- limits
+
+    def _overflow(self, receiver: Any, terminator: Any, limit: int, announced: int | None) -> bool:
+        """
+        The current message is longer than *limit*; tell whether to go on.
+        """
+        position = self._position
+        if announced is not None:
+            error = MessageTooLong(limit, announced, self._head)
+        else:
+            sample = self._head + self._buffer[position : position + SAMPLE]
+            error = MessageTooLong(limit, limit + 1, sample[: min(SAMPLE, limit + 1)])
+            allowed = self._buffer[position : position + limit - self._count]
+            if allowed and not self.whole:
+                # A message in pieces comes up to its limit, however it was cut.
+                receiver.collect_incoming_data(allowed)
+                if self.closed:
+                    return False
+                self._position += len(allowed)
+                self._count += len(allowed)
+        if self.overflow is Overflow.DELIVER:
+            self._unlimited = True
+        elif self.overflow is Overflow.CLOSE:
+            self.close()
+        else:
+            if announced is None:
+                # Without a terminator (b"") everything goes, until one is set.
+                self._skipping = terminator or b""
+            elif isinstance(terminator, LengthPrefix):
+                self._skipping = self._body
+                self._body = None
+            else:
+                self._skipping = self._terminator
+                self._terminator = 0
+            self._end_message()
+        receiver.message_too_long(error)
+        return not self.closed
+
+    def _skip(self) -> bool:
+        """
+        Drop bytes of an over-long message; tell whether to go on.
+        """
+        buffer = self._buffer
+        position = self._position
+        end = self._skipping
+        if isinstance(end, int):
+            dropped = min(end, len(buffer) - position)
+            self._position += dropped
+            self._skipping = (end - dropped) or None
+            return True
+        if not end:
+            self._position = len(buffer)
+            return True
+        delimiters = compile_delimiters(end if isinstance(end, tuple) else (end,))
+        found = delimiters.find(buffer, position)
+        if found:
+            self._position = found.end()
+            self._skipping = None
+            return True
+        held = delimiters.prefix_length_at_end(buffer, position)
+        self._position = len(buffer) - held
+        return not held

@@ -1,0 +1,165 @@
+"""
+What may end a message: its kinds, their checks, and how each is looked for. No I/O here, no Twisted.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import struct
+from typing import Any, TypeAlias
+
+__all__ = [
+    "LengthPrefix",
+    "Terminator",
+    "check_terminator",
+    "compile_delimiters",
+    "prefix_length_at_end",
+]
+
+
+class LengthPrefix:
+    """
+    A terminator for frames that begin with their own length.
+
+    The prefix is not delivered; ``found_terminator`` comes after the body. It stays in force from
+    frame to frame, as a delimiter does.
+
+    Args:
+        format: a `struct` format of one unsigned integer, with its byte order if it is wider than
+            one byte: ``"!I"``, ``">H"``, ``"<Q"``, ``"B"``.
+        limit: the longest body accepted, in bytes. It takes the place of the framer's own limit.
+            1 MiB is what NATS allows; ``None`` means as much as the format can say.
+
+    Raises:
+        ValueError: *format* is anything else, or *limit* is negative.
+    """
+
+    __slots__ = ("_struct", "limit", "size")
+
+    #: Bytes of the prefix itself.
+    size: int
+    limit: int | None
+
+    def __init__(self, format: str = "!I", *, limit: int | None = 1 << 20) -> None:  # noqa: A002 struct's own word
+        try:
+            self._struct = struct.Struct(format)
+            highest = self._struct.unpack(b"\xff" * self._struct.size)
+        except struct.error as error:
+            raise ValueError(f"not a struct format: {format!r} ({error})") from None
+        if len(highest) != 1 or type(highest[0]) is not int or highest[0] < 0:
+            raise ValueError(f"not a struct format of one unsigned integer: {format!r}")
+        if format[:1] not in "<>!=" and self._struct.size > 1:
+            raise ValueError(f"a length of several bytes needs its byte order: {format!r}")
+        if limit is not None and limit < 0:
+            raise ValueError(f"limit must not be negative: {limit!r}")
+        self.size = self._struct.size
+        self.limit = highest[0] if limit is None else min(limit, highest[0])
+
+    def __repr__(self) -> str:
+        return f"LengthPrefix({self._struct.format!r}, limit={self.limit!r})"
+
+    def pack(self, body: bytes) -> bytes:
+        """
+        Put the prefix before *body*: a whole frame, ready to be pushed.
+
+        Raises:
+            ValueError: *body* is longer than the limit; nothing was built.
+        """
+        if self.limit is not None and len(body) > self.limit:
+            raise ValueError(f"body of {len(body)} bytes, limit {self.limit}")
+        return self._struct.pack(len(body)) + body
+
+    def unpack(self, buffer: bytes, position: int) -> int:
+        """
+        Read the length that stands at *position*; `size` bytes must be there.
+        """
+        length: int = self._struct.unpack_from(buffer, position)[0]
+        return length
+
+
+#: What may end a message: a delimiter; a number of bytes; nothing (`None`, ``b""`` or ``0``: collect
+#: without end); the first of several delimiters; or a length that the message begins with.
+Terminator: TypeAlias = bytes | int | tuple[bytes, ...] | LengthPrefix | None
+
+
+def check_terminator(terminator: Any) -> Terminator:
+    """
+    Return *terminator* in the form that a `Framer` keeps.
+
+    Raises:
+        TypeError: it is text, a bool, or of any other type that is no terminator.
+        ValueError: it is a negative number, an empty tuple, or a tuple with an empty delimiter.
+    """
+    if terminator is None or type(terminator) is bytes:
+        return terminator
+    if isinstance(terminator, bool):
+        raise TypeError(f"terminator must not be a bool: {terminator!r}")
+    if isinstance(terminator, int):
+        if terminator < 0:
+            raise ValueError(f"terminator must not be negative: {terminator!r}")
+        return terminator
+    if isinstance(terminator, bytes | bytearray | memoryview):
+        return bytes(terminator)
+    if isinstance(terminator, LengthPrefix):
+        return terminator
+    if isinstance(terminator, tuple):
+        for delimiter in terminator:
+            if not isinstance(delimiter, bytes):
+                raise TypeError(f"terminators in a tuple must be bytes: {delimiter!r}")
+            if not delimiter:
+                raise ValueError(f"terminators in a tuple must not be empty: {terminator!r}")
+        if not terminator:
+            raise ValueError("a tuple of terminators must not be empty: ()")
+        return terminator
+    raise TypeError(
+        "terminator must be bytes, a number of bytes, None, a tuple of bytes or a LengthPrefix:"
+        f" {terminator!r}"
+    )
+
+
+def prefix_length_at_end(data: bytes, terminator: bytes, start: int = 0) -> int:
+    """
+    Count the bytes at the end of *data*, from *start* on, that may begin *terminator*.
+
+    The longest such tail counts. A whole terminator is taken to have been looked for before.
+    """
+    end = len(data)
+    start = max(start, end - len(terminator) + 1)
+    if start >= end:
+        return 0
+    first = terminator[:1]
+    while (start := data.find(first, start)) >= 0:
+        if terminator.startswith(data[start:]):
+            return end - start
+        start += 1
+    return 0
+
+
+class Delimiters:
+    """
+    Several delimiters, ready to be looked for.
+
+    The match that *ends* first counts, and of those that end together the longest. A delimiter with
+    another one inside it that ends earlier can thus never win, and is left out. Among the others the
+    match that ends first is also the one that begins first, which is what a regular expression finds.
+    """
+
+    __slots__ = ("find", "winners")
+
+    def __init__(self, delimiters: tuple[bytes, ...]) -> None:
+        self.winners = tuple(
+            one
+            for one in dict.fromkeys(delimiters)
+            if not any(other in one[:-1] for other in delimiters)
+        )
+        self.find = re.compile(b"|".join(map(re.escape, self.winners))).search
+
+    def prefix_length_at_end(self, data: bytes, start: int) -> int:
+        """
+        Count the bytes at the end of *data*, from *start* on, that may begin a delimiter.
+        """
+        return max(prefix_length_at_end(data, one, start) for one in self.winners)
+
+
+compile_delimiters = functools.lru_cache(maxsize=128)(Delimiters)
