@@ -3,7 +3,6 @@ Every test must give back the descriptors and threads that it took.
 """
 
 import gc
-import os
 import sys
 import threading
 import time
@@ -15,7 +14,7 @@ from twisted.internet import reactor  # now, so that its descriptors are there b
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTLE_SECONDS = 2.0
-DESCRIPTORS = "/proc/self/fd" if sys.platform == "linux" else "/dev/fd"
+DESCRIPTORS = Path("/proc/self/fd" if sys.platform == "linux" else "/dev/fd")
 
 
 @pytest.fixture
@@ -55,13 +54,13 @@ def _leaked(descriptors: dict[int, str], threads: set[threading.Thread]) -> list
 def _open_descriptors() -> dict[int, str]:
     """What is open now, the global reactor's own wakers left out."""
     opened = {}
-    for name in os.listdir(DESCRIPTORS):
+    for descriptor in DESCRIPTORS.iterdir():
         try:
-            opened[int(name)] = os.readlink(f"{DESCRIPTORS}/{name}")
+            opened[int(descriptor.name)] = str(descriptor.readlink())
         except FileNotFoundError:
             pass  # the descriptor that listed the folder
         except OSError:
-            opened[int(name)] = "open"  # no links in /dev/fd
+            opened[int(descriptor.name)] = "open"  # no links in /dev/fd
     for waker in getattr(reactor, "_internalReaders", ()):
         opened.pop(waker.i, None)
         opened.pop(waker.o, None)

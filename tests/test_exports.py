@@ -5,6 +5,7 @@ The package exports what its modules declare, and tools that only read see the s
 import ast
 import importlib
 import pkgutil
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,10 @@ MODULES = sorted(
     for _, name, _ in pkgutil.walk_packages(txasynchat.__path__, "txasynchat.")
     if not name.endswith(".__main__")  # running it is its purpose
 )
+
+
+def parse(module):
+    return ast.parse(Path(module.__file__).read_text())
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -35,24 +40,20 @@ def test_the_package_exports_what_its_core_modules_declare():
 
 
 def test_a_static_reader_sees_the_names_that_dir_sees():
-    tree = ast.parse(open(txasynchat.__file__).read())
+    tree = parse(txasynchat)
     bound = {
         alias.asname or alias.name
         for node in ast.walk(tree)
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
-    } | {
-        node.name
-        for node in tree.body
-        if isinstance(node, ast.FunctionDef | ast.ClassDef)
-    }
+    } | {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     assert set(txasynchat.__all__) <= bound | {"__version__"}
     assert set(txasynchat.__all__) <= set(dir(txasynchat))
 
 
 def test_no_star_imports():
     for name in MODULES:
-        tree = ast.parse(open(importlib.import_module(name).__file__).read())
+        tree = parse(importlib.import_module(name))
         stars = [
             node.module
             for node in ast.walk(tree)

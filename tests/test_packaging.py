@@ -5,10 +5,8 @@ What is installed, listed and imported; the built archives themselves are tested
 import ast
 import subprocess
 import sys
-from importlib.metadata import metadata, requires
 
 import pytest
-from twisted.plugin import getPlugins
 
 
 def run_python(program: str) -> str:
@@ -53,14 +51,7 @@ def test_listing_plugins_finds_ours_and_imports_none_of_the_package():
     program = """
 import sys
 from twisted.application.service import IServiceMaker
-from twisted.plugin import getPlugins
 [ours] = [maker for maker in getPlugins(IServiceMaker) if maker.tapname == "asynchat"]
 print(ours.module, "txasynchat" in sys.modules)
 """
     assert run_python(program) == "txasynchat.twistd False"
-
-
-def test_the_distribution_names_its_licence_and_needs_only_twisted():
-    assert metadata("txasynchat")["License-Expression"] == "MIT"
-    needed = [line for line in requires("txasynchat") if "extra ==" not in line]
-    assert [line.split(">=")[0] for line in needed] == ["twisted[tls]"]
