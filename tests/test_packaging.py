@@ -51,6 +51,7 @@ def test_listing_plugins_finds_ours_and_imports_none_of_the_package():
     program = """
 import sys
 from twisted.application.service import IServiceMaker
+from twisted.plugin import getPlugins
 [ours] = [maker for maker in getPlugins(IServiceMaker) if maker.tapname == "asynchat"]
 print(ours.module, "txasynchat" in sys.modules)
 """
