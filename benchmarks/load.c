@@ -1,0 +1,317 @@
+/* The load: clients on loopback that check every answer.
+ *
+ *   load echo PORT CONNECTIONS DEPTH SECONDS MESSAGES
+ *       each connection sends DEPTH lines of 64 bytes at once, waits for all of them to come back,
+ *       and sends the next; until SECONDS have passed or MESSAGES have been answered
+ *   load oneshot PORT PARALLEL SECONDS MESSAGES
+ *       connect, one line, its echo, wait for the server's close; again, PARALLEL at a time
+ *   load source PORT BYTES PACE
+ *       one line asks for a transfer; BYTES of the known pattern have to come; with PACE above 0,
+ *       wait half a second first and then take at most PACE bytes a second
+ *   load sink PORT BYTES
+ *       sends BYTES, then waits for the line "done"
+ *   load idle PORT CONNECTIONS
+ *       opens them, has one line echoed on each, and holds them
+ *
+ * Prints "ready" once connected and warm, starts on a line from standard input (`idle` ends on it)
+ * and prints "MESSAGES SECONDS P50 P99 LONGEST", the last three in microseconds a round trip.
+ * load.py does the same in Python, and over TLS.
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <netinet/tcp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { LINE = 64, BLOCK = 65536, BATCH = 256, MAX_SAMPLES = 1 << 20, GIVE_UP = 20000 };
+
+struct connection {
+    int fd;
+    char *sent;        /* what has to come back */
+    long size;         /* of that */
+    long written, got; /* of that */
+    double since;      /* when it was sent */
+};
+
+static struct sockaddr_in server;
+static char scratch[1 << 20];
+static float samples[MAX_SAMPLES];
+static long sample_count;
+static unsigned long serial;
+
+static void fail(const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    vfprintf(stderr, format, arguments);
+    va_end(arguments);
+    fprintf(stderr, ": %s\n", strerror(errno));
+    exit(1);
+}
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec + t.tv_nsec * 1e-9;
+}
+
+static void wait_for_go(void) {
+    char line[16];
+    printf("ready\n");
+    fflush(stdout);
+    if (!fgets(line, sizeof line, stdin)) exit(0);
+}
+
+static int compare(const void *a, const void *b) {
+    float x = *(const float *)a, y = *(const float *)b;
+    return (x > y) - (x < y);
+}
+
+static void report(long messages, double seconds) {
+    qsort(samples, sample_count, sizeof *samples, compare);
+    double last = sample_count ? samples[sample_count - 1] : 0;
+    double p50 = sample_count ? samples[sample_count / 2] : 0;
+    double p99 = sample_count ? samples[sample_count * 99 / 100] : 0;
+    printf("%ld %.6f %.1f %.1f %.1f\n", messages, seconds, p50, p99, last);
+}
+
+static int dial(void) {
+    int on = 1, fd = socket(AF_INET, SOCK_STREAM, 0);
+    if (fd < 0) fail("socket");
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    while (connect(fd, (struct sockaddr *)&server, sizeof server) < 0)
+        if (errno != EINTR) fail("connect");
+    return fd;
+}
+
+static void write_all(int fd, const char *data, long size) {
+    while (size > 0) {
+        ssize_t n = write(fd, data, size);
+        if (n < 0 && errno != EINTR) fail("write");
+        if (n > 0) data += n, size -= n;
+    }
+}
+
+/* New lines, none like another, so that an answer to another one is noticed. */
+static void compose(struct connection *c) {
+    static const char hex[] = "0123456789abcdef";
+    for (char *line = c->sent; line < c->sent + c->size; line += LINE) {
+        unsigned long n = serial++;
+        for (int i = 0; i < 16; i++) line[i] = hex[n >> (4 * i) & 15];
+    }
+    c->written = c->got = 0;
+}
+
+/* Write what fits; the rest goes when the server has read. */
+static void push_on(struct connection *c) {
+    while (c->written < c->size) {
+        ssize_t n = send(c->fd, c->sent + c->written, c->size - c->written, MSG_DONTWAIT);
+        if (n < 0) {
+            if (errno == EAGAIN || errno == EINTR) return;
+            fail("send");
+        }
+        c->written += n;
+    }
+}
+
+/* Answers to one batch on every connection that is waiting; stop sending after the deadline. */
+static long converse(int poller, struct connection *all, int count, double seconds, long limit) {
+    struct epoll_event events[BATCH];
+    double end = now() + seconds;
+    long answered = 0;
+    int busy = count;
+    for (int i = 0; i < count; i++) {
+        compose(&all[i]);
+        all[i].since = now();
+        push_on(&all[i]);
+    }
+    while (busy) {
+        int ready = epoll_wait(poller, events, BATCH, GIVE_UP);
+        if (ready == 0) fail("no answer in %d ms", GIVE_UP);
+        for (int i = 0; i < ready; i++) {
+            struct connection *c = events[i].data.ptr;
+            ssize_t n = recv(c->fd, scratch, sizeof scratch, MSG_DONTWAIT);
+            if (n < 0 && (errno == EAGAIN || errno == EINTR)) continue;
+            if (n <= 0) fail("closed by the server after %ld answers", answered);
+            if (n > c->size - c->got || memcmp(scratch, c->sent + c->got, n))
+                errno = 0, fail("a wrong answer");
+            c->got += n;
+            push_on(c);
+            if (c->got < c->size) continue;
+            answered += c->size / LINE;
+            double stamp = now();
+            if (sample_count < MAX_SAMPLES) samples[sample_count++] = (stamp - c->since) * 1e6;
+            if (stamp >= end || answered >= limit) {
+                busy--;
+                continue;
+            }
+            compose(c);
+            c->since = stamp;
+            push_on(c);
+        }
+    }
+    return answered;
+}
+
+static struct connection *dial_all(int poller, int count, int depth) {
+    struct connection *all = calloc(count, sizeof *all);
+    for (int i = 0; i < count; i++) {
+        struct connection *c = &all[i];
+        struct epoll_event event = {.events = EPOLLIN, .data.ptr = c};
+        c->size = (long)depth * LINE;
+        c->sent = malloc(c->size);
+        memset(c->sent, 'x', c->size);
+        for (long at = LINE - 1; at < c->size; at += LINE) c->sent[at] = '\n';
+        c->fd = dial();
+        if (epoll_ctl(poller, EPOLL_CTL_ADD, c->fd, &event) < 0) fail("epoll_ctl");
+    }
+    return all;
+}
+
+static void echo(int count, int depth, double seconds, long limit) {
+    int poller = epoll_create1(0);
+    struct connection *all = dial_all(poller, count, depth);
+    converse(poller, all, count, 0.05, limit);
+    sample_count = 0;
+    wait_for_go();
+    double started = now();
+    long answered = converse(poller, all, count, seconds, limit);
+    report(answered, now() - started);
+}
+
+static void idle(int count) {
+    int poller = epoll_create1(0);
+    struct connection *all = dial_all(poller, count, 1);
+    converse(poller, all, count, 0, 1);
+    wait_for_go();
+}
+
+static void restart(int poller, struct connection *c) {
+    struct epoll_event event = {.events = EPOLLIN, .data.ptr = c};
+    if (c->fd >= 0) close(c->fd);
+    c->fd = dial();
+    if (epoll_ctl(poller, EPOLL_CTL_ADD, c->fd, &event) < 0) fail("epoll_ctl");
+    compose(c);
+    c->since = now();
+    write_all(c->fd, c->sent, c->size);
+}
+
+static void oneshot(int count, double seconds, long limit) {
+    int poller = epoll_create1(0), busy = count;
+    long answered = 0;
+    struct epoll_event events[BATCH];
+    struct connection *all = calloc(count, sizeof *all);
+    wait_for_go();
+    double started = now(), end = started + seconds;
+    for (int i = 0; i < count; i++) {
+        all[i] = (struct connection){.fd = -1, .sent = malloc(LINE), .size = LINE};
+        memset(all[i].sent, 'x', LINE);
+        all[i].sent[LINE - 1] = '\n';
+        restart(poller, &all[i]);
+    }
+    while (busy) {
+        int ready = epoll_wait(poller, events, BATCH, GIVE_UP);
+        if (ready == 0) fail("no answer in %d ms", GIVE_UP);
+        for (int i = 0; i < ready; i++) {
+            struct connection *c = events[i].data.ptr;
+            ssize_t n = recv(c->fd, scratch, sizeof scratch, MSG_DONTWAIT);
+            if (n < 0 && (errno == EAGAIN || errno == EINTR)) continue;
+            if (n < 0) fail("recv");
+            if (n > 0) {
+                if (n > c->size - c->got || memcmp(scratch, c->sent + c->got, n))
+                    errno = 0, fail("a wrong answer");
+                c->got += n;
+                continue;
+            }
+            if (c->got != c->size) errno = 0, fail("closed before the answer");
+            answered++;
+            double stamp = now();
+            if (sample_count < MAX_SAMPLES) samples[sample_count++] = (stamp - c->since) * 1e6;
+            if (stamp < end && answered < limit) {
+                restart(poller, c);
+            } else {
+                close(c->fd);
+                busy--;
+            }
+        }
+    }
+    report(answered, now() - started);
+}
+
+static void fill_block(char *block) {
+    for (int i = 0; i < BLOCK; i++) block[i] = i & 255;
+}
+
+static void source(long size, double pace) {
+    static char block[2 * BLOCK];
+    fill_block(block), fill_block(block + BLOCK);
+    int fd = dial();
+    wait_for_go();
+    double started = now();
+    write_all(fd, "go\n", 3);
+    if (pace > 0) usleep(500000);
+    double reading = now();
+    for (long got = 0; got < size;) {
+        ssize_t n = recv(fd, scratch, BLOCK, 0);
+        if (n < 0 && errno == EINTR) continue;
+        if (n <= 0) fail("closed after %ld of %ld bytes", got, size);
+        if (memcmp(scratch, block + got % BLOCK, n)) errno = 0, fail("wrong bytes near %ld", got);
+        got += n;
+        if (pace > 0) {
+            double ahead = reading + got / pace - now();
+            if (ahead > 0) usleep(ahead * 1e6);
+        }
+    }
+    report(1, now() - started);
+}
+
+static void sink(long size) {
+    static char block[BLOCK];
+    char answer[16] = "";
+    fill_block(block);
+    int fd = dial();
+    wait_for_go();
+    double started = now();
+    for (long left = size; left > 0; left -= BLOCK)
+        write_all(fd, block, left < BLOCK ? left : BLOCK);
+    for (size_t got = 0; got < 5;) {
+        ssize_t n = recv(fd, answer + got, 5 - got, 0);
+        if (n <= 0) fail("closed before the answer");
+        got += n;
+    }
+    if (strcmp(answer, "done\n")) errno = 0, fail("a wrong answer");
+    report(1, now() - started);
+}
+
+int main(int argc, char **argv) {
+    struct rlimit files;
+    if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
+        files.rlim_cur = files.rlim_max;
+        setrlimit(RLIMIT_NOFILE, &files);
+    }
+    if (argc < 4) errno = EINVAL, fail("load MODE PORT ...");
+    const char *mode = argv[1];
+    server.sin_family = AF_INET;
+    server.sin_port = htons(atoi(argv[2]));
+    server.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    if (!strcmp(mode, "echo") && argc == 7)
+        echo(atoi(argv[3]), atoi(argv[4]), atof(argv[5]), atol(argv[6]));
+    else if (!strcmp(mode, "oneshot") && argc == 6)
+        oneshot(atoi(argv[3]), atof(argv[4]), atol(argv[5]));
+    else if (!strcmp(mode, "source") && argc == 5)
+        source(atol(argv[3]), atof(argv[4]));
+    else if (!strcmp(mode, "sink") && argc == 4)
+        sink(atol(argv[3]));
+    else if (!strcmp(mode, "idle") && argc == 4)
+        idle(atoi(argv[3]));
+    else
+        errno = EINVAL, fail("load %s", mode);
+    return 0;
+}

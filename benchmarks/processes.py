@@ -1,0 +1,195 @@
+"""Servers on one core, load on another, and what the kernel says about the servers."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from report import BenchmarkError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+HERE = Path(__file__).parent
+PATIENCE = 120.0  # seconds for a program to say its next word
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the load saw, and the CPU time the server took for it."""
+
+    messages: int
+    seconds: float
+    cpu: float  # seconds
+    p50: float  # microseconds, as are the next two
+    p99: float
+    longest: float
+
+    @property
+    def cpu_per_message(self) -> float:
+        """In microseconds."""
+        return self.cpu / self.messages * 1e6
+
+
+def cores() -> tuple[int, int]:
+    """The core for servers and the one for load; the same when there is but one."""
+    available = sorted(os.sched_getaffinity(0))
+    return available[0], available[-1]
+
+
+class Program:
+    """A child process on one core that speaks in lines; it ends with its standard input."""
+
+    def __init__(self, command: list[str], core: int) -> None:
+        self.command = command
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+            preexec_fn=lambda: os.sched_setaffinity(0, {core}),  # noqa: PLW1509  # no threads here
+        )
+
+    def line(self) -> list[str]:
+        """The next line that it prints, in words."""
+        ready, _, _ = select.select([self.process.stdout], [], [], PATIENCE)
+        text = self.process.stdout.readline().decode() if ready else ""
+        if not text:
+            state = "ended" if self.process.poll() is not None else "is silent"
+            raise BenchmarkError(f"{' '.join(self.command)}: {state}")
+        return text.split()
+
+    def go(self) -> None:
+        self.process.stdin.write(b"go\n")
+
+    def stop(self) -> None:
+        self.process.stdin.close()
+        self.process.stdout.close()
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+class Server(Program):
+    """One competitor in one role."""
+
+    def __init__(self, script: str, *arguments: str) -> None:
+        path = HERE / "servers" / script
+        super().__init__([sys.executable, str(path), *arguments], cores()[0])
+        self.ports = [int(word) for word in self.line()]
+
+    def cpu(self) -> float:
+        """CPU seconds so far, all threads, to the nanosecond: the clock of clock_getcpuclockid."""
+        return time.clock_gettime(~self.process.pid << 3 | 2)
+
+    def resident(self, what: str = "VmRSS") -> int:
+        """Bytes of resident memory now, or with "VmHWM" at most since `forget_peak`."""
+        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
+            if line.startswith(what):
+                return int(line.split()[1]) * 1024
+        raise BenchmarkError(f"{self.command}: no {what}")
+
+    def forget_peak(self) -> None:
+        Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
+
+
+@cache
+def scratch() -> tempfile.TemporaryDirectory:
+    """A folder that goes with this process."""
+    return tempfile.TemporaryDirectory(prefix="txasynchat-benchmarks-")
+
+
+@cache
+def load_program() -> list[str]:
+    """The C program when there is a compiler, else the same in Python."""
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler:
+        binary = Path(scratch().name) / "load"
+        build = [compiler, "-O2", "-o", str(binary), str(HERE / "load.c")]
+        if subprocess.run(build, check=False).returncode == 0:
+            print(f"load: load.c, compiled with {compiler}")
+            return [str(binary)]
+    print("load: load.py, for want of a C compiler; figures of plain TCP are rougher")
+    return python_load()
+
+
+def python_load(authority: str | None = None) -> list[str]:
+    return [sys.executable, str(HERE / "load.py"), *(["--tls", authority] if authority else [])]
+
+
+def start_load(port: int, authority: str | None, mode: str, *numbers: float) -> Program:
+    """Start the load and wait until it is connected and warm."""
+    program = python_load(authority) if authority else load_program()
+    load = Program([*program, mode, str(port), *map(str, numbers)], cores()[1])
+    if load.line() != ["ready"]:
+        raise BenchmarkError(f"{load.command}: did not get ready")
+    return load
+
+
+def run_load(server: Server, authority: str | None, mode: str, *numbers: float) -> Result:
+    """One measurement: CPU time of the server while the load runs."""
+    load = start_load(server.ports[0], authority, mode, *numbers)
+    try:
+        before = server.cpu()
+        load.go()
+        messages, *rest = load.line()
+        after = server.cpu()
+    finally:
+        load.stop()
+    seconds, p50, p99, longest = map(float, rest)
+    return Result(int(messages), seconds, after - before, p50, p99, longest)
+
+
+@contextlib.contextmanager
+def idle_connections(server: Server, authority: str | None, count: int) -> Iterator[None]:
+    """Connections that have had one answer each and say nothing any more."""
+    if not count:
+        yield
+        return
+    load = start_load(server.ports[0], authority, "idle", count)
+    try:
+        yield
+    finally:
+        load.stop()
+
+
+def memory_per_connection(server: Server, authority: str | None, count: int) -> float:
+    """Growth of resident memory by `count` idle connections, for one of them, in KiB."""
+    with idle_connections(server, authority, count // 20):
+        pass  # what is allocated once is there now
+    before = server.resident()
+    with idle_connections(server, authority, count):
+        return (server.resident() - before) / count / 1024
+
+
+def peak_growth(server: Server, authority: str | None, size: int, pace: float) -> float:
+    """How far resident memory rises during one transfer to a slow reader, in MiB."""
+    before = server.resident()
+    server.forget_peak()
+    run_load(server, authority, "source", size, pace)
+    return (server.resident("VmHWM") - before) / 2**20
+
+
+@cache
+def certificate() -> tuple[str, str]:
+    """A certificate for localhost of this run: its PEM file for servers, and its authority."""
+    import trustme
+
+    folder = Path(scratch().name)
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(folder / "ca.pem")
+    leaf = authority.issue_cert("localhost")
+    leaf.private_key_and_cert_chain_pem.write_to_path(folder / "server.pem")
+    return str(folder / "server.pem"), str(folder / "ca.pem")

@@ -1,0 +1,159 @@
+"""Servers on Twisted's transports: ours, LineReceiver and LineOnlyReceiver."""
+
+from __future__ import annotations
+
+from common import BLOCK, DONE, END, Blocks, arguments, blocks, listening
+from twisted.internet import endpoints, reactor, ssl
+from twisted.internet.protocol import Factory
+from twisted.protocols.basic import LineOnlyReceiver, LineReceiver
+
+
+class PullBlocks:
+    """A pull producer of the known bytes."""
+
+    def __init__(self, consumer, size: int) -> None:
+        self.consumer = consumer
+        self.left = size
+        consumer.registerProducer(self, False)
+
+    def resumeProducing(self) -> None:
+        taken = min(self.left, len(BLOCK))
+        self.left -= taken
+        self.consumer.write(BLOCK if taken == len(BLOCK) else BLOCK[:taken])
+        if not self.left:
+            self.consumer.unregisterProducer()
+
+    def stopProducing(self) -> None:
+        pass
+
+
+def twisted_handlers(base, options):
+    """The roles on one of Twisted's own receivers."""
+
+    class Echo(base):
+        delimiter = END
+
+        def lineReceived(self, line: bytes) -> None:
+            self.sendLine(line)
+
+    class OneShot(Echo):
+        def lineReceived(self, line: bytes) -> None:
+            self.sendLine(line)
+            self.transport.loseConnection()
+
+    class Source(Echo):
+        def lineReceived(self, line: bytes) -> None:
+            PullBlocks(self.transport, options.size)
+
+    class Sink(Echo):
+        left = options.size
+
+        def connectionMade(self) -> None:
+            self.setRawMode()
+
+        def rawDataReceived(self, data: bytes) -> None:
+            self.left -= len(data)
+            if not self.left:
+                self.left = options.size
+                self.transport.write(DONE)
+
+    return {"echo": Echo, "oneshot": OneShot, "source": Source, "sink": Sink}
+
+
+def our_handlers(options):
+    """The roles on AsyncChat, with the two calls of asynchat."""
+    from txasynchat import AsyncChat
+
+    class Echo(AsyncChat):
+        terminator = END
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts: list[bytes] = []
+
+        def collect_incoming_data(self, data: bytes) -> None:
+            self.parts.append(data)
+
+        def found_terminator(self) -> None:
+            line = b"".join(self.parts)
+            self.parts.clear()
+            self.push(line + END)
+
+    class OneShot(Echo):
+        def found_terminator(self) -> None:
+            super().found_terminator()
+            self.close_when_done()
+
+    class Source(Echo):
+        def found_terminator(self) -> None:
+            self.push_with_producer(Blocks(options.size))
+
+    class FromGenerator(Echo):
+        def found_terminator(self) -> None:
+            self.push_with_producer(blocks(options.size))
+
+    class Sink(AsyncChat):
+        terminator = None
+        left = options.size
+
+        def collect_incoming_data(self, data: bytes) -> None:
+            self.left -= len(data)
+            if not self.left:
+                self.left = options.size
+                self.push(DONE)
+
+    return {
+        "echo": Echo,
+        "oneshot": OneShot,
+        "source": Source,
+        "sink": Sink,
+        "generator": FromGenerator,
+    }
+
+
+def our_message_handlers(options):
+    """The same with whole messages."""
+    from txasynchat import AsyncChat
+
+    class Echo(AsyncChat):
+        terminator = END
+
+        def message_received(self, message: bytes) -> None:
+            self.push(message + END)
+
+    class OneShot(Echo):
+        def message_received(self, message: bytes) -> None:
+            self.push(message + END)
+            self.close_when_done()
+
+    return {"echo": Echo, "oneshot": OneShot}
+
+
+COMPETITORS = {
+    "LineReceiver": lambda options: twisted_handlers(LineReceiver, options),
+    "LineOnlyReceiver": lambda options: twisted_handlers(LineOnlyReceiver, options),
+    "AsyncChat": our_handlers,
+    "message_received": our_message_handlers,
+}
+
+
+def main() -> None:
+    options = arguments(COMPETITORS, and_plain="listen without TLS on a second port too")
+    factory = Factory.forProtocol(COMPETITORS[options.competitor](options)[options.role])
+    places = [endpoints.TCP4ServerEndpoint(reactor, 0, backlog=4096, interface="127.0.0.1")]
+    if options.tls:
+        with open(options.tls, "rb") as file:
+            certificate = ssl.PrivateCertificate.loadPEM(file.read())
+        secured = endpoints.SSL4ServerEndpoint(
+            reactor, 0, certificate.options(), backlog=4096, interface="127.0.0.1"
+        )
+        places = [secured, *(places if options.and_plain else [])]
+    ports = []
+    for place in places:
+        place.listen(factory).addCallback(lambda port: ports.append(port.getHost().port))
+    listening(*ports)
+    reactor.run()
+
+
+if __name__ == "__main__":
+    main()
