@@ -1,0 +1,65 @@
+"""
+The facade beside the asyncore and asynchat of an installed Python 3.11.
+
+The same random programs and streams go through both, and the order of handler calls has to
+be the same. tests/conformance/differential.py runs as many of them as one likes.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+# These live beside the conformance scripts, which run without pytest too.
+sys.path.append(str(Path(__file__).resolve().parents[1] / "conformance"))
+
+import differential
+import stdlib_modules
+import streams
+
+PROGRAMS = 1_000
+STREAMS = 20_000
+
+
+@pytest.fixture(scope="module")
+def stdlib() -> stdlib_modules.Modules:
+    modules = differential.reference()
+    if modules is None:
+        pytest.skip("no Python 3.11 on this machine to compare with")
+    return modules
+
+
+@pytest.fixture(scope="module")
+def facade() -> stdlib_modules.Modules:
+    return stdlib_modules.load_facade()
+
+
+def test_random_programs_call_their_handlers_in_the_same_order(stdlib, facade):
+    report = differential.compare_programs(stdlib, facade, range(PROGRAMS))
+    assert report.calls > 20 * PROGRAMS
+    assert not report.differences, "\n".join(report.differences[:20])
+
+
+def test_random_streams_reach_the_handler_in_the_same_pieces(stdlib, facade):
+    differences = streams.differences(
+        stdlib.asynchat.async_chat, facade.asynchat.async_chat, range(STREAMS)
+    )
+    assert not differences, "\n".join(differences[:20])
+
+
+def test_a_loop_that_writes_before_it_reads_would_be_noticed(stdlib):
+    """The comparison can fail: it notices a stdlib whose pass has the other order."""
+    broken = stdlib_modules.load_stdlib(stdlib_modules.find_stdlib())
+    read, write = broken.asyncore.read, broken.asyncore.write
+    broken.asyncore.read, broken.asyncore.write = write, read
+    report = differential.compare_programs(stdlib, broken, range(20))
+    assert report.differences
+
+
+def test_a_reader_that_forgets_part_of_a_terminator_would_be_noticed(stdlib):
+    """The comparison can fail: it notices an asynchat that never waits for a cut terminator."""
+    broken = stdlib_modules.load_stdlib(stdlib_modules.find_stdlib())
+    broken.asynchat.find_prefix_at_end = lambda haystack, needle: 0
+    assert streams.differences(stdlib.asynchat.async_chat, broken.asynchat.async_chat, range(200))
