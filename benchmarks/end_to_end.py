@@ -45,10 +45,12 @@ class Competitor:
         top = importlib.util.find_spec(self.module.partition(".")[0])
         return top is not None and importlib.util.find_spec(self.module) is not None
 
-    def serve(self, role: str, *, size: int = 0, tls: bool = False) -> Server:
+    def serve(
+        self, role: str, *, size: int = 0, tls: bool = False, switches: Sequence[str] = ()
+    ) -> Server:
         secured = ["--tls", certificate()[0]] if tls else []
-        name, *switches = self.arguments
-        return Server(self.script, name, role, *switches, "--size", str(size), *secured)
+        name, *own = self.arguments
+        return Server(self.script, name, role, *own, *switches, "--size", str(size), *secured)
 
 
 COMPETITORS = (
@@ -95,12 +97,13 @@ class Sizes:
     slow_transfer: int  # bytes, to the slow reader
     pace: float  # bytes a second that the slow reader takes
     idle: int  # connections
+    idle_tls: int
 
 
 SIZES = {
-    "full": Sizes(0.5, 1024 * MIB, 1024 * MIB, 100e6, 5000),
-    "quick": Sizes(0.1, 64 * MIB, 256 * MIB, 200e6, 1000),
-    "smoke": Sizes(0.02, MIB, MIB, 10e6, 20),
+    "full": Sizes(0.5, 1024 * MIB, 1024 * MIB, 100e6, 5000, 1000),
+    "quick": Sizes(0.1, 64 * MIB, 256 * MIB, 200e6, 1000, 300),
+    "smoke": Sizes(0.02, MIB, MIB, 10e6, 20, 20),
 }
 ANY_NUMBER = 10**9
 MOST_ONESHOTS = 2000  # a measurement; each leaves a port in TIME_WAIT
@@ -231,7 +234,7 @@ def memory_tables(
     competitors: Sequence[Competitor],
     sizes: Sizes,
     repeats: int,
-    idle_target: Target,
+    idle_targets: Sequence[Target],
     *,
     tls: bool = False,
 ) -> list[Verdict]:
@@ -240,12 +243,13 @@ def memory_tables(
     A figure of memory wants a fresh process, and hardly varies: at most three repeats.
     """
     repeats = min(repeats, 3)
+    count = sizes.idle_tls if tls else sizes.idle
     authority = certificate()[1] if tls else None
 
     def idle(competitor: Competitor) -> float:
         server = competitor.serve("echo", tls=tls)
         try:
-            return memory_per_connection(server, authority, sizes.idle)
+            return memory_per_connection(server, authority, count)
         finally:
             server.stop()
 
@@ -258,21 +262,22 @@ def memory_tables(
 
     able = [c for c in competitors if c.tls or not tls]
     connections = Table(
-        f"{question}: memory of an idle connection, of {sizes.idle:,}", "KiB", [idle_target]
+        f"{question}: memory of an idle connection, of {count:,}", "KiB", idle_targets
     )
     connections.measure({c.name: partial(idle, c) for c in able}, repeats)
     verdicts = connections.print()
     from_generator = f"{OURS}, from a generator"
-    transfer = Table(
-        f"{question}: growth by {sizes.slow_transfer // MIB:,} MiB to a reader of "
-        f"{sizes.pace / 1e6:.0f} MB/s",
-        "MiB",
-        [Target(OURS, at_most=16), Target(from_generator, at_most=16)],
-    )
     runs = {c.name: partial(slow, c, "source") for c in able if "source" in c.roles}
     for competitor in able:
         if "generator" in competitor.roles:
             runs[from_generator] = partial(slow, competitor, "generator")
+    flat = [*(target.ours for target in idle_targets), from_generator]
+    transfer = Table(
+        f"{question}: growth by {sizes.slow_transfer // MIB:,} MiB to a reader of "
+        f"{sizes.pace / 1e6:.0f} MB/s",
+        "MiB",
+        [Target(name, at_most=16) for name in flat if name in runs],
+    )
     transfer.measure(runs, 1)
     return verdicts + transfer.print()
 
@@ -281,9 +286,7 @@ def main(size: str, repeats: int) -> list[Verdict]:
     """Plain connections; those over TLS are in tls.py."""
     sizes = SIZES[size]
     competitors = present(COMPETITORS, size)
-    verdicts = run_scenarios(
-        "End to end", competitors, scenarios(sizes), sizes, repeats
-    )
+    verdicts = run_scenarios("End to end", competitors, scenarios(sizes), sizes, repeats)
     return verdicts + memory_tables(
-        "End to end", competitors, sizes, repeats, Target(OURS, at_most=3)
+        "End to end", competitors, sizes, repeats, [Target(OURS, at_most=3)]
     )

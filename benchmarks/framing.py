@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from report import Table, Target
 from twisted.internet.testing import StringTransport
 from twisted.protocols.basic import LineOnlyReceiver, LineReceiver
+from typing_extensions import override
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -203,6 +204,7 @@ def with_line_receiver(base, case: Case, chunks: list[bytes]) -> tuple[int, int]
         MAX_LENGTH = 32 * MIB
         messages = size = 0
 
+        @override
         def lineReceived(self, line: bytes) -> None:
             self.messages += 1
             self.size += len(line)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from common import BLOCK, DONE, END, Blocks, arguments, blocks, listening
 from twisted.internet import endpoints, reactor, ssl
+from twisted.internet.interfaces import IPullProducer
 from twisted.internet.protocol import Factory
 from twisted.protocols.basic import LineOnlyReceiver, LineReceiver
+from typing_extensions import override
+from zope.interface import implementer
 
 
+@implementer(IPullProducer)
 class PullBlocks:
     """A pull producer of the known bytes."""
 
@@ -16,6 +22,7 @@ class PullBlocks:
         self.left = size
         consumer.registerProducer(self, False)
 
+    @override
     def resumeProducing(self) -> None:
         taken = min(self.left, len(BLOCK))
         self.left -= taken
@@ -23,6 +30,7 @@ class PullBlocks:
         if not self.left:
             self.consumer.unregisterProducer()
 
+    @override
     def stopProducing(self) -> None:
         pass
 
@@ -33,24 +41,29 @@ def twisted_handlers(base, options):
     class Echo(base):
         delimiter = END
 
+        @override
         def lineReceived(self, line: bytes) -> None:
             self.sendLine(line)
 
     class OneShot(Echo):
+        @override
         def lineReceived(self, line: bytes) -> None:
             self.sendLine(line)
             self.transport.loseConnection()
 
     class Source(Echo):
+        @override
         def lineReceived(self, line: bytes) -> None:
             PullBlocks(self.transport, options.size)
 
     class Sink(Echo):
         left = options.size
 
+        @override
         def connectionMade(self) -> None:
             self.setRawMode()
 
+        @override
         def rawDataReceived(self, data: bytes) -> None:
             self.left -= len(data)
             if not self.left:
@@ -142,8 +155,7 @@ def main() -> None:
     factory = Factory.forProtocol(COMPETITORS[options.competitor](options)[options.role])
     places = [endpoints.TCP4ServerEndpoint(reactor, 0, backlog=4096, interface="127.0.0.1")]
     if options.tls:
-        with open(options.tls, "rb") as file:
-            certificate = ssl.PrivateCertificate.loadPEM(file.read())
+        certificate = ssl.PrivateCertificate.loadPEM(Path(options.tls).read_bytes())
         secured = endpoints.SSL4ServerEndpoint(
             reactor, 0, certificate.options(), backlog=4096, interface="127.0.0.1"
         )
