@@ -1,0 +1,41 @@
+"""
+asynchat's semantics on Twisted's reactor.
+
+* `AsyncChat`: a Twisted protocol that speaks in messages, with the terminators and the producer queue
+  of ``asynchat``.
+* `txasynchat.compat`: the ``asyncore`` and ``asynchat`` modules themselves, for programs that stay as
+  they are.
+
+Importing this package installs no reactor.
+"""
+
+from txasynchat.errors import (
+    ChatError,
+    CloseTimedOut,
+    MessageTooLong,
+    PeerError,
+    ProducerError,
+    UnsentLimitExceeded,
+)
+from txasynchat.framing import Framer, Overflow
+from txasynchat.producers import FileProducer, OutputQueue, simple_producer
+from txasynchat.protocol import AsyncChat, State
+from txasynchat.terminators import LengthPrefix, Terminator
+
+__all__ = [
+    "AsyncChat",
+    "ChatError",
+    "CloseTimedOut",
+    "FileProducer",
+    "Framer",
+    "LengthPrefix",
+    "MessageTooLong",
+    "OutputQueue",
+    "Overflow",
+    "PeerError",
+    "ProducerError",
+    "State",
+    "Terminator",
+    "UnsentLimitExceeded",
+    "simple_producer",
+]

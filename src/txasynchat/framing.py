@@ -103,7 +103,7 @@ class LimitedReceiver(Receiver, Protocol):
     A receiver for a framer that has a limit.
     """
 
-    def message_too_long(self, error: MessageTooLong, /) -> object:
+    def overflowed(self, error: MessageTooLong, /) -> object:
         """The current message broke the limit; called once for each such message."""
 
 
@@ -351,7 +351,8 @@ class Framer:
             self.feed(data)
             self.deliver(receiver)
             return
-        # Nothing is left over, so the position is 0 and no batch is running.
+        # Nothing is left over, so no batch is running; a cut may have gone beyond a replaced buffer.
+        self._position = 0
         self._buffer = data
         index = data.find(terminator)
         if index < 0:
@@ -592,6 +593,10 @@ class Framer:
             total = self._count + terminator
             ends = size >= terminator
             length = terminator if ends else size
+            if length < 0:
+                # A handler lowered a running count by more than was left of it. As in asynchat the
+                # message ends that many bytes before the end of the buffer.
+                length = max(0, size + length)
         elif isinstance(terminator, LengthPrefix):
             if self._body is None:
                 if size < terminator.size:
@@ -769,7 +774,7 @@ class Framer:
                 self._skipping = self._terminator
                 self._terminator = 0
             self._end_message()
-        receiver.message_too_long(error)
+        receiver.overflowed(error)
         return not self.closed
 
     def _skip(self) -> bool:

@@ -1,0 +1,452 @@
+"""
+What waits to be sent, in order: bytes, and producers of bytes. No I/O here, no Twisted, no clock.
+
+`OutputQueue` answers one question, "what are the next bytes?", and asks a producer only when that
+question reaches it. Who sends the bytes, and when there is room for more, is the driver's business.
+
+A producer may be
+
+* an object with ``more()``, which returns bytes, and nothing at its end (``asynchat``);
+* an iterator or generator of bytes, in which empty ones are passed over;
+* an open binary file, or a `FileProducer`, which opens one and closes it;
+* an object with ``resumeProducing()``, which writes when it is asked to (`twisted.internet.interfaces`
+  calls it `IPullProducer`, or `IPushProducer` where it goes on by itself until it is paused).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from typing import IO, Any, Final, Protocol, TypeAlias, runtime_checkable
+
+from txasynchat.errors import ProducerError
+
+__all__ = [
+    "FileProducer",
+    "MoreProducer",
+    "OutputQueue",
+    "Producer",
+    "simple_producer",
+]
+
+#: Empty pieces in a row after which an iterator is taken to be stuck.
+EMPTY_PIECES: Final = 1_000
+
+#: Bytes that a producer of Twisted's may write ahead of the transport before it is paused.
+AHEAD: Final = 65_536
+
+#: Items that were taken and still stand at the front of the list, before it is cut.
+STALE: Final = 1_024
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+
+
+@runtime_checkable
+class MoreProducer(Protocol):
+    """
+    The producer of ``asynchat``.
+    """
+
+    def more(self) -> bytes:
+        """Return the next bytes, or nothing at the end; not called again after that."""
+
+
+Producer: TypeAlias = MoreProducer | Iterable[bytes] | IO[bytes]
+
+
+class simple_producer:  # noqa: N801 the stdlib's name
+    """
+    Bytes, given out in pieces.
+
+    Args:
+        data: all of the bytes.
+        buffer_size: the length of a piece; the last one may be shorter.
+
+    Stdlib: asynchat.simple_producer.
+    """
+
+    def __init__(self, data: bytes, buffer_size: int = 512) -> None:
+        self.data = data
+        self.buffer_size = buffer_size
+
+    def more(self) -> bytes:
+        """
+        Return the next piece, empty at the end.
+        """
+        piece = self.data[: self.buffer_size]
+        self.data = self.data[self.buffer_size :]
+        return piece
+
+
+class FileProducer:
+    """
+    The rest of a file, in pieces.
+
+    Args:
+        file: an open binary file, which stays open; or a path, which is opened now, and closed at
+            the end or when the connection is lost.
+        buffer_size: bytes asked of the file at once.
+
+    Raises:
+        OSError: the path cannot be opened.
+    """
+
+    def __init__(self, file: IO[bytes] | str | os.PathLike[str], buffer_size: int = 65_536) -> None:
+        self.buffer_size = buffer_size
+        self._owned = isinstance(file, str | os.PathLike)
+        self._file: IO[bytes] = open(file, "rb") if isinstance(file, str | os.PathLike) else file  # noqa: SIM115, PTH123 closed by close()
+
+    def __repr__(self) -> str:
+        return f"FileProducer({getattr(self._file, 'name', self._file)!r})"
+
+    def more(self) -> bytes:
+        """
+        Return the next piece, empty at the end.
+        """
+        return self._file.read(self.buffer_size)
+
+    def close(self) -> None:
+        """
+        Close the file, if it was opened here.
+        """
+        if self._owned:
+            self._file.close()
+
+
+class _Pieces:
+    """
+    The pieces of an iterator.
+    """
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+
+    def __repr__(self) -> str:
+        return repr(self._pieces)
+
+    def more(self) -> bytes:
+        for _ in range(EMPTY_PIECES):
+            piece = next(self._pieces, None)
+            if piece is None:
+                return b""
+            if piece or not isinstance(piece, Buffer):
+                return _checked(self, piece)
+        raise ProducerError(f"{self!r} gave an empty piece {EMPTY_PIECES} times in a row")
+
+    def close(self) -> None:
+        close = getattr(self._pieces, "close", None)
+        if close is not None and hasattr(self._pieces, "send"):
+            close()
+
+
+class _Writer:
+    """
+    A producer of Twisted's, and what it wrote that was not yet taken.
+    """
+
+    def __init__(self, producer: Any, streaming: bool) -> None:
+        self.producer = producer
+        self.streaming = streaming
+        self.written: list[bytes] = []
+        self.size = 0
+        # A pull producer was asked and has not written; a push producer is not paused.
+        self.busy = streaming
+        self.done = False
+
+    def __repr__(self) -> str:
+        return repr(self.producer)
+
+    def write(self, data: bytes) -> None:
+        self.written.append(data)
+        self.size += len(data)
+        if not self.streaming:
+            self.busy = False
+        elif self.size >= AHEAD:
+            self.pause()
+
+    def pause(self) -> None:
+        if self.streaming and self.busy and not self.done:
+            self.busy = False
+            self.producer.pauseProducing()
+
+    def resume(self) -> None:
+        if not self.busy and not self.done:
+            self.busy = True
+            self.producer.resumeProducing()
+
+    def more(self) -> bytes:
+        """
+        Return what was written, after a request if there is nothing; empty may mean "not yet".
+        """
+        if not self.written:
+            self.resume()
+        data = b"".join(self.written)
+        self.written.clear()
+        self.size = 0
+        return data
+
+    def close(self) -> None:
+        if not self.done:
+            self.done = True
+            self.producer.stopProducing()
+
+
+def _checked(producer: object, data: Any) -> bytes:
+    if isinstance(data, bytes):
+        return data
+    if isinstance(data, Buffer):
+        return bytes(data)
+    raise ProducerError(f"{producer!r} gave {type(data).__name__}, not bytes")
+
+
+def _as_more(producer: Any) -> Any:
+    """
+    Dress *producer* as an object with ``more()``.
+
+    Raises:
+        TypeError: it is no producer.
+    """
+    if callable(getattr(producer, "more", None)):
+        return producer
+    if callable(getattr(producer, "read", None)):
+        return FileProducer(producer)
+    if isinstance(producer, Iterable) and not isinstance(producer, str):
+        return _Pieces(iter(producer))
+    raise TypeError(
+        "a producer has more(), read() or resumeProducing(), or is an iterable of bytes:"
+        f" {producer!r}"
+    )
+
+
+class OutputQueue:
+    """
+    The FIFO of one connection: bytes, producers, and the request to close, in the order given.
+
+    Every method may be called from inside a producer that is being asked.
+
+    Attributes:
+        size: bytes in memory here, those that producers gave and nobody took included.
+        finished: everything before the request to close was taken.
+    """
+
+    __slots__ = ("_items", "_next", "_offset", "closing", "finished", "size")
+
+    def __init__(self) -> None:
+        # Items before _next were taken; _offset bytes of the one at _next were.
+        self._items: list[Any] = []
+        self._next = 0
+        self._offset = 0
+        self.size = 0
+        self.closing = False
+        self.finished = False
+
+    def __bool__(self) -> bool:
+        """
+        Tell whether anything is left to be taken, the request to close included.
+        """
+        return self._next < len(self._items)
+
+    # -- called by whoever has something to send
+
+    def push(self, data: Buffer) -> None:
+        """
+        Append bytes; a mutable buffer is copied now.
+
+        Raises:
+            TypeError: *data* is not bytes-like.
+        """
+        if type(data) is not bytes:
+            if not isinstance(data, Buffer):
+                raise TypeError(f"data must be bytes-like, not {type(data).__name__}: {data!r:.80}")
+            data = bytes(data)
+        if data and not self.closing:
+            self._items.append(data)
+            self.size += len(data)
+
+    def push_producer(self, producer: Any) -> None:
+        """
+        Append a producer that is asked for its bytes.
+
+        Raises:
+            TypeError: *producer* is no producer.
+        """
+        if isinstance(producer, Buffer):
+            self.push(producer)
+        elif not self.closing:
+            self._items.append(_as_more(producer))
+
+    def register(self, producer: Any, streaming: bool) -> None:
+        """
+        Append a producer of Twisted's, which calls `write`, and `unregister` at its end.
+
+        Args:
+            producer: an `IPushProducer` or `IPullProducer`.
+            streaming: it is a push producer; it is paused until its turn comes.
+        """
+        writer = _Writer(producer, streaming)
+        if self.closing:
+            writer.close()
+            return
+        self._items.append(writer)
+        if self._next < len(self._items) - 1:
+            writer.pause()
+
+    def write(self, data: bytes) -> None:
+        """
+        Take bytes from the registered producer whose turn it is; push them if there is none.
+        """
+        writer = self._writer()
+        if writer is None:
+            self.push(data)
+        elif data:
+            writer.write(_checked(writer, data))
+            self.size += len(data)
+
+    def unregister(self) -> None:
+        """
+        The registered producer whose turn it is has nothing more to write.
+        """
+        writer = self._writer()
+        if writer is not None:
+            writer.done = True
+
+    def close_when_done(self) -> None:
+        """
+        Let `finished` become true when everything up to here was taken; later items are dropped.
+        """
+        if not self.closing:
+            self._items.append(None)
+            self.closing = True
+
+    # -- called by the driver
+
+    def take(self, limit: int) -> bytes:
+        """
+        Return the next bytes, *limit* at most.
+
+        Bytes that wait in a row are joined; a producer is asked only when nothing stands before it.
+        Nothing is returned when nothing is left, or when a producer will write later.
+
+        Raises:
+            ProducerError: a producer failed; it is gone from the queue.
+        """
+        items = self._items
+        taken: list[bytes] = []
+        room = limit
+        while self._next < len(items):
+            item = items[self._next]
+            if type(item) is bytes:
+                offset = self._offset
+                left = len(item) - offset
+                if left <= room:
+                    taken.append(item[offset:] if offset else item)
+                    room -= left
+                    self._pop()
+                    if room:
+                        continue
+                else:
+                    taken.append(item[offset : offset + room])
+                    self._offset = offset + room
+                break
+            if taken:
+                break
+            if item is None:
+                self.finished = True
+                self._pop()
+                break
+            if not self._ask(item):
+                break
+        if not taken:
+            return b""
+        data = taken[0] if len(taken) == 1 else b"".join(taken)
+        self.size -= len(data)
+        return data
+
+    def pause(self) -> None:
+        """
+        There is no room: pause a push producer whose turn it is.
+        """
+        if self._next < len(self._items):
+            item = self._items[self._next]
+            if type(item) is _Writer:
+                item.pause()
+
+    def stop(self) -> list[Exception]:
+        """
+        Drop everything and tell each producer that is left.
+
+        Returns:
+            What the producers raised when they were told.
+        """
+        left = self._items[self._next :]
+        self._items = []
+        self._next = self._offset = self.size = 0
+        self.closing = True
+        errors: list[Exception] = []
+        for item in left:
+            if isinstance(item, _Writer | _Pieces | FileProducer):
+                try:
+                    item.close()
+                except Exception as error:  # noqa: BLE001 the others want to be told too
+                    errors.append(error)
+        return errors
+
+    # -- internals
+
+    def _writer(self) -> _Writer | None:
+        for item in self._items[self._next :]:
+            if type(item) is _Writer and not item.done:
+                return item
+        return None
+
+    def _pop(self) -> None:
+        items = self._items
+        following = self._next + 1
+        if following == len(items):
+            items.clear()
+            following = 0
+        elif following >= STALE and following * 2 >= len(items):
+            del items[:following]
+            following = 0
+        else:
+            items[self._next] = b""
+        self._next = following
+        self._offset = 0
+
+    def _ask(self, producer: Any) -> bool:
+        """
+        Put what *producer* gives before it, or take it out; tell whether that led anywhere.
+        """
+        try:
+            data = producer.more()
+            if data:
+                data = _checked(producer, data)
+        except ProducerError:
+            self._forget(producer)
+            raise
+        except Exception as error:
+            self._forget(producer)
+            raise ProducerError(f"{producer!r} raised {error!r}") from error
+        if self._next >= len(self._items) or self._items[self._next] is not producer:
+            return False  # the queue was stopped meanwhile
+        if data:
+            if type(producer) is not _Writer:
+                self.size += len(data)
+            if self._next:
+                self._next -= 1
+                self._items[self._next] = data
+            else:
+                self._items.insert(0, data)
+            return True
+        if type(producer) is _Writer and not producer.done:
+            return False
+        self._pop()
+        if isinstance(producer, FileProducer):
+            producer.close()
+        return True
+
+    def _forget(self, producer: Any) -> None:
+        if self._next < len(self._items) and self._items[self._next] is producer:
+            self._pop()
+        if isinstance(producer, _Pieces | FileProducer):
+            producer.close()

@@ -1,0 +1,843 @@
+"""
+`AsyncChat`: messages in, a queue of bytes and producers out, on any Twisted transport.
+
+Theory of operation
+===================
+
+*Input.* ``dataReceived`` gives the chunk to a `Framer`, which calls the handlers. While handlers run
+nothing is delivered a second time: bytes that arrive meanwhile wait, and the running delivery picks
+them up. Delivery is held for three reasons, each a bit of ``_held``: the application called `pause`,
+the output queue is above `high_water`, or the connection is not open. Reading from the transport
+follows: it is switched once, after the handlers have run, and only if it has to change.
+
+*Output.* `push` appends to an `OutputQueue`. What was pushed while one chunk was handled is written
+when the handlers are done, as one write, and without waiting for the reactor's next turn where the
+transport allows it (`txasynchat.transports`). The protocol is the transport's push producer: once the
+transport says that it is full nothing is taken from the queue until it says otherwise. So producers
+are asked for no more than the transport can hold, and whatever waits, waits here, where it is counted.
+
+*Closing.* One `State`, changed by one method. CLOSING takes nothing new, sends what is queued, and
+then lets the transport go; if the peer takes nothing for `close_timeout` seconds, it is aborted. What
+a transport does with late writes differs from one to the next, so none is ever made.
+"""
+
+from __future__ import annotations
+
+import enum
+import sys
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from twisted.internet.interfaces import (
+    IConsumer,
+    IHalfCloseableProtocol,
+    IHandshakeListener,
+    IPullProducer,
+    IPushProducer,
+)
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.logger import Logger
+from typing_extensions import override
+from zope.interface import implementer
+
+from txasynchat import transports
+from txasynchat.errors import CloseTimedOut, MessageTooLong, ProducerError, UnsentLimitExceeded
+from txasynchat.framing import Framer, Overflow
+from txasynchat.producers import OutputQueue
+from txasynchat.terminators import check_terminator
+
+if TYPE_CHECKING:
+    from twisted.internet.interfaces import IDelayedCall, IReactorTime
+    from twisted.python.failure import Failure
+
+    from txasynchat.errors import PeerError
+    from txasynchat.producers import Buffer, Producer
+    from txasynchat.terminators import Terminator
+
+__all__ = ["AsyncChat", "State"]
+
+
+class State(enum.Enum):
+    """
+    Where a connection is in its life; it only ever moves down this list.
+    """
+
+    #: Not connected yet, or the TLS handshake is going on. What is pushed waits.
+    CONNECTING = "connecting"
+    #: Both directions work.
+    OPEN = "open"
+    #: `AsyncChat.close` or `AsyncChat.close_when_done` was called, the peer finished, or a handler
+    #: failed: what is queued is sent, what is pushed now is dropped.
+    CLOSING = "closing"
+    #: The connection is gone.
+    CLOSED = "closed"
+
+
+# Why delivery and reading are held: bits of AsyncChat._held.
+_BY_APPLICATION = 1
+_BY_OUTPUT = 2
+_BY_CLOSE = 4
+
+_ENDING = frozenset({State.CLOSING, State.CLOSED})
+
+
+@implementer(IPushProducer, IConsumer, IHalfCloseableProtocol, IHandshakeListener)
+class AsyncChat(Protocol):
+    """
+    A connection that speaks in messages: ``asynchat.async_chat`` as a Twisted protocol.
+
+    Override either `message_received`, or `collect_incoming_data` and `found_terminator`; and set a
+    terminator, as the class attribute or by `set_terminator` in `handle_connect` or ``__init__``.
+    No ``__init__`` of this class need be called, and ``connectionMade`` belongs to the subclass;
+    one that overrides ``connectionLost`` calls ``super()``.
+
+    All methods belong to the reactor's thread.
+
+    Stdlib: asynchat.async_chat (3.11 library reference), whose names and order of calls these are.
+    Deliberate differences: `max_message_length`; `set_terminator` checks its argument; `pause` takes
+    effect before the next message; nothing is delivered after `close`.
+    """
+
+    # -- settings: class attributes, or instance attributes set before the connection is made
+
+    #: The longest message, in bytes without its terminator; None for no limit. See `Framer`.
+    max_message_length: int | None = 16_384
+    #: What follows when a message is longer, after `message_too_long`.
+    overflow: Overflow = Overflow.CLOSE
+    #: Bytes waiting to be sent above which delivery and reading stop; None for never.
+    high_water: int | None = 65_536
+    #: Bytes waiting to be sent at which they go on.
+    low_water: int = 16_384
+    #: Bytes waiting to be sent above which the connection is aborted; None for no limit.
+    max_unsent: int | None = 8 << 20
+    #: Seconds without progress, while closing, after which the connection is aborted; None: wait.
+    close_timeout: float | None = 10.0
+    #: Bytes asked of a producer, or written, at once.
+    ac_out_buffer_size: int = 65_536
+    #: Where the time for `close_timeout` comes from; None for the transport's own reactor.
+    clock: IReactorTime | None = None
+
+    # -- state that an application may read
+
+    transport: Any = None
+    state: State = State.CONNECTING
+    #: Bytes pushed too late, which were dropped.
+    dropped: int = 0
+
+    _log = Logger()
+    #: The terminator that a connection begins with.
+    _first_terminator: ClassVar[Terminator] = None
+    #: Why delivery and reading are held; 0 for not at all.
+    _held = _BY_CLOSE
+    #: The transport was last told to read.
+    _reading = True
+    #: Handlers are running; and one of them, or the writing, allowed delivery again.
+    _delivering = False
+    _resumed = False
+    #: What arrived while handlers were running.
+    _received: list[bytes] | None = None
+    #: The transport is ready for both directions.
+    _opened = False
+    #: Bytes are being taken from the queue; the transport has no room for more.
+    _flushing = False
+    _full = False
+    #: This is the transport's producer; the transport may be written to at once.
+    _registered = False
+    _sends_now = False
+    #: `close` or `abort` was called; the peer will send no more; the transport was let go.
+    _close_requested = False
+    _peer_finished = False
+    _left = False
+    #: The watch over a closing connection: its timer, and how far the writing was.
+    _watch: IDelayedCall | None = None
+    _watched: tuple[int, int | None] | None = None
+    #: Bytes taken from the queue, ever.
+    _taken = 0
+    _incoming: list[bytes] | None = None
+    _lazy_framer: Framer | None = None
+    _lazy_output: OutputQueue | None = None
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        """
+        Take ``terminator = …`` in a class body for the terminator that a connection begins with.
+
+        Raises:
+            TypeError, ValueError: it is no terminator.
+        """
+        super().__init_subclass__(**arguments)
+        if "terminator" in vars(cls) and not isinstance(vars(cls)["terminator"], property):
+            cls._first_terminator = check_terminator(vars(cls)["terminator"])
+            del cls.terminator
+
+    # -- IProtocol: called by the transport
+
+    @override
+    def makeConnection(self, transport: Any) -> None:
+        """
+        Set up, call ``connectionMade``, and open the connection: at once, or after a TLS handshake.
+
+        All of it happens here, so that ``connectionMade`` belongs to the subclass altogether.
+        """
+        self._sends_now = transports.can_send_now(transport)
+        register = getattr(transport, "registerProducer", None)
+        if register is not None:
+            register(self, True)
+            self._registered = True
+        super().makeConnection(transport)  # type: ignore[no-untyped-call] # Twisted's, untyped
+        if transports.when_secure(transport, self):
+            self._open()
+
+    @override
+    def dataReceived(self, data: bytes) -> None:
+        """
+        Deliver the messages in *data*, then write what they made the handlers push.
+        """
+        if self._held & _BY_CLOSE:
+            return
+        if self._delivering:
+            if self._received is None:
+                self._received = []
+            self._received.append(data)
+            return
+        self._deliver(data)
+
+    @override
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """
+        Tell the producers that are left, then `handle_close`, unless the application closed.
+
+        A subclass that overrides this calls ``super()``.
+        """
+        if self.state is State.CLOSED:
+            return
+        self._set_state(State.CLOSED)
+        self._registered = False
+        self._framer.close()
+        self._drop_output()
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+        if not self._close_requested:
+            self._call(self.handle_close)
+
+    # -- IHalfCloseableProtocol, IHandshakeListener: called by the transport
+
+    def readConnectionLost(self) -> None:  # noqa: N802
+        """
+        The peer will send no more: deliver what it sent, send what is queued, then close.
+
+        Bytes behind the last terminator are no message, and are dropped. An application that is not
+        ready to answer when `found_terminator` is called pauses delivery until it is.
+        """
+        self._peer_finished = True
+        if not (self._held or self._delivering):
+            self.close_when_done()
+
+    def writeConnectionLost(self) -> None:  # noqa: N802
+        """
+        Nothing can be sent any more; the transport reports the loss of the connection by itself.
+        """
+
+    def handshakeCompleted(self) -> None:  # noqa: N802
+        """
+        The TLS handshake is done: the connection opens.
+        """
+        if not self._opened:
+            self._open()
+
+    # -- IPushProducer: called by the transport
+
+    def pauseProducing(self) -> None:  # noqa: N802
+        """
+        The transport is full: take nothing more from the queue.
+        """
+        self._full = True
+        if self._lazy_output is not None:
+            self._lazy_output.pause()
+
+    def resumeProducing(self) -> None:  # noqa: N802
+        """
+        The transport has room again.
+        """
+        self._full = False
+        self._flush()
+
+    def stopProducing(self) -> None:  # noqa: N802
+        """
+        The connection is lost; ``connectionLost`` follows and does the rest.
+        """
+        self._full = True
+        self._registered = False
+
+    # -- IConsumer: called by a Twisted producer whose turn in the queue it is
+
+    def registerProducer(self, producer: Any, streaming: bool) -> None:  # noqa: N802
+        """
+        Queue a Twisted producer, which then calls `write`, and at its end `unregisterProducer`.
+
+        So ``FileSender().beginFileTransfer(file, chat)`` works. It takes its turn in the queue like
+        any other; several may be registered.
+        """
+        self._output.register(producer, streaming)
+        self._pushed()
+
+    def unregisterProducer(self) -> None:  # noqa: N802
+        """
+        The registered producer whose turn it is has ended.
+        """
+        self._output.unregister()
+        self._pushed()
+
+    def write(self, data: bytes) -> None:
+        """
+        Take bytes of the registered producer whose turn it is; without one this is `push`.
+        """
+        self._output.write(data)
+        self._pushed()
+
+    # -- asynchat: overridden by the application
+
+    def handle_connect(self) -> None:
+        """
+        The connection is open: both ways, and after the TLS handshake where there is one.
+
+        What is pushed here, or was pushed before, is sent in one write when this returns.
+        """
+
+    def message_received(self, message: bytes) -> None:
+        """
+        A whole message came, without its terminator; it may be empty.
+
+        Not called where `found_terminator` is overridden.
+        """
+        raise NotImplementedError(
+            f"{type(self).__qualname__} overrides neither message_received nor found_terminator"
+        )
+
+    def collect_incoming_data(self, data: bytes) -> None:
+        """
+        A piece of the current message came; it is never empty. By default it is collected.
+
+        Stdlib: asynchat.async_chat.collect_incoming_data.
+        """
+        self._collect_incoming_data(data)
+
+    def found_terminator(self) -> None:
+        """
+        The current message is complete. By default it goes to `message_received`.
+
+        A terminator that was a number of bytes is 0 by now, which collects without end.
+
+        Stdlib: asynchat.async_chat.found_terminator.
+        """
+        self.message_received(self._get_data())
+
+    def message_too_long(self, error: MessageTooLong) -> None:
+        """
+        A message broke `max_message_length`; `overflow` says what follows when this returns.
+
+        Called once for each such message, with the connection still open: a last word may be
+        pushed. A terminator set here holds for what comes after the message.
+        """
+
+    def handle_error(self) -> None:
+        """
+        A handler, or a producer, raised: ``sys.exc_info()`` has the exception.
+
+        It is logged already, and the connection closes when this returns, after what was pushed
+        before, or here, is sent.
+        """
+
+    def handle_close(self) -> None:
+        """
+        The connection has ended, though not by `close` or `abort`. Called once; `state` is CLOSED.
+
+        Stdlib: asyncore.dispatcher.handle_close, which had to close the channel; here it is closed.
+        """
+
+    # -- asynchat: called by the application
+
+    def set_terminator(self, term: Terminator) -> None:
+        """
+        Choose where the current message ends; holds for bytes not yet delivered.
+
+        May be called at any time, and from inside any handler.
+
+        Args:
+            term: bytes to match literally; a positive number of bytes; ``None``, ``b""`` or ``0`` to
+                collect without end; a tuple of bytes, of which the match that ends first counts, and
+                the longest of those that end together; or a `LengthPrefix`.
+
+        Raises:
+            ValueError: *term* is a negative number.
+            TypeError: *term* is text, a bool, or of any other type.
+
+        Stdlib: asynchat.async_chat.set_terminator, which fails later, while reading.
+        """
+        self._framer.set_terminator(term)
+
+    if not TYPE_CHECKING:
+
+        @property
+        def terminator(self) -> Any:
+            """
+            The terminator in force; in a class body, the one that a connection begins with.
+
+            Assigning it is `set_terminator`, reading it `get_terminator`.
+            """
+            return self._framer.terminator
+
+        @terminator.setter
+        def terminator(self, term: Terminator) -> None:
+            self._framer.set_terminator(term)
+
+    else:
+        terminator: Any
+
+    def get_terminator(self) -> Any:
+        """
+        Return the terminator; a number of bytes counts down, and is 0 at the end of its message.
+
+        A subclass may override this; it is then asked on each round, as in ``asynchat``.
+        """
+        return self._framer.terminator
+
+    @property
+    def matched_terminator(self) -> bytes | None:
+        """
+        The delimiter that ended the latest message; None where its length did.
+        """
+        return self._framer.matched
+
+    def push(self, data: Buffer) -> None:
+        """
+        Send bytes after everything that is queued.
+
+        What is pushed from inside handlers is written when they have run, in one write. Dropped, and
+        counted in `dropped`, once the connection is closing.
+
+        Raises:
+            TypeError: *data* is not bytes-like.
+        """
+        if self.state in _ENDING:
+            data = memoryview(data)
+            self.dropped += data.nbytes
+            return
+        output = self._lazy_output or self._output
+        output.push(data)
+        if not self._delivering or output.size >= self.ac_out_buffer_size:
+            self._pushed()
+
+    def push_with_producer(self, producer: Producer | IPushProducer | IPullProducer) -> None:
+        """
+        Send what *producer* gives after everything that is queued; see `txasynchat.producers`.
+
+        It is asked only when the transport takes data. If it fails, what was queued before it is
+        sent, and the connection is handled as after an exception in a handler.
+
+        Raises:
+            TypeError: *producer* is no producer.
+        """
+        if IPushProducer.providedBy(producer):
+            self.registerProducer(producer, True)
+        elif IPullProducer.providedBy(producer):
+            self.registerProducer(producer, False)
+        else:
+            self._output.push_producer(producer)
+            self._pushed()
+
+    def close_when_done(self) -> None:
+        """
+        Close when everything queued so far is sent; what is pushed from now on is dropped.
+
+        Messages are delivered until then, as in ``asynchat``. `handle_close` is called at the end.
+        """
+        if self.state in _ENDING:
+            return
+        self._output.close_when_done()
+        self._set_state(State.CLOSING)
+        self._pushed()
+
+    def close(self) -> None:
+        """
+        Deliver nothing more, send what is queued, and close; `handle_close` is not called.
+
+        Harmless when repeated.
+        """
+        self._close_requested = True
+        self._close()
+
+    def abort(self) -> None:
+        """
+        Close now; what is queued is lost, and `handle_close` is not called.
+        """
+        self._close_requested = True
+        self._abort()
+
+    def discard_buffers(self) -> None:
+        """
+        Drop what was received and not delivered, and what is queued and not sent; stop producers.
+
+        Stdlib: asynchat.async_chat.discard_buffers.
+        """
+        self._framer.clear()
+        self._received = self._incoming = None
+        self._drop_output()
+        if self.state is State.CLOSING:
+            self._output.close_when_done()
+        self._pushed()
+
+    def pause(self) -> None:
+        """
+        Deliver nothing from the next message on, and stop reading; harmless when repeated.
+
+        Bytes that were read already wait, decrypted ones of TLS too.
+        """
+        self._hold(_BY_APPLICATION)
+
+    def resume(self) -> None:
+        """
+        Deliver and read again: at once, or, from inside a handler, when it returns.
+        """
+        self._release(_BY_APPLICATION)
+
+    @property
+    def paused(self) -> bool:
+        """
+        The application paused delivery.
+        """
+        return bool(self._held & _BY_APPLICATION)
+
+    @property
+    def unsent(self) -> int:
+        """
+        Bytes that were pushed and not yet given to the transport.
+        """
+        return 0 if self._lazy_output is None else self._lazy_output.size
+
+    @property
+    def addr(self) -> Any:
+        """
+        The peer's address as the `socket` module gives it: ``(host, port)``, or a path; None before.
+        """
+        return None if self.transport is None else transports.peer_address(self.transport)
+
+    @property
+    def incoming(self) -> list[bytes]:
+        """
+        The pieces that `_collect_incoming_data` has collected.
+        """
+        if self._incoming is None:
+            self._incoming = []
+        return self._incoming
+
+    @incoming.setter
+    def incoming(self, pieces: list[bytes]) -> None:
+        self._incoming = pieces
+
+    def _collect_incoming_data(self, data: bytes) -> None:
+        """
+        Keep a piece in `incoming`.
+
+        Stdlib: asynchat.async_chat._collect_incoming_data.
+        """
+        self.incoming.append(data)
+
+    def _get_data(self) -> bytes:
+        """
+        Return what is in `incoming`, joined, and empty it.
+
+        Stdlib: asynchat.async_chat._get_data.
+        """
+        data = b"".join(self.incoming)
+        self.incoming.clear()
+        return data
+
+    # -- internals: the two halves, made when they are first needed
+
+    @property
+    def _framer(self) -> Framer:
+        framer = self._lazy_framer
+        if framer is None:
+            cls = type(self)
+            framer = self._lazy_framer = Framer(
+                self._first_terminator,
+                limit=self.max_message_length,
+                overflow=self.overflow,
+                whole=cls.found_terminator is AsyncChat.found_terminator
+                and cls.collect_incoming_data is AsyncChat.collect_incoming_data,
+            )
+        return framer
+
+    @property
+    def _output(self) -> OutputQueue:
+        output = self._lazy_output
+        if output is None:
+            output = self._lazy_output = OutputQueue()
+        return output
+
+    # -- internals: state
+
+    def _set_state(self, state: State) -> None:
+        self.state = state
+        self.connected = self._opened and state is not State.CLOSED
+
+    def _open(self) -> None:
+        """
+        The transport is ready for both directions.
+        """
+        self._opened = True
+        self._set_state(State.OPEN if self.state is State.CONNECTING else self.state)
+        if not self._close_requested:
+            self._held &= ~_BY_CLOSE
+            self._delivering = True
+            try:
+                self._call(self.handle_connect)
+            finally:
+                self._delivering = False
+        self._deliver(b"")
+
+    def _close(self) -> None:
+        """
+        Deliver nothing more, send what is queued, and close.
+        """
+        if self.state is State.CLOSED:
+            return
+        self._held |= _BY_CLOSE
+        self._framer.close()
+        self._received = None
+        self.close_when_done()
+
+    def _abort(self) -> None:
+        """
+        Close now; the transport calls ``connectionLost`` when it is done.
+        """
+        if self.state is State.CLOSED:
+            return
+        self._held |= _BY_CLOSE
+        self._framer.close()
+        self._received = None
+        self._set_state(State.CLOSING)
+        self._left = True
+        self._drop_output()
+        if self.transport is not None:
+            abort = getattr(self.transport, "abortConnection", self.transport.loseConnection)
+            abort()
+
+    def _call(self, handler: Any) -> None:
+        """
+        Call a handler of the application; an exception ends this connection only.
+        """
+        try:
+            handler()
+        except Exception:  # noqa: BLE001 it is the application's, and is logged
+            self._failed()
+
+    def _failed(self) -> None:
+        """
+        Log the exception that is being handled, ask `handle_error`, and close.
+        """
+        if isinstance(sys.exc_info()[1], ProducerError):
+            self._log.failure("{peer}: a producer of {handler} failed", **self._about())
+            # What stands behind it would follow a piece that is cut off.
+            self._drop_output()
+        else:
+            self._log.failure("{peer}: {handler} raised", **self._about())
+        try:
+            self.handle_error()
+        except Exception:  # noqa: BLE001 it is the application's, and is logged
+            self._log.failure("{peer}: {handler}.handle_error raised", **self._about())
+        self._close()
+
+    def _about(self) -> dict[str, Any]:
+        """
+        Say in a log event whose connection it is about.
+        """
+        transport = self.transport
+        return {
+            "peer": None if transport is None else transport.getPeer(),
+            "handler": type(self).__qualname__,
+        }
+
+    def _report(self, error: PeerError) -> None:
+        """
+        Log a peer's mistake: what it is and its numbers, none of its data.
+        """
+        self._log.warn(
+            "{peer}: {error}", error=str(error), kind=type(error).__name__, **self._about()
+        )
+
+    # -- internals: input
+
+    def overflowed(self, error: MessageTooLong) -> None:
+        """
+        Called by the framer when a message broke its limit; `message_too_long` is the hook.
+        """
+        self._report(error)
+        self.message_too_long(error)
+        if self.overflow is Overflow.CLOSE:
+            self._close()
+
+    def _deliver(self, data: bytes) -> None:
+        """
+        Run the handlers on *data* and what waits, write what they pushed, and set reading.
+        """
+        framer = self._lazy_framer or self._framer
+        get_terminator = None
+        if type(self).get_terminator is not AsyncChat.get_terminator:
+            get_terminator = self.get_terminator
+        self._delivering = True
+        try:
+            if get_terminator is None and data:
+                framer.receive(self, data)
+            else:
+                framer.feed(data)
+                framer.deliver(self, get_terminator)
+            if self._lazy_output is not None:
+                self._flush()
+            while self._resumed or self._received is not None:
+                self._resumed = False
+                received, self._received = self._received, None
+                framer.feed(b"".join(received or ()))
+                framer.deliver(self, get_terminator)
+                if self._lazy_output is not None:
+                    self._flush()
+        except Exception:  # noqa: BLE001 it is the application's, and is logged
+            self._failed()
+        finally:
+            self._delivering = self._resumed = False
+        if self.state is State.OPEN:
+            if (self._held == 0) is not self._reading:
+                self._set_reading()
+            if self._peer_finished and not self._held:
+                self.close_when_done()
+        elif self._lazy_output is not None:
+            self._flush()
+
+    def _hold(self, reason: int) -> None:
+        self._held |= reason
+        self._framer.pause()
+        if not self._delivering:
+            self._set_reading()
+
+    def _release(self, reason: int) -> None:
+        if not self._held & reason:
+            return
+        self._held &= ~reason
+        if self._held:
+            return
+        self._framer.resume()
+        if self._delivering:
+            self._resumed = True
+        else:
+            self._deliver(b"")
+
+    def _set_reading(self) -> None:
+        """
+        Tell the transport to read, or not, if that is news to it.
+        """
+        reading = self._held == 0
+        if reading is self._reading or not self._opened or self._peer_finished:
+            return
+        self._reading = reading
+        change = getattr(self.transport, "resumeProducing" if reading else "pauseProducing", None)
+        if change is not None:
+            change()
+
+    # -- internals: output
+
+    def _drop_output(self) -> None:
+        """
+        Forget what is queued, and tell the producers.
+        """
+        output, self._lazy_output = self._lazy_output, None
+        if output is None:
+            return
+        for error in output.stop():
+            self._log.error(
+                "{peer}: a producer of {handler} raised when it was stopped: {error!r}",
+                error=error,
+                **self._about(),
+            )
+
+    def _pushed(self) -> None:
+        """
+        Something was queued: write it, unless the handlers are running and there is little of it.
+        """
+        output = self._output
+        if not self._delivering or output.size >= self.ac_out_buffer_size:
+            self._flush()
+        size = output.size
+        if self.max_unsent is not None and size > self.max_unsent:
+            if not self._left:
+                self._report(UnsentLimitExceeded(self.max_unsent, size))
+                self._abort()
+        elif self.high_water is not None and size > self.high_water:
+            self._hold(_BY_OUTPUT)
+
+    def _flush(self) -> None:
+        """
+        Write what the transport takes.
+        """
+        if self._flushing or self._full or self._left or not self._opened:
+            return
+        output = self._output
+        transport = self.transport
+        at_once = self._sends_now
+        self._flushing = True
+        try:
+            while not self._full:
+                data = output.take(self.ac_out_buffer_size)
+                if not data:
+                    break
+                self._taken += len(data)
+                if at_once:
+                    at_once = False
+                    data = transports.send_now(transport, data)
+                    if not data:
+                        continue
+                transport.write(data)
+        except ProducerError:
+            self._flushing = False
+            self._failed()
+        finally:
+            self._flushing = False
+        if self.state is State.CLOSING:
+            self._leave()
+        elif self._held & _BY_OUTPUT and output.size <= self.low_water:
+            self._release(_BY_OUTPUT)
+
+    def _leave(self) -> None:
+        """
+        While closing: let the transport go when all is written, and see to it that this ends.
+        """
+        if self._left:
+            return
+        if self._output.finished:
+            self._left = True
+            if self._registered:
+                self._registered = False
+                self.transport.unregisterProducer()
+            self.transport.loseConnection()
+            if transports.closes_by_itself(self.transport):
+                return
+        if self._watch is None:
+            self._keep_watch()
+
+    def _keep_watch(self) -> None:
+        """
+        Abort if nothing more was written since this was called last; else call it again later.
+        """
+        self._watch = None
+        if self.state is State.CLOSED or self.close_timeout is None:
+            return
+        unsent = transports.unsent_bytes(self.transport)
+        progress = (self._taken, unsent)
+        if progress == self._watched:
+            lost = self.unsent + (unsent or 0)
+            self._report(CloseTimedOut(self.close_timeout, lost))
+            self._abort()
+            return
+        self._watched = progress
+        clock = self.clock or transports.reactor_of(self.transport)
+        if clock is not None:
+            self._watch = clock.callLater(self.close_timeout, self._keep_watch)

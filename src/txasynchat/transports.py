@@ -1,0 +1,150 @@
+"""
+What is known of Twisted's own transports beyond their interfaces, in one place.
+
+Everything here has an answer for a transport it does not know: that one is used through `ITransport`
+alone, a little slower.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from twisted.internet import address
+from twisted.internet.abstract import FileDescriptor
+from twisted.internet.interfaces import IHandshakeListener
+from twisted.protocols.tls import TLSMemoryBIOProtocol
+from zope.interface import alsoProvides
+
+__all__ = [
+    "can_send_now",
+    "closes_by_itself",
+    "peer_address",
+    "reactor_of",
+    "send_now",
+    "tls_layer",
+    "unsent_bytes",
+    "when_secure",
+]
+
+
+def can_send_now(transport: Any) -> bool:
+    """
+    Tell whether `send_now` may ever be used: *transport* owns a descriptor and writes to it itself.
+    """
+    return isinstance(transport, FileDescriptor) and hasattr(transport, "writeSomeData")
+
+
+def send_now(transport: Any, data: bytes) -> bytes:
+    """
+    Hand *data* to the operating system at once, if nothing waits before it.
+
+    ``transport.write`` would ask the reactor to tell when the descriptor is writable, and send in
+    its next turn: two system calls and a turn, which cost more than the sending.
+
+    Returns:
+        What the operating system did not take, for ``transport.write``.
+    """
+    if (
+        transport.dataBuffer
+        or transport._tempDataBuffer
+        or transport.disconnecting
+        or not transport.connected
+        or transport._writeDisconnecting
+        or getattr(transport, "TLS", False)
+        or getattr(transport, "_sendmsgQueue", None)  # descriptors that go with the next byte
+    ):
+        return data
+    sent = transport.writeSomeData(data)
+    # Anything else is a lost connection, which the reactor will meet, and report, by itself.
+    if type(sent) is int and sent > 0:
+        return data[sent:]
+    return data
+
+
+def _layers(transport: Any) -> list[Any]:
+    """
+    List *transport* and what it is wrapped around, outermost first.
+    """
+    layers = []
+    while transport is not None and transport not in layers:
+        layers.append(transport)
+        transport = vars(transport).get("transport") if hasattr(transport, "__dict__") else None
+    return layers
+
+
+def unsent_bytes(transport: Any) -> int | None:
+    """
+    Count the bytes that the transports hold and the operating system has not taken; None: unknown.
+    """
+    innermost = _layers(transport)[-1]
+    if not isinstance(innermost, FileDescriptor):
+        return None
+    return len(innermost.dataBuffer) - innermost.offset + innermost._tempDataLen
+
+
+def tls_layer(transport: Any) -> TLSMemoryBIOProtocol | None:
+    """
+    Find the TLS that *transport* is, or is wrapped around.
+
+    A TCP transport that was told to ``startTLS`` has it above itself, as its protocol.
+    """
+    layers = _layers(transport)
+    for layer in layers:
+        if isinstance(layer, TLSMemoryBIOProtocol):
+            return layer
+    if getattr(layers[-1], "TLS", False):
+        above = getattr(layers[-1], "protocol", None)
+        if isinstance(above, TLSMemoryBIOProtocol):
+            return above
+    return None
+
+
+def when_secure(transport: Any, listener: Any) -> bool:
+    """
+    Tell whether *transport* is ready, there being no TLS or its handshake being done.
+
+    Otherwise ``listener.handshakeCompleted()`` will be called. TLS calls it on the protocol right
+    above itself, if that provides `IHandshakeListener`; where that is a policy's wrapper, it is made
+    to pass the call on.
+    """
+    tls = tls_layer(transport)
+    if tls is None or tls._handshakeDone:
+        return True
+    above: Any = tls.wrappedProtocol
+    if above is not listener and not IHandshakeListener.providedBy(above):
+        above.handshakeCompleted = listener.handshakeCompleted
+        alsoProvides(above, IHandshakeListener)
+    return False
+
+
+def closes_by_itself(transport: Any) -> bool:
+    """
+    Tell whether nothing but the reactor's next turn is needed for ``loseConnection`` to be done.
+    """
+    return unsent_bytes(transport) == 0 and tls_layer(transport) is None
+
+
+def reactor_of(transport: Any) -> Any:
+    """
+    Return the reactor that drives *transport*; None for one in memory.
+    """
+    return getattr(_layers(transport)[-1], "reactor", None)
+
+
+def peer_address(transport: Any) -> Any:
+    """
+    Return the peer's address in the form that the `socket` module would give it.
+
+    Returns:
+        (host, port) for TCP, a path, perhaps empty, for a Unix socket; for other transports, what
+        ``getPeer()`` says.
+    """
+    peer = transport.getPeer()
+    if isinstance(peer, address.IPv4Address):
+        return (peer.host, peer.port)
+    if isinstance(peer, address.IPv6Address):
+        return (peer.host, peer.port, peer.flowInfo, peer.scopeID)
+    if isinstance(peer, address.UNIXAddress):
+        return os.fsdecode(peer.name or b"")
+    return peer
