@@ -48,14 +48,20 @@ def cores() -> tuple[int, int]:
 
 
 class Program:
-    """A child process on one core that speaks in lines; it ends with its standard input."""
+    """A child process on one core that speaks in lines; it ends with its standard input.
+
+    Whatever it writes to standard error is a failure: a server that logs tracebacks is not doing
+    the work that is measured, or more than that.
+    """
 
     def __init__(self, command: list[str], core: int) -> None:
         self.command = command
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed by stop
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=self.errors,
             bufsize=0,
             preexec_fn=lambda: os.sched_setaffinity(0, {core}),  # noqa: PLW1509  # no threads here
         )
@@ -65,9 +71,16 @@ class Program:
         ready, _, _ = select.select([self.process.stdout], [], [], PATIENCE)
         text = self.process.stdout.readline().decode() if ready else ""
         if not text:
-            state = "ended" if self.process.poll() is not None else "is silent"
-            raise BenchmarkError(f"{' '.join(self.command)}: {state}")
+            state = "is silent" if self.process.poll() is None else "ended"
+            raise BenchmarkError(f"{' '.join(self.command)} {state}: {self.complaint()}")
         return text.split()
+
+    def complaint(self) -> str:
+        """The last line of standard error, and how many there are; empty when there is nothing."""
+        self.errors.seek(0)
+        lines = self.errors.read().decode(errors="replace").split("\n")
+        said = [line for line in lines if line.strip()]
+        return f"{len(said)} lines of errors, the last: {said[-1].strip()}" if said else ""
 
     def go(self) -> None:
         self.process.stdin.write(b"go\n")
@@ -80,6 +93,7 @@ class Program:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        self.errors.close()
 
 
 class Server(Program):
@@ -148,6 +162,8 @@ def run_load(server: Server, authority: str | None, mode: str, *numbers: float) 
         after = server.cpu()
     finally:
         load.stop()
+    if server.complaint():
+        raise BenchmarkError(server.complaint())
     seconds, p50, p99, longest = map(float, rest)
     return Result(int(messages), seconds, after - before, p50, p99, longest)
 
