@@ -1,0 +1,21 @@
+"""
+``asyncore`` and ``asynchat`` for programs that stay as they are.
+
+``from txasynchat.compat import asyncore, asynchat`` in a changed import line, `install` for none,
+``python -m txasynchat run program.py`` for a program that nobody touches.
+"""
+
+from txasynchat.compat._attach import Attachment, attach
+from txasynchat.compat._install import install, uninstall
+from txasynchat.compat._reactor import current_reactor
+
+__all__ = ["Attachment", "asynchat", "asyncore", "attach", "current_reactor", "install", "uninstall"]
+
+
+def __getattr__(name: str) -> object:
+    # The two modules are loaded by those who use them.
+    if name in ("asyncore", "asynchat"):
+        import importlib  # noqa: PLC0415 - see above
+
+        return importlib.import_module(f"txasynchat.compat.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,170 @@
+"""
+Channels beside other things in a reactor or event loop that runs already.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from twisted.logger import Logger
+
+from txasynchat.compat import _loop
+
+if TYPE_CHECKING:
+    from txasynchat.compat._loop import MapDriver
+
+__all__ = ["Attachment", "attach"]
+
+#: Seconds: how often channels are looked at when nothing happens to any of them.
+TICK = 0.1
+#: Events handled before the reactor's other users get their turn.
+BATCH = 512
+
+_log = Logger()
+
+
+class _TwistedClock:
+    """
+    Calls later in a Twisted reactor.
+    """
+
+    def __init__(self, reactor: Any) -> None:
+        self.call_later = reactor.callLater
+        self.call_from_thread = reactor.callFromThread
+
+
+class _AsyncioClock:
+    """
+    Calls later in an asyncio event loop.
+    """
+
+    def __init__(self, loop: Any) -> None:
+        self.call_later = loop.call_later
+        self.call_from_thread = loop.call_soon_threadsafe
+
+
+class Attachment:
+    """
+    A map that a running reactor drives; made by `attach`.
+
+    Attributes:
+        reactor: the reactor or event loop.
+        exception: what ended the attachment, where ``loop()`` would have been left: ExitNow,
+            SystemExit, an error in a predicate; else `None`.
+    """
+
+    def __init__(self, driver: MapDriver, reactor: Any) -> None:
+        self.reactor = reactor
+        self.exception: BaseException | None = None
+        self._driver = driver
+        self._clock: Any = (
+            _TwistedClock(reactor) if hasattr(reactor, "callLater") else _AsyncioClock(reactor)
+        )
+        self._tick: Any = None
+        self._poked = False
+        self._detached = False
+
+    def detach(self) -> None:
+        """
+        Take the map away from the reactor.  Channels stay open and in the map.  May be repeated.
+        """
+        if self._detached:
+            return
+        self._detached = True
+        if self._tick is not None:
+            self._tick.cancel()
+            self._tick = None
+        self._driver.attachment = None
+        _loop.release(self._driver)
+
+    def poke(self) -> None:
+        """
+        Something changed: look at it in the reactor's thread, soon.  From any thread.
+        """
+        if not self._poked and not self._detached:
+            self._poked = True
+            self._clock.call_from_thread(self._look)
+
+    def _start(self) -> None:
+        self._driver.start(poll_mode=False)
+        self._driver.hub.attach(self.reactor, self._turn)
+        self._look()
+
+    def _look(self) -> None:
+        self._poked = False
+        if not self._detached:
+            self._turn()
+
+    def _ticked(self) -> None:
+        self._tick = None
+        self._turn()
+
+    def _turn(self) -> None:
+        """
+        Hand out what is ready, then see to it that the hub waits for the right things.
+        """
+        driver = self._driver
+        try:
+            ready = driver.turn(BATCH)
+        except BaseException as error:
+            self.exception = error
+            self.detach()
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            _log.failure("a map of asyncore channels is detached: loop() would have been left")
+            return
+        if self._detached:
+            return
+        if ready:
+            self.poke()
+        if self._tick is None:
+            self._tick = self._clock.call_later(TICK, self._ticked)
+
+
+def attach(map: dict[Any, Any] | None = None, reactor: Any = None) -> Attachment:  # noqa: A002
+    """
+    Let a reactor that runs, or will run, drive the channels of a map, instead of ``loop()``.
+
+    Their handlers then live beside Twisted services: Deferreds, `callLater` and endpoints work
+    in them.  The map may be empty now or at any time.  Select mode's semantics.
+
+    Args:
+        map: descriptor to channel; ``asyncore.socket_map`` if not given.
+        reactor: a Twisted reactor, or an asyncio event loop.  If not given, the asyncio event
+            loop that runs in this thread without Twisted, or else the installed reactor.
+
+    Returns:
+        the handle to `Attachment.detach` it.
+
+    Raises:
+        RuntimeError: the map is attached already, or a ``loop()`` drives it.
+    """
+    from txasynchat.compat import asyncore  # noqa: PLC0415 - this module is imported for its names
+
+    channels = asyncore.socket_map if map is None else map
+    if reactor is None:
+        reactor = _default_reactor()
+    driver = _loop.take(channels, vars(asyncore))
+    if driver is None or driver.depth > 1:
+        if driver is not None:
+            _loop.release(driver)
+        raise RuntimeError("this map is driven already, by a loop() or another attach()")
+    attachment = driver.attachment = Attachment(driver, reactor)
+    try:
+        attachment._start()
+    except BaseException:
+        attachment.detach()
+        raise
+    return attachment
+
+
+def _default_reactor() -> Any:
+    installed: Any = sys.modules.get("twisted.internet.reactor")
+    events: Any = sys.modules.get("asyncio.events")
+    loop = events._get_running_loop() if events is not None else None
+    if loop is not None and getattr(installed, "_asyncioEventloop", None) is not loop:
+        return loop
+    from twisted.internet import reactor  # noqa: PLC0415 - whoever attaches wants one
+
+    return reactor

@@ -1,0 +1,55 @@
+"""
+Put the facade where ``import asyncore`` and ``import asynchat`` find it.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+
+__all__ = ["install", "uninstall"]
+
+_NAMES = ("asyncore", "asynchat")
+
+# What was in sys.modules before; None where nothing was.  Empty when not installed.
+_before: dict[str, ModuleType | None] = {}
+
+
+def install() -> None:
+    """
+    Make ``import asyncore`` and ``import asynchat`` give this package's modules, in this process.
+
+    Call it before the program's own modules are imported: names that those took from the
+    stdlib's modules (Python 3.11) or a backport stay what they were.  May be called again.
+
+    Raises:
+        RuntimeError: another ``asyncore`` was imported before, and channels live in its map.
+    """
+    from txasynchat.compat import asynchat, asyncore  # noqa: PLC0415 - only for those who ask
+
+    ours = {"asyncore": asyncore, "asynchat": asynchat}
+    if all(sys.modules.get(name) is module for name, module in ours.items()):
+        return
+    other = sys.modules.get("asyncore")
+    if other is not None and other is not asyncore:
+        live = len(getattr(other, "socket_map", ()))
+        if live:
+            raise RuntimeError(
+                f"{other.__name__!r} from {getattr(other, '__file__', None)!r} was imported "
+                f"before and drives {live} channels: call txasynchat.install() earlier"
+            )
+    for name, module in ours.items():
+        _before.setdefault(name, sys.modules.get(name))
+        sys.modules[name] = module
+
+
+def uninstall() -> None:
+    """
+    Undo `install`: what was there before is there again.  Harmless without an `install`.
+    """
+    for name, module in _before.items():
+        if module is None:
+            sys.modules.pop(name, None)
+        else:
+            sys.modules[name] = module
+    _before.clear()

@@ -1,0 +1,822 @@
+"""
+What drives a map of channels: one `MapDriver` a map, over a hub.
+
+The stdlib asks every channel of the map on every pass what it waits for, and hands all of
+them to the system again.  Here that is done for what may have changed:
+
+- A channel whose class overrides `readable` or `writable`, or is no dispatcher of ours, is
+  asked on every pass, as in the stdlib: its answer may depend on anything.
+- A *steady* channel, with the predicates of our own classes, is asked when it had an event,
+  when one of its methods changed something (`touch`), and in a full pass.
+- A full pass asks everyone.  It comes first in each ``loop()``, and then as often as it can
+  without costing more than a twentieth of the time, at least every 100 ms; before a wait of
+  any length there is always one.  It bounds what slips through: attributes that are written
+  from outside, with no method called.
+
+The map stays the user's own plain dict and is the truth.  What is put in or taken out with no
+method called is noticed on the next pass: insertion order makes that cheap.
+
+Handlers are called by the functions found in the facade's asyncore module (`read`, `write`,
+`readwrite`, `_exception`), because programs replace those.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import threading
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from txasynchat.compat import _reactor
+from txasynchat.hub import ERROR, HANGUP, INVALID, READ, URGENT, WRITE, Hub
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from txasynchat.hub import Events
+
+__all__ = ["MapDriver", "added", "driver_of", "emptied", "ended", "removed", "run", "steady", "touch"]
+
+#: Seconds: the longest time between two full passes while passes go on.
+FULL_PASS = 0.1
+#: A full pass may take one part in so many of the time.
+FULL_PASS_SHARE = 20
+#: Seconds: how long a channel that saw the end of its stream again and again is left alone.
+PENANCE = 0.1
+#: So many ends of one stream are delivered without delay.
+PATIENCE = 3
+
+# What select(2) counts as readable and as writable.
+_READABLE = READ | HANGUP | ERROR
+_WRITABLE = WRITE | ERROR
+# What poll(2) reports of a channel that is gone.
+_GONE = HANGUP | ERROR | INVALID
+
+_F = TypeVar("_F", bound="Callable[..., Any]")
+_steady: set[Any] = set()
+_monotonic = time.monotonic
+
+
+def steady(predicate: _F) -> _F:
+    """
+    Mark a predicate whose answer changes only by events and by methods that call `touch`.
+    """
+    _steady.add(predicate)
+    return predicate
+
+
+class _Entry:
+    """
+    A channel as the driver last saw it.
+    """
+
+    __slots__ = ("always", "channel", "rank")
+
+    def __init__(self, channel: Any, rank: int) -> None:
+        self.channel = channel
+        #: Grows along the map: events are handed out in the map's order.
+        self.rank = rank
+        #: It is asked on every pass.
+        self.always = True
+
+
+class MapDriver:
+    """
+    The passes over one map.
+
+    Its methods are for the thread that runs the passes, but for those of the section "from
+    any thread".
+
+    Args:
+        channels: the map, descriptor to channel; kept alive.
+        names: the globals of the facade's asyncore module.
+    """
+
+    def __init__(self, channels: dict[Any, Any], names: dict[str, Any]) -> None:
+        self.channels = channels
+        self.names = names
+        self.hub = Hub()
+        #: How many ``loop()`` calls, nested in each other, use this driver, and in which thread.
+        self.depth = 0
+        self.thread = 0
+        self.attachment: Any = None
+        #: The semantics of poll(2) instead of select(2)'s.
+        self.poll_mode = False
+        self._entries: dict[Any, _Entry] = {}
+        self._always: dict[Any, None] = {}
+        self._rank = 0
+        # Keys of the map that are no numbers but have a fileno().
+        self._keys: dict[int, Any] = {}
+        # Channels to ask before the next wait: by events, and by `touch`.
+        self._recent: Events = []
+        self._touched: dict[Any, None] = {}
+        # Descriptors that changed hands, one set for each batch that is being handed out.
+        self._batches: list[set[Any]] = []
+        # Channels with decrypted bytes inside OpenSSL; whose descriptor is not open; that were
+        # told of the end of their stream, how often; and until when they are left alone.
+        self._buffered: dict[Any, None] = {}
+        self._closed: dict[Any, None] = {}
+        self._ends: dict[Any, int] = {}
+        self._penance: dict[Any, float] = {}
+        self._next_full = 0.0
+        self._passes = 0
+        self._waiting = False
+
+    # -- from any thread
+
+    def add(self, fd: Any) -> None:
+        """
+        A channel was put into the map under *fd*.
+        """
+        self._leave(fd)
+        self._touched[fd] = None
+        self.wake()
+
+    def remove(self, fd: Any) -> None:
+        """
+        The channel under *fd* was taken out of the map; its descriptor is still open.
+        """
+        self._leave(fd)
+        if self._entries.pop(fd, None) is not None:
+            self._always.pop(fd, None)
+        if self.depth:
+            self.wake()
+        elif not self.channels:
+            discard(self)
+
+    def _leave(self, fd: Any) -> None:
+        for batch in self._batches:
+            batch.add(fd)
+        entry = self._entries.get(fd)
+        if entry is not None:
+            entry.channel = None
+            self.hub.forget(self._number(fd))
+            self._buffered.pop(fd, None)
+            self._closed.pop(fd, None)
+            self._ends.pop(fd, None)
+            self._penance.pop(fd, None)
+
+    def touch(self, fd: Any) -> None:
+        """
+        The answer of the predicates of the channel under *fd* may have changed.
+        """
+        self._touched[fd] = None
+        self.wake()
+
+    def wake(self) -> None:
+        """
+        Let what was changed just now take effect, if the driver sits in a wait.
+        """
+        if self._waiting:
+            self.hub.wake()
+        elif self.attachment is not None and not self._batches:
+            self.attachment.poke()
+
+    def end(self, fd: Any) -> None:
+        """
+        The channel under *fd* was told of the end of its stream, and is still in the map.
+
+        The stdlib would tell it again at once, for ever, with the processor at 100 %.
+        """
+        count = self._ends[fd] = self._ends.get(fd, 0) + 1
+        if count > PATIENCE:
+            self._penance[fd] = _monotonic() + PENANCE
+            self._touched[fd] = None
+
+    # -- asking
+
+    def _number(self, fd: Any) -> int:
+        if type(fd) is int:
+            return fd
+        number: int = fd if isinstance(fd, int) else fd.fileno()
+        self._keys[number] = fd
+        return number
+
+    def _adopt(self, fd: Any, channel: Any) -> _Entry:
+        entry = self._entries.get(fd)
+        if entry is None:
+            self._rank += 1
+            entry = self._entries[fd] = _Entry(channel, self._rank)
+        elif entry.channel is not None:  # replaced with no method called
+            self._leave(fd)
+        entry.channel = channel
+        self._classify(fd, entry)
+        if _has_pending(channel):
+            self._buffered[fd] = None
+        return entry
+
+    def _classify(self, fd: Any, entry: _Entry) -> None:
+        channel = entry.channel
+        kind = type(channel)
+        entry.always = (
+            getattr(kind, "readable", None) not in _steady
+            or getattr(kind, "writable", None) not in _steady
+            or "readable" in channel.__dict__
+            or "writable" in channel.__dict__
+        )
+        if entry.always:
+            if fd not in self._always:
+                self._always[fd] = None
+                ranks = self._entries
+                if entry.rank < self._rank:  # not the map's last: keep the map's order
+                    self._always = dict.fromkeys(
+                        sorted(self._always, key=lambda key: ranks[key].rank)
+                    )
+        else:
+            self._always.pop(fd, None)
+
+    def _ask(self, fd: Any, channel: Any) -> None:
+        """
+        Ask *channel* what it waits for, and tell the hub.
+        """
+        is_readable = channel.readable()
+        is_writable = channel.writable()
+        if self.poll_mode:
+            mask = READ | URGENT if is_readable else 0
+            if is_writable and not channel.accepting:
+                mask |= WRITE
+        elif is_writable:
+            mask = URGENT if channel.accepting else WRITE | URGENT
+            if is_readable:
+                mask |= READ
+        else:
+            mask = READ | URGENT if is_readable else 0
+        if self._penance and fd in self._penance:
+            mask &= ~(READ | URGENT | WRITE if self.poll_mode else READ | URGENT)
+        if self._closed:
+            self._closed.pop(fd, None)
+        number = fd if type(fd) is int else self._number(fd)
+        hub = self.hub
+        if hub.masks.get(number, 0) != mask:
+            try:
+                hub.watch(number, mask)
+            except OSError:
+                if self.channels.get(fd) is channel:  # else another thread just closed it
+                    self._closed[fd] = None
+
+    def _refresh(self, *, ask_always: bool = True) -> bool:
+        """
+        Ask those whose answer may have changed.
+
+        Returns:
+            whether everyone was asked, because the map is not what it was.
+        """
+        channels = self.channels
+        entries = self._entries
+        recent = self._recent
+        if recent:
+            self._recent = []
+            for fd, bits in recent:
+                channel = channels.get(fd)
+                if channel is None:
+                    continue
+                entry = entries.get(fd)
+                if entry is None or entry.channel is not channel:
+                    self._touched[fd] = None
+                    continue
+                if bits & READ and _has_pending(channel):
+                    self._buffered[fd] = None
+                if not entry.always:
+                    self._ask(fd, channel)
+        if self._touched:
+            self._ask_touched(ask_always)
+        if len(channels) != len(entries) or not self._ends_alike():
+            self._refresh_all(ask_always=ask_always)
+            return True
+        if ask_always and self._always:
+            for fd in tuple(self._always):
+                channel = channels.get(fd)
+                if channel is not None:
+                    if entries[fd].channel is not channel:
+                        self._adopt(fd, channel)
+                    self._ask(fd, channel)
+        return False
+
+    def _ask_touched(self, ask_always: bool) -> None:
+        touched = []
+        while self._touched:
+            with suppress(KeyError):  # other threads add and replace
+                touched.append(self._touched.popitem()[0])
+        for fd in reversed(touched):
+            channel = self.channels.get(fd)
+            entry = self._entries.get(fd)
+            if channel is None:
+                if entry is not None:
+                    self.remove(fd)
+                continue
+            if entry is None or entry.channel is not channel:
+                entry = self._adopt(fd, channel)
+            elif not ask_always:
+                self._ask(fd, channel)
+                continue
+            if not entry.always:
+                self._ask(fd, channel)
+
+    def _ends_alike(self) -> bool:
+        """
+        Whether map and entries have the same last item: an insertion always changes that.
+        """
+        if not self._entries:
+            return True
+        try:
+            last = next(reversed(self.channels))
+            known = next(reversed(self._entries))
+        except (RuntimeError, StopIteration, TypeError):  # changed by a thread; no plain dict
+            return False
+        return last == known and self.channels.get(last) is self._entries[known].channel
+
+    def _refresh_all(self, *, ask_always: bool = True) -> None:
+        """
+        A full pass: look at the whole map, and ask everyone.
+        """
+        begin = _monotonic()
+        self._touched.clear()
+        entries = self._entries
+        snapshot = _copy(self.channels)
+        rank = 0
+        in_order = True
+        for fd, channel in snapshot.items():
+            entry = entries.get(fd)
+            if entry is None or entry.channel is not channel:
+                entry = self._adopt(fd, channel)
+            else:
+                if not entry.always and ("writable" in (own := channel.__dict__) or "readable" in own):
+                    self._classify(fd, entry)
+                if not _is_open(channel, fd):
+                    self.hub.verify(self._number(fd))
+            if entry.rank <= rank:
+                in_order = False
+            rank = entry.rank
+            if ask_always or not entry.always:
+                self._ask(fd, channel)
+        if len(entries) != len(snapshot):
+            for fd in [fd for fd in entries if fd not in snapshot]:
+                self.remove(fd)
+        if not in_order:
+            self._reorder(snapshot)
+        now = _monotonic()
+        self._next_full = now + min(FULL_PASS, (now - begin) * FULL_PASS_SHARE)
+
+    def _reorder(self, snapshot: dict[Any, Any]) -> None:
+        old = self._entries
+        self._entries = {fd: old[fd] for fd in snapshot if fd in old}
+        for self._rank, entry in enumerate(self._entries.values(), self._rank + 1):
+            entry.rank = self._rank
+        self._always = {fd: None for fd, entry in self._entries.items() if entry.always}
+
+    # -- passes
+
+    def run_pass(self, timeout: float | None) -> None:
+        """
+        Ask, wait, and hand out what happened: what the stdlib's ``poll()`` does.
+
+        Args:
+            timeout: seconds, `None` for ever.
+        """
+        now = _monotonic()
+        if self._penance:
+            self._forgive(now)
+        if now >= self._next_full:
+            self._refresh_all()
+            full = True
+        else:
+            full = self._refresh() or len(self._always) == len(self._entries)
+        events = self._wait(timeout, now, full)
+        if events:
+            self._hand_out(events)
+
+    def turn(self, limit: int) -> bool:
+        """
+        A pass that does not wait, for a reactor that runs.
+
+        Args:
+            limit: events to hand out at most; the rest comes with the next turn.
+
+        Returns:
+            whether another turn is due at once, with nothing that would tell the reactor so.
+        """
+        now = _monotonic()
+        if self._penance:
+            self._forgive(now)
+        if now >= self._next_full:
+            self._refresh_all()
+        else:
+            self._refresh()
+        if self._closed:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        events = self.hub.wait(0.0, limit)
+        if self._buffered:
+            events = self._with_ready(events)
+        if events:
+            self._hand_out(events)
+            self._refresh()
+        return self.hub.busy or self._no_limit_for_ready(None) == 0.0
+
+    def start(self, poll_mode: bool) -> None:
+        """
+        A ``loop()`` begins: the next pass is a full one.
+        """
+        self._next_full = 0.0
+        self.poll_mode = poll_mode
+
+    def _forgive(self, now: float) -> None:
+        for fd, until in list(self._penance.items()):
+            if now >= until:
+                self._penance.pop(fd, None)
+                self._touched[fd] = None
+
+    def _wait(self, timeout: float | None, now: float, full: bool) -> Events:
+        deadline = None if timeout is None else now + timeout
+        while True:
+            if self._closed and not self.poll_mode:
+                raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+            limit = None if deadline is None else max(0.0, deadline - now)
+            if not full:
+                limit = _least(limit, max(0.0, self._next_full - now))
+            for until in self._penance.values():
+                limit = _least(limit, max(0.0, until - now))
+            if self._closed or self._buffered:
+                limit = self._no_limit_for_ready(limit)
+            events = self._sleep(limit)
+            if self._closed or self._buffered:
+                events = self._with_ready(events)
+            if events or not self.channels:
+                return events
+            now = _monotonic()
+            if deadline is not None and now >= deadline:
+                return events
+            # Woken, or only half the wait is over, or the reactor had something to do.
+            if self._penance:
+                self._forgive(now)
+            if now >= self._next_full and not full:
+                self._refresh_all(ask_always=False)
+                full = True
+            else:
+                self._refresh(ask_always=_reactor.here() is not None)
+
+    def _sleep(self, limit: float | None) -> Events:
+        reactor = _reactor.here()
+        hub = self.hub
+        self._waiting = True
+        try:
+            if self._touched:
+                limit = 0.0
+            if reactor is None:
+                return hub.wait(limit)
+            if not hub.attached:
+                hub.attach(reactor, lambda: _reactor.interrupt(reactor))
+            _reactor.turn(reactor, 0.0 if hub.busy else limit)
+            return hub.wait(0.0)
+        finally:
+            self._waiting = False
+
+    def _no_limit_for_ready(self, limit: float | None) -> float | None:
+        masks = self.hub.masks
+        if any(masks.get(self._number(fd), 0) & READ for fd in tuple(self._buffered)) or any(
+            fd not in self._penance for fd in tuple(self._closed)
+        ):
+            return 0.0
+        return limit
+
+    def _with_ready(self, events: Events) -> Events:
+        """
+        Add what the system does not report: decrypted bytes, closed descriptors.
+        """
+        ready = dict(events)
+        masks = self.hub.masks
+        for fd in tuple(self._buffered):
+            number = self._number(fd)
+            if masks.get(number, 0) & READ:
+                self._buffered.pop(fd, None)
+                ready[number] = ready.get(number, 0) | READ
+        for fd in tuple(self._closed):
+            if fd not in self._penance:
+                ready[self._number(fd)] = INVALID
+        return list(ready.items())
+
+    # -- handing out
+
+    def _hand_out(self, events: Events) -> None:
+        if self._keys:
+            events = [(self._keys.get(fd, fd), bits) for fd, bits in events]
+        entries = self._entries
+        for fd, _ in events:
+            if fd not in entries:
+                self.hub.quiet(self._number(fd))
+                events = [event for event in events if event[0] in entries]
+        if len(events) > 1:
+            events.sort(key=lambda event: entries[event[0]].rank)
+        self._recent += events
+        self._passes = passes = self._passes + 1
+        changed: set[Any] = set()
+        self._batches.append(changed)
+        try:
+            if self.poll_mode:
+                self._hand_out_polled(events, changed)
+            else:
+                self._hand_out_selected(events, changed)
+        finally:
+            self._batches.pop()
+            if passes != self._passes:  # a nested loop() asked them before they were handled
+                self._recent += events
+
+    def _hand_out_selected(self, events: Events, changed: set[Any]) -> None:
+        """
+        As select mode does: all that can be read, all that can be written, the urgent rest.
+        """
+        reads = []
+        writes = []
+        urgent = []
+        masks = self.hub.masks
+        for fd, bits in events:
+            if bits == READ:
+                reads.append(fd)
+                continue
+            mask = masks.get(fd if type(fd) is int else self._number(fd), 0)
+            wanted = False
+            if mask & READ and bits & _READABLE:
+                reads.append(fd)
+                wanted = True
+            if mask & WRITE and bits & _WRITABLE:
+                writes.append(fd)
+                wanted = True
+            if bits & URGENT:
+                urgent.append(fd)
+                wanted = True
+            if not wanted:
+                self.hub.quiet(self._number(fd))
+        names = self.names
+        channels = self.channels
+        for fds, name in ((reads, "read"), (writes, "write"), (urgent, "_exception")):
+            if not fds:
+                continue
+            call = names[name]
+            for fd in fds:
+                if changed and fd in changed:
+                    continue
+                channel = channels.get(fd)
+                if channel is not None:
+                    call(channel)
+
+    def _hand_out_polled(self, events: Events, changed: set[Any]) -> None:
+        """
+        As poll mode does: everything of one channel, then of the next.
+        """
+        readwrite = self.names["readwrite"]
+        channels = self.channels
+        for fd, bits in events:
+            if changed and fd in changed:
+                continue
+            channel = channels.get(fd)
+            if channel is not None:
+                readwrite(channel, bits)
+                if bits & _GONE and channels.get(fd) is channel:
+                    self.end(fd)
+
+    # -- the end
+
+    def stop(self) -> None:
+        """
+        The outermost ``loop()`` ends.
+        """
+        self.hub.detach()
+        _reactor.rest()
+
+    def close(self) -> None:
+        """
+        Give the hub's descriptors back.
+        """
+        self.hub.close()
+        self._entries.clear()
+
+
+def _least(limit: float | None, other: float) -> float:
+    return other if limit is None or other < limit else limit
+
+
+def _copy(channels: Any) -> dict[Any, Any]:
+    if type(channels) is dict:
+        return channels.copy()
+    while True:
+        with suppress(RuntimeError):  # changed by another thread meanwhile
+            return dict(channels.items())
+
+
+def _has_pending(channel: Any) -> bool:
+    """
+    Whether OpenSSL holds decrypted bytes for *channel*, which no poller can know of.
+    """
+    sock = getattr(channel, "socket", None)
+    if type(sock) is socket.socket:
+        return False
+    try:
+        return bool(sock.pending())  # type: ignore[union-attr] # any of ssl's or pyOpenSSL's
+    except Exception:  # noqa: BLE001 - no TLS, or not in a state to say: whatever the object is
+        return False
+
+
+def _is_open(channel: Any, fd: Any) -> bool:
+    """
+    Whether *channel* has an ordinary socket that is open; of others only the system knows.
+    """
+    sock = getattr(channel, "socket", None)
+    return type(sock) is socket.socket and sock.fileno() == fd
+
+
+# -- one driver a map ----------------------------------------------------------------------
+
+_drivers: dict[int, MapDriver] = {}
+_registry = threading.Lock()
+
+
+class _Kept:
+    """
+    The driver that a thread used last: it is kept, with its registrations, for the next call.
+    """
+
+    driver: MapDriver | None = None
+
+    def keep(self, driver: MapDriver | None) -> None:
+        old, self.driver = self.driver, driver
+        if old is not None and old is not driver and old.depth == 0:
+            discard(old)
+
+    def __del__(self) -> None:
+        with suppress(Exception):  # at interpreter exit modules may be gone
+            self.keep(None)
+
+
+class _Local(threading.local):
+    def __init__(self) -> None:
+        self.kept = _Kept()
+
+
+_local = _Local()
+
+
+def driver_of(channels: Any) -> MapDriver | None:
+    """
+    Returns:
+        the driver of a map, if anything drives it or did so a moment ago.
+    """
+    return _drivers.get(id(channels))
+
+
+def take(channels: Any, names: dict[str, Any]) -> MapDriver | None:
+    """
+    Take the driver of a map for this thread, one level deeper if it has it already.
+
+    Returns:
+        `None` when another thread drives that map right now.
+    """
+    me = threading.get_ident()
+    with _registry:
+        driver = _drivers.get(id(channels))
+        if driver is None:
+            driver = _drivers[id(channels)] = MapDriver(channels, names)
+        elif driver.depth and driver.thread != me:
+            return None
+        driver.thread = me
+        driver.depth += 1
+    return driver
+
+
+def release(driver: MapDriver) -> None:
+    """
+    The reverse of `take`.
+    """
+    driver.depth -= 1
+    if driver.depth == 0:
+        driver.stop()
+        if driver.channels:
+            _local.kept.keep(driver)
+        else:
+            discard(driver)
+
+
+def discard(driver: MapDriver) -> None:
+    """
+    Close *driver*; the next ``loop()`` builds a new one.
+    """
+    with _registry:
+        if driver.depth:
+            return  # another thread has just taken it
+        if _drivers.get(id(driver.channels)) is driver:
+            del _drivers[id(driver.channels)]
+    driver.close()
+
+
+def run(
+    channels: Any, timeout: float | None, poll_mode: bool, count: int | None, names: dict[str, Any]
+) -> None:
+    """
+    ``loop()``: passes over *channels* until it is empty or *count* of them are done.
+
+    Args:
+        channels: the map.
+        timeout: seconds that a pass may last at most; `None` for ever.
+        poll_mode: the semantics of poll(2) instead of select(2)'s.
+        count: how many passes at most; `None` for any number.
+        names: the globals of the facade's asyncore module.
+
+    Raises:
+        RuntimeError: a reactor or event loop runs in this thread, or the map is attached to one.
+        BaseException: what must leave ``loop()``: ExitNow, KeyboardInterrupt, SystemExit, what a
+            predicate or a signal handler raised.
+    """
+    _reactor.refuse_inside_a_running_loop()
+    driver = take(channels, names)
+    if driver is None or driver.attachment is not None:
+        if driver is not None:
+            release(driver)
+        elif _drivers[id(channels)].attachment is None:
+            # Two threads with one map: the second looks at all of it on each pass, as ever.
+            poll = names["poll2" if poll_mode else "poll"]
+            while channels and (count is None or count > 0):
+                poll(timeout, channels)
+                count = None if count is None else count - 1
+            return
+        raise RuntimeError("this map is attached to a reactor already: that one drives it")
+    try:
+        driver.start(poll_mode)
+        if count is None:
+            while channels:
+                driver.run_pass(timeout)
+        else:
+            while channels and count > 0:
+                driver.run_pass(timeout)
+                count -= 1
+    finally:
+        release(driver)
+
+
+# -- what channels report ------------------------------------------------------------------
+
+
+def added(channels: Any, fd: Any) -> None:
+    """
+    A channel was put into the map *channels* under *fd*.
+    """
+    driver = _drivers.get(id(channels))
+    if driver is not None:
+        driver.add(fd)
+
+
+def removed(channels: Any, fd: Any) -> None:
+    """
+    The channel under *fd* was taken out of *channels*; its descriptor is still open.
+    """
+    driver = _drivers.get(id(channels))
+    if driver is not None:
+        driver.remove(fd)
+
+
+def emptied(channels: Any) -> None:
+    """
+    The map *channels* was cleared.
+    """
+    driver = _drivers.get(id(channels))
+    if driver is not None:
+        if driver.depth:
+            driver.wake()
+        else:
+            discard(driver)
+
+
+def ended(channel: Any) -> None:
+    """
+    *channel* was told of the end of its stream.
+    """
+    channels = getattr(channel, "_map", None)
+    driver = _drivers.get(id(channels))
+    if driver is not None and driver.channels.get(channel._fileno) is channel:
+        driver.end(channel._fileno)
+
+
+def touch(channel: Any) -> None:
+    """
+    What *channel* waits for may be another thing now; wakes a ``loop()`` in another thread.
+    """
+    driver = _drivers.get(id(getattr(channel, "_map", None)))
+    if driver is not None:
+        fd = getattr(channel, "_fileno", None)
+        if fd is not None:
+            driver.touch(fd)
+
+
+def _after_fork_in_child() -> None:
+    # Only this thread went on: no other drives anything.  Hubs start again by themselves.
+    global _registry  # noqa: PLW0603 - its holder may not exist here
+    _registry = threading.Lock()
+    me = threading.get_ident()
+    for driver in list(_drivers.values()):
+        if driver.thread != me:
+            driver.depth = 0
+            driver._batches.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

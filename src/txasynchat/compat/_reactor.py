@@ -1,0 +1,158 @@
+"""
+The Twisted reactor of the thread that runs ``loop()``.
+
+In the main thread that is *the* reactor, the one that ``from twisted.internet import reactor``
+gives: whatever was installed.  Any other thread gets a private one, when it asks for it.  In
+both cases it is never run: ``loop()`` gives it its turns, so it can be used again and again,
+nested, and ``reactor.run()`` stays possible afterwards.  It exists only where somebody asked
+for it; otherwise ``loop()`` waits on its hub alone.
+"""
+
+from __future__ import annotations
+
+import select
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from twisted.internet.base import ReactorBase
+
+__all__ = ["current_reactor", "here", "refuse_inside_a_running_loop", "rest", "turn"]
+
+
+class _Local(threading.local):
+    reactor: ReactorBase | None = None
+
+
+_local = _Local()
+
+
+def current_reactor() -> Any:
+    """
+    The reactor whose timers and descriptors are served while ``loop()`` runs in this thread.
+
+    Inside ``loop()``: `callLater`, endpoints, `callFromThread` and the thread pool all work on
+    it.  It gets its turns only while ``loop()`` runs.  With an attached map, where a reactor
+    runs in this thread already, it is that one.
+
+    Returns:
+        the installed reactor in the main thread (this installs the default one if there is
+        none yet); a private one in any other thread, the same at each call.
+    """
+    reactor = here() or _running_here()
+    if reactor is not None:
+        return reactor
+    if threading.current_thread() is threading.main_thread():
+        from twisted.internet import reactor as installed  # noqa: PLC0415 - asked for by a program
+
+        if not installed.running:  # type: ignore[attr-defined] # the module is the reactor
+            return installed
+    _local.reactor = private = _new_reactor()
+    return private
+
+
+def here() -> Any:
+    """
+    Returns:
+        the reactor that ``loop()`` has to serve in this thread, `None` if there is none.
+    """
+    if threading.get_ident() == threading.main_thread().ident:
+        reactor: Any = sys.modules.get("twisted.internet.reactor")
+        if reactor is not None and not getattr(reactor, "running", True):
+            return reactor
+    return _local.reactor
+
+
+def _running_here() -> Any:
+    reactor: Any = sys.modules.get("twisted.internet.reactor")
+    if reactor is not None and getattr(reactor, "running", False):
+        from twisted.python import threadable  # noqa: PLC0415 - there is a reactor, so it is loaded
+
+        if threadable.isInIOThread():
+            return reactor
+    return None
+
+
+def refuse_inside_a_running_loop() -> None:
+    """
+    ``loop()`` blocks; where somebody else's loop runs in this thread it must not.
+
+    Raises:
+        RuntimeError: a Twisted reactor or an asyncio event loop runs in this thread.
+    """
+    asyncio_events: Any = sys.modules.get("asyncio.events")
+    if asyncio_events is not None and asyncio_events._get_running_loop() is not None:
+        runs = "an asyncio event loop"
+    elif _running_here() is not None:
+        runs = "the Twisted reactor"
+    else:
+        return
+    raise RuntimeError(
+        f"asyncore.loop() would block {runs}, which runs in this thread: "
+        "let it drive the channels, by txasynchat.compat.attach(map)"
+    )
+
+
+def _new_reactor() -> ReactorBase:
+    if hasattr(select, "epoll"):
+        from twisted.internet.epollreactor import EPollReactor  # noqa: PLC0415 - not installed
+
+        return EPollReactor()  # type: ignore[no-untyped-call] # Twisted has no types here
+    if hasattr(select, "kqueue"):
+        from twisted.internet.kqreactor import KQueueReactor  # noqa: PLC0415 - not installed
+
+        private: ReactorBase = KQueueReactor()
+        return private
+    from twisted.internet.selectreactor import SelectReactor  # noqa: PLC0415 - not installed
+
+    return SelectReactor()
+
+
+def turn(reactor: Any, timeout: float | None) -> None:
+    """
+    Give *reactor* one turn: what is due, then what is ready, after *timeout* seconds at most.
+
+    Not ``iterate``, which would sleep on a timer that was set during this very turn.
+
+    Args:
+        reactor: not running.
+        timeout: seconds, `None` for as long as the reactor itself has time.
+    """
+    pool = getattr(reactor, "threadpool", None)
+    if pool is not None and not pool.started and not pool.joined:
+        pool.start()  # run() would have done so
+    loop = getattr(reactor, "_asyncioEventloop", None)
+    if loop is not None:
+        stop = None if timeout is None else loop.call_later(timeout, loop.stop)
+        loop.run_forever()
+        if stop is not None:
+            stop.cancel()
+        return
+    reactor.runUntilCurrent()
+    until_due = reactor.timeout()
+    if timeout is None or (until_due is not None and until_due < timeout):
+        timeout = until_due
+    reactor.doIteration(timeout)
+
+
+def interrupt(reactor: Any) -> None:
+    """
+    End the `turn` that is under way, from inside it.
+    """
+    loop = getattr(reactor, "_asyncioEventloop", None)
+    if loop is not None:
+        loop.stop()
+
+
+def rest() -> None:
+    """
+    The outermost ``loop()`` of this thread ends: idle pool threads would keep the process alive.
+    """
+    reactor = here()
+    pool = getattr(reactor, "threadpool", None)
+    if pool is not None and pool.started:
+        smallest, largest = pool.min, pool.max
+        pool.adjustPoolsize(0, 0)
+        pool.min, pool.max = smallest, largest
+        pool.started = False

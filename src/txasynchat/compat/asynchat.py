@@ -1,0 +1,397 @@
+"""
+The interface of the standard library's ``asynchat`` module of Python 3.11.
+
+Input is cut into messages by the engine that `txasynchat.AsyncChat` uses (`framing`), in the
+order of calls that the stdlib has; output keeps the stdlib's rules exactly: `push` sends before
+it returns, one chunk a call, and a producer is what can not be sliced.
+
+`ac_in_buffer` and `terminator` are attributes as ever, for reading and assigning at any moment;
+behind them is the engine, which a channel gets with its first bytes.
+"""
+
+from __future__ import annotations
+
+from _thread import _count as _threads_started  # type: ignore[attr-defined] # private, and cheap
+from collections import deque
+from threading import get_ident
+from typing import Any
+
+from txasynchat.compat import _loop, asyncore
+from txasynchat.framing import Framer
+from txasynchat.producers import simple_producer
+
+__all__ = ["async_chat", "asyncore", "deque", "find_prefix_at_end", "simple_producer"]
+
+_UNSET = object()
+
+# Channels in `initiate_send` while there are threads: id to [thread, ...], longer when another
+# thread wanted to send meanwhile.
+_senders: dict[int, list[int]] = {}
+
+
+class _InBuffer:
+    """
+    ``async_chat.ac_in_buffer``: what was received and not yet passed on.
+    """
+
+    def __get__(self, channel: Any, owner: type | None = None) -> Any:
+        if channel is None:
+            raise AttributeError(f"type object {owner!r} has no attribute 'ac_in_buffer'")
+        framer = channel._async_chat__framer
+        return b"" if framer is None else framer.buffer
+
+    def __set__(self, channel: Any, data: Any) -> None:
+        framer = channel._async_chat__framer
+        if framer is not None:
+            framer.buffer = data
+        elif data:
+            channel._async_chat__start().feed(data)
+
+
+class _CurrentTerminator:
+    """
+    ``async_chat.terminator``: what ends the current message; a number counts down.
+
+    A class may bring its own as a class attribute; see `async_chat.__init_subclass__`.
+    """
+
+    def __get__(self, channel: Any, owner: type | None = None) -> Any:
+        if channel is None:
+            value = owner._async_chat__terminator  # type: ignore[union-attr] # a class then
+        else:
+            framer = channel._async_chat__framer
+            value = channel._async_chat__terminator if framer is None else framer.terminator
+        if value is _UNSET:
+            kind = owner or type(channel)
+            raise AttributeError(f"{kind.__name__!r} object has no attribute 'terminator'")
+        return value
+
+    def __set__(self, channel: Any, terminator: Any) -> None:
+        framer = channel._async_chat__framer
+        if framer is None:
+            channel._async_chat__terminator = terminator
+        else:
+            framer.terminator = terminator
+
+
+class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
+    """
+    A channel that speaks in messages; derive from it.
+
+    `collect_incoming_data` and `found_terminator` must be there in the subclass.
+
+    Args:
+        sock: see `asyncore.dispatcher`.
+        map: see `asyncore.dispatcher`.
+    """
+
+    __module__ = "asynchat"
+
+    #: The most bytes that are received, and sent, at once; read at each use.
+    ac_in_buffer_size = 65536
+    ac_out_buffer_size = 65536
+    #: Whether text is encoded, by `encoding`.
+    use_encoding: Any = 0
+    encoding = "latin-1"
+    #: Not in the stdlib: everything pushed while one chunk of input is handled goes out at its
+    #: end, in one piece.  `push` then does not send before it returns, inside handlers.
+    ac_join_writes = False
+
+    ac_in_buffer = _InBuffer()
+    terminator = _CurrentTerminator()
+    incoming: list[bytes]
+    producer_fifo: deque[Any]
+
+    __framer: Framer | None = None
+    __terminator: Any = _UNSET
+    # get_terminator() has to be asked, not only the attribute behind it.
+    __asked = False
+    __joining = False
+
+    def __init__(self, sock: Any = None, map: dict[Any, Any] | None = None) -> None:  # noqa: A002
+        self.ac_in_buffer = b""
+        self.incoming = []
+        self.producer_fifo = deque()
+        asyncore.dispatcher.__init__(self, sock, map)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """
+        Keep `terminator` the engine's, where a subclass or mix-in sets it as a class attribute.
+        """
+        super().__init_subclass__(**kwargs)
+        for base in cls.__mro__:
+            own = base.__dict__.get("terminator")
+            if own is _terminator:
+                break
+            if own is not None and not hasattr(own, "__set__"):
+                cls.__terminator = own
+                cls.terminator = _terminator
+                break
+        cls.__asked = cls.get_terminator is not _get_terminator or (
+            cls.__dict__.get("terminator", _terminator) is not _terminator
+        )
+
+    def __start(self) -> Framer:
+        framer = Framer()
+        if self.__terminator is _UNSET:
+            self.__asked = True  # get_terminator() raises what has to be raised
+        framer.terminator = self.__terminator
+        self.__framer = framer
+        return framer
+
+    # -- input
+
+    def collect_incoming_data(self, data: bytes) -> None:
+        """
+        Called with received bytes of the current message, never empty; to be overridden.
+        """
+        raise NotImplementedError("must be implemented in subclass")
+
+    def _collect_incoming_data(self, data: bytes) -> None:
+        self.incoming.append(data)
+
+    def _get_data(self) -> bytes:
+        data = b"".join(self.incoming)
+        del self.incoming[:]
+        return data
+
+    def found_terminator(self) -> None:
+        """
+        Called at the end of a message; to be overridden.
+        """
+        raise NotImplementedError("must be implemented in subclass")
+
+    def set_terminator(self, term: Any) -> None:
+        """
+        Choose where the current message ends; holds for bytes not yet passed on.
+
+        Args:
+            term: bytes; a number of bytes; or anything false to collect without end.
+
+        Raises:
+            ValueError: a negative number.
+        """
+        if isinstance(term, str) and self.use_encoding:
+            term = bytes(term, self.encoding)
+        elif isinstance(term, int) and term < 0:
+            raise ValueError("the number of received bytes must be positive")
+        self.terminator = term
+
+    def get_terminator(self) -> Any:
+        """
+        Asked on each round while received bytes are cut into messages.
+        """
+        return self.terminator
+
+    def handle_read(self) -> None:
+        """
+        Receive once, and pass on what can be passed on.
+        """
+        try:
+            data = self.recv(self.ac_in_buffer_size)
+        except BlockingIOError:
+            return
+        except OSError:
+            self.handle_error()
+            return
+        if type(data) is not bytes:
+            data = self.__as_bytes(data)
+        framer = self.__framer
+        if framer is None:
+            framer = self.__start()
+        if self.ac_join_writes:
+            self.__handle_joining(framer, data)
+        elif self.__asked:
+            framer.feed(data)
+            framer.deliver(self, self.get_terminator)
+        else:
+            framer.receive(self, data)
+
+    def __as_bytes(self, data: Any) -> bytes:
+        if isinstance(data, str) and self.use_encoding:
+            return bytes(data, self.encoding)
+        return b"" + data  # a TypeError for what the buffer could not take
+
+    def __handle_joining(self, framer: Framer, data: bytes) -> None:
+        outer = self.__joining
+        self.__joining = True
+        try:
+            framer.feed(data)
+            framer.deliver(self, self.get_terminator if self.__asked else None)
+        finally:
+            self.__joining = outer
+            if not outer and self.producer_fifo:
+                self.initiate_send()
+                _loop.touch(self)
+
+    # -- output
+
+    def handle_write(self) -> None:
+        """
+        Go on sending.
+        """
+        self.initiate_send()
+
+    def handle_close(self) -> None:
+        """
+        Close; to be overridden for more.
+        """
+        self.close()
+
+    def push(self, data: Any) -> None:
+        """
+        Send *data*, as much as goes now before this returns; from any thread.
+
+        Raises:
+            TypeError: *data* is not bytes, bytearray or memoryview.
+        """
+        if not isinstance(data, (bytes, bytearray, memoryview)):
+            raise TypeError("data argument must be byte-ish (%r)", type(data))
+        fifo = self.producer_fifo
+        waited = bool(fifo)
+        size = self.ac_out_buffer_size
+        if len(data) > size:
+            for start in range(0, len(data), size):
+                fifo.append(data[start : start + size])
+        else:
+            fifo.append(data)
+        if self.__joining:
+            return
+        self.initiate_send()
+        if waited or self.producer_fifo:
+            _loop.touch(self)
+
+    def push_with_producer(self, producer: Any) -> None:
+        """
+        Send what ``producer.more()`` gives, until that is empty.
+        """
+        self.producer_fifo.append(producer)
+        if self.__joining:
+            return
+        self.initiate_send()
+        _loop.touch(self)
+
+    @_loop.steady
+    def readable(self) -> Any:
+        """
+        Asked on every pass: always 1.
+        """
+        return 1
+
+    @_loop.steady
+    def writable(self) -> Any:
+        """
+        Asked on every pass: true while something waits to be sent, or while not connected.
+        """
+        return self.producer_fifo or (not self.connected)
+
+    def close_when_done(self) -> None:
+        """
+        Close when everything pushed so far was sent.
+        """
+        self.producer_fifo.append(None)
+        _loop.touch(self)
+
+    def initiate_send(self) -> None:
+        """
+        Send one chunk from the head of the queue, if there is one.
+
+        Safe from several threads: while one sends, another only notes that there is more, and
+        the first goes on with that.
+        """
+        if not _threads_started():
+            self.__send_chunk()
+            return
+        me = [get_ident()]
+        key = id(self)
+        while True:
+            sender = _senders.setdefault(key, me)
+            if sender is me:
+                try:
+                    self.__send_chunk()
+                finally:
+                    del _senders[key]
+                if len(me) == 1:
+                    return
+                del me[1:]
+            elif sender[0] == me[0]:  # a producer, or an overridden send(), that pushes
+                self.__send_chunk()
+                return
+            else:
+                sender.append(me[0])
+                if _senders.get(key) is sender:
+                    return
+
+    def __send_chunk(self) -> None:
+        fifo = self.producer_fifo
+        if self.ac_join_writes and len(fifo) > 1:
+            self.__join()
+        while self.producer_fifo and self.connected:
+            fifo = self.producer_fifo
+            first = fifo[0]
+            if not first:
+                # As ever: what is false and not None still counts as data below.
+                del fifo[0]
+                if first is None:
+                    self.handle_close()
+                    return
+            size = self.ac_out_buffer_size
+            try:
+                data = first[:size]
+            except TypeError:
+                data = first.more()
+                if data:
+                    fifo.appendleft(data)
+                else:
+                    del fifo[0]
+                continue
+            if isinstance(data, str) and self.use_encoding:
+                data = bytes(data, self.encoding)
+            try:
+                num_sent = self.send(data)
+            except OSError:
+                self.handle_error()
+                return
+            if num_sent:
+                if num_sent < len(data) or size < len(first):
+                    fifo[0] = first[num_sent:]
+                else:
+                    del fifo[0]
+            return
+
+    def __join(self) -> None:
+        """
+        Make one item of the bytes at the head of the queue, up to a chunk.
+        """
+        fifo = self.producer_fifo
+        pieces = []
+        room = self.ac_out_buffer_size
+        while fifo and isinstance(fifo[0], (bytes, bytearray, memoryview)) and len(fifo[0]) <= room:
+            room -= len(fifo[0])
+            pieces.append(fifo.popleft())
+        if pieces:
+            fifo.appendleft(b"".join(pieces) if len(pieces) > 1 else pieces[0])
+
+    def discard_buffers(self) -> None:
+        """
+        Forget all that was received and not passed on, or not sent.
+        """
+        self.ac_in_buffer = b""
+        del self.incoming[:]
+        self.producer_fifo.clear()
+        _loop.touch(self)
+
+
+_terminator = async_chat.__dict__["terminator"]
+_get_terminator = async_chat.get_terminator
+
+
+def find_prefix_at_end(haystack: Any, needle: Any) -> int:
+    """
+    Returns:
+        how many of the last items of *haystack* are the beginning of *needle*, all of it excluded.
+    """
+    length = len(needle) - 1
+    while length and not haystack.endswith(needle[:length]):
+        length -= 1
+    return length

@@ -1,0 +1,834 @@
+"""
+The interface of the standard library's ``asyncore`` module of Python 3.11, driven by a hub.
+
+Every name of that module is here with its behaviour; the library reference of 3.11 is the
+contract, and where it is silent the module itself was.  What differs is listed in the
+project's documentation, and is a repair: nothing here spins, leaks or crashes where the
+original did.  How channels are driven is the business of ``compat._loop``.
+
+Names are looked up in this module's globals when they are used, as programs rely on being
+able to replace them (`socket_map`, `poll`, `read`, `compact_traceback`, `socket`, ...).
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import sys
+import time
+import warnings
+from errno import (
+    EAGAIN,
+    EALREADY,
+    EBADF,
+    ECONNABORTED,
+    ECONNRESET,
+    EINPROGRESS,
+    EINVAL,
+    EISCONN,
+    ENOTCONN,
+    EPIPE,
+    ESHUTDOWN,
+    EWOULDBLOCK,
+    errorcode,
+)
+from typing import Any
+
+from txasynchat.compat import _loop
+
+_DISCONNECTED = frozenset({ECONNRESET, ENOTCONN, ESHUTDOWN, ECONNABORTED, EPIPE, EBADF})
+
+#: The map of channels that is used where none is given: descriptor to channel.
+socket_map: dict[Any, Any] = {}
+
+
+def _strerror(err: int) -> str:
+    """
+    Returns:
+        the system's text for an error number, or one that says it is unknown.
+    """
+    try:
+        return os.strerror(err)
+    except (ValueError, OverflowError, NameError):
+        return errorcode.get(err, f"Unknown error {err}")
+
+
+class ExitNow(Exception):  # noqa: N818 - the stdlib's name
+    """
+    Raised in a handler, it leaves `loop`.  The map stays as it is.
+    """
+
+    __module__ = "asyncore"
+
+
+_reraised_exceptions = (ExitNow, KeyboardInterrupt, SystemExit)
+
+
+# -- one event, one channel ----------------------------------------------------------------
+
+
+def read(obj: Any) -> None:
+    """
+    Hand a read event to *obj*, any object with the handlers; its errors go to `handle_error`.
+    """
+    try:
+        obj.handle_read_event()
+    except _reraised_exceptions:
+        raise
+    except:  # noqa: E722 - every other exception is the channel's, as ever
+        obj.handle_error()
+
+
+def write(obj: Any) -> None:
+    """
+    Hand a write event to *obj*.
+    """
+    try:
+        obj.handle_write_event()
+    except _reraised_exceptions:
+        raise
+    except:  # noqa: E722 - see read()
+        obj.handle_error()
+
+
+def _exception(obj: Any) -> None:
+    """
+    Hand an exceptional event, urgent data or an error, to *obj*.
+    """
+    try:
+        obj.handle_expt_event()
+    except _reraised_exceptions:
+        raise
+    except:  # noqa: E722 - see read()
+        obj.handle_error()
+
+
+def readwrite(obj: Any, flags: int) -> None:
+    """
+    Hand everything that poll(2) reported of *obj* to it.
+
+    Args:
+        flags: bits of poll(2).  Urgent data comes after reading and writing, the end last.
+    """
+    try:
+        if flags & select.POLLIN:
+            obj.handle_read_event()
+        if flags & select.POLLOUT:
+            obj.handle_write_event()
+        if flags & select.POLLPRI:
+            obj.handle_expt_event()
+        if flags & (select.POLLHUP | select.POLLERR | select.POLLNVAL):
+            obj.handle_close()
+    except OSError as error:
+        if error.errno in _DISCONNECTED:
+            obj.handle_close()
+        else:
+            obj.handle_error()
+    except _reraised_exceptions:
+        raise
+    except:  # noqa: E722 - see read()
+        obj.handle_error()
+
+
+# -- one pass ------------------------------------------------------------------------------
+
+
+def _snapshot(map: Any) -> list[tuple[Any, Any]]:  # noqa: A002 - the stdlib's name
+    """
+    Returns:
+        the items of a map that another thread may change meanwhile.
+    """
+    return list(_loop._copy(map).items())
+
+
+def poll(timeout: float | None = 0.0, map: dict[Any, Any] | None = None) -> None:  # noqa: A002
+    """
+    One pass by select(2): every channel is asked, then waits at most *timeout* seconds.
+
+    All that can be read comes first, then all that can be written, then what is exceptional,
+    each in the map's order.  No reactor takes part.
+    """
+    if map is None:
+        map = socket_map  # noqa: A001 - the stdlib's name
+    if not map:
+        return
+    r: list[Any] = []
+    w: list[Any] = []
+    e: list[Any] = []
+    for fd, obj in _snapshot(map):
+        is_r = obj.readable()
+        is_w = obj.writable()
+        if is_r:
+            r.append(fd)
+        if is_w and not obj.accepting:  # a listener never waits to write
+            w.append(fd)
+        if is_r or is_w:
+            e.append(fd)
+    if not e:
+        time.sleep(timeout)  # type: ignore[arg-type] # None is a TypeError here, as ever
+        return
+    for call, ready in zip((read, write, _exception), _select(r, w, e, timeout), strict=True):
+        for fd in ready:
+            obj = map.get(fd)
+            if obj is not None:
+                call(obj)
+
+
+def _select(
+    r: list[Any], w: list[Any], e: list[Any], timeout: float | None
+) -> tuple[list[Any], list[Any], list[Any]]:
+    """
+    select(2), also for the descriptors from 1,024 on that it can not take.
+    """
+    try:
+        return select.select(r, w, e, timeout)
+    except ValueError:
+        if all(isinstance(fd, int) and 0 <= fd < 1024 for fd in e):
+            raise
+    asked: dict[Any, int] = {}
+    for fds, flag in ((r, select.POLLIN), (w, select.POLLOUT), (e, select.POLLPRI)):
+        for fd in fds:
+            asked[fd] = asked.get(fd, 0) | flag
+    pollster = select.poll()
+    numbers = {}
+    for fd, flags in asked.items():
+        pollster.register(fd, flags)
+        numbers[fd if isinstance(fd, int) else fd.fileno()] = fd
+    got = {
+        numbers[number]: flags
+        for number, flags in pollster.poll(None if timeout is None else timeout * 1000)
+    }
+    if any(flags & select.POLLNVAL for flags in got.values()):
+        raise OSError(EBADF, os.strerror(EBADF))
+    readable = select.POLLIN | select.POLLHUP | select.POLLERR
+    writable = select.POLLOUT | select.POLLERR
+    return (
+        [fd for fd in r if got.get(fd, 0) & readable],
+        [fd for fd in w if got.get(fd, 0) & writable],
+        [fd for fd in e if got.get(fd, 0) & select.POLLPRI],
+    )
+
+
+def poll2(timeout: float | None = 0.0, map: dict[Any, Any] | None = None) -> None:  # noqa: A002
+    """
+    One pass by poll(2): every channel is asked, then waits at most *timeout* seconds.
+
+    Everything of one channel comes before the next one; the peer's end closes the channel
+    even where data was not read yet.  No reactor takes part.
+    """
+    if map is None:
+        map = socket_map  # noqa: A001 - the stdlib's name
+    milliseconds = None if timeout is None else int(timeout * 1000)
+    pollster = select.poll()
+    if not map:
+        return
+    keys = {}
+    for fd, obj in _snapshot(map):
+        flags = 0
+        if obj.readable():
+            flags |= select.POLLIN | select.POLLPRI
+        if obj.writable() and not obj.accepting:
+            flags |= select.POLLOUT
+        if flags:
+            pollster.register(fd, flags)
+            if type(fd) is not int:
+                keys[fd.fileno()] = fd
+    for fd, flags in pollster.poll(milliseconds):
+        obj = map.get(keys.get(fd, fd))
+        if obj is not None:
+            readwrite(obj, flags)
+
+
+poll3 = poll2  # an old name for it
+
+_own = (poll, poll2, select)
+
+
+def loop(
+    timeout: float | None = 30.0,
+    use_poll: bool = False,
+    map: dict[Any, Any] | None = None,  # noqa: A002 - the stdlib's name
+    count: int | None = None,
+) -> None:
+    """
+    Serve the channels of a map until it is empty.
+
+    May be called again and again, in any thread, in several at once with a map each, and from
+    inside a handler.  Signal handlers are left alone.  Twisted code works meanwhile: see
+    `txasynchat.compat.current_reactor`.
+
+    Args:
+        timeout: the longest time in seconds that one pass waits; `None` for ever.  Another
+            thread that pushes on a channel of the map, adds or closes one ends the wait.
+        use_poll: the semantics of poll(2) in place of select(2)'s (see `poll2`).
+        map: descriptor to channel; `socket_map` if not given.
+        count: passes to do at most; `None` for no limit.
+
+    Raises:
+        RuntimeError: a Twisted reactor or an asyncio event loop runs in this thread: use
+            `txasynchat.compat.attach`.
+        ExitNow, KeyboardInterrupt, SystemExit: from a handler.
+        Exception: whatever `readable`, `writable` or `handle_error` of a channel raised.
+        OSError: EBADF, a channel's descriptor is closed; select mode only.
+    """
+    if map is None:
+        map = socket_map  # noqa: A001 - the stdlib's name
+    poll_mode = bool(use_poll) and hasattr(select, "poll")
+    poll_fun = poll2 if poll_mode else poll
+    if poll_fun in _own and select in _own:
+        _loop.run(map, timeout, poll_mode, count, globals())
+        return
+    # The program has put its own in place of ours.
+    if count is None:
+        while map:
+            poll_fun(timeout, map)
+    else:
+        while map and count > 0:
+            poll_fun(timeout, map)
+            count -= 1
+
+
+# -- channels ------------------------------------------------------------------------------
+
+
+class dispatcher:  # noqa: N801 - the stdlib's name
+    """
+    A non-blocking socket and the handlers for its events.
+
+    Args:
+        sock: a socket, connected or not; made non-blocking.
+        map: where to register; `socket_map` if not given.
+    """
+
+    __module__ = "asyncore"
+
+    debug = False
+    connected = False
+    accepting = False
+    connecting = False
+    closing = False
+    addr: Any = None
+    ignore_log_types = frozenset({"warning"})
+
+    socket: Any
+    _map: dict[Any, Any]
+    _fileno: Any
+
+    def __init__(self, sock: Any = None, map: dict[Any, Any] | None = None) -> None:  # noqa: A002
+        self._map = socket_map if map is None else map
+        self._fileno = None
+        if not sock:
+            self.socket = None
+            return
+        sock.setblocking(False)
+        self.set_socket(sock, map)
+        self.connected = True
+        try:
+            self.addr = sock.getpeername()
+        except OSError as error:
+            if error.errno in (ENOTCONN, EINVAL):
+                self.connected = False  # not connected yet: allowed
+            else:
+                self.del_channel(map)  # broken: nobody shall poll it
+                raise
+
+    def __repr__(self) -> str:
+        kind = type(self)
+        words = [f"{kind.__module__}.{kind.__qualname__}"]
+        if self.accepting and self.addr:
+            words.append("listening")
+        elif self.connected:
+            words.append("connected")
+        if self.addr is not None:
+            try:
+                words.append("%s:%d" % self.addr)  # noqa: UP031 - the TypeError decides
+            except TypeError:
+                words.append(repr(self.addr))
+        return f"<{' '.join(words)} at {id(self):#x}>"
+
+    def add_channel(self, map: dict[Any, Any] | None = None) -> None:  # noqa: A002
+        """
+        Put this channel into a map, its own by default.
+        """
+        if map is None:
+            map = self._map  # noqa: A001 - the stdlib's name
+        map[self._fileno] = self
+        _loop.added(map, self._fileno)
+
+    def del_channel(self, map: dict[Any, Any] | None = None) -> None:  # noqa: A002
+        """
+        Take this channel out of a map, its own by default, if it is there.
+        """
+        fd = self._fileno
+        if map is None:
+            map = self._map  # noqa: A001 - the stdlib's name
+        if fd in map:
+            del map[fd]
+            _loop.removed(map, fd)
+        self._fileno = None
+
+    def create_socket(
+        self,
+        family: int = socket.AF_INET,
+        type: int = socket.SOCK_STREAM,  # noqa: A002 - the stdlib's name
+    ) -> None:
+        """
+        Make a new non-blocking socket this channel's, and register it.
+        """
+        self.family_and_type = family, type
+        sock = socket.socket(family, type)
+        sock.setblocking(False)
+        self.set_socket(sock)
+
+    def set_socket(self, sock: Any, map: dict[Any, Any] | None = None) -> None:  # noqa: A002
+        """
+        Make *sock* this channel's, and register it.
+        """
+        self.socket = sock
+        self._fileno = sock.fileno()
+        self.add_channel(map)
+
+    def set_reuse_addr(self) -> None:
+        """
+        Allow the address to be bound while old connections on it linger.
+        """
+        try:
+            before = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, before | 1)
+        except OSError:
+            pass
+
+    # -- what to wait for
+
+    @_loop.steady
+    def readable(self) -> Any:
+        """
+        Asked on every pass: is this channel interested in reading?
+        """
+        return True
+
+    @_loop.steady
+    def writable(self) -> Any:
+        """
+        Asked on every pass: is this channel interested in writing?
+        """
+        return True
+
+    # -- what a socket does
+
+    def listen(self, num: int) -> Any:
+        """
+        Wait for connections, *num* of them in the system's queue.
+        """
+        self.accepting = True
+        _loop.touch(self)
+        if os.name == "nt" and num > 5:
+            num = 5
+        return self.socket.listen(num)
+
+    def bind(self, addr: Any) -> Any:
+        """
+        Give the socket an address of this host.
+        """
+        self.addr = addr
+        return self.socket.bind(addr)
+
+    def connect(self, address: Any) -> None:
+        """
+        Begin to connect; `handle_connect` follows, here if the connection stands at once.
+
+        Raises:
+            OSError: refused at once.
+        """
+        self.connected = False
+        self.connecting = True
+        _loop.touch(self)
+        err = self.socket.connect_ex(address)
+        if err in (EINPROGRESS, EALREADY, EWOULDBLOCK) or (err == EINVAL and os.name == "nt"):
+            self.addr = address
+        elif err in (0, EISCONN):
+            self.addr = address
+            self.handle_connect_event()
+        else:
+            raise OSError(err, errorcode[err])
+
+    def accept(self) -> Any:
+        """
+        Take a connection.
+
+        Returns:
+            the new socket and its peer's address, or `None` when there is none after all.
+        """
+        try:
+            conn, addr = self.socket.accept()
+        except TypeError:
+            return None
+        except OSError as why:
+            if why.errno in (EWOULDBLOCK, ECONNABORTED, EAGAIN):
+                return None
+            raise
+        return conn, addr
+
+    def send(self, data: Any) -> int:
+        """
+        Send what the system takes now.
+
+        Returns:
+            the number of bytes taken; 0 after `handle_close` was called for a lost connection.
+        """
+        try:
+            sent: int = self.socket.send(data)
+        except OSError as why:
+            if why.errno == EWOULDBLOCK:
+                return 0
+            if why.errno in _DISCONNECTED:
+                self.handle_close()
+                return 0
+            raise
+        return sent
+
+    def recv(self, buffer_size: int) -> Any:
+        """
+        Receive at most *buffer_size* bytes.
+
+        Returns:
+            the bytes; ``b""`` after `handle_close` was called, at the end of the stream.
+
+        Raises:
+            BlockingIOError: there is nothing yet.
+        """
+        try:
+            data = self.socket.recv(buffer_size)
+            if data:
+                return data
+            self.handle_close()
+        except OSError as why:
+            if why.errno not in _DISCONNECTED:
+                raise
+            self.handle_close()
+        _loop.ended(self)
+        return b""
+
+    def close(self) -> None:
+        """
+        Leave the map and close the socket.  May be called again.
+        """
+        self.connected = False
+        self.accepting = False
+        self.connecting = False
+        self.del_channel()
+        if self.socket is not None:
+            try:
+                self.socket.close()
+            except OSError as why:
+                if why.errno not in (ENOTCONN, EBADF):
+                    raise
+
+    # -- logging
+
+    def log(self, message: Any) -> None:
+        """
+        Write *message* to the error stream.
+        """
+        sys.stderr.write(f"log: {message!s}\n")
+
+    def log_info(self, message: Any, type: str = "info") -> None:  # noqa: A002 - the stdlib's name
+        """
+        Print *message*, unless *type* is one of `ignore_log_types`.
+        """
+        if type not in self.ignore_log_types:
+            print(f"{type}: {message}")  # noqa: T201 - the stdlib's way
+
+    # -- events, as the loop delivers them
+
+    def handle_read_event(self) -> None:
+        """
+        Called when the socket is readable: accept, or finish to connect, or `handle_read`.
+        """
+        if self.accepting:
+            self.handle_accept()
+            return
+        if not self.connected and self.connecting:
+            self.handle_connect_event()
+        self.handle_read()
+
+    def handle_connect_event(self) -> None:
+        """
+        Called when an attempt to connect is over.
+
+        Raises:
+            OSError: it failed.
+        """
+        err = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if err != 0:
+            raise OSError(err, _strerror(err))
+        self.handle_connect()
+        self.connected = True
+        self.connecting = False
+
+    def handle_write_event(self) -> None:
+        """
+        Called when the socket is writable: finish to connect, then `handle_write`.
+        """
+        if self.accepting:
+            return
+        if not self.connected and self.connecting:
+            self.handle_connect_event()
+        self.handle_write()
+
+    def handle_expt_event(self) -> None:
+        """
+        Called for urgent data (`handle_expt`) or a pending error (`handle_close`).
+        """
+        err = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if err != 0:
+            self.handle_close()
+        else:
+            self.handle_expt()
+
+    def handle_error(self) -> None:
+        """
+        Called inside the ``except`` block of an exception in a handler: report it, and close.
+        """
+        _, kind, value, where = compact_traceback()
+        try:
+            self_repr = repr(self)
+        except:  # noqa: E722 - a program's __repr__ may do anything
+            self_repr = f"<__repr__(self) failed for object at {id(self):0x}>"
+        self.log_info(
+            f"uncaptured python exception, closing channel {self_repr} ({kind}:{value} {where})",
+            "error",
+        )
+        self.handle_close()
+
+    # -- for subclasses
+
+    def handle_expt(self) -> None:
+        """
+        Called when there is urgent data.
+        """
+        self.log_info("unhandled incoming priority event", "warning")
+
+    def handle_read(self) -> None:
+        """
+        Called when `recv` will return something.
+        """
+        self.log_info("unhandled read event", "warning")
+
+    def handle_write(self) -> None:
+        """
+        Called when `send` will take something.
+        """
+        self.log_info("unhandled write event", "warning")
+
+    def handle_connect(self) -> None:
+        """
+        Called once connected; `connected` is set after it returns.
+        """
+        self.log_info("unhandled connect event", "warning")
+
+    def handle_accept(self) -> None:
+        """
+        Called on a listener when a connection waits; by default it is taken.
+        """
+        pair = self.accept()
+        if pair is not None:
+            self.handle_accepted(*pair)
+
+    def handle_accepted(self, sock: Any, addr: Any) -> None:  # noqa: ARG002 - for subclasses
+        """
+        Called on a listener with a new connection; by default it is closed.
+        """
+        sock.close()
+        self.log_info("unhandled accepted event", "warning")
+
+    def handle_close(self) -> None:
+        """
+        Called when the connection is lost or at its end.
+        """
+        self.log_info("unhandled close event", "warning")
+        self.close()
+
+
+class dispatcher_with_send(dispatcher):  # noqa: N801 - the stdlib's name
+    """
+    A dispatcher whose `send` keeps what the system did not take.
+    """
+
+    __module__ = "asyncore"
+
+    out_buffer: Any
+
+    def __init__(self, sock: Any = None, map: dict[Any, Any] | None = None) -> None:  # noqa: A002
+        dispatcher.__init__(self, sock, map)
+        self.out_buffer = b""
+
+    def initiate_send(self) -> None:
+        """
+        Send 64 KiB of what is kept, at most.
+        """
+        num_sent = dispatcher.send(self, self.out_buffer[:65536])
+        self.out_buffer = self.out_buffer[num_sent:]
+
+    def handle_write(self) -> None:
+        """
+        Go on sending.
+        """
+        self.initiate_send()
+
+    @_loop.steady
+    def writable(self) -> Any:
+        """
+        True while not connected, or while something is kept.
+        """
+        return (not self.connected) or len(self.out_buffer)
+
+    def send(self, data: Any) -> None:  # type: ignore[override] # the stdlib's signature
+        """
+        Send *data*, now or as soon as possible.
+        """
+        if self.debug:
+            self.log_info(f"sending {data!r}")
+        self.out_buffer = self.out_buffer + data
+        self.initiate_send()
+        _loop.touch(self)
+
+
+# -- tools ---------------------------------------------------------------------------------
+
+
+def compact_traceback() -> tuple[tuple[str, str, str], Any, Any, str]:
+    """
+    The exception being handled, on one line.
+
+    Returns:
+        the innermost place (file, function, line), type, value, and all places as text.
+
+    Raises:
+        AssertionError: no exception is being handled.
+    """
+    kind, value, tb = sys.exc_info()
+    if not tb:
+        raise AssertionError("traceback does not exist")
+    places = []
+    while tb:
+        code = tb.tb_frame.f_code
+        places.append((code.co_filename, code.co_name, str(tb.tb_lineno)))
+        tb = tb.tb_next
+    text = " ".join(f"[{'|'.join(place)}]" for place in places)
+    return places[-1], kind, value, text
+
+
+def close_all(map: dict[Any, Any] | None = None, ignore_all: bool = False) -> None:  # noqa: A002
+    """
+    Close everything in a map, then empty it.
+
+    Args:
+        map: its values are any objects with ``close()``; `socket_map` if not given.
+        ignore_all: whether errors of ``close()`` are passed over.
+    """
+    if map is None:
+        map = socket_map  # noqa: A001 - the stdlib's name
+    for _, channel in _snapshot(map):
+        try:
+            channel.close()
+        except OSError as error:
+            if error.errno != EBADF and not ignore_all:
+                raise
+        except _reraised_exceptions:
+            raise
+        except:  # noqa: E722 - see ignore_all
+            if not ignore_all:
+                raise
+    map.clear()
+    _loop.emptied(map)
+
+
+# -- files ---------------------------------------------------------------------------------
+
+if os.name == "posix":
+
+    class file_wrapper:  # noqa: N801 - the stdlib's name
+        """
+        A duplicate of a descriptor that is no socket's, with as much of a socket as is needed.
+        """
+
+        __module__ = "asyncore"
+
+        def __init__(self, fd: int) -> None:
+            self.fd = os.dup(fd)
+
+        def __del__(self) -> None:
+            if self.fd >= 0:
+                warnings.warn(f"unclosed file {self!r}", ResourceWarning, source=self, stacklevel=1)
+            self.close()
+
+        def recv(self, *args: Any) -> bytes:
+            """
+            Read, as os.read() does.
+            """
+            return os.read(self.fd, *args)
+
+        def send(self, *args: Any) -> int:
+            """
+            Write, as os.write() does.
+            """
+            return os.write(self.fd, *args)
+
+        def getsockopt(self, level: int, optname: int, buflen: int | None = None) -> int:
+            """
+            Returns:
+                0 for the pending error, the only option that a file has.
+            """
+            if level == socket.SOL_SOCKET and optname == socket.SO_ERROR and not buflen:
+                return 0
+            raise NotImplementedError("Only asyncore specific behaviour implemented.")
+
+        read = recv
+        write = send
+
+        def close(self) -> None:
+            """
+            Close the duplicate.  May be called again.
+            """
+            if self.fd < 0:
+                return
+            fd, self.fd = self.fd, -1
+            os.close(fd)
+
+        def fileno(self) -> int:
+            """
+            Returns:
+                the duplicate's number; -1 when closed.
+            """
+            return self.fd
+
+    class file_dispatcher(dispatcher):  # noqa: N801 - the stdlib's name
+        """
+        A channel over a pipe, a terminal or another file.
+
+        Args:
+            fd: a descriptor or an object with ``fileno()``; it is duplicated.
+            map: see `dispatcher`.
+        """
+
+        __module__ = "asyncore"
+
+        def __init__(self, fd: Any, map: dict[Any, Any] | None = None) -> None:  # noqa: A002
+            dispatcher.__init__(self, None, map)
+            self.connected = True
+            try:
+                fd = fd.fileno()
+            except AttributeError:
+                pass
+            self.set_file(fd)
+            os.set_blocking(fd, False)
+
+        def set_file(self, fd: int) -> None:
+            """
+            Make a duplicate of *fd* this channel's, and register it.
+            """
+            self.socket = file_wrapper(fd)
+            self._fileno = self.socket.fileno()
+            self.add_channel()

@@ -1,0 +1,197 @@
+"""
+What the system offers to wait for many descriptors, in one shape: `select.epoll`'s.
+
+No state of ours beyond what an emulation needs, no Twisted, no channels: `hub` keeps the books.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+from typing import Any, Protocol
+
+__all__ = [
+    "ERROR",
+    "HANGUP",
+    "INVALID",
+    "ONCE",
+    "READ",
+    "URGENT",
+    "WRITE",
+    "Events",
+    "KqueuePoller",
+    "PollPoller",
+    "Poller",
+    "new_poller",
+]
+
+# The figures are poll(2)'s on every system that has it, and epoll's.
+READ = 0x001
+URGENT = 0x002
+WRITE = 0x004
+ERROR = 0x008
+HANGUP = 0x010
+INVALID = 0x020
+
+#: Report what stays true once, until the registration is renewed; 0 where that is not known.
+ONCE: int = getattr(select, "EPOLLET", 0)
+
+Events = list[tuple[int, int]]
+
+
+class Poller(Protocol):
+    """
+    What a hub needs from the system: `select.epoll`'s own methods, in its units.
+
+    `poll` takes seconds (negative or `None` for ever) and the largest number of events.
+    """
+
+    def register(self, fd: int, events: int, /) -> None: ...  # noqa: D102 - see the class
+    def modify(self, fd: int, events: int, /) -> None: ...  # noqa: D102 - see the class
+    def unregister(self, fd: int, /) -> None: ...  # noqa: D102 - see the class
+    def poll(self, timeout: float | None, maxevents: int, /) -> Events: ...  # noqa: D102
+    def close(self) -> None: ...  # noqa: D102 - see the class
+
+
+class PollPoller:
+    """
+    poll(2) in `select.epoll`'s clothes: no descriptor of its own, so it does not nest.
+    """
+
+    def __init__(self) -> None:
+        self._poll = select.poll()
+        self._known: set[int] = set()
+
+    def register(self, fd: int, events: int) -> None:
+        """
+        Begin to watch *fd*; `FileExistsError` when it is watched already, as in epoll.
+        """
+        if fd in self._known:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        os.fstat(fd)  # poll(2) takes closed descriptors; epoll says EBADF at once
+        self._poll.register(fd, events)
+        self._known.add(fd)
+
+    def modify(self, fd: int, events: int) -> None:
+        """
+        Change what is watched; `FileNotFoundError` when nothing is.
+        """
+        if fd not in self._known:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        os.fstat(fd)
+        self._poll.modify(fd, events)
+
+    def unregister(self, fd: int) -> None:
+        """
+        Stop watching; `FileNotFoundError` when nothing was watched.
+        """
+        if fd not in self._known:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        self._known.discard(fd)
+        self._poll.unregister(fd)
+
+    def poll(self, timeout: float | None, maxevents: int) -> Events:
+        """
+        Wait up to *timeout* seconds.
+        """
+        milliseconds = None if timeout is None or timeout < 0 else int(timeout * 1000 + 0.999)
+        return self._poll.poll(milliseconds)[:maxevents]
+
+    def close(self) -> None:
+        """
+        Nothing to give back.
+        """
+
+
+class KqueuePoller:
+    """
+    kqueue(2) in `select.epoll`'s clothes.
+
+    kqueue has one filter for each direction and reports them one by one; `poll` joins them.
+    Urgent data has no filter that all systems share and is not reported.
+    """
+
+    def __init__(self) -> None:
+        # The module has these names on the BSDs and macOS only, so they are looked up late.
+        self._select: Any = select
+        self._kqueue: Any = self._select.kqueue()
+        self._masks: dict[int, int] = {}
+
+    def fileno(self) -> int:
+        """
+        Returns:
+            the descriptor of the queue, readable while an event waits.
+        """
+        number: int = self._kqueue.fileno()
+        return number
+
+    def register(self, fd: int, events: int) -> None:
+        """
+        Begin to watch *fd*.
+        """
+        if fd in self._masks:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        self._masks[fd] = 0
+        try:
+            self.modify(fd, events)
+        except OSError:
+            del self._masks[fd]
+            raise
+
+    def modify(self, fd: int, events: int) -> None:
+        """
+        Change what is watched, one filter at a time.
+        """
+        if fd not in self._masks:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        old = self._masks[fd]
+        s = self._select
+        for bit, kind in ((READ, s.KQ_FILTER_READ), (WRITE, s.KQ_FILTER_WRITE)):
+            if events & bit and not old & bit:
+                self._kqueue.control([s.kevent(fd, kind, s.KQ_EV_ADD)], 0)
+            elif old & bit and not events & bit:
+                self._kqueue.control([s.kevent(fd, kind, s.KQ_EV_DELETE)], 0)
+        self._masks[fd] = events
+
+    def unregister(self, fd: int) -> None:
+        """
+        Stop watching; a filter that went with its descriptor is no error here.
+        """
+        try:
+            self.modify(fd, 0)
+        finally:
+            self._masks.pop(fd, None)
+
+    def poll(self, timeout: float | None, maxevents: int) -> Events:
+        """
+        Wait up to *timeout* seconds.
+        """
+        if timeout is not None and timeout < 0:
+            timeout = None
+        s = self._select
+        ready: dict[int, int] = {}
+        for event in self._kqueue.control(None, maxevents, timeout):
+            bits = READ if event.filter == s.KQ_FILTER_READ else WRITE
+            if event.flags & s.KQ_EV_EOF and event.filter == s.KQ_FILTER_WRITE:
+                bits |= HANGUP
+            ready[event.ident] = ready.get(event.ident, 0) | bits
+        return list(ready.items())
+
+    def close(self) -> None:
+        """
+        Give the queue's descriptor back.
+        """
+        self._kqueue.close()
+
+
+def new_poller() -> Poller:
+    """
+    Returns:
+        the best poller that this system has: epoll, kqueue, poll.
+    """
+    if hasattr(select, "epoll"):
+        return select.epoll()
+    if hasattr(select, "kqueue"):
+        return KqueuePoller()
+    return PollPoller()

@@ -1,0 +1,203 @@
+"""
+A hub's place in a host: a Twisted reactor or an asyncio event loop.
+
+Where the hub's poller has a descriptor, that one is all the host sees.  Where it has none,
+each channel becomes a reader and writer of the host's.  Importing this installs no reactor.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.interfaces import IReadWriteDescriptor
+from typing_extensions import override
+from zope.interface import implementer
+
+from txasynchat.pollers import READ, WRITE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from twisted.python.failure import Failure
+
+    from txasynchat.hub import Hub
+
+__all__ = ["AsyncioSeat", "ReactorSeat", "Seat", "take_seat"]
+
+
+@implementer(IReadWriteDescriptor)
+class SeatDescriptor:
+    """
+    A descriptor as Twisted's reactors want one.
+
+    Args:
+        fd: its number.
+        on_ready: what to call, whatever happens to it.
+    """
+
+    def __init__(self, fd: int, on_ready: Callable[[], None]) -> None:
+        self._fd = fd
+        self._on_ready = on_ready
+
+    @override
+    def fileno(self) -> int:
+        return self._fd
+
+    @override
+    def doRead(self) -> None:
+        self._on_ready()
+
+    @override
+    def doWrite(self) -> None:
+        self._on_ready()
+
+    @override
+    def connectionLost(self, reason: Failure) -> None:
+        # The reactor saw an error on a channel's own descriptor: its owner finds it by reading.
+        self._on_ready()
+
+    @override
+    def logPrefix(self) -> str:
+        return "txasynchat hub"
+
+
+class Seat:
+    """
+    What the hub asks of its place.
+
+    Args:
+        host: the reactor or event loop.
+        hub: who sits.
+        on_ready: see `Hub.attach`.
+    """
+
+    def __init__(self, host: Any, hub: Hub, on_ready: Callable[[], None]) -> None:
+        self.host = host
+        self.hub = hub
+        self.on_ready = on_ready
+        #: Pollers do not nest here: each channel is a reader and writer of the host.
+        self.owns_channels = hub.fileno() < 0
+
+    def sit(self) -> None:
+        """
+        Begin to be polled.
+        """
+        if self.owns_channels:
+            self.watch(self.hub.waker, READ)
+            for fd, mask in self.hub.masks.items():
+                self.watch(fd, mask)
+        else:
+            self.add()
+
+    def leave(self) -> None:
+        """
+        Stop being polled.
+        """
+        if self.owns_channels:
+            for fd in (self.hub.waker, *self.hub.masks):
+                self.watch(fd, 0)
+        else:
+            self.remove()
+
+    def add(self) -> None:
+        """
+        Add the hub's own descriptor to the host.
+        """
+        raise NotImplementedError
+
+    def remove(self) -> None:
+        """
+        Take the hub's own descriptor out of the host.
+        """
+        raise NotImplementedError
+
+    def watch(self, fd: int, mask: int) -> None:
+        """
+        Make a channel's descriptor the host's reader or writer, as *mask* says.
+        """
+        raise NotImplementedError
+
+
+class AsyncioSeat(Seat):
+    """
+    A place in an asyncio event loop.
+    """
+
+    _fd = -1
+
+    @override
+    def add(self) -> None:
+        self._fd = self.hub.fileno()
+        self.host.add_reader(self._fd, self.on_ready)
+
+    @override
+    def remove(self) -> None:
+        if not self.host.is_closed():
+            self.host.remove_reader(self._fd)
+
+    @override
+    def watch(self, fd: int, mask: int) -> None:
+        if self.host.is_closed():
+            return
+        if mask & READ:
+            self.host.add_reader(fd, self.on_ready)
+        else:
+            self.host.remove_reader(fd)
+        if mask & WRITE:
+            self.host.add_writer(fd, self.on_ready)
+        else:
+            self.host.remove_writer(fd)
+
+
+class ReactorSeat(Seat):
+    """
+    A place in a Twisted reactor.
+    """
+
+    def __init__(self, host: Any, hub: Hub, on_ready: Callable[[], None]) -> None:
+        super().__init__(host, hub, on_ready)
+        self._descriptors: dict[int, SeatDescriptor] = {}
+
+    @override
+    def add(self) -> None:
+        one = self._descriptors[-1] = SeatDescriptor(self.hub.fileno(), self.on_ready)
+        self.host.addReader(one)
+
+    @override
+    def remove(self) -> None:
+        try:
+            self.host.removeReader(self._descriptors.pop(-1))
+        except OSError:
+            pass  # the descriptor was closed first, in the child of a fork
+
+    @override
+    def watch(self, fd: int, mask: int) -> None:
+        one = self._descriptors.pop(fd, None)
+        if one is not None:
+            self.host.removeReader(one)
+            self.host.removeWriter(one)
+        if mask:
+            one = SeatDescriptor(fd, self.on_ready)
+            self._descriptors[fd] = one
+            if mask & READ:
+                self.host.addReader(one)
+            if mask & WRITE:
+                self.host.addWriter(one)
+
+
+def take_seat(host: Any, hub: Hub, on_ready: Callable[[], None]) -> Seat:
+    """
+    Seat *hub* in *host*.
+
+    Raises:
+        TypeError: *host* is neither a Twisted reactor nor an asyncio event loop.
+    """
+    seat: Seat
+    if hasattr(host, "addReader"):
+        seat = ReactorSeat(host, hub, on_ready)
+    elif hasattr(host, "add_reader"):
+        seat = AsyncioSeat(host, hub, on_ready)
+    else:
+        raise TypeError(f"neither a Twisted reactor nor an asyncio event loop: {host!r}")
+    seat.sit()
+    return seat
