@@ -480,23 +480,42 @@ class Framer:
 
     def _deliver_counted(self, receiver: Any, length: int) -> None:
         """
-        Deliver one message of *length* bytes that lies whole in the buffer, within the limit.
+        Deliver messages of a known length, beginning with one of *length* bytes.
+
+        It lies whole in the buffer, within the limit, and so do those that follow; each handler
+        says how long the next one is.
         """
-        position = self._position
-        piece = self._buffer[position : position + length]
-        if self.whole:
-            self._position = position + length
-            self._terminator = 0
-            self.matched = None
-            receiver.message_received(piece)
-            return
-        receiver.collect_incoming_data(piece)
-        if self.closed:
-            return
-        self._position += length
-        self._terminator = 0
-        self.matched = None
-        receiver.found_terminator()
+        limit = self.limit
+        while True:
+            position = self._position
+            end = position + length
+            if end > len(self._buffer) or (limit is not None and length > limit):
+                return
+            piece = self._buffer[position:end]
+            if self.whole:
+                self._position = end
+                self._terminator = 0
+                self.matched = None
+                receiver.message_received(piece)
+            else:
+                receiver.collect_incoming_data(piece)
+                if self.closed:
+                    return
+                # Somebody may have replaced the buffer; the cut is made in what is there now.
+                self._position += length
+                self._terminator = 0
+                self.matched = None
+                receiver.found_terminator()
+            length = self._terminator
+            if (
+                type(length) is not int
+                or length <= 0
+                or self.paused
+                or self._backlog
+                or self._count
+                or self._skipping is not None
+            ):
+                return
 
     def _deliver_batch(self, receiver: Any, terminator: bytes) -> bool:
         """

@@ -331,6 +331,14 @@ class OutputQueue:
             ProducerError: a producer failed; it is gone from the queue.
         """
         items = self._items
+        # The common case first: one reply.
+        if len(items) == 1 and not self._offset and type(items[0]) is bytes:
+            only: bytes = items[0]
+            if len(only) <= limit:
+                items.clear()
+                self._next = 0
+                self.size -= len(only)
+                return only
         taken: list[bytes] = []
         room = limit
         while self._next < len(items):

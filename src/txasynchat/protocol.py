@@ -77,7 +77,11 @@ _BY_APPLICATION = 1
 _BY_OUTPUT = 2
 _BY_CLOSE = 4
 
-_ENDING = frozenset({State.CLOSING, State.CLOSED})
+# A name of the module costs a tenth of a member of an enum, and these are asked for on every message.
+_CONNECTING = State.CONNECTING
+_OPEN = State.OPEN
+_CLOSING = State.CLOSING
+_CLOSED = State.CLOSED
 
 
 @implementer(IPushProducer, IConsumer, IHalfCloseableProtocol, IHandshakeListener)
@@ -130,9 +134,14 @@ class AsyncChat(Protocol):
     _held = _BY_CLOSE
     #: The transport was last told to read.
     _reading = True
-    #: Handlers are running; and one of them, or the writing, allowed delivery again.
+    #: Handlers are running; when they have run, there is something to do; delivery goes on then.
     _delivering = False
+    _after = False
     _resumed = False
+    #: `get_terminator` is overridden, and is asked.
+    _asks: ClassVar[bool] = False
+    #: CLOSING or CLOSED: what is pushed is dropped.
+    _ending = False
     #: What arrived while handlers were running.
     _received: list[bytes] | None = None
     #: The transport is ready for both directions.
@@ -164,6 +173,7 @@ class AsyncChat(Protocol):
             TypeError, ValueError: it is no terminator.
         """
         super().__init_subclass__(**arguments)
+        cls._asks = cls.get_terminator is not AsyncChat.get_terminator
         if "terminator" in vars(cls) and not isinstance(vars(cls)["terminator"], property):
             cls._first_terminator = check_terminator(vars(cls)["terminator"])
             del cls.terminator
@@ -182,6 +192,7 @@ class AsyncChat(Protocol):
         if register is not None:
             register(self, True)
             self._registered = True
+        self._framer  # noqa: B018 made now, for dataReceived to find it
         super().makeConnection(transport)  # type: ignore[no-untyped-call] # Twisted's, untyped
         if transports.when_secure(transport, self):
             self._open()
@@ -191,14 +202,19 @@ class AsyncChat(Protocol):
         """
         Deliver the messages in *data*, then write what they made the handlers push.
         """
-        if self._held & _BY_CLOSE:
+        if self._held or self._delivering or self._asks:
+            self._receive_otherwise(data)
             return
-        if self._delivering:
-            if self._received is None:
-                self._received = []
-            self._received.append(data)
-            return
-        self._deliver(data)
+        self._delivering = True
+        try:
+            try:
+                self._lazy_framer.receive(self, data)  # type: ignore[union-attr] # since makeConnection
+            except Exception:  # noqa: BLE001 it is the application's, and is logged
+                self._failed()
+            if self._after:
+                self._settle()
+        finally:
+            self._delivering = False
 
     @override
     def connectionLost(self, reason: Failure = connectionDone) -> None:
@@ -207,9 +223,9 @@ class AsyncChat(Protocol):
 
         A subclass that overrides this calls ``super()``.
         """
-        if self.state is State.CLOSED:
+        if self.state is _CLOSED:
             return
-        self._set_state(State.CLOSED)
+        self._set_state(_CLOSED)
         self._registered = False
         self._framer.close()
         self._drop_output()
@@ -418,13 +434,17 @@ class AsyncChat(Protocol):
         Raises:
             TypeError: *data* is not bytes-like.
         """
-        if self.state in _ENDING:
+        if self._ending:
             data = memoryview(data)
             self.dropped += data.nbytes
             return
-        output = self._lazy_output or self._output
+        output = self._lazy_output
+        if output is None:
+            output = self._output
         output.push(data)
-        if not self._delivering or output.size >= self.ac_out_buffer_size:
+        if self._delivering and output.size < self.ac_out_buffer_size:
+            self._after = True
+        else:
             self._pushed()
 
     def push_with_producer(self, producer: Producer | IPushProducer | IPullProducer) -> None:
@@ -451,10 +471,10 @@ class AsyncChat(Protocol):
 
         Messages are delivered until then, as in ``asynchat``. `handle_close` is called at the end.
         """
-        if self.state in _ENDING:
+        if self._ending:
             return
         self._output.close_when_done()
-        self._set_state(State.CLOSING)
+        self._set_state(_CLOSING)
         self._pushed()
 
     def close(self) -> None:
@@ -482,7 +502,7 @@ class AsyncChat(Protocol):
         self._framer.clear()
         self._received = self._incoming = None
         self._drop_output()
-        if self.state is State.CLOSING:
+        if self.state is _CLOSING:
             self._output.close_when_done()
         self._pushed()
 
@@ -579,28 +599,29 @@ class AsyncChat(Protocol):
 
     def _set_state(self, state: State) -> None:
         self.state = state
-        self.connected = self._opened and state is not State.CLOSED
+        self._ending = state is _CLOSING or state is _CLOSED
+        self.connected = self._opened and state is not _CLOSED
 
     def _open(self) -> None:
         """
         The transport is ready for both directions.
         """
         self._opened = True
-        self._set_state(State.OPEN if self.state is State.CONNECTING else self.state)
-        if not self._close_requested:
-            self._held &= ~_BY_CLOSE
-            self._delivering = True
-            try:
+        self._set_state(_OPEN if self.state is _CONNECTING else self.state)
+        self._delivering = self._after = True
+        try:
+            if not self._close_requested:
+                self._held &= ~_BY_CLOSE
                 self._call(self.handle_connect)
-            finally:
-                self._delivering = False
-        self._deliver(b"")
+            self._settle()
+        finally:
+            self._delivering = False
 
     def _close(self) -> None:
         """
         Deliver nothing more, send what is queued, and close.
         """
-        if self.state is State.CLOSED:
+        if self.state is _CLOSED:
             return
         self._held |= _BY_CLOSE
         self._framer.close()
@@ -611,12 +632,12 @@ class AsyncChat(Protocol):
         """
         Close now; the transport calls ``connectionLost`` when it is done.
         """
-        if self.state is State.CLOSED:
+        if self.state is _CLOSED:
             return
         self._held |= _BY_CLOSE
         self._framer.close()
         self._received = None
-        self._set_state(State.CLOSING)
+        self._set_state(_CLOSING)
         self._left = True
         self._drop_output()
         if self.transport is not None:
@@ -677,46 +698,67 @@ class AsyncChat(Protocol):
         if self.overflow is Overflow.CLOSE:
             self._close()
 
-    def _deliver(self, data: bytes) -> None:
+    def _receive_otherwise(self, data: bytes) -> None:
         """
-        Run the handlers on *data* and what waits, write what they pushed, and set reading.
+        Take bytes that arrive at any other moment than the usual one.
         """
-        framer = self._lazy_framer or self._framer
-        get_terminator = None
-        if type(self).get_terminator is not AsyncChat.get_terminator:
-            get_terminator = self.get_terminator
-        self._delivering = True
+        if self._held & _BY_CLOSE:
+            return
+        if not self._delivering:
+            self._framer.feed(data)
+            self._go_on()
+        elif self._received is None:
+            self._received = [data]
+            self._after = True
+        else:
+            self._received.append(data)
+
+    def _go_on(self) -> None:
+        """
+        Deliver what waits, as far as that is allowed; then do what there is to do.
+        """
+        if self._delivering:
+            self._after = self._resumed = True
+            return
+        self._delivering = self._after = self._resumed = True
         try:
-            if get_terminator is None and data:
-                framer.receive(self, data)
-            else:
-                framer.feed(data)
-                framer.deliver(self, get_terminator)
+            self._settle()
+        finally:
+            self._delivering = False
+
+    def _settle(self) -> None:
+        """
+        The handlers have run: write what they pushed, deliver what arrived meanwhile, set reading.
+
+        What is done here may call handlers again, so it goes round until there is nothing to do.
+        """
+        while self._after:
+            self._after = False
+            if self._received is not None:
+                self._framer.feed(b"".join(self._received))
+                self._received = None
+                self._resumed = True
+            if self._resumed:
+                self._resumed = False
+                try:
+                    self._framer.deliver(self, self.get_terminator if self._asks else None)
+                except Exception:  # noqa: BLE001 it is the application's, and is logged
+                    self._failed()
             if self._lazy_output is not None:
                 self._flush()
-            while self._resumed or self._received is not None:
-                self._resumed = False
-                received, self._received = self._received, None
-                framer.feed(b"".join(received or ()))
-                framer.deliver(self, get_terminator)
-                if self._lazy_output is not None:
-                    self._flush()
-        except Exception:  # noqa: BLE001 it is the application's, and is logged
-            self._failed()
-        finally:
-            self._delivering = self._resumed = False
-        if self.state is State.OPEN:
+        if self.state is _OPEN:
             if (self._held == 0) is not self._reading:
                 self._set_reading()
             if self._peer_finished and not self._held:
                 self.close_when_done()
-        elif self._lazy_output is not None:
-            self._flush()
+                self._flush()
 
     def _hold(self, reason: int) -> None:
         self._held |= reason
         self._framer.pause()
-        if not self._delivering:
+        if self._delivering:
+            self._after = True
+        else:
             self._set_reading()
 
     def _release(self, reason: int) -> None:
@@ -726,10 +768,7 @@ class AsyncChat(Protocol):
         if self._held:
             return
         self._framer.resume()
-        if self._delivering:
-            self._resumed = True
-        else:
-            self._deliver(b"")
+        self._go_on()
 
     def _set_reading(self) -> None:
         """
@@ -766,6 +805,8 @@ class AsyncChat(Protocol):
         output = self._output
         if not self._delivering or output.size >= self.ac_out_buffer_size:
             self._flush()
+        else:
+            self._after = True
         size = output.size
         if self.max_unsent is not None and size > self.max_unsent:
             if not self._left:
@@ -785,7 +826,7 @@ class AsyncChat(Protocol):
         at_once = self._sends_now
         self._flushing = True
         try:
-            while not self._full:
+            while output and not self._full:
                 data = output.take(self.ac_out_buffer_size)
                 if not data:
                     break
@@ -801,7 +842,7 @@ class AsyncChat(Protocol):
             self._failed()
         finally:
             self._flushing = False
-        if self.state is State.CLOSING:
+        if self.state is _CLOSING:
             self._leave()
         elif self._held & _BY_OUTPUT and output.size <= self.low_water:
             self._release(_BY_OUTPUT)
@@ -828,7 +869,7 @@ class AsyncChat(Protocol):
         Abort if nothing more was written since this was called last; else call it again later.
         """
         self._watch = None
-        if self.state is State.CLOSED or self.close_timeout is None:
+        if self.state is _CLOSED or self.close_timeout is None:
             return
         unsent = transports.unsent_bytes(self.transport)
         progress = (self._taken, unsent)
