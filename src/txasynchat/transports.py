@@ -8,6 +8,7 @@ alone, a little slower.
 from __future__ import annotations
 
 import os
+import socket
 from typing import Any
 
 from twisted.internet import address
@@ -19,8 +20,10 @@ from zope.interface import alsoProvides
 __all__ = [
     "can_send_now",
     "closes_by_itself",
+    "own_address",
     "peer_address",
     "reactor_of",
+    "real_socket",
     "send_now",
     "tls_layer",
     "unsent_bytes",
@@ -140,11 +143,29 @@ def peer_address(transport: Any) -> Any:
         (host, port) for TCP, a path, perhaps empty, for a Unix socket; for other transports, what
         ``getPeer()`` says.
     """
-    peer = transport.getPeer()
-    if isinstance(peer, address.IPv4Address):
-        return (peer.host, peer.port)
-    if isinstance(peer, address.IPv6Address):
-        return (peer.host, peer.port, peer.flowInfo, peer.scopeID)
-    if isinstance(peer, address.UNIXAddress):
-        return os.fsdecode(peer.name or b"")
-    return peer
+    return _as_socket_would(transport.getPeer())
+
+
+def own_address(transport: Any) -> Any:
+    """
+    Return this side's address in the form of `peer_address`.
+    """
+    return _as_socket_would(transport.getHost())
+
+
+def _as_socket_would(one: Any) -> Any:
+    if isinstance(one, address.IPv4Address):
+        return (one.host, one.port)
+    if isinstance(one, address.IPv6Address):
+        return (one.host, one.port, one.flowInfo, one.scopeID)
+    if isinstance(one, address.UNIXAddress):
+        return os.fsdecode(one.name or b"")
+    return one
+
+
+def real_socket(transport: Any) -> socket.socket | None:
+    """
+    Return the socket beneath *transport*, for its options; None where there is none.
+    """
+    one = getattr(_layers(transport)[-1], "socket", None)
+    return one if isinstance(one, socket.socket) else None
