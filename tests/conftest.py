@@ -3,16 +3,21 @@ Every test must give back the descriptors and threads that it took.
 """
 
 import gc
+import os
+import re
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTLE_SECONDS = 2.0
+START_SECONDS = 30.0
 DESCRIPTORS = Path("/proc/self/fd" if sys.platform == "linux" else "/dev/fd")
 
 
@@ -20,6 +25,42 @@ DESCRIPTORS = Path("/proc/self/fd" if sys.platform == "linux" else "/dev/fd")
 def root() -> Path:
     """The top of the source tree that these tests belong to."""
     return ROOT
+
+
+@pytest.fixture
+def start(tmp_path) -> Iterator[Callable[..., re.Match[str]]]:
+    """
+    Start a program and wait until a line of its output matches a pattern; return the match.
+
+    All programs are stopped at the end of the test.
+    """
+    with ExitStack() as programs:
+
+        def start_program(command: list[str], pattern: str) -> re.Match[str]:
+            program = programs.enter_context(
+                subprocess.Popen(
+                    command,
+                    cwd=tmp_path,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                    env=os.environ | {"PYTHONUNBUFFERED": "1"},
+                )
+            )
+            programs.callback(program.terminate)
+            # A program that says nothing ends here, and with it the reading below.
+            limit = threading.Timer(START_SECONDS, program.kill)
+            limit.start()
+            programs.callback(limit.join)
+            programs.callback(limit.cancel)
+            lines = []
+            for line in program.stdout:
+                if found := re.search(pattern, line):
+                    return found
+                lines.append(line)
+            return pytest.fail(f"{command} did not say {pattern!r}:\n{''.join(lines)}")
+
+        yield start_program
 
 
 @pytest.fixture(autouse=True)
