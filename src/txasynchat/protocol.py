@@ -389,7 +389,10 @@ class AsyncChat(Protocol):
 
         Stdlib: asynchat.async_chat.set_terminator, which fails later, while reading.
         """
-        self._framer.set_terminator(term)
+        framer = self._lazy_framer
+        if framer is None:
+            framer = self._framer
+        framer.set_terminator(term)
 
     if not TYPE_CHECKING:
 
