@@ -316,6 +316,9 @@ class dispatcher:  # noqa: N801 - the stdlib's name
     _fileno: Any
 
     def __init__(self, sock: Any = None, map: dict[Any, Any] | None = None) -> None:  # noqa: A002
+        if map is None:
+            # A transport worn as a socket (`compat.served`) brings its own.
+            map = getattr(sock, "channel_map", None)  # noqa: A001 - the stdlib's name
         self._map = socket_map if map is None else map
         self._fileno = None
         if not sock:

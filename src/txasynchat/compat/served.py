@@ -22,6 +22,7 @@ import itertools
 import os
 import socket
 import threading
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.interfaces import IHalfCloseableProtocol, IHandshakeListener, IPushProducer
@@ -219,6 +220,8 @@ class Connection(Protocol):
         self._unread = bytearray()
         self._end: OSError | None = None
         self._ended = False
+        # The handler has read the end of the stream.
+        self._told = False
         self._full = False
         self._reading = True
         self._passing = False
@@ -288,13 +291,9 @@ class Connection(Protocol):
             self._end = _error(errno.ECONNRESET)
         self._ended = True
         self._full = False
+        self.connected = False
         if self.socket is not None:
             self.run_pass()
-            # A channel that does not read does not notice; it is asked again with the others.
-            if self.channel is not None:
-                self.factory.restless.add(self)
-                self.factory.look_again()
-        self.factory.connections.pop(self.socket.fileno() if self.socket else None, None)
 
     # -- IPushProducer: called by the transport
 
@@ -450,6 +449,7 @@ class Connection(Protocol):
                 asyncore.read(channel)
                 channel = self.channel
                 if len(self._unread) >= before:
+                    self._told = self._ended and not before
                     break  # it did not read, or it was told of the end
             again = channel is not None and self._write(channel)
         except asyncore._reraised_exceptions:
@@ -461,14 +461,15 @@ class Connection(Protocol):
             self._passing = False
         self._set_reading()
         channel = self.channel
-        if channel is None:
+        if channel is None or self._told:
             self.factory.restless.discard(self)
-        else:
-            if again:
-                self.schedule()
-            if self._is_restless(channel):
-                self.factory.restless.add(self)
-                self.factory.look_again()
+            return
+        if again:
+            self.schedule()
+        # A channel that does not read does not notice the end, and is asked until it does.
+        if self._ended or self._is_restless(channel):
+            self.factory.restless.add(self)
+            self.factory.look_again()
 
     def _readable(self) -> bool:
         return bool(self._unread) or self._ended
@@ -478,7 +479,7 @@ class Connection(Protocol):
         Let the channel write while it wants to; tell whether it should soon be asked again.
         """
         for _ in range(WRITES_IN_A_ROW):
-            if self._full or self._ended or not channel.writable():
+            if self._full or not self.connected or not channel.writable():
                 return False
             before = self._sent
             asyncore.write(channel)
@@ -561,7 +562,7 @@ class LegacyFactory(ServerFactory):
         self.restless: set[Connection] = set()
         self._looking = False
         self.build_channel = build or _builder(handler, arguments, keywords)
-        _loop.drive(self.channels, self)
+        _Driver(self)
 
     @override
     def buildProtocol(self, addr: IAddress | None) -> Connection:
@@ -588,36 +589,43 @@ class LegacyFactory(ServerFactory):
             connection.run_pass()
         self.look_again()
 
-    # -- what a channel's methods report, as to a loop: see `txasynchat.compat._loop`
+
+class _Driver:
+    """
+    What `txasynchat.compat._loop` finds for a factory's map, in place of a loop's driver.
+
+    Channels report to it; a ``loop()`` that is called for the map is refused.
+    """
+
+    depth = 0
+    attachment = "a LegacyFactory"
+
+    def __init__(self, factory: LegacyFactory) -> None:
+        self.channels = factory.channels
+        self.thread = threading.get_ident()
+        self._factory = weakref.ref(factory)
+        self._batches: list[Any] = []
+        key = id(self.channels)
+        _loop._drivers[key] = self  # type: ignore[assignment] # only these methods are called
+        weakref.finalize(factory, _loop._drivers.pop, key, None)
 
     def touch(self, fd: Any) -> None:
-        """
-        The answer of the channel's predicates may have changed.
-        """
-        connection = self.connections.get(fd)
+        factory = self._factory()
+        connection = None if factory is None else factory.connections.get(fd)
         if connection is not None:
             connection.schedule()
 
-    def add(self, fd: Any) -> None:
-        """
-        A channel registered.
-        """
-        self.touch(fd)
+    add = touch
 
     def remove(self, fd: Any) -> None:
-        """
-        A channel left.
-        """
+        """Nothing is registered anywhere."""
 
-    def end(self, fd: Any) -> None:
-        """
-        A channel was told of the end of its stream.
-        """
+    end = remove
 
     def wake(self) -> None:
-        """
-        Nothing sleeps here.
-        """
+        """Nothing sleeps."""
+
+    stop = wake
 
 
 def _builder(
