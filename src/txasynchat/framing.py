@@ -180,7 +180,7 @@ class Framer:
         self._buffer = b""
         self._position = 0
         self._backlog: list[bytes] | None = None
-        # No delimiter ends in the buffer before this position, as far as was looked.
+        # No delimiter begins in the buffer before this position, as far as was looked.
         self._searched = 0
         # The current message: bytes passed on or kept, their first ones, and what is kept of it.
         self._count = 0
@@ -231,13 +231,15 @@ class Framer:
         Raises:
             TypeError, ValueError: see `check_terminator`.
         """
-        if type(terminator) is int and terminator >= 0 and self._batch is None:
-            # The short way for frames of a known length, each of which sets the next one's.
+        if (
+            type(terminator) is int
+            and terminator > 0
+            and self._batch is None
+            and self._skipping is None
+        ):
+            # The short way for frames of a known length, each of which sets the next one's. What
+            # else the setter does, it does when the next delimiter or prefix is set.
             self._terminator = terminator
-            self._body = None
-            self._searched = 0
-            if self._skipping == b"":
-                self._skipping = None
         else:
             self.terminator = check_terminator(terminator)
 
@@ -251,7 +253,7 @@ class Framer:
             return
         if self._batch is not None:
             self._leave_batch()
-        if self._position < len(self._buffer):
+        if self._position < len(self._buffer) or self._backlog:
             if self._backlog is None:
                 self._backlog = [data]
             else:
@@ -356,8 +358,13 @@ class Framer:
         self._buffer = data
         index = data.find(terminator)
         if index < 0:
-            if len(terminator) > 1 or not self._pass_rest(receiver, data):
-                self._searched = len(data)
+            length = len(terminator)
+            size = len(data)
+            if (
+                length > 1
+                and data.find(terminator[0], size - length + 1 if size >= length else 0) >= 0
+            ) or not self._pass_rest(receiver, data):
+                self._searched = max(0, size - length + 1)
                 self.deliver(receiver)
             return
         end = index + len(terminator)
@@ -368,6 +375,8 @@ class Framer:
             self._buffer = b""
             self.matched = terminator
             receiver.message_received(data[:index])
+            if self._buffer:
+                self.deliver(receiver)
             return
         if index:
             receiver.collect_incoming_data(data[:index])
@@ -410,6 +419,7 @@ class Framer:
                 return
             if get_terminator is not None:
                 terminator = get_terminator()
+                self._searched = 0
             else:
                 terminator = self._terminator
                 if type(terminator) is bytes and terminator and self._skipping is None:
@@ -423,14 +433,16 @@ class Framer:
                         return
                 elif (
                     type(terminator) is int
-                    and 0 < terminator <= len(self._buffer) - self._position
+                    and terminator > 0
                     and not (self._count or self._unlimited)
                     and self._skipping is None
-                    and (self.limit is None or terminator <= self.limit)
+                    and self._deliver_counted(receiver, terminator)
                 ):
-                    self._deliver_counted(receiver, terminator)
                     continue
             if not self._step(receiver, terminator):
+                if self._position:
+                    # Not to keep a chunk alive for the few bytes that wait for more.
+                    self._join()
                 return
 
     # -- the fast ways
@@ -441,13 +453,12 @@ class Framer:
         """
         buffer = self._buffer
         position = self._position
-        length = len(terminator)
-        start = self._searched - length + 1
-        if buffer.find(terminator, max(position, start)) >= 0:
+        if buffer.find(terminator, max(position, self._searched)) >= 0:
             return False
+        length = len(terminator)
         if length > 1:
-            start = len(buffer) - length + 1
-            if buffer.find(terminator[0], max(position, start)) >= 0:
+            self._searched = start = max(position, len(buffer) - length + 1)
+            if buffer.find(terminator[0], start) >= 0:
                 return False
         return self._pass_rest(receiver, buffer[position:] if position else buffer)
 
@@ -458,11 +469,8 @@ class Framer:
         count = self._count
         limit = self.limit
         total = count + len(data)
-        if limit is not None:
-            if total > limit or self._unlimited:
-                return False
-            if count < SAMPLE:
-                self._head += data[: SAMPLE - count]
+        if limit is not None and (total > limit or self._unlimited):
+            return False
         if self.whole:
             if self._partial is None:
                 self._partial = bytearray(data)
@@ -472,36 +480,37 @@ class Framer:
             receiver.collect_incoming_data(data)
             if self.closed:
                 return True
+        if limit is not None and count < SAMPLE:
+            self._head += data[: SAMPLE - count]
         self._count = total
         self._buffer = b""
         self._position = self._searched = 0
         self._backlog = None
         return True
 
-    def _deliver_counted(self, receiver: Any, length: int) -> None:
+    def _deliver_counted(self, receiver: Any, length: int) -> bool:
         """
-        Deliver messages of a known length, beginning with one of *length* bytes.
-
-        It lies whole in the buffer, within the limit, and so do those that follow; each handler
-        says how long the next one is.
+        Deliver messages of known length while the buffer holds them whole, and each sets the next
+        one's length; tell whether there were any.
         """
-        limit = self.limit
+        any_delivered = False
         while True:
+            buffer = self._buffer
             position = self._position
             end = position + length
-            if end > len(self._buffer) or (limit is not None and length > limit):
-                return
-            piece = self._buffer[position:end]
+            limit = self.limit
+            if end > len(buffer) or (limit is not None and length > limit):
+                return any_delivered
+            any_delivered = True
             if self.whole:
                 self._position = end
                 self._terminator = 0
                 self.matched = None
-                receiver.message_received(piece)
+                receiver.message_received(buffer[position:end])
             else:
-                receiver.collect_incoming_data(piece)
+                receiver.collect_incoming_data(buffer[position:end])
                 if self.closed:
-                    return
-                # Somebody may have replaced the buffer; the cut is made in what is there now.
+                    return True
                 self._position += length
                 self._terminator = 0
                 self.matched = None
@@ -513,9 +522,10 @@ class Framer:
                 or self.paused
                 or self._backlog
                 or self._count
+                or self._unlimited
                 or self._skipping is not None
             ):
-                return
+                return True
 
     def _deliver_batch(self, receiver: Any, terminator: bytes) -> bool:
         """
@@ -527,7 +537,8 @@ class Framer:
             buffer = buffer[position : position + WINDOW]
         pieces = buffer.split(terminator)
         tail = len(pieces.pop())
-        self._searched = position + len(buffer)
+        end = position + len(buffer)
+        self._searched = end - len(terminator) + 1
         if not pieces:
             return False
         limit = self.limit
@@ -536,7 +547,7 @@ class Framer:
             self._searched = 0
             return False
         # As if all were delivered already; _leave_batch puts it right.
-        self._position = self._searched - tail
+        self._position = end - tail
         self.matched = terminator
         self._pieces = pieces
         self._batch = iterator = iter(pieces)
@@ -584,7 +595,8 @@ class Framer:
         self._searched = 0
         self._batch = None
         self._pieces = []
-        self._unsettled = SETTLE
+        # A disturbance is paid for by the messages that come before the next split.
+        self._unsettled = max(SETTLE, left >> 3)
 
     # -- the reference way
 
@@ -600,7 +612,7 @@ class Framer:
         behind = 0  # bytes of the delimiter behind the piece
         held = 0  # bytes at the end of the buffer that may begin a delimiter
         announced = False
-        limit = None if self._unlimited else self.limit
+        limit = self.limit
         matched: bytes | None = None
         if not terminator:
             length, ends = size, False
@@ -624,14 +636,14 @@ class Framer:
                 self._position = position = position + terminator.size
                 size -= terminator.size
             announced = True
-            limit = None if self._unlimited else terminator.limit
+            limit = terminator.limit
             total = self._count + self._body
             ends = size >= self._body
             length = self._body if ends else size
         else:
             if type(terminator) is tuple:
                 delimiters = compile_delimiters(terminator)
-                found = delimiters.find(buffer, position)
+                found = delimiters.find(buffer, max(position, self._searched))
                 index = -1
                 if found:
                     index = found.start()
@@ -642,14 +654,18 @@ class Framer:
             else:
                 matched = terminator
                 behind = len(terminator)
-                index = buffer.find(terminator, max(position, self._searched - behind + 1))
+                index = buffer.find(terminator, max(position, self._searched))
                 if index < 0:
                     held = prefix_length_at_end(buffer, terminator, position)
             ends = index >= 0
             length = index - position if ends else size - held
             total = self._count + length
         if limit is not None and total > limit:
-            return self._overflow(receiver, terminator, limit, total if announced else None)
+            if not self._unlimited:
+                return self._overflow(receiver, terminator, limit, total if announced else None)
+            room = max(1, limit) - len(self._partial or b"")
+            if self.whole and length > room:
+                return self._pass_part(receiver, terminator, length, room)
 
         piece = buffer[position : position + length]
         if not ends:
@@ -660,11 +676,7 @@ class Framer:
             self._position += length + behind
             if self._partial is not None:
                 self._partial += piece
-                piece = self._cut(receiver, self._partial)
-            elif self._unlimited:
-                piece = self._cut(receiver, bytearray(piece))
-            if self.closed:
-                return False
+                piece = bytes(self._partial)
         else:
             if piece:
                 receiver.collect_incoming_data(piece)
@@ -673,10 +685,10 @@ class Framer:
             # Somebody may have replaced the buffer; the cut is made in what is there now.
             self._position += length + behind
         if announced:
-            if type(terminator) is LengthPrefix:
-                self._body = None
-            else:
+            if isinstance(terminator, int):
                 self._terminator = 0
+            else:
+                self._body = None
         self._end_message()
         self.matched = matched
         if self.whole:
@@ -692,18 +704,21 @@ class Framer:
         length = len(piece)
         if not length:
             return self._position >= len(self._buffer)
-        if self._count < SAMPLE and self.limit is not None:
-            self._head += piece[: SAMPLE - self._count]
         if self.whole:
+            self._add_to_head(piece)
             self._count += length
             self._position += length
             self._count_down(terminator, length)
-            self._keep(receiver, piece)
+            if self._partial is None:
+                self._partial = bytearray(piece)
+            else:
+                self._partial += piece
             return not held
         receiver.collect_incoming_data(piece)
         if self.closed:
             return False
         if terminator:
+            self._add_to_head(piece)
             self._count += length
         if held:
             # The tail of what is there now: somebody may have replaced the buffer.
@@ -728,28 +743,25 @@ class Framer:
         elif self._body is not None:
             self._body -= length
 
-    # -- whole messages
-
-    def _keep(self, receiver: Any, piece: bytes) -> None:
-        if self._partial is None:
-            self._partial = bytearray(piece)
-        else:
-            self._partial += piece
-        if self._unlimited and self.limit is not None and len(self._partial) > self.limit:
-            self._partial = bytearray(self._cut(receiver, self._partial))
-
-    def _cut(self, receiver: Any, partial: bytearray) -> bytes:
+    def _pass_part(self, receiver: Any, terminator: Any, length: int, room: int) -> bool:
         """
-        Hand over pieces of an over-long message, of as many bytes as the limit; return the rest.
+        Hand over as much of an over-long message as the limit allows at once; tell whether to go on.
         """
-        if not self._unlimited or self.limit is None:
-            return bytes(partial)
-        limit = max(1, self.limit)
-        start = 0
-        while len(partial) - start > limit and not self.closed:
-            receiver.message_received(bytes(partial[start : start + limit]))
-            start += limit
-        return bytes(partial[start:])
+        position = self._position
+        part = self._buffer[position : position + room]
+        if self._partial is not None:
+            part = bytes(self._partial) + part
+            self._partial = None
+        self._position = position + room
+        self._searched = position + length
+        self._count += room
+        self._count_down(terminator, room)
+        receiver.message_received(part)
+        return True
+
+    def _add_to_head(self, piece: bytes) -> None:
+        if self._count < SAMPLE and self.limit is not None:
+            self._head += piece[: SAMPLE - self._count]
 
     def _end_message(self) -> None:
         if self._count:
@@ -770,7 +782,8 @@ class Framer:
         else:
             sample = self._head + self._buffer[position : position + SAMPLE]
             error = MessageTooLong(limit, limit + 1, sample[: min(SAMPLE, limit + 1)])
-            allowed = self._buffer[position : position + limit - self._count]
+            # The limit may have been lowered in mid-message.
+            allowed = self._buffer[position : position + max(0, limit - self._count)]
             if allowed and not self.whole:
                 # A message in pieces comes up to its limit, however it was cut.
                 receiver.collect_incoming_data(allowed)

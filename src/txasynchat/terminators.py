@@ -111,7 +111,7 @@ def check_terminator(terminator: Any) -> Terminator:
                 raise ValueError(f"terminators in a tuple must not be empty: {terminator!r}")
         if not terminator:
             raise ValueError("a tuple of terminators must not be empty: ()")
-        return terminator
+        return tuple(terminator)
     raise TypeError(
         "terminator must be bytes, a number of bytes, None, a tuple of bytes or a LengthPrefix:"
         f" {terminator!r}"
