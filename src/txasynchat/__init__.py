@@ -9,6 +9,7 @@ asynchat's semantics on Twisted's reactor.
 Importing this package installs no reactor.
 """
 
+from txasynchat.compat import install, uninstall
 from txasynchat.errors import (
     ChatError,
     CloseTimedOut,
@@ -37,5 +38,7 @@ __all__ = [
     "State",
     "Terminator",
     "UnsentLimitExceeded",
+    "install",
     "simple_producer",
+    "uninstall",
 ]

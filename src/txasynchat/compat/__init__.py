@@ -2,18 +2,32 @@
 ``asyncore`` and ``asynchat`` for programs that stay as they are.
 
 ``from txasynchat.compat import asyncore, asynchat`` in a changed import line, `install` for none,
-``python -m txasynchat run program.py`` for a program that nobody touches.
+``python -m txasynchat run program.py`` for a program that nobody touches; `LegacyFactory` for a
+handler that is served from a Twisted endpoint.
 """
 
 from txasynchat.compat._attach import Attachment, attach
 from txasynchat.compat._install import install, uninstall
 from txasynchat.compat._reactor import current_reactor
 
-__all__ = ["Attachment", "asynchat", "asyncore", "attach", "current_reactor", "install", "uninstall"]
+__all__ = [
+    "Attachment",
+    "LegacyFactory",
+    "asynchat",
+    "asyncore",
+    "attach",
+    "current_reactor",
+    "install",
+    "uninstall",
+]
 
 
 def __getattr__(name: str) -> object:
-    # The two modules are loaded by those who use them.
+    # The two modules, and what needs more of Twisted, are loaded by those who use them.
+    if name == "LegacyFactory":
+        from txasynchat.compat.served import LegacyFactory  # noqa: PLC0415 - see above
+
+        return LegacyFactory
     if name in ("asyncore", "asynchat"):
         import importlib  # noqa: PLC0415 - see above
 
