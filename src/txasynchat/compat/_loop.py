@@ -47,7 +47,7 @@ FULL_PASS_SHARE = 20
 #: Seconds: how long a channel that saw the end of its stream again and again is left alone.
 PENANCE = 0.1
 #: So many ends of one stream are delivered without delay.
-PATIENCE = 3
+PATIENCE = 100
 
 # What select(2) counts as readable and as writable.
 _READABLE = READ | HANGUP | ERROR
@@ -204,7 +204,7 @@ class MapDriver:
             self._leave(fd)
         entry.channel = channel
         self._classify(fd, entry)
-        if _has_pending(channel):
+        if _has_pending(getattr(channel, "socket", None)):
             self._buffered[fd] = None
         return entry
 
@@ -277,8 +277,12 @@ class MapDriver:
                 if entry is None or entry.channel is not channel:
                     self._touched[fd] = None
                     continue
-                if bits & READ and _has_pending(channel):
-                    self._buffered[fd] = None
+                sock = getattr(channel, "socket", None)
+                if type(sock) is not socket.socket:
+                    if bits & READ and _has_pending(sock):
+                        self._buffered[fd] = None
+                elif sock.fileno() != fd:
+                    self.hub.verify(self._number(fd))
                 if not entry.always:
                     self._ask(fd, channel)
         if self._touched:
@@ -383,7 +387,7 @@ class MapDriver:
             self._refresh_all()
             full = True
         else:
-            full = self._refresh() or len(self._always) == len(self._entries)
+            full = self._refresh()
         events = self._wait(timeout, now, full)
         if events:
             self._hand_out(events)
@@ -605,15 +609,14 @@ def _copy(channels: Any) -> dict[Any, Any]:
             return dict(channels.items())
 
 
-def _has_pending(channel: Any) -> bool:
+def _has_pending(sock: Any) -> bool:
     """
-    Whether OpenSSL holds decrypted bytes for *channel*, which no poller can know of.
+    Whether OpenSSL holds decrypted bytes of *sock*, which no poller can know of.
     """
-    sock = getattr(channel, "socket", None)
-    if type(sock) is socket.socket:
+    if sock is None or type(sock) is socket.socket:
         return False
     try:
-        return bool(sock.pending())  # type: ignore[union-attr] # any of ssl's or pyOpenSSL's
+        return bool(sock.pending())
     except Exception:  # noqa: BLE001 - no TLS, or not in a state to say: whatever the object is
         return False
 
