@@ -350,6 +350,21 @@ class Framer:
             or self._unlimited
             or not data
         ):
+            if not (
+                terminator
+                or self._buffer
+                or self.paused
+                or self.whole
+                or self._skipping is not None
+            ):
+                # No message to be seen, and nothing kept: the way of bulk data.
+                self._position = 0
+                self._buffer = data
+                receiver.collect_incoming_data(data)
+                self._buffer = b""
+                self._position = 0
+                self._backlog = None
+                return
             self.feed(data)
             self.deliver(receiver)
             return

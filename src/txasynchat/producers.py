@@ -229,13 +229,15 @@ class OutputQueue:
         finished: everything before the request to close was taken.
     """
 
-    __slots__ = ("_items", "_next", "_offset", "closing", "finished", "size")
+    __slots__ = ("_items", "_next", "_offset", "_others", "closing", "finished", "size")
 
     def __init__(self) -> None:
         # Items before _next were taken; _offset bytes of the one at _next were.
         self._items: list[Any] = []
         self._next = 0
         self._offset = 0
+        # How many of the items are not bytes.
+        self._others = 0
         self.size = 0
         self.closing = False
         self.finished = False
@@ -274,6 +276,7 @@ class OutputQueue:
             self.push(producer)
         elif not self.closing:
             self._items.append(_as_more(producer))
+            self._others += 1
 
     def register(self, producer: Any, streaming: bool) -> None:
         """
@@ -288,6 +291,7 @@ class OutputQueue:
             writer.close()
             return
         self._items.append(writer)
+        self._others += 1
         if self._next < len(self._items) - 1:
             writer.pause()
 
@@ -316,6 +320,7 @@ class OutputQueue:
         """
         if not self.closing:
             self._items.append(None)
+            self._others += 1
             self.closing = True
 
     # -- called by the driver
@@ -331,14 +336,13 @@ class OutputQueue:
             ProducerError: a producer failed; it is gone from the queue.
         """
         items = self._items
-        # The common case first: one reply.
-        if len(items) == 1 and not self._offset and type(items[0]) is bytes:
-            only: bytes = items[0]
-            if len(only) <= limit:
-                items.clear()
-                self._next = 0
-                self.size -= len(only)
-                return only
+        if not self._others and self.size <= limit and not self._offset:
+            # The common case first: replies, all of which fit.
+            self.size = 0
+            data: bytes = items[0] if len(items) == 1 else b"".join(items)
+            items.clear()
+            self._next = 0
+            return data
         taken: list[bytes] = []
         room = limit
         while self._next < len(items):
@@ -388,7 +392,7 @@ class OutputQueue:
         """
         left = self._items[self._next :]
         self._items = []
-        self._next = self._offset = self.size = 0
+        self._next = self._offset = self._others = self.size = 0
         self.closing = True
         errors: list[Exception] = []
         for item in left:
@@ -409,6 +413,8 @@ class OutputQueue:
 
     def _pop(self) -> None:
         items = self._items
+        if type(items[self._next]) is not bytes:
+            self._others -= 1
         following = self._next + 1
         if following == len(items):
             items.clear()

@@ -46,6 +46,8 @@ from txasynchat.producers import OutputQueue
 from txasynchat.terminators import check_terminator
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from twisted.internet.interfaces import IDelayedCall, IReactorTime
     from twisted.python.failure import Failure
 
@@ -149,9 +151,9 @@ class AsyncChat(Protocol):
     #: Bytes are being taken from the queue; the transport has no room for more.
     _flushing = False
     _full = False
-    #: This is the transport's producer; the transport may be written to at once.
+    #: This is the transport's producer; how to send without the reactor's next turn.
     _registered = False
-    _sends_now = False
+    _send_now: Callable[[Any, bytes], bytes] | None = None
     #: `close` or `abort` was called; the peer will send no more; the transport was let go.
     _close_requested = False
     _peer_finished = False
@@ -187,7 +189,7 @@ class AsyncChat(Protocol):
 
         All of it happens here, so that ``connectionMade`` belongs to the subclass altogether.
         """
-        self._sends_now = transports.can_send_now(transport)
+        self._send_now = transports.immediate_sender(transport)
         register = getattr(transport, "registerProducer", None)
         if register is not None:
             register(self, True)
@@ -826,19 +828,21 @@ class AsyncChat(Protocol):
             return
         output = self._output
         transport = self.transport
-        at_once = self._sends_now
+        send_now = self._send_now
         self._flushing = True
         try:
-            while output and not self._full:
+            while output._items and not self._full:
                 data = output.take(self.ac_out_buffer_size)
                 if not data:
                     break
                 self._taken += len(data)
-                if at_once:
-                    at_once = False
-                    data = transports.send_now(transport, data)
+                if send_now is not None:
+                    data = send_now(transport, data)
                     if not data:
+                        # Once only: a peer that reads as fast as we send must not keep the reactor.
+                        send_now = None
                         continue
+                    send_now = None
                 transport.write(data)
         except ProducerError:
             self._flushing = False

@@ -9,60 +9,67 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet import address
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.interfaces import IHandshakeListener
+from twisted.internet.tcp import Connection
+from twisted.internet.unix import _SendmsgMixin
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from zope.interface import alsoProvides
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 __all__ = [
-    "can_send_now",
     "closes_by_itself",
+    "immediate_sender",
     "own_address",
     "peer_address",
     "reactor_of",
     "real_socket",
-    "send_now",
     "tls_layer",
     "unsent_bytes",
     "when_secure",
 ]
 
 
-def can_send_now(transport: Any) -> bool:
+def immediate_sender(transport: Any) -> Callable[[Any, bytes], bytes] | None:
     """
-    Tell whether `send_now` may ever be used: *transport* owns a descriptor and writes to it itself.
+    Find a function that hands bytes to the operating system at once; None: there is none.
+
+    ``transport.write`` asks the reactor to tell when the descriptor is writable, and sends in its
+    next turn: two system calls and a turn, which cost more than the sending.
+
+    The function takes the transport and the bytes. It does nothing if anything waits before them,
+    and returns what the operating system did not take, for ``transport.write``. If the connection
+    is lost that is everything, and the reactor will meet the loss, and report it, by itself.
     """
-    return isinstance(transport, FileDescriptor) and hasattr(transport, "writeSomeData")
+    if not isinstance(transport, Connection):
+        return None
+    return _send_after_descriptors if isinstance(transport, _SendmsgMixin) else _send
 
 
-def send_now(transport: Any, data: bytes) -> bytes:
-    """
-    Hand *data* to the operating system at once, if nothing waits before it.
-
-    ``transport.write`` would ask the reactor to tell when the descriptor is writable, and send in
-    its next turn: two system calls and a turn, which cost more than the sending.
-
-    Returns:
-        What the operating system did not take, for ``transport.write``.
-    """
+def _send(transport: Any, data: bytes) -> bytes:
     if (
         transport.dataBuffer
         or transport._tempDataBuffer
+        or transport.TLS
         or transport.disconnecting
-        or not transport.connected
         or transport._writeDisconnecting
-        or getattr(transport, "TLS", False)
-        or getattr(transport, "_sendmsgQueue", None)  # descriptors that go with the next byte
     ):
         return data
-    sent = transport.writeSomeData(data)
-    # Anything else is a lost connection, which the reactor will meet, and report, by itself.
-    if type(sent) is int and sent > 0:
-        return data[sent:]
-    return data
+    try:
+        sent = transport.socket.send(data)
+    except OSError:
+        return data
+    return b"" if sent == len(data) else data[sent:]
+
+
+def _send_after_descriptors(transport: Any, data: bytes) -> bytes:
+    # Descriptors that were queued go out with the next byte, which Twisted then has to send.
+    return data if transport._sendmsgQueue else _send(transport, data)
 
 
 def _layers(transport: Any) -> list[Any]:

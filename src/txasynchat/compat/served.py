@@ -25,6 +25,7 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Any
 
+from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IHalfCloseableProtocol, IHandshakeListener, IPushProducer
 from twisted.internet.protocol import Protocol, ServerFactory, connectionDone
 from twisted.logger import Logger
@@ -113,7 +114,7 @@ class TransportSocket:
         view[: len(data)] = data
         return len(data)
 
-    def send(self, data: Any, flags: int = 0) -> int:
+    def send(self, data: Any, flags: int = 0) -> int:  # noqa: ARG002 a socket has them
         """
         Write as much of *data* as there is room for; return how much that was.
 
@@ -123,7 +124,7 @@ class TransportSocket:
         """
         return self._connection.send(data)
 
-    def sendall(self, data: Any, flags: int = 0) -> None:
+    def sendall(self, data: Any, flags: int = 0) -> None:  # noqa: ARG002 see send()
         """
         Write all of *data*, whether there is room or not.
         """
@@ -234,6 +235,7 @@ class Connection(Protocol):
 
     @override
     def makeConnection(self, transport: Any) -> None:
+        self._send_now = transports.immediate_sender(transport)
         super().makeConnection(transport)  # type: ignore[no-untyped-call] # Twisted's, untyped
         register = getattr(transport, "registerProducer", None)
         if register is not None:
@@ -287,7 +289,7 @@ class Connection(Protocol):
 
     @override
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        if not self._ended and reason.check(type(connectionDone.value)) is None:
+        if not self._ended and not isinstance(reason.value, ConnectionDone):
             self._end = _error(errno.ECONNRESET)
         self._ended = True
         self._full = False
@@ -348,9 +350,8 @@ class Connection(Protocol):
         piece = bytes(memoryview(data).cast("B")[:LARGEST_SEND])
         if piece:
             self._sent += len(piece)
-            rest = piece
-            if transports.can_send_now(self.transport):
-                rest = transports.send_now(self.transport, piece)
+            send_now = self._send_now
+            rest = piece if send_now is None else send_now(self.transport, piece)
             if rest:
                 self.transport.write(rest)
             self.schedule()
@@ -644,4 +645,4 @@ def _builder(
         return lambda sock, addr: handler(addr, sock, *arguments, **keywords)
     if with_address:
         return lambda sock, addr: handler(sock, addr, *arguments, **keywords)
-    return lambda sock, addr: handler(sock, *arguments, **keywords)
+    return lambda sock, _addr: handler(sock, *arguments, **keywords)
