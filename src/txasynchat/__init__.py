@@ -13,6 +13,7 @@ from txasynchat.compat import install, uninstall
 from txasynchat.errors import (
     ChatError,
     CloseTimedOut,
+    ListenError,
     MessageTooLong,
     PeerError,
     ProducerError,
@@ -21,20 +22,25 @@ from txasynchat.errors import (
 from txasynchat.framing import Framer, Overflow
 from txasynchat.producers import FileProducer, OutputQueue, simple_producer
 from txasynchat.protocol import AsyncChat, State
+from txasynchat.server import ChatFactory, Connections, Server
 from txasynchat.terminators import LengthPrefix, Terminator
 
 __all__ = [
     "AsyncChat",
     "ChatError",
+    "ChatFactory",
     "CloseTimedOut",
+    "Connections",
     "FileProducer",
     "Framer",
     "LengthPrefix",
+    "ListenError",
     "MessageTooLong",
     "OutputQueue",
     "Overflow",
     "PeerError",
     "ProducerError",
+    "Server",
     "State",
     "Terminator",
     "UnsentLimitExceeded",

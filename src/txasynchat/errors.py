@@ -1,24 +1,43 @@
 """
 Every exception of this package, under one base.
 
-Three kinds, told apart by whose fault they describe:
+Told apart by whose fault they describe:
 
 * a *caller's* mistake (a terminator of the wrong type, pushing text) raises the builtin `TypeError`
   or `ValueError` at the call, with the value in its message: nothing of those is defined here;
 * a *peer's* mistake or misfortune is a `PeerError`: it reaches a hook of the application, is logged
-  once and closes that connection only;
-* a *producer's* failure is a `ProducerError`: it is handled as an exception in a handler is.
+  once and closes that connection only; those of TLS are `TLSError`;
+* a *producer's* failure is a `ProducerError`: it is handled as an exception in a handler is;
+* *our own* certificate or key that cannot be used is a `CredentialsError`, and a `ValueError`;
+* a *place* that cannot be listened on is a `ListenError`, raised when a server is made or started.
 """
 
 from __future__ import annotations
 
+import re
+
 __all__ = [
+    "CertificateExpired",
+    "CertificateRejected",
     "ChatError",
     "CloseTimedOut",
+    "CredentialsError",
+    "HandshakeFailed",
+    "HandshakeTimedOut",
+    "ListenError",
     "MessageTooLong",
+    "MissingClientCertificate",
+    "NoCommonProtocol",
     "PeerError",
+    "PlaintextAfterStartTLS",
     "ProducerError",
+    "SelfSigned",
+    "TLSError",
+    "TruncatedConnection",
+    "UnknownAuthority",
+    "UnknownServerName",
     "UnsentLimitExceeded",
+    "WrongName",
 ]
 
 
@@ -102,4 +121,156 @@ class ProducerError(ChatError):
     A producer raised, gave something that is not bytes, or gave nothing again and again.
 
     The producer's own exception, where there was one, is the `__cause__`.
+    """
+
+
+class ListenError(ChatError):
+    """
+    A server cannot listen: the description is no endpoint, the port is taken, a file is missing.
+
+    Attributes:
+        endpoint: the endpoint's description.
+        reason: what the endpoint raised.
+    """
+
+    def __init__(self, endpoint: str, reason: BaseException) -> None:
+        super().__init__(endpoint, reason)
+        self.endpoint = endpoint
+        self.reason = reason
+
+    def __str__(self) -> str:
+        """Name the endpoint and the reason."""
+        # Twisted's CannotListenError names the port again, and has the reason inside.
+        reason = getattr(self.reason, "socketError", None) or self.reason
+        if isinstance(reason, OSError) and reason.strerror:
+            text = reason.strerror
+            if reason.filename is not None:
+                text += f": {reason.filename!r}"
+        elif isinstance(reason, KeyError | TypeError | ValueError) and str(reason):
+            text = re.sub(
+                r"^\w+\(\) ", "", str(reason)
+            )  # the function is no business of the reader
+        else:
+            text = f"{type(reason).__name__}: {reason}"
+        return f"cannot listen on {self.endpoint!r}: {text}"
+
+
+class CredentialsError(ChatError, ValueError):
+    """
+    Our own certificate, key or trust roots cannot be used; raised where they are first loaded.
+
+    Attributes:
+        source: the file, or what stands for one.
+        reason: what is wrong with it.
+    """
+
+    def __init__(self, source: str, reason: str) -> None:
+        super().__init__(source, reason)
+        self.source = source
+        self.reason = reason
+
+    def __str__(self) -> str:
+        """Name the file and the reason."""
+        return f"{self.source}: {self.reason}"
+
+
+class TLSError(PeerError):
+    """
+    The base of what goes wrong between two ends of TLS.
+    """
+
+
+class HandshakeFailed(TLSError):
+    """
+    There is no common ground, or what came was not TLS at all; no byte of data was passed on.
+    """
+
+
+class HandshakeTimedOut(HandshakeFailed):
+    """
+    The handshake was not over in time.
+
+    Attributes:
+        limit: the limit in force, in seconds.
+    """
+
+    def __init__(self, limit: float) -> None:
+        super().__init__(limit)
+        self.limit = limit
+
+    def __str__(self) -> str:
+        """Name the limit."""
+        return f"TLS handshake not done after {self.limit:g} s"
+
+
+class NoCommonProtocol(HandshakeFailed):
+    """
+    ALPN found no protocol that both sides speak, where one is demanded.
+    """
+
+
+class UnknownServerName(HandshakeFailed):
+    """
+    The client asks for a server by a name that no certificate here has, where one is demanded.
+    """
+
+
+class CertificateRejected(HandshakeFailed):
+    """
+    The peer's certificate does not prove who it is; the base of the particular reasons.
+    """
+
+
+class WrongName(CertificateRejected):
+    """
+    The certificate is valid, for another name or address than the one that was connected to.
+    """
+
+
+class CertificateExpired(CertificateRejected):
+    """
+    The certificate, or one above it, is not valid any more, or not yet.
+    """
+
+
+class SelfSigned(CertificateRejected):
+    """
+    The certificate vouches for itself, and is not among those trusted.
+    """
+
+
+class UnknownAuthority(CertificateRejected):
+    """
+    The certificate leads to no authority that is trusted.
+    """
+
+
+class MissingClientCertificate(CertificateRejected):
+    """
+    The server demands a certificate of the client, and there is none.
+
+    A client learns of it after its handshake, in TLS 1.3.
+    """
+
+
+class PlaintextAfterStartTLS(TLSError):
+    """
+    Bytes came in the clear behind the command that starts TLS: somebody may have put them there.
+
+    Attributes:
+        count: how many; none of them was delivered.
+    """
+
+    def __init__(self, count: int) -> None:
+        super().__init__(count)
+        self.count = count
+
+    def __str__(self) -> str:
+        """Name the count, never the data."""
+        return f"{self.count} bytes of plaintext behind the start of TLS"
+
+
+class TruncatedConnection(TLSError):
+    """
+    The connection ended without the peer's closing message: what was last received may be cut off.
     """

@@ -285,6 +285,20 @@ class Framer:
         self._position = self._searched = 0
         self._backlog = None
 
+    @property
+    def in_message(self) -> bool:
+        """
+        A message has begun and its end has not come, or bytes wait to be delivered.
+
+        Where there is no terminator no message ends, and none is waited for.
+        """
+        return bool(self._terminator) and bool(
+            self._count
+            or self._body is not None
+            or self._backlog
+            or self._position < len(self._buffer)
+        )
+
     def _join(self) -> None:
         """
         Make what is left one `bytes` object that begins at position 0.

@@ -157,6 +157,8 @@ class AsyncChat(Protocol):
     #: `close` or `abort` was called; the peer will send no more; the transport was let go.
     _close_requested = False
     _peer_finished = False
+    #: `close_when_idle` was called.
+    _close_when_idle = False
     _left = False
     #: The watch over a closing connection: its timer, and how far the writing was.
     _watch: IDelayedCall | None = None
@@ -247,8 +249,7 @@ class AsyncChat(Protocol):
         ready to answer when `found_terminator` is called pauses delivery until it is.
         """
         self._peer_finished = True
-        if not (self._held or self._delivering):
-            self.close_when_done()
+        self.close_when_idle()
 
     def writeConnectionLost(self) -> None:  # noqa: N802
         """
@@ -356,6 +357,18 @@ class AsyncChat(Protocol):
         Called once for each such message, with the connection still open: a last word may be
         pushed. A terminator set here holds for what comes after the message.
         """
+
+    def handle_shutdown(self) -> None:
+        """
+        The server stops: come to an end; see `Server`. Called once, however long that takes.
+
+        By default `close_when_idle`. A handler that is at work between messages (a transaction, an
+        answer that comes later) does better to finish that, and close then.
+        """
+        if self.state is State.CONNECTING:
+            self.abort()
+        else:
+            self.close_when_idle()
 
     def handle_error(self) -> None:
         """
@@ -481,6 +494,17 @@ class AsyncChat(Protocol):
         self._output.close_when_done()
         self._set_state(_CLOSING)
         self._pushed()
+
+    def close_when_idle(self) -> None:
+        """
+        `close_when_done`, as soon as no message is half received and delivery is not paused.
+
+        So a message that has begun is still answered, and so is one whose handler paused delivery
+        until its answer is there.
+        """
+        self._close_when_idle = True
+        if not self._delivering and self._is_idle():
+            self.close_when_done()
 
     def close(self) -> None:
         """
@@ -754,9 +778,15 @@ class AsyncChat(Protocol):
         if self.state is _OPEN:
             if (self._held == 0) is not self._reading:
                 self._set_reading()
-            if self._peer_finished and not self._held:
+            if self._close_when_idle and self._is_idle():
                 self.close_when_done()
                 self._flush()
+
+    def _is_idle(self) -> bool:
+        """
+        Delivery is not held, and no message has begun that can still end.
+        """
+        return not self._held and (self._peer_finished or not self._framer.in_message)
 
     def _hold(self, reason: int) -> None:
         self._held |= reason

@@ -1,0 +1,145 @@
+"""
+`Connections`: which connections live, whoever made them.
+
+A connection counts from the moment its protocol has a transport until ``connectionLost``. One that
+was refused, or whose protocol could not be built, never counts; one that failed or was aborted is
+given back like any other.
+
+The protocol is asked itself, not a wrapper around it: those two methods are replaced on the object,
+so the transport stays what it is, and a protocol that forgets ``super()`` is counted all the same.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IProtocolFactory
+from twisted.internet.protocol import connectionDone
+from twisted.logger import Logger
+from twisted.protocols.policies import ProtocolWrapper
+from zope.interface import directlyProvides, implementer, providedBy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from twisted.internet.interfaces import IAddress
+    from twisted.python.failure import Failure
+
+__all__ = ["Connections", "WatchedFactory"]
+
+
+class Connections:
+    """
+    The protocols of live connections, oldest first; iterating walks over a copy.
+    """
+
+    _log = Logger()
+
+    def __init__(self) -> None:
+        # By transport: a protocol may be compared, and hashed, as its author likes.
+        self._live: dict[Any, Any] = {}
+        self._waiting: list[Deferred[None]] = []
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(list(self._live.values()))
+
+    def watch(self, protocol: Any) -> Any:
+        """
+        Count the connection that *protocol* is going to have; return *protocol*.
+
+        Args:
+            protocol: an `IProtocol` that has no transport yet.
+        """
+        make = protocol.makeConnection
+        lose = protocol.connectionLost
+
+        def made(transport: Any) -> None:
+            vars(protocol).pop("makeConnection", None)
+            self._live[transport] = protocol
+
+            def lost(reason: Failure = connectionDone) -> None:
+                vars(protocol).pop("connectionLost", None)
+                try:
+                    lose(reason)
+                finally:
+                    self._forget(transport)
+
+            protocol.connectionLost = lost
+            make(transport)
+
+        protocol.makeConnection = made
+        return protocol
+
+    def when_empty(self) -> Deferred[None]:
+        """
+        Return a Deferred that fires as soon as no connection is left; at once if there is none.
+        """
+        waiting: Deferred[None] = Deferred()
+        if self._live:
+            self._waiting.append(waiting)
+        else:
+            waiting.callback(None)
+        return waiting
+
+    def finish(self) -> None:
+        """
+        Ask every connection to come to its end: ``handle_shutdown()``, or ``loseConnection``.
+
+        One whose ``handle_shutdown`` raises is logged and aborted.
+        """
+        for transport, protocol in list(self._live.items()):
+            handler = protocol
+            while isinstance(handler, ProtocolWrapper):
+                handler = handler.wrappedProtocol
+            ask = getattr(handler, "handle_shutdown", transport.loseConnection)
+            try:
+                ask()
+            except Exception:  # noqa: BLE001 it is the application's, and is logged
+                self._log.failure("handle_shutdown of {handler!r} raised", handler=handler)
+                _abort(transport)
+
+    def abort(self) -> None:
+        """
+        End every connection now; what was not sent is lost.
+        """
+        for transport in list(self._live):
+            _abort(transport)
+
+    def _forget(self, transport: Any) -> None:
+        self._live.pop(transport, None)
+        if not self._live:
+            waiting, self._waiting = self._waiting, []
+            for each in waiting:
+                each.callback(None)
+
+
+def _abort(transport: Any) -> None:
+    abort = getattr(transport, "abortConnection", transport.loseConnection)
+    abort()
+
+
+@implementer(IProtocolFactory)
+class WatchedFactory:
+    """
+    Any protocol factory, its connections counted; in everything else it is that factory.
+    """
+
+    def __init__(self, factory: Any, connections: Connections) -> None:
+        self._factory = factory
+        self._connections = connections
+        # Transports ask a factory what it provides: names for the log, protocols for ALPN.
+        directlyProvides(self, providedBy(factory))
+
+    def buildProtocol(self, addr: IAddress | None) -> Any:  # noqa: N802 - IProtocolFactory
+        """
+        Build a protocol as the factory does, and count its connection.
+        """
+        protocol = self._factory.buildProtocol(addr)
+        return None if protocol is None else self._connections.watch(protocol)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._factory, name)

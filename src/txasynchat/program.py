@@ -1,0 +1,166 @@
+"""
+A server as a program: what it says when it starts, and how it ends when it cannot.
+
+`serve` is for a script; ``twistd`` and ``twist`` get a `Program` from `txasynchat.twistd`.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.logger import Logger, globalLogBeginner, textFileLogObserver
+from typing_extensions import override
+
+from txasynchat.errors import ListenError
+from txasynchat.server import STOP_TIMEOUT, Server
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from twisted.internet.interfaces import IAddress, IProtocolFactory
+
+__all__ = ["CannotStart", "Program", "serve"]
+
+
+class CannotStart(SystemExit, Exception):
+    """
+    The program cannot start: one line on standard error, exit status 1.
+
+    It is an `Exception` too, since ``twistd`` tidies up (its pid file, the process that waits for the
+    daemon) only after those; and it ends the program as `SystemExit` does, without a traceback.
+    """
+
+    def __init__(self, problem: object) -> None:
+        super().__init__(f"txasynchat: {problem}")
+
+
+class Program(Server):
+    """
+    A `Server` that a program consists of.
+
+    It logs what listens where and how to try it; and where it cannot listen, the program ends.
+
+    Args:
+        reactor, factory, endpoints, stop_timeout: see `Server`.
+        what: what is served, in a word or two.
+        detached: nobody sees standard error any more; a reason not to start belongs in the log.
+
+    Raises:
+        CannotStart: a description is no endpoint; or, from ``startService``, it is not to be had.
+    """
+
+    _log = Logger()
+
+    def __init__(  # noqa: PLR0913 - three of them by name
+        self,
+        reactor: Any,
+        factory: IProtocolFactory,
+        endpoints: Iterable[str],
+        *,
+        what: str,
+        stop_timeout: float | None = STOP_TIMEOUT,
+        detached: bool = False,
+    ) -> None:
+        self.what = what
+        self.detached = detached
+        self._descriptions = list(endpoints)
+        try:
+            super().__init__(reactor, factory, self._descriptions, stop_timeout=stop_timeout)
+        except ListenError as error:
+            raise CannotStart(error) from None
+
+    @override
+    def privilegedStartService(self) -> None:
+        """
+        Listen, or end the program.
+        """
+        try:
+            super().privilegedStartService()
+        except ListenError as error:
+            # Ports that were open already are closed in the reactor's next turn, which would not
+            # come any more: a Unix socket's file would stay.
+            self.reactor.iterate()
+            if not self.detached:
+                sys.stderr = sys.__stderr__  # which the log had replaced by itself
+            raise CannotStart(error) from None
+
+    @override
+    def listening(self) -> None:
+        """
+        Say what listens where, and how to try it.
+        """
+        for description, port in zip(self._descriptions, self.ports, strict=True):
+            address = port.getHost()
+            self._log.info(
+                "txasynchat: {what} on {place}{hint}",
+                what=self.what,
+                place=_place(address),
+                hint=_hint(description, address),
+            )
+
+    @override
+    def listening_failed(self, error: ListenError) -> None:
+        """
+        End the program, which is running by now.
+        """
+        super().listening_failed(error)
+        self.reactor.callWhenRunning(self.reactor.stop)
+
+
+def serve(
+    factory: IProtocolFactory, *endpoints: str, stop_timeout: float | None = STOP_TIMEOUT
+) -> None:
+    """
+    Serve until SIGINT or SIGTERM, with the log on standard error; for a script's last line.
+
+    It runs the global reactor, which cannot be run a second time in a process.
+
+    Args:
+        factory: a `ChatFactory`, or any other `IProtocolFactory`.
+        endpoints: what to listen on, as `serverFromString` takes it.
+        stop_timeout: seconds that connections have to finish at the end; None for no limit.
+
+    Raises:
+        CannotStart: an endpoint is not to be had; uncaught, it ends the script with one line.
+    """
+    from twisted.internet import reactor  # noqa: PLC0415 - this starts a program
+
+    loop: Any = reactor
+    globalLogBeginner.beginLoggingTo([textFileLogObserver(sys.stderr)], redirectStandardIO=False)
+    what = getattr(getattr(factory, "handler", factory), "__name__", type(factory).__name__)
+    program = Program(loop, factory, endpoints, what=what, stop_timeout=stop_timeout)
+    program.startService()
+    loop.addSystemEventTrigger("before", "shutdown", program.stopService)
+    loop.run()
+
+
+def _place(address: IAddress) -> str:
+    if isinstance(address, IPv4Address):
+        return f"{address.host}:{address.port}"
+    if isinstance(address, IPv6Address):
+        return f"[{address.host}]:{address.port}"
+    if isinstance(address, UNIXAddress) and address.name:
+        return address.name.decode("utf-8", "backslashreplace")
+    return str(address)
+
+
+def _hint(description: str, address: IAddress) -> str:
+    """
+    Say how a person may talk to *address* with what this machine has.
+    """
+    secure = description.startswith(("ssl:", "tls:"))
+    if isinstance(address, UNIXAddress) and address.name and not secure:
+        return f"; try: nc -U {_place(address)}"
+    if not isinstance(address, IPv4Address | IPv6Address):
+        return ""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.host, address.host)  # noqa: S104 - compared, not bound
+    if secure:
+        place = f"[{host}]" if ":" in host else host
+        return f"; try: openssl s_client -quiet -connect {place}:{address.port}"
+    if shutil.which("nc") is None and shutil.which("curl") is not None:
+        place = f"[{host}]" if ":" in host else host
+        return f"; try: curl -sN telnet://{place}:{address.port}"
+    return f"; try: nc {host} {address.port}"

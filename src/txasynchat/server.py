@@ -1,0 +1,285 @@
+"""
+`ChatFactory` builds handlers and knows the live ones; `Server` listens, and stops in good order.
+
+Stopping has three steps. The ports close, so nobody new comes. Every connection is asked to finish
+(`AsyncChat.handle_shutdown`): idle ones are gone at once, busy ones when they are done. What is left
+after `stop_timeout` seconds is aborted; so it is at once when stopping is asked for a second time, by
+`Server.stopService` or by a second signal.
+
+No reactor is imported here: whoever makes a `Server` says which.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from typing import TYPE_CHECKING, Any
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, DeferredList, maybeDeferred, succeed
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.protocol import Factory
+from twisted.logger import Logger
+from typing_extensions import override
+
+from txasynchat.connections import Connections, WatchedFactory
+from txasynchat.errors import ListenError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from twisted.internet.interfaces import (
+        IAddress,
+        IListeningPort,
+        IProtocol,
+        IProtocolFactory,
+        IStreamServerEndpoint,
+    )
+    from twisted.python.failure import Failure
+
+__all__ = ["ChatFactory", "Connections", "Server"]
+
+#: Seconds that connections have to finish when their server stops.
+STOP_TIMEOUT = 15.0
+
+
+class ChatFactory(Factory):
+    """
+    Build one handler a connection, and know the live ones.
+
+    Args:
+        handler: a handler class, or anything else that returns a protocol when it is called.
+        arguments, keywords: what it is called with.
+
+    Attributes:
+        connections: the handlers whose connections live; each finds this factory as ``factory``.
+    """
+
+    noisy = False
+
+    def __init__(self, handler: Callable[..., IProtocol], *arguments: Any, **keywords: Any) -> None:
+        self.handler = handler
+        self.arguments = arguments
+        self.keywords = keywords
+        self.connections = Connections()
+
+    @override
+    def buildProtocol(self, addr: IAddress | None) -> Any:
+        """
+        Build the handler of a connection from *addr*.
+        """
+        handler: Any = self.handler(*self.arguments, **self.keywords)
+        handler.factory = self
+        return self.connections.watch(handler)
+
+
+class Server(Service):
+    """
+    A service that listens on any number of endpoints, and stops in good order.
+
+    It belongs to a Twisted application (``setServiceParent``), or is started and stopped by hand.
+
+    Args:
+        reactor: the reactor that listens and measures time.
+        factory: a `ChatFactory`, or any other `IProtocolFactory`.
+        endpoints: endpoints, or their descriptions, as `serverFromString` takes them.
+        stop_timeout: seconds that connections have to finish when the service stops; None: no limit.
+
+    Attributes:
+        connections: the protocols whose connections live.
+        ports: what listens, in the order of the endpoints; empty before and after.
+
+    Raises:
+        ListenError: a description is no endpoint.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        factory: IProtocolFactory,
+        endpoints: Iterable[str | IStreamServerEndpoint],
+        *,
+        stop_timeout: float | None = STOP_TIMEOUT,
+    ) -> None:
+        self.reactor = reactor
+        self.stop_timeout = stop_timeout
+        self.connections: Connections
+        self._factory: Any
+        if isinstance(factory, ChatFactory):
+            self.connections = factory.connections
+            self._factory = factory
+        else:
+            self.connections = Connections()
+            self._factory = WatchedFactory(factory, self.connections)
+        self._endpoints = [(str(each), _endpoint(reactor, each)) for each in endpoints]
+        self.ports: list[IListeningPort] = []
+        # The calls of listen() that are not done; whether they were made.
+        self._pending: list[Deferred[IListeningPort]] = []
+        self._started = False
+        # Those who wait for the end of stopping; None while nothing stops.
+        self._stopping: list[Deferred[None]] | None = None
+        self._trigger: Any = None
+
+    # -- IService: called by the application
+
+    @override
+    def privilegedStartService(self) -> None:
+        """
+        Listen on every endpoint.
+
+        Raises:
+            ListenError: one of them cannot be listened on; the others are closed again. An endpoint
+                that takes its time says so to `listening_failed`, later.
+        """
+        if self._started:
+            return
+        self._started = True
+        super().privilegedStartService()  # type: ignore[no-untyped-call] # Twisted's, untyped
+        listening: Deferred[None] = Deferred.fromCoroutine(self._listen())
+        if not listening.called:
+            listening.addErrback(self._failed_later)
+            return
+        failures: list[Failure] = []
+        listening.addErrback(failures.append)
+        if failures:
+            self._started = False
+            failures[0].raiseException()
+
+    @override
+    def startService(self) -> None:
+        """
+        Listen, unless `privilegedStartService` did; see there for what may be raised.
+        """
+        self.privilegedStartService()
+        super().startService()  # type: ignore[no-untyped-call] # Twisted's, untyped
+        self._trigger = self.reactor.addSystemEventTrigger(
+            "before", "shutdown", self._reactor_stops
+        )
+
+    @override
+    def stopService(self) -> Deferred[None]:
+        """
+        Close the ports, let connections finish, abort what is left after `stop_timeout`.
+
+        Called again meanwhile, it aborts what is left at once.
+
+        Returns:
+            A Deferred that fires when all ports and connections are gone.
+        """
+        super().stopService()  # type: ignore[no-untyped-call] # Twisted's, untyped
+        if not self._started:
+            return succeed(None)
+        stopped: Deferred[None] = Deferred()
+        if self._stopping is not None:
+            self._stopping.append(stopped)
+            self.abort()
+            return stopped
+        self._stopping = [stopped]
+        Deferred.fromCoroutine(self._stop())
+        return stopped
+
+    # -- called and overridden by the application
+
+    def abort(self) -> None:
+        """
+        End every connection now; what was not sent is lost.
+        """
+        if self.connections:
+            self._log.warn("aborting {count} connections", count=len(self.connections))
+        self.connections.abort()
+
+    def listening_failed(self, error: ListenError) -> None:
+        """
+        An endpoint that took its time could not be listened on; the others are closed again.
+        """
+        self._log.critical("{error}", error=str(error))
+
+    def listening(self) -> None:
+        """
+        Every endpoint is listened on; see `ports`.
+        """
+
+    # -- internals
+
+    async def _listen(self) -> None:
+        self._pending = [
+            maybeDeferred(endpoint.listen, self._factory) for _, endpoint in self._endpoints
+        ]
+        results: list[tuple[bool, Any]] = await DeferredList(self._pending, consumeErrors=True)
+        self._pending = []
+        ports = [port for done, port in results if done]
+        for (description, _), (done, result) in zip(self._endpoints, results, strict=True):
+            if not done:
+                for port in ports:
+                    maybeDeferred(port.stopListening)
+                raise ListenError(description, result.value) from result.value
+        self.ports = ports
+        self.listening()
+
+    def _failed_later(self, failure: Failure) -> None:
+        self._started = False
+        error: Any = failure.value
+        if self._stopping is None:
+            self.listening_failed(error)
+
+    async def _stop(self) -> None:
+        for pending in self._pending:
+            pending.cancel()
+        ports, self.ports = self.ports, []
+        ends: list[Deferred[Any]] = [maybeDeferred(port.stopListening) for port in ports]
+        self.connections.finish()
+        deadline = None
+        if self.stop_timeout is not None:
+            deadline = self.reactor.callLater(self.stop_timeout, self.abort)
+        ends.append(self.connections.when_empty())
+        await DeferredList(ends, consumeErrors=True)
+        if deadline is not None and deadline.active():
+            deadline.cancel()
+        if self._trigger is not None:
+            self.reactor.removeSystemEventTrigger(self._trigger)
+            self._trigger = None
+        self._started = False
+        waiting, self._stopping = self._stopping or [], None
+        for each in waiting:
+            each.callback(None)
+
+    def _reactor_stops(self) -> None:
+        """
+        Take care that a second signal is heard: the reactor itself has no use for one.
+        """
+        self._trigger = None
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in (signal.SIGINT, signal.SIGTERM):
+            current = signal.getsignal(number)
+            if isinstance(current, _SecondSignal):
+                current.servers.append(self)
+            elif getattr(current, "__self__", None) is self.reactor:
+                signal.signal(number, _SecondSignal(self.reactor, self))
+
+
+class _SecondSignal:
+    """
+    The handler of signals that come while the reactor stops: it aborts what some servers have left.
+    """
+
+    def __init__(self, reactor: Any, server: Server) -> None:
+        self.reactor = reactor
+        self.servers = [server]
+
+    def __call__(self, _number: int, _frame: object) -> None:
+        for server in self.servers:
+            self.reactor.callFromThread(server.abort)
+
+
+def _endpoint(reactor: Any, endpoint: str | IStreamServerEndpoint) -> IStreamServerEndpoint:
+    if not isinstance(endpoint, str):
+        return endpoint
+    try:
+        parsed: IStreamServerEndpoint = serverFromString(reactor, endpoint)  # type: ignore[no-untyped-call] # Twisted's, untyped
+    except Exception as error:
+        # Each kind of endpoint has its own way of saying that it does not like its arguments.
+        raise ListenError(endpoint, error) from error
+    return parsed

@@ -1,0 +1,231 @@
+"""
+The command line: ``twistd asynchat``, and ``twist asynchat``.
+
+Every mistake in it ends the program with one line that says what to change (`CannotStart`).
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.interfaces import IProtocol, IProtocolFactory
+from twisted.python import usage
+from typing_extensions import override
+
+from txasynchat.compat import install
+from txasynchat.program import CannotStart, Program
+from txasynchat.protocol import AsyncChat
+from txasynchat.server import STOP_TIMEOUT, ChatFactory
+
+__all__ = ["LineEcho", "Options", "load_factory", "makeService"]
+
+ENDPOINT = "tcp:8007:interface=127.0.0.1"
+
+EXAMPLES = """
+Examples:
+  twistd -n asynchat
+      line echo on 127.0.0.1:8007, in the foreground
+
+  twistd -n asynchat --handler chat:User --listen tcp:4000 --listen unix:chat.sock
+      class User of chat.py (an AsyncChat, a Twisted protocol, or an unmodified
+      asynchat.async_chat) on all addresses and on a Unix socket
+
+  twistd -n asynchat --listen ssl:4433:privateKey=key.pem:certKey=cert.pem
+      line echo over TLS
+
+  twistd -n asynchat --listen systemd:domain=INET:index=0
+      line echo on the socket that systemd has opened
+
+In an endpoint a colon ends an argument; write \\\\: for one inside.
+"""
+
+
+class LineEcho(AsyncChat):
+    """
+    What is served unless a handler is named: each line comes back.
+    """
+
+    terminator = (b"\n", b"\r\n")
+
+    @override
+    def message_received(self, message: bytes) -> None:
+        """
+        Send the line back, ended as it was.
+        """
+        self.push(message + (self.matched_terminator or b""))
+
+
+class Options(usage.Options):
+    """
+    What follows ``twistd asynchat``.
+    """
+
+    synopsis = "[--handler MODULE:NAME] [--listen ENDPOINT]..."
+    longdesc = "Serve asynchat-style line and frame protocols on any Twisted endpoint."
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call] # Twisted's, untyped
+        self.update(
+            {"handler": None, "listen": [], "max-message-length": None, "stop-timeout": None}
+        )
+
+    # The texts of these four are what --help shows.
+
+    def opt_handler(self, name: str) -> None:
+        """
+        MODULE:NAME of what serves a connection: a class of a module that can be imported (from the
+        current directory too), or a factory. [default: line echo]
+        """
+        self["handler"] = name
+
+    def opt_listen(self, endpoint: str) -> None:
+        """
+        Where to listen: a Twisted endpoint, as tcp:, unix:, ssl:, tls:, systemd:. May be repeated.
+        [default: tcp:8007:interface=127.0.0.1]
+        """
+        self["listen"].append(endpoint)
+
+    def opt_max_message_length(self, count: str) -> None:
+        """
+        Bytes of the longest message; 0 for no limit. [default: what the handler says, or 16384]
+        """
+        self["max-message-length"] = _number("max-message-length", count, int)
+
+    def opt_stop_timeout(self, seconds: str) -> None:
+        """
+        Seconds that connections have to finish when the server stops. [default: 15]
+        """
+        self["stop-timeout"] = _number("stop-timeout", seconds, float)
+
+    @override
+    def getUsage(self, width: int | None = None) -> str:
+        """
+        Add the examples, which the wrapping of paragraphs would spoil.
+        """
+        return f"{super().getUsage(width)}{EXAMPLES}"
+
+
+def makeService(options: Options) -> Program:  # noqa: N802 - ServiceMaker looks for this name
+    """
+    Make the service that ``twistd`` or ``twist`` runs, on its reactor.
+
+    Raises:
+        CannotStart: an option cannot be followed.
+    """
+    from twisted.internet import reactor  # noqa: PLC0415 - chosen by now
+
+    # Only twistd has this option, and goes into the background without it.
+    detached = not getattr(options, "parent", {}).get("nodaemon", True)
+    stop_timeout = options["stop-timeout"]
+    factory = load_factory(options["handler"], max_message_length=options["max-message-length"])
+    return Program(
+        reactor,
+        factory,
+        options["listen"] or [ENDPOINT],
+        what=options["handler"] or "echo",
+        stop_timeout=STOP_TIMEOUT if stop_timeout is None else stop_timeout,
+        detached=detached,
+    )
+
+
+def load_factory(name: str | None, *, max_message_length: int | None = None) -> Any:
+    """
+    Import a handler and make the factory that serves it.
+
+    ``asyncore`` and ``asynchat`` are put in place first, for modules that import them.
+
+    Args:
+        name: ``module:name``; None for line echo. What it names is a class of handlers
+            (`AsyncChat`, any Twisted protocol, a legacy ``async_chat`` or ``dispatcher``), a
+            factory, or something that returns a factory when called.
+        max_message_length: in bytes; 0 for no limit, None for the handler's own.
+
+    Raises:
+        CannotStart: *name* cannot be imported, or is none of these.
+    """
+    found: Any = LineEcho if name is None else _import(name)
+    if isinstance(found, type) and issubclass(found, AsyncChat) and max_message_length is not None:
+        return ChatFactory(_with_limit, found, max_message_length or None)
+    if max_message_length is not None:
+        raise CannotStart(f"--max-message-length is for AsyncChat handlers, which {name} is not")
+    if isinstance(found, type):
+        if IProtocol.implementedBy(found):
+            return ChatFactory(found)
+        if _is_legacy(found):
+            from txasynchat.compat.served import LegacyFactory  # noqa: PLC0415 - for these only
+
+            return LegacyFactory(found)
+    elif IProtocolFactory.providedBy(found):
+        return found
+    if callable(found):
+        try:
+            made = found()
+        except Exception as error:  # noqa: BLE001 - it is the user's, and is told
+            raise CannotStart(f"{name}() raised {_what_and_where(error)}") from None
+        if IProtocolFactory.providedBy(made):
+            return made
+    raise CannotStart(
+        f"{name} is {found!r}: neither a handler class (AsyncChat, a Twisted protocol, a legacy "
+        "async_chat) nor a factory"
+    )
+
+
+def _with_limit(handler: type[AsyncChat], longest: int | None) -> AsyncChat:
+    made = handler()
+    made.max_message_length = longest
+    return made
+
+
+def _is_legacy(found: type) -> bool:
+    from txasynchat.compat import asyncore  # noqa: PLC0415 - loaded by those who use it
+
+    return issubclass(found, asyncore.dispatcher)
+
+
+def _import(name: str) -> Any:
+    module_name, _, path = name.partition(":")
+    if not module_name or not path:
+        raise CannotStart(f"--handler {name!r}: write it as package.module:Class")
+    # twistd is a script in a folder of its own, and Python looks in that folder.
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        install()
+        found = importlib.import_module(module_name)
+    except Exception as error:  # noqa: BLE001 - it is the user's, and is told
+        raise CannotStart(f"cannot import {module_name}: {_what_and_where(error)}") from None
+    for attribute in path.split("."):
+        try:
+            found = getattr(found, attribute)
+        except AttributeError:
+            raise CannotStart(f"module {module_name} has no {path!r}") from None
+    return found
+
+
+def _what_and_where(error: Exception) -> str:
+    """
+    Put an exception into one line, with the place in the user's file that raised it.
+    """
+    what = " ".join(traceback.format_exception_only(error)[-1].split())
+    frames = traceback.extract_tb(error.__traceback__)
+    if isinstance(error, SyntaxError):
+        return f"{what} ({error.filename}, line {error.lineno})"
+    own = [frame for frame in frames if not frame.filename.startswith("<frozen")]
+    if own and own[-1].filename not in (__file__, importlib.__file__):
+        return f"{what} ({own[-1].filename}, line {own[-1].lineno})"
+    return what
+
+
+def _number(option: str, text: str, kind: type[int | float]) -> int | float:
+    try:
+        number = kind(text)
+    except ValueError:
+        number = -1
+    if not 0 <= number < float("inf"):
+        raise CannotStart(f"--{option} {text!r}: not a number from 0 up")
+    return number
