@@ -102,7 +102,7 @@ class Sizes:
 
 SIZES = {
     "full": Sizes(0.5, 1024 * MIB, 1024 * MIB, 100e6, 5000, 1000),
-    "quick": Sizes(0.1, 64 * MIB, 256 * MIB, 200e6, 1000, 300),
+    "quick": Sizes(0.06, 64 * MIB, 64 * MIB, 100e6, 1000, 200),
     "smoke": Sizes(0.02, MIB, MIB, 10e6, 20, 20),
 }
 ANY_NUMBER = 10**9
@@ -118,29 +118,31 @@ class Scenario:
     load: tuple
     targets: Sequence[Target] = ()
     per: str = "message"
+    essential: bool = True  # part of a quick run too
+
+
+extra = partial(Scenario, essential=False)
 
 
 def scenarios(sizes: Sizes) -> list[Scenario]:
     """Those of plain connections, those of one role together."""
     seconds = sizes.seconds
     return [
-        Scenario("ping-pong, 1 connection", "echo", ("echo", 1, 1, seconds, ANY_NUMBER)),
+        extra("ping-pong, 1 connection", "echo", ("echo", 1, 1, seconds, ANY_NUMBER)),
         Scenario(
             "ping-pong, 50 connections",
             "echo",
             ("echo", 50, 1, seconds, ANY_NUMBER),
             [Target(OURS, "LineReceiver", at_least=2.0)],
         ),
-        Scenario("ping-pong, 500 connections", "echo", ("echo", 500, 1, seconds, ANY_NUMBER)),
+        extra("ping-pong, 500 connections", "echo", ("echo", 500, 1, seconds, ANY_NUMBER)),
         Scenario(
             "64 pipelined, 50 connections",
             "echo",
             ("echo", 50, 64, seconds, ANY_NUMBER),
             [Target(OURS, "LineReceiver", at_least=3.5)],
         ),
-        Scenario(
-            "1,000 pipelined, 50 connections", "echo", ("echo", 50, 1000, seconds, ANY_NUMBER)
-        ),
+        extra("1,000 pipelined, 50 connections", "echo", ("echo", 50, 1000, seconds, ANY_NUMBER)),
         Scenario(
             "connect, one line, close",
             "oneshot",
@@ -187,6 +189,11 @@ def present(competitors: Sequence[Competitor], size: str) -> list[Competitor]:
         if not competitor.available():
             print(f"{competitor.name} is left out: no {competitor.module} in this environment")
     return [c for c in chosen if c.available()]
+
+
+def shortened(chosen: Sequence[Scenario], size: str) -> list[Scenario]:
+    """The scenarios of a run of this size."""
+    return [s for s in chosen if s.essential or size != "quick"]
 
 
 def figure(server: Server, authority: str | None, scenario: Scenario, transfer: int) -> float:

@@ -18,9 +18,11 @@ from end_to_end import (
     Competitor,
     Scenario,
     bulk,
+    extra,
     memory_tables,
     present,
     run_scenarios,
+    shortened,
 )
 from processes import certificate, start_load
 from report import BenchmarkError, Table, Target
@@ -50,20 +52,18 @@ def scenarios(sizes: Sizes) -> list[Scenario]:
     both = [Target(who, "LineReceiver", at_least=1.0) for who in (OURS, FACADE)]
     seconds = sizes.seconds
     return [
-        Scenario("ping-pong, 1 connection", "echo", ("echo", 1, 1, seconds, ANY_NUMBER)),
+        extra("ping-pong, 1 connection", "echo", ("echo", 1, 1, seconds, ANY_NUMBER)),
         Scenario(
             "ping-pong, 50 connections", "echo", ("echo", 50, 1, seconds, ANY_NUMBER), ping_pong
         ),
-        Scenario("ping-pong, 500 connections", "echo", ("echo", 500, 1, seconds, ANY_NUMBER)),
+        extra("ping-pong, 500 connections", "echo", ("echo", 500, 1, seconds, ANY_NUMBER)),
         Scenario(
             "64 pipelined, 50 connections",
             "echo",
             ("echo", 50, 64, seconds, ANY_NUMBER),
             [Target(OURS, "LineReceiver", at_least=1.6)],
         ),
-        Scenario(
-            "1,000 pipelined, 50 connections", "echo", ("echo", 50, 1000, seconds, ANY_NUMBER)
-        ),
+        extra("1,000 pipelined, 50 connections", "echo", ("echo", 50, 1000, seconds, ANY_NUMBER)),
         Scenario(
             "connect, one line, close",
             "oneshot",
@@ -115,7 +115,7 @@ def main(size: str, repeats: int) -> list[Verdict]:
     sizes = SIZES[size]
     everybody = present([*COMPETITORS[:2], FACADE_SERVER, *COMPETITORS[2:]], size)
     competitors = [c for c in everybody if c.tls]
-    chosen = scenarios(sizes)
+    chosen = shortened(scenarios(sizes), size)
     verdicts = run_scenarios("TLS", competitors, chosen, sizes, repeats, tls=True)
     verdicts += memory_tables(
         "TLS",

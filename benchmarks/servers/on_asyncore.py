@@ -21,6 +21,8 @@ def modules(competitor: str):
 
 def handlers(asyncore, asynchat, options):
     class Echo(asynchat.async_chat):
+        ac_join_writes = options.join  # of the facade; elsewhere an attribute like any other
+
         def __init__(self, connection: socket.socket) -> None:
             asynchat.async_chat.__init__(self, connection)
             self.parts: list[bytes] = []
