@@ -108,4 +108,9 @@ def _open_descriptors() -> dict[int, str]:
         opened.pop(waker.o, None)
     if hasattr(reactor, "_poller"):
         opened.pop(reactor._poller.fileno(), None)
+    # The first TCP port that listens reserves a descriptor for accepting at the limit.
+    tcp = sys.modules.get("twisted.internet.tcp")
+    reserved = getattr(getattr(tcp, "_reservedFD", None), "_fileDescriptor", None)
+    if reserved is not None:
+        opened.pop(reserved.fileno(), None)
     return opened

@@ -230,6 +230,7 @@ class Connection(Protocol):
         self._sent = 0
         self._thread = threading.get_ident()
         self._watched: int | None = -1
+        self._watcher: Any = None
 
     # -- IProtocol, IHalfCloseableProtocol, IHandshakeListener: called by the transport
 
@@ -294,6 +295,9 @@ class Connection(Protocol):
         self._ended = True
         self._full = False
         self.connected = False
+        if self._watcher is not None:
+            self._watcher.cancel()
+            self._watcher = None
         if self.socket is not None:
             self.run_pass()
 
@@ -401,14 +405,15 @@ class Connection(Protocol):
         """
         Abort a closing transport that made no progress since this was called last.
         """
-        if not self.connected or self._reactor is None or self._ended:
+        self._watcher = None
+        if not self.connected or self._reactor is None:
             return
         unsent = transports.unsent_bytes(self.transport)
         if unsent == self._watched:
             self.transport.abortConnection()
             return
         self._watched = unsent
-        self._reactor.callLater(CLOSE_TIMEOUT, self._watch)
+        self._watcher = self._reactor.callLater(CLOSE_TIMEOUT, self._watch)
 
     # -- the passes over the one channel
 
