@@ -292,9 +292,10 @@ class Framer:
 
         Where there is no terminator no message ends, and none is waited for.
         """
-        return bool(self._terminator) and bool(
+        terminator = self._terminator
+        return bool(terminator) and bool(
             self._count
-            or self._body is not None
+            or (self._body is not None and isinstance(terminator, LengthPrefix))
             or self._backlog
             or self._position < len(self._buffer)
         )
@@ -329,7 +330,7 @@ class Framer:
         """
         Allow delivery again; it goes on with the next `deliver`, or at once inside a running one.
         """
-        self.paused = False
+        self.paused = self.closed
 
     def clear(self) -> None:
         """
@@ -370,6 +371,7 @@ class Framer:
                 or self.paused
                 or self.whole
                 or self._skipping is not None
+                or not data
             ):
                 # No message to be seen, and nothing kept: the way of bulk data.
                 self._position = 0
@@ -453,7 +455,7 @@ class Framer:
                 terminator = self._terminator
                 if type(terminator) is bytes and terminator and self._skipping is None:
                     if (
-                        not (self._count or self._unsettled)
+                        not (self._count or self._unsettled or self._unlimited)
                         and self._searched <= self._position
                         and self._deliver_batch(receiver, terminator)
                     ):
@@ -495,10 +497,9 @@ class Framer:
         """
         Pass on *data*, all that is left and all content, unless a limit has a say in it.
         """
-        count = self._count
+        length = len(data)
         limit = self.limit
-        total = count + len(data)
-        if limit is not None and (total > limit or self._unlimited):
+        if limit is not None and (self._count + length > limit or self._unlimited):
             return False
         if self.whole:
             if self._partial is None:
@@ -509,9 +510,9 @@ class Framer:
             receiver.collect_incoming_data(data)
             if self.closed:
                 return True
-        if limit is not None and count < SAMPLE:
-            self._head += data[: SAMPLE - count]
-        self._count = total
+        if limit is not None and self._count < SAMPLE:
+            self._head += data[: SAMPLE - self._count]
+        self._count += length
         self._buffer = b""
         self._position = self._searched = 0
         self._backlog = None
@@ -692,7 +693,7 @@ class Framer:
         if limit is not None and total > limit:
             if not self._unlimited:
                 return self._overflow(receiver, terminator, limit, total if announced else None)
-            room = max(1, limit) - len(self._partial or b"")
+            room = max(0, max(1, limit) - len(self._partial or b""))
             if self.whole and length > room:
                 return self._pass_part(receiver, terminator, length, room)
 
