@@ -197,7 +197,12 @@ class AsyncChat(Protocol):
             register(self, True)
             self._registered = True
         self._framer  # noqa: B018 made now, for dataReceived to find it
-        super().makeConnection(transport)  # type: ignore[no-untyped-call] # Twisted's, untyped
+        try:
+            super().makeConnection(transport)  # type: ignore[no-untyped-call] # Twisted's, untyped
+        except Exception:  # noqa: BLE001 it is the application's, and is logged
+            self._failed()
+            self._abort()
+            return
         if transports.when_secure(transport, self):
             self._open()
 
