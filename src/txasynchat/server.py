@@ -56,6 +56,7 @@ class ChatFactory(Factory):
     """
 
     noisy = False
+    _log = Logger()
 
     def __init__(self, handler: Callable[..., IProtocol], *arguments: Any, **keywords: Any) -> None:
         self.handler = handler
@@ -66,9 +67,13 @@ class ChatFactory(Factory):
     @override
     def buildProtocol(self, addr: IAddress | None) -> Any:
         """
-        Build the handler of a connection from *addr*.
+        Build the handler of a connection from *addr*; None, which refuses it, if that fails.
         """
-        handler: Any = self.handler(*self.arguments, **self.keywords)
+        try:
+            handler: Any = self.handler(*self.arguments, **self.keywords)
+        except Exception:  # noqa: BLE001 - it is the application's, and is logged
+            self._log.failure("{peer}: cannot build {handler!r}", peer=addr, handler=self.handler)
+            return None
         handler.factory = self
         return self.connections.watch(handler)
 

@@ -1,0 +1,557 @@
+"""
+The factory and the service: who is counted, and how it starts and stops, on real sockets.
+"""
+
+import socket
+
+import pytest
+import trustme
+from twisted.application.service import Application, IService
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.endpoints import (
+    TCP4ClientEndpoint,
+    clientFromString,
+    connectProtocol,
+    quoteStringArgument,
+    wrapClientTLS,
+)
+from twisted.internet.interfaces import IProtocolFactory, IStreamServerEndpoint
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.ssl import Certificate, optionsForClientTLS, trustRootFromCertificates
+from twisted.internet.task import deferLater
+from twisted.protocols.policies import TimeoutFactory
+from twisted.trial.unittest import TestCase
+from typing_extensions import override
+from zope.interface import implementer
+from zope.interface.verify import verifyObject
+
+from txasynchat import AsyncChat, ChatFactory, ListenError, Server
+from txasynchat.compat.asynchat import async_chat
+from txasynchat.compat.served import LegacyFactory
+
+# Twisted hands pyOpenSSL's own certificates back to pyOpenSSL, which would rather have others.
+pytestmark = pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")
+
+LOOPBACK = "tcp:0:interface=127.0.0.1"
+
+
+class Echo(AsyncChat):
+    """Sends lines back; a line "hold" delays its answer until the test releases it."""
+
+    terminator = b"\n"
+    max_message_length = None
+
+    def __init__(self, prefix=b""):
+        self.prefix = prefix
+        self.calls = []
+
+    def message_received(self, message):
+        self.calls.append(message)
+        if message == b"hold":
+            self.pause()
+        else:
+            self.push(self.prefix + message + b"\n")
+
+    def release(self):
+        self.push(b"released\n")
+        self.resume()
+
+    def handle_close(self):
+        self.calls.append("closed")
+
+
+class Client(Protocol):
+    """What came, and Deferreds for more and for the end."""
+
+    def __init__(self):
+        self.received = b""
+        self.lost = Deferred()
+        self._wanted = None
+
+    @override
+    def dataReceived(self, data):
+        self.received += data
+        if self._wanted is not None and self._wanted[0] in self.received:
+            waiting, self._wanted = self._wanted[1], None
+            waiting.callback(None)
+
+    @override
+    def connectionLost(self, reason):
+        if self._wanted is not None:
+            self._wanted[1].errback(reason)
+        self.lost.callback(self.received)
+
+    def until(self, wanted):
+        if wanted in self.received:
+            return succeed(None)
+        self._wanted = (wanted, Deferred())
+        return self._wanted[1]
+
+
+async def connect(port):
+    address = port.getHost()
+    return await connectProtocol(
+        clientFromString(reactor, f"tcp:127.0.0.1:{address.port}"), Client()
+    )
+
+
+async def ask(client, line, answer=None):
+    client.transport.write(line)
+    await client.until(line if answer is None else answer)
+
+
+async def until(condition):
+    """Let the reactor turn until *condition* holds; the test case's own timeout ends it."""
+    while not condition():
+        await deferLater(reactor, 0)
+
+
+class ServerTestCase(TestCase):
+    timeout = 20
+
+    def serve(self, factory, *endpoints, **options):
+        server = Server(reactor, factory, endpoints or [LOOPBACK], **options)
+        server.startService()
+        self.addCleanup(self.ended, server)
+        return server
+
+    async def ended(self, server):
+        if server.running:
+            server.stopService()
+            await server.stopService()
+
+
+class FactoryTests(ServerTestCase):
+    async def test_handlers_are_built_with_the_arguments_and_find_the_factory(self):
+        factory = ChatFactory(Echo, prefix=b"> ")
+        verifyObject(IProtocolFactory, factory)
+        server = self.serve(factory)
+        client = await connect(server.ports[0])
+        await ask(client, b"one\n", b"> one\n")
+        [handler] = factory.connections
+        assert handler.factory is factory
+        assert handler.calls == [b"one"]
+
+    async def test_a_connection_counts_until_it_is_lost_however_that_happens(self):
+        factory = ChatFactory(Echo)
+        server = self.serve(factory)
+        ends = {
+            "closed": lambda client: client.transport.loseConnection(),
+            "reset": lambda client: client.transport.abortConnection(),
+            "by the handler": lambda client: next(iter(factory.connections)).close(),
+            "aborted by the handler": lambda client: next(iter(factory.connections)).abort(),
+        }
+        for name, end in ends.items():
+            client = await connect(server.ports[0])
+            await ask(client, b"hello\n")
+            assert len(factory.connections) == 1, name
+            end(client)
+            await until(lambda: not factory.connections)
+            await client.lost
+
+    async def test_a_handler_that_forgets_super_is_counted_all_the_same(self):
+        class Forgetful(Echo):
+            @override
+            def connectionLost(self, reason):
+                pass
+
+        server = self.serve(ChatFactory(Forgetful))
+        client = await connect(server.ports[0])
+        await ask(client, b"hello\n")
+        client.transport.abortConnection()
+        await until(lambda: not server.connections)
+
+    async def test_a_handler_that_cannot_be_built_does_not_count(self):
+        def refuse():
+            raise ValueError("no handler today")
+
+        server = self.serve(ChatFactory(refuse))
+        client = await connect(server.ports[0])
+        assert await client.lost == b""
+        assert len(server.connections) == 0
+        assert len(self.flushLoggedErrors(ValueError)) == 1
+
+    async def test_a_handler_that_fails_while_connecting_gives_its_place_back(self):
+        class Failing(Echo):
+            @override
+            def connectionMade(self):
+                raise ValueError("not like this")
+
+        server = self.serve(ChatFactory(Failing))
+        client = await connect(server.ports[0])
+        assert await client.lost == b""
+        await until(lambda: not server.connections)
+        assert len(self.flushLoggedErrors(ValueError)) == 1
+
+    async def test_a_failed_handshake_gives_its_place_back(self):
+        authority = trustme.CA()
+        pem = self.mktemp()
+        authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(pem)
+        server = self.serve(
+            ChatFactory(Echo), f"ssl:0:interface=127.0.0.1:privateKey={quoteStringArgument(pem)}"
+        )
+        client = await connect(server.ports[0])
+        await until(lambda: server.connections)
+        client.transport.write(b"no handshake\n")
+        await client.lost
+        await until(lambda: not server.connections)
+
+    async def test_handlers_may_be_compared_as_their_author_likes(self):
+        class Alike(Echo):
+            __hash__ = None
+
+            def __eq__(self, other):
+                return True
+
+        server = self.serve(ChatFactory(Alike))
+        clients = [await connect(server.ports[0]) for _ in range(3)]
+        for client in clients:
+            await ask(client, b"hello\n")
+        assert len(server.connections) == 3
+        clients[0].transport.loseConnection()
+        await until(lambda: len(server.connections) == 2)
+
+
+class OtherFactoryTests(ServerTestCase):
+    async def test_connections_of_any_factory_are_counted_and_closed(self):
+        class Plain(Protocol):
+            @override
+            def dataReceived(self, data):
+                self.transport.write(data)
+
+        server = self.serve(Factory.forProtocol(Plain))
+        client = await connect(server.ports[0])
+        await ask(client, b"hello")
+        assert [type(protocol) for protocol in server.connections] == [Plain]
+        await server.stopService()
+        assert await client.lost == b"hello"
+
+    async def test_a_connection_that_its_factory_refuses_does_not_count(self):
+        class Refusing(Factory):
+            @override
+            def buildProtocol(self, addr):
+                return None
+
+        server = self.serve(Refusing())
+        client = await connect(server.ports[0])
+        await client.lost
+        assert len(server.connections) == 0
+
+    async def test_the_factory_is_told_when_listening_begins_and_ends(self):
+        class Told(Factory):
+            calls = ()
+
+            @override
+            def startFactory(self):
+                self.calls += ("start",)
+
+            @override
+            def stopFactory(self):
+                self.calls += ("stop",)
+
+        factory = Told()
+        server = self.serve(factory)
+        await server.stopService()
+        assert factory.calls == ("start", "stop")
+
+    async def test_a_handler_inside_a_policy_is_asked_to_finish(self):
+        server = self.serve(TimeoutFactory(ChatFactory(Echo), 60))
+        client = await connect(server.ports[0])
+        await ask(client, b"hello\n")
+        client.transport.write(b"half")
+        [wrapper] = server.connections
+        await until(lambda: wrapper.wrappedProtocol._framer.in_message)
+        stopped = server.stopService()
+        client.transport.write(b" and half\n")
+        assert await client.lost == b"hello\nhalf and half\n"
+        await stopped
+
+    async def test_a_legacy_handler_is_served_counted_and_stopped(self):
+        class Legacy(async_chat):
+            def __init__(self, sock):
+                async_chat.__init__(self, sock)
+                self.set_terminator(b"\n")
+
+            collect_incoming_data = async_chat._collect_incoming_data
+
+            def found_terminator(self):
+                self.push(self._get_data() + b"\n")
+
+        server = self.serve(LegacyFactory(Legacy))
+        client = await connect(server.ports[0])
+        await ask(client, b"hello\n")
+        assert len(server.connections) == 1
+        await server.stopService()
+        assert await client.lost == b"hello\n"
+
+
+class StartTests(ServerTestCase):
+    def test_it_is_a_service(self):
+        verifyObject(IService, Server(reactor, ChatFactory(Echo), [LOOPBACK]))
+
+    async def test_it_starts_and_stops_with_its_application(self):
+        application = Application("echo")
+        server = Server(reactor, ChatFactory(Echo), [LOOPBACK])
+        server.setServiceParent(application)
+        service = IService(application)
+        service.privilegedStartService()
+        service.startService()
+        client = await connect(server.ports[0])
+        await ask(client, b"hello\n")
+        await service.stopService()
+        await client.lost
+        assert server.ports == []
+
+    async def test_several_endpoints_share_a_factory(self):
+        path = self.mktemp()
+        server = self.serve(ChatFactory(Echo), LOOPBACK, LOOPBACK, f"unix:{path}")
+        clients = [await connect(port) for port in server.ports[:2]]
+        clients.append(await connectProtocol(clientFromString(reactor, f"unix:{path}"), Client()))
+        for number, client in enumerate(clients):
+            await ask(client, b"to endpoint %d\n" % number)
+        assert len(server.connections) == 3
+        await server.stopService()
+        for client in clients:
+            await client.lost
+
+    async def test_a_taken_port_is_reported_and_the_others_are_closed_again(self):
+        path = self.mktemp()
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            number = taken.getsockname()[1]
+            description = f"tcp:{number}:interface=127.0.0.1"
+            server = Server(reactor, ChatFactory(Echo), [f"unix:{path}", description])
+            with self.assertRaises(ListenError) as caught:
+                server.startService()
+        assert str(caught.exception) == (
+            f"cannot listen on '{description}': Address already in use"
+        )
+        assert not server.running
+        with socket.socket(socket.AF_UNIX) as client:
+            # Closing takes one turn of the reactor.
+            await deferLater(reactor, 0)
+            with self.assertRaises(FileNotFoundError):
+                client.connect(path)
+        await server.stopService()
+
+    async def test_it_can_be_started_when_the_port_is_free_again(self):
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            number = taken.getsockname()[1]
+            server = Server(reactor, ChatFactory(Echo), [f"tcp:{number}:interface=127.0.0.1"])
+            self.assertRaises(ListenError, server.startService)
+        for _ in range(3):
+            server.startService()
+            client = await connect(server.ports[0])
+            await ask(client, b"hello\n")
+            client.transport.loseConnection()
+            await server.stopService()
+
+    def test_what_is_no_endpoint_is_refused_at_once(self):
+        for description, reason in {
+            "carrier-pigeon:1": "Unknown endpoint type: 'carrier-pigeon'",
+            "tcp": "missing 1 required positional argument: 'port'",
+            "tcp:http-or-so": "",
+            "tcp:1:colour=red": "got an unexpected keyword argument 'colour'",
+            "ssl:1:privateKey=nowhere.pem": "No such file or directory: ",
+        }.items():
+            with self.assertRaises(ListenError) as caught:
+                Server(reactor, ChatFactory(Echo), [description])
+            assert str(caught.exception).startswith(
+                f"cannot listen on '{description}': {reason}"
+            ), str(caught.exception)
+            assert caught.exception.endpoint == description
+
+    async def test_an_endpoint_that_fails_later_is_reported_and_the_others_are_closed(self):
+        failures = []
+
+        class Watching(Server):
+            def listening_failed(self, error):
+                failures.append(str(error))
+
+        slow = Slow()
+        server = Watching(reactor, ChatFactory(Echo), [slow])
+        server.startService()
+        assert failures == []
+        slow.listening.errback(OSError(5, "the tunnel is flooded"))
+        assert failures == ["cannot listen on 'the slow one': the tunnel is flooded"]
+        await server.stopService()
+
+    async def test_stopping_ends_an_attempt_to_listen(self):
+        slow = Slow()
+        server = self.serve(ChatFactory(Echo), slow)
+        await server.stopService()
+        assert slow.cancelled
+
+    async def test_stopping_what_was_not_started_is_harmless(self):
+        server = Server(reactor, ChatFactory(Echo), [LOOPBACK])
+        await server.stopService()
+        server.startService()
+        await server.stopService()
+        await server.stopService()
+
+
+@implementer(IStreamServerEndpoint)
+class Slow:
+    """An endpoint that takes its time, as a tunnel's would."""
+
+    cancelled = False
+
+    def listen(self, factory):
+        self.listening = Deferred(lambda _: setattr(self, "cancelled", True))
+        return self.listening
+
+    def __str__(self):
+        return "the slow one"
+
+
+class StopTests(ServerTestCase):
+    async def test_an_idle_connection_is_closed_at_once(self):
+        server = self.serve(ChatFactory(Echo))
+        client = await connect(server.ports[0])
+        await ask(client, b"hello\n")
+        [handler] = server.connections
+        await server.stopService()
+        assert await client.lost == b"hello\n"
+        assert handler.calls == [b"hello", "closed"]
+
+    async def test_nobody_new_comes_while_others_finish(self):
+        server = self.serve(ChatFactory(Echo))
+        number = server.ports[0].getHost().port
+        client = await connect(server.ports[0])
+        await ask(client, b"hello\n")
+        client.transport.write(b"hold\n")
+        [handler] = server.connections
+        await until(lambda: handler.paused)
+        stopped = server.stopService()
+        await deferLater(reactor, 0)
+        with self.assertRaises(ConnectionRefusedError), socket.socket() as late:
+            late.connect(("127.0.0.1", number))
+        handler.release()
+        await stopped
+
+    async def test_a_message_that_has_begun_is_answered(self):
+        server = self.serve(ChatFactory(Echo))
+        client = await connect(server.ports[0])
+        await ask(client, b"hello\n")
+        client.transport.write(b"half")
+        [handler] = server.connections
+        await until(lambda: handler._framer.in_message)
+        stopped = server.stopService()
+        assert not stopped.called
+        client.transport.write(b" and half\n")
+        assert await client.lost == b"hello\nhalf and half\n"
+        await stopped
+
+    async def test_a_handler_that_is_at_work_finishes(self):
+        server = self.serve(ChatFactory(Echo))
+        client = await connect(server.ports[0])
+        client.transport.write(b"hold\nafterwards\n")
+        await until(lambda: server.connections and next(iter(server.connections)).paused)
+        [handler] = server.connections
+        stopped = server.stopService()
+        assert not stopped.called
+        handler.release()
+        assert await client.lost == b"released\nafterwards\n"
+        await stopped
+
+    async def test_what_is_queued_is_sent_to_a_slow_reader(self):
+        server = self.serve(ChatFactory(Echo))
+        client = await connect(server.ports[0])
+        await ask(client, b"hello\n")
+        [handler] = server.connections
+        client.transport.pauseProducing()
+        handler.push(b"x" * 5_000_000)
+        stopped = server.stopService()
+        await deferLater(reactor, 0)
+        assert not stopped.called
+        client.transport.resumeProducing()
+        assert len(await client.lost) == len(b"hello\n") + 5_000_000
+        await stopped
+
+    async def test_a_handshake_in_progress_is_not_waited_for(self):
+        authority = trustme.CA()
+        pem = self.mktemp()
+        authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(pem)
+        server = self.serve(
+            ChatFactory(Echo), f"ssl:0:interface=127.0.0.1:privateKey={quoteStringArgument(pem)}"
+        )
+        client = await connect(server.ports[0])
+        await until(lambda: server.connections)
+        await server.stopService()
+        assert await client.lost == b""
+
+    async def test_what_does_not_finish_in_time_is_aborted(self):
+        server = self.serve(ChatFactory(Echo), stop_timeout=0.05)
+        client = await connect(server.ports[0])
+        await ask(client, b"hello\n")
+        client.transport.write(b"never ended")
+        [handler] = server.connections
+        await until(lambda: handler._framer.in_message)
+        await server.stopService()
+        await client.lost
+        assert len(server.connections) == 0
+
+    async def test_stopping_a_second_time_ends_at_once(self):
+        server = self.serve(ChatFactory(Echo), stop_timeout=None)
+        client = await connect(server.ports[0])
+        client.transport.write(b"hold\n")
+        await until(lambda: server.connections and next(iter(server.connections)).paused)
+        first = server.stopService()
+        assert not first.called
+        await server.stopService()
+        await first
+        await client.lost
+
+    async def test_a_handler_may_take_its_own_leave(self):
+        class Polite(Echo):
+            def handle_shutdown(self):
+                self.push(b"bye\n")
+                self.close_when_done()
+
+        server = self.serve(ChatFactory(Polite))
+        client = await connect(server.ports[0])
+        await ask(client, b"hello\n")
+        await server.stopService()
+        assert await client.lost == b"hello\nbye\n"
+
+    async def test_one_that_fails_to_finish_is_aborted_and_logged_and_the_others_go_on(self):
+        class Failing(Echo):
+            def handle_shutdown(self):
+                if self.calls == [b"fail"]:
+                    raise ValueError("cannot")
+                super().handle_shutdown()
+
+        server = self.serve(ChatFactory(Failing))
+        failing, good = [await connect(server.ports[0]) for _ in range(2)]
+        await ask(failing, b"fail\n")
+        await ask(good, b"good\n")
+        await server.stopService()
+        await failing.lost
+        assert await good.lost == b"good\n"
+        assert len(self.flushLoggedErrors(ValueError)) == 1
+
+    async def test_over_tls_it_ends_with_close_notify(self):
+        authority = trustme.CA()
+        pem = self.mktemp()
+        authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(pem)
+        server = self.serve(
+            ChatFactory(Echo), f"ssl:0:interface=127.0.0.1:privateKey={quoteStringArgument(pem)}"
+        )
+        root = Certificate.loadPEM(authority.cert_pem.bytes())
+        options = optionsForClientTLS("localhost", trustRootFromCertificates([root]))
+        endpoint = TCP4ClientEndpoint(reactor, "127.0.0.1", server.ports[0].getHost().port)
+        client = await connectProtocol(wrapClientTLS(options, endpoint), Client())
+        await ask(client, b"hello\n")
+        await server.stopService()
+        assert await client.lost == b"hello\n"
+
+    async def test_a_thousand_cycles_leave_nothing_behind(self):
+        await deferLater(reactor, 0)  # the test case has its timeout set up by then
+        before = len(reactor.getDelayedCalls())
+        readers = len(reactor.getReaders())
+        server = Server(reactor, ChatFactory(Echo), [LOOPBACK])
+        for _ in range(1000):
+            server.startService()
+            await server.stopService()
+        assert len(reactor.getDelayedCalls()) == before
+        assert len(reactor.getReaders()) == readers
