@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from twisted.trial.unittest import SynchronousTestCase
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTLE_SECONDS = 2.0
@@ -25,6 +26,20 @@ DESCRIPTORS = Path("/proc/self/fd" if sys.platform == "linux" else "/dev/fd")
 def root() -> Path:
     """The top of the source tree that these tests belong to."""
     return ROOT
+
+
+@pytest.fixture(scope="session", autouse=True)
+def trial_keeps_its_files_out_of_the_tree(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[None]:
+    """``TestCase.mktemp`` would make them in the current folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            SynchronousTestCase,
+            "mktemp",
+            lambda _: str(tmp_path_factory.mktemp("trial") / "temp"),
+        )
+        yield
 
 
 @pytest.fixture
