@@ -413,6 +413,8 @@ class Framer:
             receiver.collect_incoming_data(data[:index])
             if self.closed:
                 return
+        if self._buffer is not data:
+            self._end_message()  # of what a nested delivery began
         self._position += end
         self.matched = terminator
         receiver.found_terminator()
@@ -544,6 +546,8 @@ class Framer:
                 self._position += length
                 self._terminator = 0
                 self.matched = None
+                if self._count or self._unlimited:
+                    self._end_message()  # of what a nested delivery began
                 receiver.found_terminator()
             length = self._terminator
             if (
@@ -595,6 +599,7 @@ class Framer:
                         if self._batch is not iterator:
                             self._position += len(piece) + len(terminator)
                             if not self.closed:
+                                self._end_message()
                                 self.matched = terminator
                                 receiver.found_terminator()
                             return True
