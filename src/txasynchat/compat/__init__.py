@@ -6,9 +6,15 @@
 handler that is served from a Twisted endpoint.
 """
 
+from typing import TYPE_CHECKING
+
 from txasynchat.compat._attach import Attachment, attach
 from txasynchat.compat._install import install, uninstall
 from txasynchat.compat._reactor import current_reactor
+
+if TYPE_CHECKING:
+    from txasynchat.compat import asynchat, asyncore
+    from txasynchat.compat.served import LegacyFactory
 
 __all__ = [
     "Attachment",
