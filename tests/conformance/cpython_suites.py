@@ -176,9 +176,9 @@ def _put_in_place(implementation: str, folder: Path) -> None:
         modules = stdlib_modules.load_stdlib(folder)
         sys.modules.update(asyncore=modules.asyncore, asynchat=modules.asynchat)
     else:
-        import txasynchat
+        from txasynchat.compat import install
 
-        txasynchat.install()
+        install()
         modules = stdlib_modules.Modules(
             "facade", importlib.import_module("asyncore"), importlib.import_module("asynchat")
         )

@@ -8,8 +8,9 @@ happens in one thread and the peers' bytes are waited for, so that a program run
 the same history. The history, the order of calls with their arguments, is what two
 implementations are compared by.
 
-Descriptors are not re-used within a pass (a number given back is held until the pass ends):
-what the stdlib does then is one of the facade's repairs and has tests of its own.
+Numbers of descriptors are seldom re-used within a pass: what a channel gives back by `close`
+is held until the pass ends, and the peers' numbers lie out of the way. Where it happens all
+the same, the stdlib gives the new owner the old one's event; the history says where.
 
 This module imports no asyncore: the modules to drive are given to it.
 """
@@ -85,6 +86,18 @@ class Chunks:
         return b""
 
 
+#: Descriptors of peers and of channels have numbers of their own, from these on, so that nothing
+#: else (an implementation's private ones) gets the number of one that a program gave back.
+PEERS, CHANNELS = 400, 100
+
+
+def _moved(sock: socket.socket, lowest: int) -> socket.socket:
+    """The same socket with a number from there on."""
+    number = fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD_CLOEXEC, lowest)
+    with sock:
+        return socket.socket(sock.family, sock.type, fileno=number)
+
+
 def _pending(sock: socket.socket) -> int:
     """Bytes that a read would find."""
     buffer = fcntl.ioctl(sock.fileno(), termios.FIONREAD, b"\0\0\0\0")
@@ -107,14 +120,14 @@ class World:
         self.depth = 0
         self.acts_left = 70
         self.held: list[int] = []
-        self.passing = 0
+        self.passes: list[tuple[int, int]] = []  # number and depth of each that is running
+        self.pass_count = 0
+        self.stale_at: int | None = None
         self.default_map = self.rng.random() < 0.3
         self.map = modules.asyncore.socket_map if self.default_map else {}
         self.null = os.open(os.devnull, os.O_RDONLY)
         self.extra: list[socket.socket] = []
-        self.spare = [socket.socketpair() for _ in range(3)]
-        for pair in self.spare:
-            self._prepare(*pair)
+        self.spare = [self._prepare(*socket.socketpair()) for _ in range(3)]
         # One listener that nobody serves, to connect to, and one address that refuses.
         self.target = socket.create_server(("127.0.0.1", 0))
         with socket.create_server(("127.0.0.1", 0)) as gone:
@@ -122,10 +135,14 @@ class World:
 
     # -- channels ---------------------------------------------------------------------------
 
-    def _prepare(self, ours: socket.socket, peer: socket.socket) -> None:
+    def _prepare(
+        self, ours: socket.socket, peer: socket.socket
+    ) -> tuple[socket.socket, socket.socket]:
+        ours, peer = _moved(ours, CHANNELS), _moved(peer, PEERS)
         peer.setblocking(False)
         if ours.family == socket.AF_UNIX and self.rng.random() < 0.5:
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4608)
+        return ours, peer
 
     def tcp_pair(self) -> tuple[socket.socket, socket.socket]:
         """Two connected TCP sockets, both ends settled."""
@@ -134,8 +151,7 @@ class World:
             ours, _ = server.accept()
         ours.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._prepare(ours, peer)
-        return ours, peer
+        return self._prepare(ours, peer)
 
     def make(self, kind: str, rng: random.Random):
         """A channel of that kind, its peer known by its name."""
@@ -143,7 +159,7 @@ class World:
         cls = channel_classes(self.modules)[kind, rng.choice(STYLES)]
         fd_map = None if self.default_map else self.map
         channel = cls.__new__(cls)
-        channel.world, channel.name = self, name
+        channel.world, channel.name, channel.born = self, name, self.pass_count
         channel.answers = (True, True)
         self.channels.append(channel)
         if kind == "pipe":
@@ -157,20 +173,20 @@ class World:
             channel.create_socket()
             channel.set_reuse_addr()
             channel.bind(("127.0.0.1", 0))
-            channel.listen(5)
+            channel.listen(64)
         elif kind == "connector":
             cls.__init__(channel, None, fd_map)
             channel.set_terminator(b"\n")
             self.connect(channel, rng)
         else:
             if kind == "datagram":
-                ours, peer = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-                self._prepare(ours, peer)
-            elif self.passing:
+                ours, peer = self._prepare(*socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM))
+            elif self.passes:
                 ours, peer = self.spare.pop()
+            elif rng.random() < 0.4:
+                ours, peer = self.tcp_pair()
             else:
-                ours, peer = self.tcp_pair() if rng.random() < 0.4 else socket.socketpair()
-                self._prepare(ours, peer)
+                ours, peer = self._prepare(*socket.socketpair())
             self.peers[name] = peer
             cls.__init__(channel, ours, fd_map)
             if kind == "chat":
@@ -184,7 +200,7 @@ class World:
 
     def hold(self, number: int | None) -> None:
         """Keep a descriptor that a handler has just closed from being given out in this pass."""
-        if number is not None and self.passing:
+        if number is not None and self.passes:
             with contextlib.suppress(OSError):
                 os.fstat(number)
                 return  # still open: nothing was closed, or somebody has it already
@@ -205,6 +221,11 @@ class World:
 
     def event(self, channel, event: str, *what) -> None:
         """A handler was called: record it, and do what the program does there."""
+        if self.passes and self.stale_at is None:
+            number, depth = self.passes[-1]
+            if channel.born >= number and self.depth == depth and event != "accepted":
+                # Nobody can have asked about this descriptor in this pass: it was not there.
+                self.stale_at = len(self.history)
         self.note(channel, event, *what)
         rng = self.draw(channel, event)
         if self.depth < 4 and self.acts_left:
@@ -275,14 +296,16 @@ class World:
         elif act == "clear the map":
             self.map.clear()
         elif act in {"nested pass", "nested poll"} and event not in {"", "collect"}:
-            if self.passing < 3:
+            if len(self.passes) < 3:
                 self.note(channel, act)
                 self.one_pass("pass" if act == "nested pass" else "poll")
         elif act == "shut down writing":
             with contextlib.suppress(OSError, AttributeError):
                 channel.socket.shutdown(socket.SHUT_WR)
         elif act == "close the socket only" and channel.socket is not None:
-            channel.socket.close()
+            # A low number would soon be something else's, and the program about that.
+            if channel.socket.fileno() >= CHANNELS:
+                channel.socket.close()
         elif act == "new channel" and len(self.channels) < 9 and self.spare:
             self.make(rng.choice(("chat", "plain", "buffered")), rng)
         elif act == "change predicates":
@@ -305,7 +328,8 @@ class World:
 
     def one_pass(self, how: str) -> None:
         """One pass of the loop, or of poll called directly; what leaves it goes on."""
-        self.passing += 1
+        self.pass_count += 1
+        self.passes.append((self.pass_count, self.depth))
         try:
             if how == "poll":
                 self.asyncore.poll(0, self.map)
@@ -318,8 +342,8 @@ class World:
             else:
                 self.asyncore.loop(0, self.use_poll, self.map, 1)
         finally:
-            self.passing -= 1
-            if not self.passing:
+            self.passes.pop()
+            if not self.passes:
                 while self.held:
                     os.close(self.held.pop())
 
@@ -328,8 +352,13 @@ class World:
         try:
             self.one_pass(how)
         except BaseException as error:  # noqa: BLE001 - whatever leaves the loop is recorded
-            # EBADF says "Bad file descriptor" or a number: the type tells enough.
-            self.note("script", "left by", type(error).__name__)
+            self._note_error("left by", error)
+
+    def _note_error(self, where: str, error: BaseException) -> None:
+        if isinstance(error, KeyboardInterrupt) and not error.args:
+            raise error  # from the keyboard, not from a program
+        # An OSError of the system has another text than one of a handler: the type is enough.
+        self.note("script", where, type(error).__name__)
 
     def peer_step(self, rng: random.Random) -> None:
         """Something happens at the far end of a channel, and is waited for."""
@@ -337,7 +366,7 @@ class World:
         if channel.accepting:
             with contextlib.suppress(OSError):
                 address = channel.socket.getsockname()
-                peer = socket.create_connection(address, timeout=5)
+                peer = _moved(socket.create_connection(address, timeout=1), PEERS)
                 peer.setblocking(False)
                 self.extra.append(peer)
                 self._await(channel.socket.fileno(), select.POLLIN)
@@ -412,8 +441,8 @@ class World:
                     channel = rng.choice(self.channels)
                     try:
                         self.act(channel, rng, "")
-                    except Exception as error:  # noqa: BLE001 - as in one_pass
-                        self.note("script", "act", type(error).__name__)
+                    except BaseException as error:  # noqa: BLE001 - as in outer_pass
+                        self._note_error("act", error)
                 self.outer_pass(rng.choices(("pass", "two", "poll", "poll2"), (80, 8, 6, 6))[0])
             self._note_state()
         finally:
@@ -459,8 +488,6 @@ class World:
 
 class _Silent:
     """The world of a channel whose program is over."""
-
-    passing = 0
 
     def event(self, *what) -> None:
         pass
@@ -580,6 +607,7 @@ def _with_accept_hooks(base: type, modules, style: str) -> type:
         cls = channel_classes(modules)["chat", style]
         channel = cls.__new__(cls)
         channel.world, channel.name = world, f"c{len(world.channels)}"
+        channel.born = world.pass_count
         channel.answers = (True, True)
         world.channels.append(channel)
         cls.__init__(channel, sock, None if world.default_map else world.map)
@@ -619,6 +647,13 @@ def _with_plain_hooks(base: type, kind: str, style: str) -> type:
     return Plain
 
 
-def history(seed: int, modules, *, use_poll: bool) -> list[tuple]:
-    """Run one program on one implementation; returns what its handlers were told."""
-    return World(seed, modules, use_poll=use_poll).run()
+def history(seed: int, modules, *, use_poll: bool) -> tuple[list[tuple], int | None]:
+    """
+    Run one program on one implementation.
+
+    Returns:
+        What its handlers were told, in order, and the place in it of the first event that was
+        meant for a former owner of the descriptor (None: there was none).
+    """
+    world = World(seed, modules, use_poll=use_poll)
+    return world.run(), world.stale_at

@@ -28,6 +28,7 @@ class Wire:
         self.chunks = chunks
         self.sent: list[bytes] = []
         self.number = next(_numbers)
+        self.at_end = False
 
     def fileno(self) -> int:
         return self.number
@@ -50,6 +51,8 @@ class Wire:
 
     def recv(self, size: int) -> bytes:
         if not self.chunks:
+            if self.at_end:
+                return b""
             raise BlockingIOError
         chunk = self.chunks.pop(0)
         if len(chunk) > size:
@@ -156,11 +159,15 @@ def trace(reader: type, seed: int) -> list[object]:
     handler.set_terminator(any_terminator(rng))
     if rng.random() < 0.05:
         handler.ac_in_buffer = b"left over\r\n"
-    while chunks:
-        try:
-            handler.handle_read()
-        except ValueError:  # what act() raises, and nothing else
-            handler.trace.append("raised")
+    for at_end in (False, True):
+        handler.socket.at_end = at_end
+        while chunks or at_end:
+            try:
+                handler.handle_read()
+            except ValueError:  # what act() raises, and nothing else
+                handler.trace.append("raised")
+            if at_end:
+                break
     handler.trace.append(
         (bytes(handler.ac_in_buffer), handler.terminator, b"".join(handler.socket.sent))
     )
