@@ -110,6 +110,17 @@ async def until(condition):
 class ServerTestCase(TestCase):
     timeout = 20
 
+    @pytest.fixture(autouse=True)
+    def in_a_folder(self, tmp_path):
+        self.folder = tmp_path
+
+    def pem(self, name="127.0.0.1"):
+        """A key and its certificate, in a file; and who issued it."""
+        authority = trustme.CA()
+        path = self.folder / "server.pem"
+        authority.issue_cert(name).private_key_and_cert_chain_pem.write_to_path(path)
+        return quoteStringArgument(str(path)), authority
+
     def serve(self, factory, *endpoints, **options):
         server = Server(reactor, factory, endpoints or [LOOPBACK], **options)
         server.startService()
@@ -185,12 +196,8 @@ class FactoryTests(ServerTestCase):
         assert len(self.flushLoggedErrors(ValueError)) == 1
 
     async def test_a_failed_handshake_gives_its_place_back(self):
-        authority = trustme.CA()
-        pem = self.mktemp()
-        authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(pem)
-        server = self.serve(
-            ChatFactory(Echo), f"ssl:0:interface=127.0.0.1:privateKey={quoteStringArgument(pem)}"
-        )
+        pem, _ = self.pem()
+        server = self.serve(ChatFactory(Echo), f"ssl:0:interface=127.0.0.1:privateKey={pem}")
         client = await connect(server.ports[0])
         await until(lambda: server.connections)
         client.transport.write(b"no handshake\n")
@@ -304,7 +311,7 @@ class StartTests(ServerTestCase):
         assert server.ports == []
 
     async def test_several_endpoints_share_a_factory(self):
-        path = self.mktemp()
+        path = str(self.folder / "socket")
         server = self.serve(ChatFactory(Echo), LOOPBACK, LOOPBACK, f"unix:{path}")
         clients = [await connect(port) for port in server.ports[:2]]
         clients.append(await connectProtocol(clientFromString(reactor, f"unix:{path}"), Client()))
@@ -316,7 +323,7 @@ class StartTests(ServerTestCase):
             await client.lost
 
     async def test_a_taken_port_is_reported_and_the_others_are_closed_again(self):
-        path = self.mktemp()
+        path = str(self.folder / "socket")
         with socket.create_server(("127.0.0.1", 0)) as taken:
             number = taken.getsockname()[1]
             description = f"tcp:{number}:interface=127.0.0.1"
@@ -469,12 +476,8 @@ class StopTests(ServerTestCase):
         await stopped
 
     async def test_a_handshake_in_progress_is_not_waited_for(self):
-        authority = trustme.CA()
-        pem = self.mktemp()
-        authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(pem)
-        server = self.serve(
-            ChatFactory(Echo), f"ssl:0:interface=127.0.0.1:privateKey={quoteStringArgument(pem)}"
-        )
+        pem, _ = self.pem()
+        server = self.serve(ChatFactory(Echo), f"ssl:0:interface=127.0.0.1:privateKey={pem}")
         client = await connect(server.ports[0])
         await until(lambda: server.connections)
         await server.stopService()
@@ -531,12 +534,8 @@ class StopTests(ServerTestCase):
         assert len(self.flushLoggedErrors(ValueError)) == 1
 
     async def test_over_tls_it_ends_with_close_notify(self):
-        authority = trustme.CA()
-        pem = self.mktemp()
-        authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(pem)
-        server = self.serve(
-            ChatFactory(Echo), f"ssl:0:interface=127.0.0.1:privateKey={quoteStringArgument(pem)}"
-        )
+        pem, authority = self.pem("localhost")
+        server = self.serve(ChatFactory(Echo), f"ssl:0:interface=127.0.0.1:privateKey={pem}")
         root = Certificate.loadPEM(authority.cert_pem.bytes())
         options = optionsForClientTLS("localhost", trustRootFromCertificates([root]))
         endpoint = TCP4ClientEndpoint(reactor, "127.0.0.1", server.ports[0].getHost().port)

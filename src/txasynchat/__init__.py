@@ -21,6 +21,7 @@ from txasynchat.errors import (
 )
 from txasynchat.framing import Framer, Overflow
 from txasynchat.producers import FileProducer, OutputQueue, simple_producer
+from txasynchat.program import serve
 from txasynchat.protocol import AsyncChat, State
 from txasynchat.server import ChatFactory, Connections, Server
 from txasynchat.terminators import LengthPrefix, Terminator
@@ -45,6 +46,7 @@ __all__ = [
     "Terminator",
     "UnsentLimitExceeded",
     "install",
+    "serve",
     "simple_producer",
     "uninstall",
 ]
