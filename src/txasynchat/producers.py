@@ -218,6 +218,10 @@ def _as_more(producer: Any) -> Any:
     )
 
 
+#: Stands in the queue where `OutputQueue.hold_back` was called.
+_BARRIER = object()
+
+
 class OutputQueue:
     """
     The FIFO of one connection: bytes, producers, and the request to close, in the order given.
@@ -323,7 +327,27 @@ class OutputQueue:
             self._others += 1
             self.closing = True
 
+    def hold_back(self) -> None:
+        """
+        Let nothing that is given from now on be taken before `go_on`.
+        """
+        self._items.append(_BARRIER)
+        self._others += 1
+
     # -- called by the driver
+
+    @property
+    def held_back(self) -> bool:
+        """
+        Everything before `hold_back` was taken, and `go_on` was not called.
+        """
+        return self._next < len(self._items) and self._items[self._next] is _BARRIER
+
+    def go_on(self) -> None:
+        """
+        Let what is held back be taken.
+        """
+        self._pop()
 
     def take(self, limit: int) -> bytes:
         """
@@ -365,6 +389,8 @@ class OutputQueue:
             if item is None:
                 self.finished = True
                 self._pop()
+                break
+            if item is _BARRIER:
                 break
             if not self._ask(item):
                 break

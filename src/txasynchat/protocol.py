@@ -39,11 +39,20 @@ from twisted.logger import Logger
 from typing_extensions import override
 from zope.interface import implementer
 
-from txasynchat import transports
-from txasynchat.errors import CloseTimedOut, MessageTooLong, ProducerError, UnsentLimitExceeded
+from txasynchat import tlslayer, transports
+from txasynchat.errors import (
+    CloseTimedOut,
+    MessageTooLong,
+    PeerError,
+    ProducerError,
+    TLSError,
+    UnsentLimitExceeded,
+)
 from txasynchat.framing import Framer, Overflow
 from txasynchat.producers import OutputQueue
+from txasynchat.starttls import Leftovers, start_tls
 from txasynchat.terminators import check_terminator
+from txasynchat.tlslayer import TLSInfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,8 +60,8 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IDelayedCall, IReactorTime
     from twisted.python.failure import Failure
 
-    from txasynchat.errors import PeerError
     from txasynchat.producers import Buffer, Producer
+    from txasynchat.starttls import Upgrade
     from txasynchat.terminators import Terminator
 
 __all__ = ["AsyncChat", "State"]
@@ -128,6 +137,9 @@ class AsyncChat(Protocol):
     state: State = State.CONNECTING
     #: Bytes pushed too late, which were dropped.
     dropped: int = 0
+    #: What the peer did, or what befell it, that ended the connection; None if it ended in order, or
+    #: has not ended. To be read in `handle_close`.
+    close_reason: PeerError | None = None
 
     _log = Logger()
     #: The terminator that a connection begins with.
@@ -160,6 +172,8 @@ class AsyncChat(Protocol):
     #: `close_when_idle` was called.
     _close_when_idle = False
     _left = False
+    #: `start_tls` was called, and the handshake is not over.
+    _upgrade: Upgrade | None = None
     #: The watch over a closing connection: its timer, and how far the writing was.
     _watch: IDelayedCall | None = None
     _watched: tuple[int, int | None] | None = None
@@ -191,6 +205,7 @@ class AsyncChat(Protocol):
 
         All of it happens here, so that ``connectionMade`` belongs to the subclass altogether.
         """
+        tlslayer.adopt(transport)
         self._send_now = transports.immediate_sender(transport)
         register = getattr(transport, "registerProducer", None)
         if register is not None:
@@ -235,6 +250,9 @@ class AsyncChat(Protocol):
         if self.state is _CLOSED:
             return
         self._set_state(_CLOSED)
+        error = reason.value
+        if isinstance(error, PeerError):
+            self._report(error)
         self._registered = False
         self._framer.close()
         self._drop_output()
@@ -263,8 +281,9 @@ class AsyncChat(Protocol):
 
     def handshakeCompleted(self) -> None:  # noqa: N802
         """
-        The TLS handshake is done: the connection opens.
+        The TLS handshake is done: the connection opens, or goes on after `start_tls`.
         """
+        self._upgrade = None
         if not self._opened:
             self._open()
 
@@ -284,6 +303,7 @@ class AsyncChat(Protocol):
         """
         self._full = False
         self._flush()
+        self._go_on_upgrading()
 
     def stopProducing(self) -> None:  # noqa: N802
         """
@@ -325,6 +345,15 @@ class AsyncChat(Protocol):
         The connection is open: both ways, and after the TLS handshake where there is one.
 
         What is pushed here, or was pushed before, is sent in one write when this returns.
+        """
+
+    def handle_secure(self, info: TLSInfo) -> None:
+        """
+        A TLS handshake is done, before `handle_connect` or, after `start_tls`, in mid-connection.
+
+        Nothing that came in the clear is left to be delivered, and what `_collect_incoming_data` had
+        is dropped. After `start_tls`, forget here what else the peer said in the clear (RFC 3207,
+        section 4.2): somebody else may have said it. To refuse the peer, `close` or `abort`.
         """
 
     def message_received(self, message: bytes) -> None:
@@ -527,6 +556,26 @@ class AsyncChat(Protocol):
         self._close_requested = True
         self._abort()
 
+    def start_tls(self, options: Any, *, leftovers: Leftovers = Leftovers.REJECT) -> None:
+        """
+        Speak TLS from here on: as server or as client, in mid-connection.
+
+        What was pushed before, producers included, is sent in the clear; what is pushed afterwards
+        waits for the handshake. Nothing more is delivered until `handle_secure` was called. When
+        the connection is closing, nothing happens.
+
+        Args:
+            options: a `ServerOptions`, a `ClientOptions`, or a connection creator of Twisted's.
+            leftovers: what becomes of bytes behind the message that made the application call this,
+                and of bytes that come before the last plaintext was handed to the transport.
+
+        Raises:
+            RuntimeError: there is TLS already, or its handshake is going on; the connection is not
+                open yet; or its transport is of a kind that TLS cannot be put on.
+            TypeError: *options* are none of those above.
+        """
+        start_tls(self, options, leftovers)
+
     def discard_buffers(self) -> None:
         """
         Drop what was received and not delivered, and what is queued and not sent; stop producers.
@@ -536,6 +585,8 @@ class AsyncChat(Protocol):
         self._framer.clear()
         self._received = self._incoming = None
         self._drop_output()
+        if self._upgrade is not None:
+            self._upgrade.discarded()
         if self.state is _CLOSING:
             self._output.close_when_done()
         self._pushed()
@@ -567,6 +618,13 @@ class AsyncChat(Protocol):
         Bytes that were pushed and not yet given to the transport.
         """
         return 0 if self._lazy_output is None else self._lazy_output.size
+
+    @property
+    def tls(self) -> TLSInfo | None:
+        """
+        What was agreed on in the TLS handshake; None before, and without TLS.
+        """
+        return TLSInfo.of(self.transport)
 
     @property
     def addr(self) -> Any:
@@ -641,12 +699,19 @@ class AsyncChat(Protocol):
         The transport is ready for both directions.
         """
         self._opened = True
-        self._set_state(_OPEN if self.state is _CONNECTING else self.state)
+        first = self.state is _CONNECTING
+        self._set_state(_OPEN if first else self.state)
         self._delivering = self._after = True
         try:
             if not self._close_requested:
-                self._held &= ~_BY_CLOSE
-                self._call(self.handle_connect)
+                if first:
+                    self._held &= ~_BY_CLOSE
+                if type(self).handle_secure is not AsyncChat.handle_secure:
+                    info = self.tls
+                    if info is not None:
+                        self._call(self.handle_secure, info)
+                if first and self.state is _OPEN:
+                    self._call(self.handle_connect)
             self._settle()
         finally:
             self._delivering = False
@@ -678,12 +743,12 @@ class AsyncChat(Protocol):
             abort = getattr(self.transport, "abortConnection", self.transport.loseConnection)
             abort()
 
-    def _call(self, handler: Any) -> None:
+    def _call(self, handler: Any, *arguments: Any) -> None:
         """
         Call a handler of the application; an exception ends this connection only.
         """
         try:
-            handler()
+            handler(*arguments)
         except Exception:  # noqa: BLE001 it is the application's, and is logged
             self._failed()
 
@@ -717,9 +782,11 @@ class AsyncChat(Protocol):
         """
         Log a peer's mistake: what it is and its numbers, none of its data.
         """
-        self._log.warn(
-            "{peer}: {error}", error=str(error), kind=type(error).__name__, **self._about()
-        )
+        if not isinstance(error, MessageTooLong) or self.overflow is Overflow.CLOSE:
+            self.close_reason = error
+        # Scanners and peers that just go make most of the errors of TLS.
+        log = self._log.info if isinstance(error, TLSError) else self._log.warn
+        log("{peer}: {error}", error=str(error), kind=type(error).__name__, **self._about())
 
     # -- internals: input
 
@@ -780,12 +847,18 @@ class AsyncChat(Protocol):
                     self._failed()
             if self._lazy_output is not None:
                 self._flush()
+            if self._upgrade is not None:
+                self._upgrade.proceed()
         if self.state is _OPEN:
             if (self._held == 0) is not self._reading:
                 self._set_reading()
             if self._close_when_idle and self._is_idle():
                 self.close_when_done()
                 self._flush()
+
+    def _go_on_upgrading(self) -> None:
+        if self._upgrade is not None and not self._delivering:
+            self._upgrade.proceed()
 
     def _is_idle(self) -> bool:
         """

@@ -1,0 +1,233 @@
+"""
+Certificates and keys: read, checked, and read again when their files are renewed.
+
+Nothing here speaks TLS; `txasynchat.tls` puts what is loaded here into OpenSSL's contexts.
+
+A renewal changes two files at two moments, and whoever looks in between finds a certificate and a key
+that do not match, or half a file. So a changed pair is taken up only when all of it is good; until then
+the old one stays, and the log says so once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from twisted.logger import Logger
+
+from txasynchat.errors import CredentialsError
+
+__all__ = ["Credentials", "Loaded", "WatchedCredentials", "load_authorities"]
+
+#: A file's name; its content in PEM; or objects of the `cryptography` package.
+type_of_certificate = str | os.PathLike[str] | bytes | Sequence[x509.Certificate]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """
+    A certificate that was read and checked.
+
+    Attributes:
+        chain: the certificate itself, then those that lead to its authority.
+        key: its private key.
+        names: the DNS names it is for, in lower case; the first label may be ``*``.
+    """
+
+    chain: tuple[x509.Certificate, ...]
+    key: Any
+    names: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """
+    A certificate with its chain, and its private key.
+
+    Args:
+        certificate: the file, in PEM, that has the certificate first and then its chain; or such a
+            file's content as bytes; or `cryptography.x509.Certificate` objects in this order.
+        key: the file of the private key, in PEM and without a pass phrase; or its content; or a key
+            object of `cryptography`. None: it is in the certificate's file.
+
+    Files are named relative to the directory that is current now, not later when they are renewed.
+    """
+
+    certificate: type_of_certificate
+    key: Any = None
+
+    def __post_init__(self) -> None:
+        for name in ("certificate", "key"):
+            value = getattr(self, name)
+            if isinstance(value, str | os.PathLike):
+                object.__setattr__(self, name, os.path.abspath(value))
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """
+        The files that this is read from.
+        """
+        return tuple(one for one in (self.certificate, self.key) if isinstance(one, str))
+
+    def load(self) -> Loaded:
+        """
+        Read and check.
+
+        Raises:
+            CredentialsError: a file cannot be read or is not what it should be; certificate and key
+                do not belong together; or the certificate is not valid at this time.
+        """
+        source, content = _read(self.certificate, "certificate")
+        if isinstance(content, bytes):
+            chain = _parse_certificates(source, content)
+        else:
+            chain = tuple(content)
+        if self.key is None:
+            key_source = source
+            key = _parse_key(source, content)
+        else:
+            key_source, key_content = _read(self.key, "key")
+            key = _parse_key(key_source, key_content)
+        leaf = chain[0]
+        if _public_bytes(key.public_key()) != _public_bytes(leaf.public_key()):
+            raise CredentialsError(key_source, f"is not the key of the certificate in {source}")
+        now = datetime.now(UTC)
+        if now > leaf.not_valid_after_utc:
+            raise CredentialsError(source, f"expired at {leaf.not_valid_after_utc:%Y-%m-%d %H:%M} UTC")
+        if now < leaf.not_valid_before_utc:
+            raise CredentialsError(
+                source, f"not valid before {leaf.not_valid_before_utc:%Y-%m-%d %H:%M} UTC"
+            )
+        return Loaded(chain, key, _names(leaf))
+
+
+class WatchedCredentials:
+    """
+    Credentials that are read again after their files changed.
+
+    Args:
+        credentials: where to read.
+        interval: seconds for which no file is looked at again.
+        now: the clock that *interval* is measured by.
+
+    Raises:
+        CredentialsError: the first reading failed.
+
+    Attributes:
+        loaded: the newest good ones.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self, credentials: Credentials, interval: float, now: Callable[[], float]
+    ) -> None:
+        self.credentials = credentials
+        self._interval = interval
+        self._now = now
+        self._looked = now()
+        # Before the reading: a change in between is then seen, at worst twice.
+        self._state = self._look()
+        self.loaded = credentials.load()
+
+    def renewed(self) -> bool:
+        """
+        Take up what changed in the files, if it is time to look; tell whether `loaded` is another.
+        """
+        now = self._now()
+        if now - self._looked < self._interval or not self.credentials.files:
+            return False
+        self._looked = now
+        state = self._look()
+        if state == self._state:
+            return False
+        self._state = state
+        try:
+            self.loaded = self.credentials.load()
+        except CredentialsError as error:
+            self._log.warn("kept the certificate in use: {error}", error=str(error))
+            return False
+        self._log.info(
+            "took up {source}, valid until {until}",
+            source=self.credentials.files[0],
+            until=self.loaded.chain[0].not_valid_after_utc.isoformat(),
+        )
+        return True
+
+    def _look(self) -> list[tuple[int, int, int] | None]:
+        """
+        Tell the present state of the files, so that another one means another content.
+        """
+        state: list[tuple[int, int, int] | None] = []
+        for file in self.credentials.files:
+            try:
+                status = os.stat(file)
+            except OSError:
+                state.append(None)
+            else:
+                state.append((status.st_mtime_ns, status.st_size, status.st_ino))
+        return state
+
+
+def load_authorities(authorities: type_of_certificate) -> tuple[x509.Certificate, ...]:
+    """
+    Read trust roots: a file in PEM, its content, or certificate objects.
+
+    Raises:
+        CredentialsError: the file cannot be read, or has no certificate.
+    """
+    source, content = _read(authorities, "trust roots")
+    return _parse_certificates(source, content) if isinstance(content, bytes) else tuple(content)
+
+
+def _read(value: Any, what: str) -> tuple[str, Any]:
+    """
+    Return the name of *value* for messages, and its content: bytes in PEM, or objects.
+    """
+    if isinstance(value, str | os.PathLike):
+        try:
+            with open(value, "rb") as file:
+                return os.fspath(value), file.read()
+        except OSError as error:
+            raise CredentialsError(os.fspath(value), error.strerror or str(error)) from error
+    return f"the {what} given", value
+
+
+def _parse_certificates(source: str, content: bytes) -> tuple[x509.Certificate, ...]:
+    try:
+        return tuple(x509.load_pem_x509_certificates(content))
+    except ValueError as error:
+        raise CredentialsError(source, "has no certificate in PEM") from error
+
+
+def _parse_key(source: str, content: Any) -> Any:
+    if not isinstance(content, bytes):
+        if not hasattr(content, "private_bytes"):
+            raise CredentialsError(source, "has no private key")
+        return content
+    try:
+        return serialization.load_pem_private_key(content, password=None)
+    except TypeError as error:
+        raise CredentialsError(source, "the private key wants a pass phrase") from error
+    except ValueError as error:
+        raise CredentialsError(source, "has no private key in PEM") from error
+
+
+def _public_bytes(key: Any) -> bytes:
+    encoded: bytes = key.public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    return encoded
+
+
+def _names(certificate: x509.Certificate) -> frozenset[str]:
+    try:
+        extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    except x509.ExtensionNotFound:
+        return frozenset()
+    return frozenset(name.lower() for name in extension.value.get_values_for_type(x509.DNSName))

@@ -1,0 +1,156 @@
+"""
+`AsyncChat.start_tls`: from plaintext to TLS in the middle of a connection, on either side.
+
+Theory of operation
+===================
+
+Whoever sits between two peers can put plaintext behind the command that starts TLS. A receiver that
+keeps it in its buffer, and handles it when the handshake is done, takes an attacker's words for the
+authenticated peer's; that was found in more than a dozen mail servers (CVE-2011-0411 and after). So
+what is there when TLS starts is either refused or given to TLS, where plaintext is no valid record. It is
+never handled.
+
+The steps: delivery stops; what was queued goes out in the clear, up to a barrier in the output queue;
+whatever arrived until then is left over; a `TLSLayer` is put between the transport and the protocol;
+delivery goes on after its handshake.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.interfaces import (
+    IOpenSSLClientConnectionCreator,
+    IOpenSSLServerConnectionCreator,
+)
+
+from txasynchat import transports
+from txasynchat.errors import PlaintextAfterStartTLS
+from txasynchat.tlslayer import TLSFactory
+
+if TYPE_CHECKING:
+    from txasynchat.protocol import AsyncChat
+
+__all__ = ["Leftovers", "Upgrade", "start_tls"]
+
+
+class Leftovers(enum.Enum):
+    """
+    What becomes of bytes that came in the clear after the message that starts TLS.
+    """
+
+    #: The connection is aborted; its `close_reason` is `PlaintextAfterStartTLS`.
+    REJECT = "reject"
+    #: They are taken for the beginning of the peer's handshake, and if they are none, it fails. For
+    #: protocols whose clients do not wait for an answer before they begin it.
+    FEED = "feed"
+
+
+def start_tls(chat: AsyncChat, options: Any, leftovers: Leftovers) -> None:
+    """
+    Begin what `AsyncChat.start_tls` promises.
+    """
+    is_client = _is_client(options)
+    if chat._ending:
+        return
+    if chat._upgrade is not None:
+        raise RuntimeError("TLS was started already")
+    if not chat._opened:
+        raise RuntimeError("the connection is not open yet")
+    if transports.tls_layer(chat.transport) is not None:
+        raise RuntimeError("the connection speaks TLS already")
+    attribute = _what_leads_to(chat)
+    chat._upgrade = Upgrade(chat, options, is_client, leftovers, attribute)
+    chat._framer.pause()
+    chat._output.hold_back()
+    chat._go_on()
+
+
+def _is_client(options: Any) -> bool:
+    client = IOpenSSLClientConnectionCreator.providedBy(options)
+    server = IOpenSSLServerConnectionCreator.providedBy(options)
+    if client is server:
+        raise TypeError(
+            "options must be ServerOptions or ClientOptions, or a connection creator of Twisted's"
+            f" that is for one side: {options!r:.80}"
+        )
+    return client
+
+
+def _what_leads_to(chat: AsyncChat) -> str:
+    """
+    Find the attribute of the transport that names the protocol that it calls.
+    """
+    for attribute in ("wrappedProtocol", "protocol"):
+        if getattr(chat.transport, attribute, None) is chat:
+            return attribute
+    raise RuntimeError(f"TLS cannot be put on {chat.transport!r}")
+
+
+class Upgrade:
+    """
+    A `start_tls` whose handshake is not over.
+    """
+
+    def __init__(
+        self, chat: AsyncChat, options: Any, is_client: bool, leftovers: Leftovers, attribute: str
+    ) -> None:
+        self._chat = chat
+        self._options = options
+        self._is_client = is_client
+        self._leftovers = leftovers
+        self._attribute = attribute
+        self._switched = False
+
+    def discarded(self) -> None:
+        """
+        The output queue was emptied, the barrier with it.
+        """
+        if not self._switched:
+            self._chat._output.hold_back()
+
+    def proceed(self) -> None:
+        """
+        Put TLS below the protocol, if everything before the barrier was sent.
+
+        Called whenever that may have changed, and no handler is running.
+        """
+        chat = self._chat
+        if self._switched or chat._left or not chat._output.held_back:
+            return
+        received = b"".join((chat._framer.buffer, *(chat._received or ())))
+        if received and self._leftovers is Leftovers.REJECT:
+            chat._report(PlaintextAfterStartTLS(len(received)))
+            chat._abort()
+            return
+        self._switched = True
+        chat._framer.clear()
+        chat._framer.resume()
+        chat._received = chat._incoming = None
+        chat._output.go_on()
+        self._switch(received)
+
+    def _switch(self, received: bytes) -> None:
+        chat = self._chat
+        transport = chat.transport
+        registered, chat._registered = chat._registered, False
+        if registered:
+            transport.unregisterProducer()
+        # Until the handshake is done nothing is sent, and reading is not stopped.
+        chat._opened = chat._full = False
+        chat._send_now = None
+        if not chat._reading:
+            chat._reading = True
+            transport.resumeProducing()
+        clock = chat.clock or transports.reactor_of(transport)
+        factory = TLSFactory(self._options, self._is_client, None, clock)
+        layer = factory.protocol(factory, chat, False)
+        setattr(transport, self._attribute, layer)
+        chat.transport = layer
+        layer.makeConnection(transport)
+        if registered:
+            chat._registered = True
+            layer.registerProducer(chat, True)
+        if received:
+            layer.dataReceived(received)

@@ -1,0 +1,622 @@
+"""
+`TLSLayer`: Twisted's TLS with limits on time, told ends, and no more work per message than it takes.
+
+Theory of operation
+===================
+
+Twisted's `TLSMemoryBIOProtocol` sits between a transport and a protocol: bytes of the transport go
+into OpenSSL's memory, bytes for the protocol come out, and the other way round. This class is that one
+with other insides. `adopt` turns one that Twisted's own endpoints made into this class.
+
+*Reading.* OpenSSL tells "nothing more" by an error, and pyOpenSSL makes an exception of it, which costs
+as much as decrypting a message. So the layer counts the records that arrived, from their headers, and
+asks OpenSSL no more often than that. Only when a record was no data (a ticket, a key update) is
+there an exception, and only then may OpenSSL have something to send on its own.
+
+*Writing.* Twisted waits for the reactor's next turn, to join what is written until then. Here, what is
+written while received data is handled is joined, encrypted and sent when the handling is done; what is
+written at other times is sent at once.
+
+*Handshake.* Its steps run when `Turns` has time for them, and on a server after `HandshakeLimit`
+admitted it. One timer runs from the beginning to the end of it.
+
+*Ending.* After close_notify was received the other direction still works, if the protocol wants that
+(`IHalfCloseableProtocol`). After it was sent, the peer has `close_timeout` seconds to answer. A
+connection that ends without one was truncated: that is an error, after all data was delivered.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from OpenSSL.SSL import RECEIVED_SHUTDOWN, Error, SysCallError, WantReadError, ZeroReturnError
+from twisted.internet.interfaces import IHalfCloseableProtocol, IHandshakeListener
+from twisted.logger import Logger
+from twisted.protocols.policies import ProtocolWrapper
+from twisted.protocols.tls import BufferingTLSTransport, TLSMemoryBIOFactory, TLSMemoryBIOProtocol
+from twisted.python.failure import Failure
+from typing_extensions import override
+
+from txasynchat import transports
+from txasynchat.errors import (
+    CloseTimedOut,
+    HandshakeFailed,
+    HandshakeTimedOut,
+    MissingClientCertificate,
+    PeerError,
+    TLSError,
+    TruncatedConnection,
+)
+from txasynchat.handshakes import HandshakeLimit, Turns
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cryptography import x509
+    from twisted.internet.interfaces import IDelayedCall, IReactorTime
+
+__all__ = ["TLSFactory", "TLSInfo", "TLSLayer", "adopt"]
+
+#: The most that one record holds (RFC 8446, section 5.1), and with its header and expansion.
+_RECORD = 16_384
+_WHOLE_RECORD = _RECORD + 512
+#: Bytes written while data is handled, above which they are sent at once.
+_JOINED = 65_536
+#: The fatal alert of RFC 6066, section 3, in the clear: nothing is encrypted yet.
+_UNRECOGNIZED_NAME = bytes((21, 3, 3, 0, 2, 2, 112))
+
+
+class TLSLayer(TLSMemoryBIOProtocol):
+    """
+    One TLS connection, server or client, below any Twisted protocol.
+
+    The protocol's ``connectionLost`` gets a `TLSError` as reason where TLS failed.
+    """
+
+    #: Seconds for the handshake, the wait for its turn included; None for no limit.
+    handshake_timeout: float | None = 10.0
+    #: Seconds for the peer to answer our close_notify.
+    close_timeout: float = 3.0
+    #: Seconds without progress in which what was written before must have gone out.
+    flush_timeout: float = 10.0
+
+    #: What ``connectionLost`` will tell, from a callback that OpenSSL made.
+    refusal: TLSError | None = None
+
+    # Narrower in Twisted, untyped, or None at times that do not concern us.
+    transport: Any
+    _tlsConnection: Any
+    _reason: Failure | None
+
+    _log = Logger()
+    _clock: IReactorTime | None = None
+    _limit: HandshakeLimit | None = None
+    _send_now: Callable[[Any, bytes], bytes] | None = None
+    _timer: IDelayedCall | None = None
+    _began = False
+    #: A step of the handshake waits for its turn.
+    _step_waits = False
+    #: Received data is being handled; what was written meanwhile.
+    _delivering = False
+    _outgoing: list[bytes] | None = None
+    _outgoing_size = 0
+    #: Where the records are in what arrives: bytes missing of the last one, or a part of its header.
+    #: None: no longer known.
+    _missing: int | None = 0
+    _head = b""
+    #: The peer sent close_notify, and the protocol goes on writing.
+    _half_closed = False
+    _left_before = -1
+    _stalled = 0.0
+
+    # -- IProtocol: called by the transport
+
+    @override
+    def dataReceived(self, data: bytes) -> None:
+        """
+        Decrypt, deliver, and send what that made the protocol write.
+        """
+        connection = self._tlsConnection
+        if connection is None or self._lostTLSConnection:
+            return
+        connection.bio_write(data)
+        records = self._count_records(data)
+        if not self._handshakeDone:
+            self._go_on()
+            return
+        if self._appSendBuffer:
+            self._unbufferPendingWrites()
+        self._receive(connection, records)
+
+    @override
+    def connectionLost(self, reason: Failure) -> None:
+        """
+        Deliver what is left, then tell the protocol, with the reason as TLS sees it.
+        """
+        if not self._handshakeDone and not self._lostTLSConnection and self._step_waits:
+            self._step()
+        self._stop_timer()
+        self._leave_queue()
+        connection = self._tlsConnection
+        if not self._lostTLSConnection:
+            if self._handshakeDone and not self._aborted:
+                self._receive(connection, None)
+            if not self._lostTLSConnection:
+                self._lostTLSConnection = True
+                if self._reason is None and not self.disconnecting:
+                    self._reason = self._explain_loss(connection, reason)
+        reason = self._reason or reason
+        self._reason = None
+        self.connected = False
+        self._outgoing = None
+        ProtocolWrapper.connectionLost(self, reason)
+        # The connection refers to this object as its data.
+        self._tlsConnection = None
+
+    # -- ITransport: called by the protocol
+
+    @override
+    def write(self, data: bytes) -> None:
+        """
+        Encrypt and send: when received data is handled, or at once.
+        """
+        if self.disconnecting and self._producer is None:
+            return
+        outgoing = self._outgoing
+        if outgoing is None:
+            self._write(data)
+            return
+        outgoing.append(data)
+        self._outgoing_size += len(data)
+        if self._outgoing_size >= _JOINED:
+            self._send_outgoing()
+
+    @override
+    def loseConnection(self) -> None:
+        """
+        Send what was written, then close_notify; wait for the peer's, not for ever.
+        """
+        if self.disconnecting or not self.connected:
+            return
+        self._send_outgoing()
+        super().loseConnection()
+        self._watch_closing()
+
+    @override
+    def abortConnection(self) -> None:
+        """
+        Close at once.
+        """
+        self._outgoing = None
+        self._stop_timer()
+        super().abortConnection()
+
+    # -- the handshake
+
+    @override
+    def _checkHandshakeStatus(self) -> None:
+        """
+        Begin; called once, when the connection is made.
+        """
+        if self._began or self._aborted:
+            return
+        self._began = True
+        transport = self.transport
+        self._send_now = transports.immediate_sender(transport)
+        factory = self.factory
+        if isinstance(factory, TLSFactory):
+            self._clock = factory.clock
+            self._limit = factory.limit
+            self.handshake_timeout = factory.handshake_timeout
+            self.close_timeout = factory.close_timeout
+            self.flush_timeout = factory.flush_timeout
+        else:
+            self._clock = transports.reactor_of(transport)
+        self._start_timer()
+        if self._limit is not None and not self._limit.enter(self, self._clock, self._admitted):
+            pause = getattr(transport, "pauseProducing", None)
+            if pause is not None:
+                pause()
+            return
+        self._step()
+
+    def _admitted(self) -> None:
+        """
+        There is a place for this handshake now.
+        """
+        if self._lostTLSConnection or self._aborted:
+            return
+        self._start_timer()
+        resume = getattr(self.transport, "resumeProducing", None)
+        if resume is not None:
+            resume()
+        self._step()
+
+    def _go_on(self) -> None:
+        """
+        Bytes came: do the next step, when it is its turn.
+        """
+        if self._step_waits:
+            return
+        if self._clock is None:
+            self._step()
+        else:
+            self._step_waits = True
+            Turns.of(self._clock).run(self._step)
+
+    def _step(self) -> None:
+        self._step_waits = False
+        connection = self._tlsConnection
+        if connection is None or self._aborted or self._lostTLSConnection or self._handshakeDone:
+            return
+        try:
+            connection.do_handshake()
+        except WantReadError:
+            if self.refusal is None:
+                self._flushSendBIO()
+                return
+        except (Error, PeerError) as error:
+            self._tlsShutdownFinished(_failure(self._explain(error)))
+            return
+        if self.refusal is not None:
+            self._refuse_name(self.refusal)
+            return
+        check = getattr(getattr(self.factory, "options", None), "check", None)
+        refusal = None if check is None else check(connection)
+        if refusal is not None:
+            self._shutdownTLS()
+            self._tlsShutdownFinished(_failure(refusal))
+            return
+        self._handshakeDone = True
+        self._stop_timer()
+        self._leave_queue()
+        self._flushSendBIO()
+        if self._appSendBuffer:
+            self._unbufferPendingWrites()
+        if IHandshakeListener.providedBy(self.wrappedProtocol):
+            self.wrappedProtocol.handshakeCompleted()
+        if self._tlsConnection is not None:
+            # What came behind the last flight; how many records that is was not counted.
+            self._receive(connection, None)
+
+    def _refuse_name(self, refusal: TLSError) -> None:
+        """
+        End a handshake that OpenSSL would go on with: send the alert instead of what it has to send.
+        """
+        connection = self._tlsConnection
+        try:
+            while connection.bio_read(_WHOLE_RECORD):
+                pass
+        except Error:
+            pass
+        self._send_ciphertext(_UNRECOGNIZED_NAME)
+        self._tlsShutdownFinished(_failure(refusal))
+
+    def _leave_queue(self) -> None:
+        if self._limit is not None:
+            self._limit.leave(self, self._clock)
+            self._limit = None
+
+    def _start_timer(self) -> None:
+        self._stop_timer()
+        if self._clock is not None and self.handshake_timeout is not None:
+            self._timer = self._clock.callLater(self.handshake_timeout, self._handshake_timed_out)
+
+    def _stop_timer(self) -> None:
+        timer, self._timer = self._timer, None
+        if timer is not None and timer.active():
+            timer.cancel()
+
+    def _handshake_timed_out(self) -> None:
+        self._timer = None
+        assert self.handshake_timeout is not None
+        self._reason = _failure(HandshakeTimedOut(self.handshake_timeout))
+        self.abortConnection()
+
+    # -- reading
+
+    def _count_records(self, data: bytes) -> int | None:
+        """
+        Count the records that *data* completes, so that OpenSSL has them whole; None: not known.
+        """
+        position = self._missing
+        if position is None:
+            return None
+        if self._head:
+            data = self._head + data
+            self._head = b""
+        elif position == 0 and not 20 <= data[0] <= 23:
+            # Not a record at all. OpenSSL will say so, or, to a hello in the style of SSLv2, not.
+            self._missing = None
+            return None
+        count = 1 if 0 < position <= len(data) else 0
+        size = len(data)
+        while position + 5 <= size:
+            position += 5 + (data[position + 3] << 8 | data[position + 4])
+            if position <= size:
+                count += 1
+        if position < size:
+            self._head = data[position:]
+            self._missing = 0
+        else:
+            self._missing = position - size
+        return count
+
+    def _receive(self, connection: Any, records: int | None) -> None:
+        """
+        Deliver what OpenSSL makes of the records that are whole: so many, or until it says so.
+        """
+        outgoing = self._outgoing
+        if outgoing is None:
+            self._outgoing = []
+        try:
+            while records is None or records > 0:
+                if self._lostTLSConnection or self._half_closed:
+                    return
+                data = connection.recv(_RECORD)
+                if records is not None:
+                    records -= 1
+                if not self._aborted:
+                    self.wrappedProtocol.dataReceived(data)
+        except WantReadError:
+            self._flushSendBIO()
+        except ZeroReturnError:
+            self._peer_closed()
+        except Error as error:
+            if self.disconnecting and _is_end(error):
+                self._tlsShutdownFinished(None)
+            elif not _is_end(error):
+                self._tlsShutdownFinished(_failure(self._explain(error)))
+        finally:
+            if outgoing is None:
+                if self._outgoing:
+                    self._send_outgoing()
+                self._outgoing = None
+
+    @override
+    def _flushReceiveBIO(self) -> None:
+        if self._tlsConnection is not None:
+            self._receive(self._tlsConnection, None)
+
+    def _peer_closed(self) -> None:
+        """
+        close_notify came: answer it, now or when the protocol has no more to say.
+        """
+        protocol = self.wrappedProtocol
+        if not self.disconnecting and IHalfCloseableProtocol.providedBy(protocol):
+            self._half_closed = True
+            protocol.readConnectionLost()
+            return
+        self._send_outgoing()
+        self._shutdownTLS()
+        self._tlsShutdownFinished(None)
+
+    # -- writing
+
+    def _send_outgoing(self) -> None:
+        outgoing = self._outgoing
+        if outgoing:
+            data = outgoing[0] if len(outgoing) == 1 else b"".join(outgoing)
+            outgoing.clear()
+            self._outgoing_size = 0
+            self._write(data)
+
+    @override
+    def _write(self, data: bytes) -> None:
+        connection = self._tlsConnection
+        if connection is None or self._lostTLSConnection or not data:
+            return
+        if not self._handshakeDone:
+            self._bufferedWrite(data)
+            return
+        sent = 0
+        try:
+            if len(data) <= _RECORD:
+                connection.send(data)
+                self._send_ciphertext(connection.bio_read(_WHOLE_RECORD))
+                return
+            records = []
+            view = memoryview(data)
+            while sent < len(data):
+                sent += connection.send(view[sent : sent + _RECORD])
+                records.append(connection.bio_read(_WHOLE_RECORD))
+            self._send_ciphertext(b"".join(records))
+        except WantReadError:
+            # A renegotiation of TLS 1.2 is going on, where the options allow it.
+            self._flushSendBIO()
+            self._bufferedWrite(data[sent:])
+        except Error as error:
+            self._tlsShutdownFinished(_failure(self._explain(error)))
+
+    @override
+    def _flushSendBIO(self) -> None:
+        """
+        Send what OpenSSL has to send on its own: handshakes, alerts, close_notify.
+        """
+        connection = self._tlsConnection
+        if connection is None:
+            return
+        pieces = []
+        try:
+            while True:
+                pieces.append(connection.bio_read(_WHOLE_RECORD))
+        except Error:
+            # There is no more.
+            if pieces:
+                self._send_ciphertext(b"".join(pieces))
+
+    def _send_ciphertext(self, data: bytes) -> None:
+        transport = self.transport
+        if self._send_now is not None:
+            data = self._send_now(transport, data)
+            if not data:
+                return
+        transport.write(data)
+
+    # -- the end
+
+    @override
+    def _tlsShutdownFinished(self, reason: Failure | None) -> None:
+        """
+        TLS is over: send what it still has to send, and let the transport go.
+        """
+        if self._reason is None:
+            self._reason = reason
+        self._lostTLSConnection = True
+        self._leave_queue()
+        self._flushSendBIO()
+        self.transport.loseConnection()
+        self._watch_closing()
+
+    def _watch_closing(self) -> None:
+        """
+        Abort if what is left does not go out, or nothing more happens; else look again later.
+        """
+        self._stop_timer()
+        if self._clock is None or not self.connected or self._aborted:
+            return
+        if not self._handshakeDone and not self._lostTLSConnection:
+            # What was written is waiting for the handshake to end, which has its own limit.
+            self._start_timer()
+            return
+        left = transports.unsent_bytes(self.transport) or 0
+        if self._producer is not None or left != self._left_before:
+            self._stalled = 0.0
+        else:
+            self._stalled += self.close_timeout
+            if not left or self._stalled >= self.flush_timeout:
+                if left:
+                    self._reason = _failure(CloseTimedOut(self.flush_timeout, left))
+                self.abortConnection()
+                return
+        self._left_before = left
+        self._timer = self._clock.callLater(self.close_timeout, self._watch_closing)
+
+    def _explain_loss(self, connection: Any, reason: Failure) -> Failure | None:
+        """
+        Say why the transport went away, where that is not all there is to say.
+        """
+        if not self._handshakeDone:
+            return _failure(self.refusal or HandshakeFailed("the peer left during the handshake"))
+        if connection.get_shutdown() & RECEIVED_SHUTDOWN:
+            return None
+        return _failure(TruncatedConnection(f"no end of TLS before: {reason.getErrorMessage()}"))
+
+    def _explain(self, error: Exception) -> Exception:
+        """
+        Say what an error of OpenSSL's means.
+        """
+        if isinstance(error, PeerError):
+            return error
+        if self.refusal is not None:
+            return self.refusal
+        if _is_end(error):
+            return HandshakeFailed("the peer left during the handshake")
+        reasons = [str(entry[2]) for entry in error.args[0]] if error.args else []
+        text = reasons[-1] if reasons else type(error).__name__
+        if "certificate required" in text or "did not return a certificate" in text:
+            return MissingClientCertificate(text)
+        return TLSError(text) if self._handshakeDone else HandshakeFailed(text)
+
+
+@dataclass(frozen=True)
+class TLSInfo:
+    """
+    What the two ends agreed on.
+
+    Attributes:
+        version: ``"TLSv1.2"`` or ``"TLSv1.3"``.
+        cipher: OpenSSL's name of the cipher suite.
+        alpn: the protocol that was negotiated; None for none.
+        server_name: the name that the client asked for; None for none.
+        peer_certificate: the peer's, already verified; None if it sent none.
+    """
+
+    version: str
+    cipher: str
+    alpn: bytes | None
+    server_name: str | None
+    peer_certificate: x509.Certificate | None
+
+    @classmethod
+    def of(cls, transport: Any) -> TLSInfo | None:
+        """
+        Ask the TLS that *transport* is or is wrapped around; None: there is none, or not yet.
+        """
+        layer = None if transport is None else transports.tls_layer(transport)
+        if layer is None or not layer._handshakeDone:
+            return None
+        connection: Any = layer._tlsConnection
+        if connection is None:
+            return None
+        name = connection.get_servername()
+        certificate = connection.get_peer_certificate()
+        return cls(
+            version=connection.get_protocol_version_name(),
+            cipher=connection.get_cipher_name(),
+            alpn=connection.get_alpn_proto_negotiated() or None,
+            server_name=None if name is None else name.decode("ascii", "replace"),
+            peer_certificate=None if certificate is None else certificate.to_cryptography(),
+        )
+
+
+class TLSFactory(TLSMemoryBIOFactory):
+    """
+    Puts a `TLSLayer` below each protocol of another factory.
+
+    Args:
+        options: a `ServerOptions` or `ClientOptions`, or a connection creator of Twisted's.
+        is_client: this side begins.
+        factory: makes the protocols; None where they are there already.
+        clock: the reactor that the connections live on; None for no limits on time.
+    """
+
+    protocol = TLSLayer
+
+    def __init__(
+        self, options: Any, is_client: bool, factory: Any, clock: IReactorTime | None
+    ) -> None:
+        # Only Twisted's own layer uses this clock; without one given it would install a reactor.
+        super().__init__(options, is_client, factory, clock=clock or _NO_CLOCK)
+        self.options = options
+        self.clock = clock
+        self.limit: HandshakeLimit | None = None if is_client else getattr(options, "limit", None)
+        self.handshake_timeout: float | None = getattr(
+            options, "handshake_timeout", TLSLayer.handshake_timeout
+        )
+        self.close_timeout: float = getattr(options, "close_timeout", TLSLayer.close_timeout)
+        self.flush_timeout: float = getattr(options, "flush_timeout", TLSLayer.flush_timeout)
+
+
+_NO_CLOCK: Any = object()
+
+
+def adopt(transport: Any) -> None:
+    """
+    Let the TLS below *transport*, if Twisted's own endpoints made it, be a `TLSLayer`.
+
+    To be called when the connection is made, before the handshake begins. So ``ssl:`` and ``tls:``
+    endpoints have the same limits and the same speed as those of this package. Subclasses of
+    Twisted's classes are left alone.
+    """
+    layer = transports.tls_layer(transport)
+    if type(layer) is BufferingTLSTransport and not layer._handshakeDone:
+        layer._aggregator.close()
+        del layer.write, layer._aggregator
+        layer.__class__ = TLSLayer
+
+
+def _failure(error: Exception) -> Any:
+    return Failure(error)  # type: ignore[no-untyped-call] # Twisted's, untyped
+
+
+def _is_end(error: Exception) -> bool:
+    """
+    Tell whether OpenSSL means that the bytes ended where they should not.
+    """
+    if isinstance(error, SysCallError):
+        return True
+    # An empty queue is what OpenSSL 4 leaves.
+    queue = error.args[0] if error.args else []
+    return not queue or str(queue[-1][2]).casefold().startswith("unexpected eof")
