@@ -13,8 +13,16 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import hypothesis
 import pytest
 from twisted.trial.unittest import SynchronousTestCase
+
+# The same examples in every run; `pytest --hypothesis-profile=long` looks for new ones.
+hypothesis.settings.register_profile(
+    "quick", max_examples=200, derandomize=True, database=None, deadline=None
+)
+hypothesis.settings.register_profile("long", max_examples=20_000, deadline=None)
+hypothesis.settings.load_profile("quick")
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTLE_SECONDS = 2.0

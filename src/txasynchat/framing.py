@@ -819,7 +819,10 @@ class Framer:
             error = MessageTooLong(limit, limit + 1, sample[: min(SAMPLE, limit + 1)])
             # The limit may have been lowered in mid-message.
             allowed = self._buffer[position : position + max(0, limit - self._count)]
-            if allowed and not self.whole:
+            if self.whole:
+                if self.overflow is Overflow.SKIP:
+                    self._position = position + len(allowed)
+            elif allowed:
                 # A message in pieces comes up to its limit, however it was cut.
                 receiver.collect_incoming_data(allowed)
                 if self.closed:
