@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from typing import IO, Any, Final, Protocol, TypeAlias, runtime_checkable
+from contextlib import suppress
+from typing import IO, Any, Final, Protocol, TypeAlias, cast, runtime_checkable
 
 from txasynchat.errors import ProducerError
 
@@ -37,6 +38,8 @@ AHEAD: Final = 65_536
 
 #: Items that were taken and still stand at the front of the list, before it is cut.
 STALE: Final = 1_024
+
+_END: Final = object()
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
@@ -126,11 +129,13 @@ class _Pieces:
 
     def more(self) -> bytes:
         for _ in range(EMPTY_PIECES):
-            piece = next(self._pieces, None)
-            if piece is None:
+            piece: Any = next(self._pieces, _END)
+            if piece is _END:
                 return b""
-            if piece or not isinstance(piece, Buffer):
-                return _checked(self, piece)
+            if type(piece) is not bytes:
+                piece = _as_bytes(piece)
+            if piece:
+                return cast("bytes", piece)
         raise ProducerError(f"{self!r} gave an empty piece {EMPTY_PIECES} times in a row")
 
     def close(self) -> None:
@@ -191,12 +196,26 @@ class _Writer:
             self.producer.stopProducing()
 
 
-def _checked(producer: object, data: Any) -> bytes:
-    if isinstance(data, bytes):
-        return data
+class _Failed:
+    """
+    The place of a producer that failed after it had given something.
+    """
+
+    def __init__(self, error: ProducerError) -> None:
+        self._error = error
+
+    def more(self) -> bytes:
+        raise self._error
+
+
+#: Producers that are told when they are not needed any more.
+_Told = _Writer | _Pieces | FileProducer
+
+
+def _as_bytes(data: Any) -> bytes:
     if isinstance(data, Buffer):
         return bytes(data)
-    raise ProducerError(f"{producer!r} gave {type(data).__name__}, not bytes")
+    raise TypeError(f"data must be bytes-like, not {type(data).__name__}: {data!r:.80}")
 
 
 def _as_more(producer: Any) -> Any:
@@ -229,17 +248,31 @@ class OutputQueue:
     Every method may be called from inside a producer that is being asked.
 
     Attributes:
-        size: bytes in memory here, those that producers gave and nobody took included.
+        size: bytes that were pushed, or written by a producer of Twisted's, and not taken. What any
+            other producer gave is not counted: it was asked for.
         finished: everything before the request to close was taken.
     """
 
-    __slots__ = ("_items", "_next", "_offset", "_others", "closing", "finished", "size")
+    __slots__ = (
+        "_asked",
+        "_items",
+        "_next",
+        "_offset",
+        "_others",
+        "_piece",
+        "closing",
+        "finished",
+        "size",
+    )
 
     def __init__(self) -> None:
-        # Items before _next were taken; _offset bytes of the one at _next were.
+        # Items before _next were taken. The one at _next gave _piece, if it is a producer; _offset
+        # bytes of that, or of the item itself, were taken.
         self._items: list[Any] = []
         self._next = 0
+        self._piece = b""
         self._offset = 0
+        self._asked: Any = None
         # How many of the items are not bytes.
         self._others = 0
         self.size = 0
@@ -262,9 +295,7 @@ class OutputQueue:
             TypeError: *data* is not bytes-like.
         """
         if type(data) is not bytes:
-            if not isinstance(data, Buffer):
-                raise TypeError(f"data must be bytes-like, not {type(data).__name__}: {data!r:.80}")
-            data = bytes(data)
+            data = _as_bytes(data)
         if data and not self.closing:
             self._items.append(data)
             self.size += len(data)
@@ -278,7 +309,9 @@ class OutputQueue:
         """
         if isinstance(producer, Buffer):
             self.push(producer)
-        elif not self.closing:
+        elif self.closing:
+            refuse(producer)
+        else:
             self._items.append(_as_more(producer))
             self._others += 1
 
@@ -299,16 +332,22 @@ class OutputQueue:
         if self._next < len(self._items) - 1:
             writer.pause()
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes) -> bool:
         """
-        Take bytes from the registered producer whose turn it is; push them if there is none.
+        Take bytes from the registered producer whose turn it is; tell whether there is one.
+
+        Raises:
+            TypeError: *data* is not bytes-like.
         """
         writer = self._writer()
         if writer is None:
-            self.push(data)
-        elif data:
-            writer.write(_checked(writer, data))
+            return False
+        if type(data) is not bytes:
+            data = _as_bytes(data)
+        if data:
             self.size += len(data)
+            writer.write(data)
+        return True
 
     def unregister(self) -> None:
         """
@@ -353,8 +392,8 @@ class OutputQueue:
         """
         Return the next bytes, *limit* at most.
 
-        Bytes that wait in a row are joined; a producer is asked only when nothing stands before it.
-        Nothing is returned when nothing is left, or when a producer will write later.
+        What waits is joined; a producer is asked only when all before it fits in as well. Nothing is
+        returned when nothing is left, or when a producer will write later.
 
         Raises:
             ProducerError: a producer failed; it is gone from the queue.
@@ -369,49 +408,66 @@ class OutputQueue:
             return data
         taken: list[bytes] = []
         room = limit
-        while self._next < len(items):
+        while room and self._next < len(items):
             item = items[self._next]
+            offset = self._offset
             if type(item) is bytes:
-                offset = self._offset
-                left = len(item) - offset
-                if left <= room:
-                    taken.append(item[offset:] if offset else item)
-                    room -= left
+                piece = item[offset : offset + room]
+                self.size -= len(piece)
+                if offset + len(piece) == len(item):
                     self._pop()
-                    if room:
-                        continue
                 else:
-                    taken.append(item[offset : offset + room])
                     self._offset = offset + room
-                break
-            if taken:
-                break
-            if item is None:
+            elif item is None:
                 self.finished = True
                 self._pop()
                 break
-            if item is _BARRIER:
+            elif item is _BARRIER:
                 break
-            if not self._ask(item):
+            elif self._piece:
+                piece = self._piece[offset : offset + room]
+                self._offset = offset + len(piece)
+                if self._offset == len(self._piece):
+                    self._piece = b""
+                    self._offset = 0
+            else:
+                try:
+                    going = self._ask(item)
+                except ProducerError as error:
+                    if not taken:
+                        raise
+                    # What was given before goes first.
+                    items.insert(self._next, _Failed(error))
+                    self._others += 1
+                    break
+                if self._items is not items:
+                    return b""  # everything was dropped meanwhile
+                if going:
+                    continue
                 break
-        if not taken:
-            return b""
-        data = taken[0] if len(taken) == 1 else b"".join(taken)
-        self.size -= len(data)
-        return data
+            taken.append(piece)
+            room -= len(piece)
+        return taken[0] if len(taken) == 1 else b"".join(taken)
 
     def pause(self) -> None:
         """
         There is no room: pause a push producer whose turn it is.
+
+        Raises:
+            ProducerError: it failed; it is gone from the queue.
         """
         if self._next < len(self._items):
             item = self._items[self._next]
             if type(item) is _Writer:
-                item.pause()
+                try:
+                    item.pause()
+                except Exception as error:
+                    self._forget(item)
+                    raise ProducerError(f"{item!r} raised {error!r}") from error
 
     def stop(self) -> list[Exception]:
         """
-        Drop everything and tell each producer that is left.
+        Drop everything, a request to close too, and tell each producer that is left.
 
         Returns:
             What the producers raised when they were told.
@@ -419,10 +475,12 @@ class OutputQueue:
         left = self._items[self._next :]
         self._items = []
         self._next = self._offset = self._others = self.size = 0
-        self.closing = True
+        self._piece = b""
+        self.closing = self.finished = False
         errors: list[Exception] = []
         for item in left:
-            if isinstance(item, _Writer | _Pieces | FileProducer):
+            # One that is being asked at this moment is told when it returns.
+            if isinstance(item, _Told) and item is not self._asked:
                 try:
                     item.close()
                 except Exception as error:  # noqa: BLE001 the others want to be told too
@@ -432,9 +490,11 @@ class OutputQueue:
     # -- internals
 
     def _writer(self) -> _Writer | None:
-        for item in self._items[self._next :]:
-            if type(item) is _Writer and not item.done:
-                return item
+        if self._others:
+            for index in range(self._next, len(self._items)):
+                item = self._items[index]
+                if type(item) is _Writer and not item.done:
+                    return item
         return None
 
     def _pop(self) -> None:
@@ -455,38 +515,55 @@ class OutputQueue:
 
     def _ask(self, producer: Any) -> bool:
         """
-        Put what *producer* gives before it, or take it out; tell whether that led anywhere.
+        Put what *producer* gives into `_piece`, or take it out; tell whether that led anywhere.
         """
+        items = self._items
+        self._asked = producer
         try:
             data = producer.more()
-            if data:
-                data = _checked(producer, data)
-        except ProducerError:
-            self._forget(producer)
-            raise
+            if data and type(data) is not bytes:
+                data = _as_bytes(data)
+            dropped = self._items is not items
+            ended = not data and (type(producer) is not _Writer or producer.done)
+            if (dropped or ended) and isinstance(producer, _Told):
+                producer.close()
         except Exception as error:
             self._forget(producer)
+            if isinstance(error, ProducerError):
+                raise
             raise ProducerError(f"{producer!r} raised {error!r}") from error
-        if self._next >= len(self._items) or self._items[self._next] is not producer:
-            return False  # the queue was stopped meanwhile
-        if data:
-            if type(producer) is not _Writer:
-                self.size += len(data)
-            if self._next:
-                self._next -= 1
-                self._items[self._next] = data
-            else:
-                self._items.insert(0, data)
-            return True
-        if type(producer) is _Writer and not producer.done:
+        finally:
+            self._asked = None
+        if dropped:
             return False
-        self._pop()
-        if isinstance(producer, FileProducer):
-            producer.close()
-        return True
+        if data:
+            self._piece = data
+            if type(producer) is _Writer:
+                self.size -= len(data)
+            return True
+        if ended:
+            self._pop()
+        return ended
 
     def _forget(self, producer: Any) -> None:
+        """
+        Take out the front *producer*, which failed.
+        """
         if self._next < len(self._items) and self._items[self._next] is producer:
             self._pop()
-        if isinstance(producer, _Pieces | FileProducer):
-            producer.close()
+        if isinstance(producer, _Told):
+            # It may fail again; the first failure is the one to speak of.
+            with suppress(Exception):
+                producer.close()
+
+
+def refuse(producer: Any) -> None:
+    """
+    Tell *producer* that nothing of it will be sent, as the connection is ending.
+
+    Raises:
+        TypeError: it is no producer.
+    """
+    dressed = _as_more(producer)
+    if isinstance(dressed, _Told):
+        dressed.close()

@@ -12,18 +12,26 @@ follows: it is switched once, after the handlers have run, and only if it has to
 
 *Output.* `push` appends to an `OutputQueue`. What was pushed while one chunk was handled is written
 when the handlers are done, as one write, and without waiting for the reactor's next turn where the
-transport allows it (`txasynchat.transports`). The protocol is the transport's push producer: once the
-transport says that it is full nothing is taken from the queue until it says otherwise. So producers
-are asked for no more than the transport can hold, and whatever waits, waits here, where it is counted.
+transport allows it (`txasynchat.transports`). While something waits, the protocol is the transport's
+push producer: once the transport says that it is full nothing is taken from the queue until it says
+otherwise. So producers are asked for no more than the transport can hold, and whatever waits, waits
+here, where it is counted. Only while something waits, because a transport with a producer does not
+close: a policy's ``loseConnection`` on an idle TLS connection would never be done.
 
 *Closing.* One `State`, changed by one method. CLOSING takes nothing new, sends what is queued, and
 then lets the transport go; if the peer takes nothing for `close_timeout` seconds, it is aborted. What
 a transport does with late writes differs from one to the next, so none is ever made.
+
+*Lingering.* A socket that is closed with bytes unread is reset, and a reset may destroy the last
+reply before the peer has read it; just the peer that is still sending an over-long message would not
+learn why it was cut off. So where input was thrown away only the sending ends at first. What still
+comes is read and dropped until the peer has closed as well, or `close_timeout` is over.
 """
 
 from __future__ import annotations
 
 import enum
+import inspect
 import sys
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -49,7 +57,7 @@ from txasynchat.errors import (
     UnsentLimitExceeded,
 )
 from txasynchat.framing import Framer, Overflow
-from txasynchat.producers import OutputQueue
+from txasynchat.producers import Buffer, OutputQueue, refuse
 from txasynchat.starttls import Leftovers, start_tls
 from txasynchat.terminators import check_terminator
 from txasynchat.tlslayer import TLSInfo
@@ -60,7 +68,7 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IDelayedCall, IReactorTime
     from twisted.python.failure import Failure
 
-    from txasynchat.producers import Buffer, Producer
+    from txasynchat.producers import Producer
     from txasynchat.starttls import Upgrade
     from txasynchat.terminators import Terminator
 
@@ -93,6 +101,26 @@ _CONNECTING = State.CONNECTING
 _OPEN = State.OPEN
 _CLOSING = State.CLOSING
 _CLOSED = State.CLOSED
+
+
+if TYPE_CHECKING:
+    _shown = property
+else:
+
+    class _shown:  # noqa: N801 stands where `property` would
+        """
+        A property that an instance may hide by an attribute of its own.
+
+        Applications that never meant these names use them: ``self.state = "AUTH"`` and ``self.addr =
+        addr`` are idioms of Twisted's.
+        """
+
+        def __init__(self, read: Any) -> None:
+            self._read = read
+            self.__doc__ = read.__doc__
+
+        def __get__(self, chat: Any, owner: Any = None) -> Any:
+            return self if chat is None else self._read(chat)
 
 
 @implementer(IPushProducer, IConsumer, IHalfCloseableProtocol, IHandshakeListener)
@@ -134,7 +162,6 @@ class AsyncChat(Protocol):
     # -- state that an application may read
 
     transport: Any = None
-    state: State = State.CONNECTING
     #: Bytes pushed too late, which were dropped.
     dropped: int = 0
     #: What the peer did, or what befell it, that ended the connection; None if it ended in order, or
@@ -142,6 +169,7 @@ class AsyncChat(Protocol):
     close_reason: PeerError | None = None
 
     _log = Logger()
+    _state = State.CONNECTING
     #: The terminator that a connection begins with.
     _first_terminator: ClassVar[Terminator] = None
     #: Why delivery and reading are held; 0 for not at all.
@@ -166,12 +194,15 @@ class AsyncChat(Protocol):
     #: This is the transport's producer; how to send without the reactor's next turn.
     _registered = False
     _send_now: Callable[[Any, bytes], bytes] | None = None
-    #: `close` or `abort` was called; the peer will send no more; the transport was let go.
+    #: `close` or `abort` was called; the peer will send no more; input was thrown away.
     _close_requested = False
     _peer_finished = False
+    _discarded = False
     #: `close_when_idle` was called.
     _close_when_idle = False
+    #: The transport was let go, or is lost; only its sending was ended so far.
     _left = False
+    _lingering = False
     #: `start_tls` was called, and the handshake is not over.
     _upgrade: Upgrade | None = None
     #: The watch over a closing connection: its timer, and how far the writing was.
@@ -192,9 +223,11 @@ class AsyncChat(Protocol):
         """
         super().__init_subclass__(**arguments)
         cls._asks = cls.get_terminator is not AsyncChat.get_terminator
-        if "terminator" in vars(cls) and not isinstance(vars(cls)["terminator"], property):
-            cls._first_terminator = check_terminator(vars(cls)["terminator"])
-            del cls.terminator
+        terminator = inspect.getattr_static(cls, "terminator")
+        if not isinstance(terminator, property):
+            # Its own, or that of a class mixed in, which would hide the property.
+            cls._first_terminator = check_terminator(terminator)
+            cls.terminator = vars(AsyncChat)["terminator"]
 
     # -- IProtocol: called by the transport
 
@@ -207,19 +240,21 @@ class AsyncChat(Protocol):
         """
         tlslayer.adopt(transport)
         self._send_now = transports.immediate_sender(transport)
-        register = getattr(transport, "registerProducer", None)
-        if register is not None:
-            register(self, True)
-            self._registered = True
-        self._framer  # noqa: B018 made now, for dataReceived to find it
+        framer = self._framer
+        framer.limit = self.max_message_length
+        framer.overflow = self.overflow
+        if self._send_now is None:
+            transports.tell_of_half_close(transport, self)
         try:
             super().makeConnection(transport)  # type: ignore[no-untyped-call] # Twisted's, untyped
         except Exception:  # noqa: BLE001 it is the application's, and is logged
             self._failed()
-            self._abort()
-            return
-        if transports.when_secure(transport, self):
+        if self._left:
+            self._abort_transport()  # abort() was called before there was anything to abort
+        elif transports.when_secure(transport, self):
             self._open()
+        elif self._ending:
+            self._leave()
 
     @override
     def dataReceived(self, data: bytes) -> None:
@@ -247,13 +282,14 @@ class AsyncChat(Protocol):
 
         A subclass that overrides this calls ``super()``.
         """
-        if self.state is _CLOSED:
+        if self._state is _CLOSED:
             return
         self._set_state(_CLOSED)
         error = reason.value
         if isinstance(error, PeerError):
             self._report(error)
         self._registered = False
+        self._left = True
         self._framer.close()
         self._drop_output()
         if self._watch is not None:
@@ -272,7 +308,10 @@ class AsyncChat(Protocol):
         ready to answer when `found_terminator` is called pauses delivery until it is.
         """
         self._peer_finished = True
-        self.close_when_idle()
+        if self._lingering:
+            self.transport.loseConnection()
+        else:
+            self.close_when_idle()
 
     def writeConnectionLost(self) -> None:  # noqa: N802
         """
@@ -295,7 +334,10 @@ class AsyncChat(Protocol):
         """
         self._full = True
         if self._lazy_output is not None:
-            self._lazy_output.pause()
+            try:
+                self._lazy_output.pause()
+            except ProducerError:
+                self._failed()
 
     def resumeProducing(self) -> None:  # noqa: N802
         """
@@ -319,8 +361,11 @@ class AsyncChat(Protocol):
         Queue a Twisted producer, which then calls `write`, and at its end `unregisterProducer`.
 
         So ``FileSender().beginFileTransfer(file, chat)`` works. It takes its turn in the queue like
-        any other; several may be registered.
+        any other; several may be registered. Stopped at once if the connection is closing.
         """
+        if self._ending:
+            producer.stopProducing()
+            return
         self._output.register(producer, streaming)
         self._pushed()
 
@@ -328,15 +373,18 @@ class AsyncChat(Protocol):
         """
         The registered producer whose turn it is has ended.
         """
-        self._output.unregister()
-        self._pushed()
+        if self._lazy_output is not None:
+            self._lazy_output.unregister()
+            self._pushed()
 
     def write(self, data: bytes) -> None:
         """
         Take bytes of the registered producer whose turn it is; without one this is `push`.
         """
-        self._output.write(data)
-        self._pushed()
+        if self._lazy_output is not None and self._lazy_output.write(data):
+            self._pushed()
+        else:
+            self.push(data)
 
     # -- asynchat: overridden by the application
 
@@ -399,7 +447,7 @@ class AsyncChat(Protocol):
         By default `close_when_idle`. A handler that is at work between messages (a transaction, an
         answer that comes later) does better to finish that, and close then.
         """
-        if self.state is State.CONNECTING:
+        if self._state is _CONNECTING:
             self.abort()
         else:
             self.close_when_idle()
@@ -495,7 +543,10 @@ class AsyncChat(Protocol):
             output = self._output
         output.push(data)
         if self._delivering and output.size < self.ac_out_buffer_size:
-            self._after = True
+            if not self._after:
+                self._after = True
+                if self._send_now is None:
+                    self._register()
         else:
             self._pushed()
 
@@ -504,12 +555,15 @@ class AsyncChat(Protocol):
         Send what *producer* gives after everything that is queued; see `txasynchat.producers`.
 
         It is asked only when the transport takes data. If it fails, what was queued before it is
-        sent, and the connection is handled as after an exception in a handler.
+        sent, and the connection is handled as after an exception in a handler. Once the connection
+        is closing it is not asked at all, and told at once that it is not needed.
 
         Raises:
             TypeError: *producer* is no producer.
         """
-        if IPushProducer.providedBy(producer):
+        if self._ending:
+            self._refuse(producer)
+        elif IPushProducer.providedBy(producer):
             self.registerProducer(producer, True)
         elif IPullProducer.providedBy(producer):
             self.registerProducer(producer, False)
@@ -528,6 +582,8 @@ class AsyncChat(Protocol):
         self._output.close_when_done()
         self._set_state(_CLOSING)
         self._pushed()
+        if not self._delivering:
+            self._leave()
 
     def close_when_idle(self) -> None:
         """
@@ -587,9 +643,10 @@ class AsyncChat(Protocol):
         self._drop_output()
         if self._upgrade is not None:
             self._upgrade.discarded()
-        if self.state is _CLOSING:
+        if self._state is _CLOSING:
             self._output.close_when_done()
-        self._pushed()
+        if self._state is not _CLOSED:
+            self._pushed()
 
     def pause(self) -> None:
         """
@@ -605,14 +662,21 @@ class AsyncChat(Protocol):
         """
         self._release(_BY_APPLICATION)
 
-    @property
+    @_shown
+    def state(self) -> State:
+        """
+        Where the connection is in its life.
+        """
+        return self._state
+
+    @_shown
     def paused(self) -> bool:
         """
         The application paused delivery.
         """
         return bool(self._held & _BY_APPLICATION)
 
-    @property
+    @_shown
     def unsent(self) -> int:
         """
         Bytes that were pushed and not yet given to the transport.
@@ -626,7 +690,7 @@ class AsyncChat(Protocol):
         """
         return TLSInfo.of(self.transport)
 
-    @property
+    @_shown
     def addr(self) -> Any:
         """
         The peer's address as the `socket` module gives it: ``(host, port)``, or a path; None before.
@@ -690,7 +754,7 @@ class AsyncChat(Protocol):
     # -- internals: state
 
     def _set_state(self, state: State) -> None:
-        self.state = state
+        self._state = state
         self._ending = state is _CLOSING or state is _CLOSED
         self.connected = self._opened and state is not _CLOSED
 
@@ -699,18 +763,19 @@ class AsyncChat(Protocol):
         The transport is ready for both directions.
         """
         self._opened = True
-        first = self.state is _CONNECTING
-        self._set_state(_OPEN if first else self.state)
-        self._delivering = self._after = True
+        first = self._state is _CONNECTING
+        self._set_state(_OPEN if first else self._state)
+        if self._send_now is None:
+            self._register()
+        self._delivering = self._after = self._resumed = True
         try:
-            if not self._close_requested:
+            if not self._framer.closed:
                 if first:
                     self._held &= ~_BY_CLOSE
-                if type(self).handle_secure is not AsyncChat.handle_secure:
-                    info = self.tls
-                    if info is not None:
-                        self._call(self.handle_secure, info)
-                if first and self.state is _OPEN:
+                info = self.tls
+                if info is not None:
+                    self._call(self.handle_secure, info)
+                if first and self._state is _OPEN:
                     self._call(self.handle_connect)
             self._settle()
         finally:
@@ -720,28 +785,40 @@ class AsyncChat(Protocol):
         """
         Deliver nothing more, send what is queued, and close.
         """
-        if self.state is _CLOSED:
+        if self._state is _CLOSED:
             return
-        self._held |= _BY_CLOSE
-        self._framer.close()
-        self._received = None
+        self._stop_delivery()
         self.close_when_done()
+        if not self._delivering:
+            self._set_reading()
 
     def _abort(self) -> None:
         """
         Close now; the transport calls ``connectionLost`` when it is done.
         """
-        if self.state is _CLOSED:
+        if self._state is _CLOSED:
             return
-        self._held |= _BY_CLOSE
-        self._framer.close()
-        self._received = None
+        self._stop_delivery()
         self._set_state(_CLOSING)
         self._left = True
         self._drop_output()
+        self._abort_transport()
+
+    def _abort_transport(self) -> None:
         if self.transport is not None:
             abort = getattr(self.transport, "abortConnection", self.transport.loseConnection)
             abort()
+
+    def _stop_delivery(self) -> None:
+        """
+        Deliver nothing any more, and remember whether that threw something away.
+        """
+        framer = self._framer
+        if framer.in_message or self._received is not None:
+            self._discarded = True
+        self._held |= _BY_CLOSE
+        framer.close()
+        self._received = None
 
     def _call(self, handler: Any, *arguments: Any) -> None:
         """
@@ -767,6 +844,17 @@ class AsyncChat(Protocol):
         except Exception:  # noqa: BLE001 it is the application's, and is logged
             self._log.failure("{peer}: {handler}.handle_error raised", **self._about())
         self._close()
+
+    def _refuse(self, producer: Any) -> None:
+        """
+        Tell a producer that comes too late.
+        """
+        if IPullProducer.providedBy(producer) or IPushProducer.providedBy(producer):
+            producer.stopProducing()
+        elif isinstance(producer, Buffer):
+            self.push(producer)
+        else:
+            refuse(producer)
 
     def _about(self) -> dict[str, Any]:
         """
@@ -794,20 +882,23 @@ class AsyncChat(Protocol):
         """
         Called by the framer when a message broke its limit; `message_too_long` is the hook.
         """
+        closes = self._framer.overflow is Overflow.CLOSE
+        self._discarded |= closes
         self._report(error)
         self.message_too_long(error)
-        if self.overflow is Overflow.CLOSE:
+        if closes:
             self._close()
 
     def _receive_otherwise(self, data: bytes) -> None:
         """
         Take bytes that arrive at any other moment than the usual one.
         """
-        if self._held & _BY_CLOSE:
-            return
-        if not self._delivering:
+        if self._held & _BY_CLOSE and self._state is not _CONNECTING:
+            self._discarded = True
+        elif not self._delivering:
             self._framer.feed(data)
-            self._go_on()
+            if self._opened:
+                self._go_on()
         elif self._received is None:
             self._received = [data]
             self._after = True
@@ -849,12 +940,11 @@ class AsyncChat(Protocol):
                 self._flush()
             if self._upgrade is not None:
                 self._upgrade.proceed()
-        if self.state is _OPEN:
-            if (self._held == 0) is not self._reading:
-                self._set_reading()
-            if self._close_when_idle and self._is_idle():
-                self.close_when_done()
-                self._flush()
+        if (not 0 < self._held < _BY_CLOSE) is not self._reading:
+            self._set_reading()
+        if self._close_when_idle and self._state is _OPEN and self._is_idle():
+            self.close_when_done()
+            self._flush()
 
     def _go_on_upgrading(self) -> None:
         if self._upgrade is not None and not self._delivering:
@@ -887,8 +977,11 @@ class AsyncChat(Protocol):
         """
         Tell the transport to read, or not, if that is news to it.
         """
-        reading = self._held == 0
+        # What comes after close() is read, and dropped.
+        reading = not 0 < self._held < _BY_CLOSE
         if reading is self._reading or not self._opened or self._peer_finished:
+            return
+        if self._state is _CLOSED:
             return
         self._reading = reading
         change = getattr(self.transport, "resumeProducing" if reading else "pauseProducing", None)
@@ -901,10 +994,9 @@ class AsyncChat(Protocol):
         """
         Forget what is queued, and tell the producers.
         """
-        output, self._lazy_output = self._lazy_output, None
-        if output is None:
+        if self._lazy_output is None:
             return
-        for error in output.stop():
+        for error in self._lazy_output.stop():
             self._log.error(
                 "{peer}: a producer of {handler} raised when it was stopped: {error!r}",
                 error=error,
@@ -920,21 +1012,37 @@ class AsyncChat(Protocol):
             self._flush()
         else:
             self._after = True
-        size = output.size
-        if self.max_unsent is not None and size > self.max_unsent:
+        self._limit(output.size)
+
+    def _limit(self, unsent: int) -> None:
+        """
+        Do what the number of bytes that wait calls for.
+        """
+        if self.max_unsent is not None and unsent > self.max_unsent:
             if not self._left:
-                self._report(UnsentLimitExceeded(self.max_unsent, size))
+                self._report(UnsentLimitExceeded(self.max_unsent, unsent))
                 self._abort()
-        elif self.high_water is not None and size > self.high_water:
-            self._hold(_BY_OUTPUT)
+        elif self.high_water is not None and unsent > self.high_water:
+            if not self._held & _BY_OUTPUT:
+                self._hold(_BY_OUTPUT)
+        elif self._held & _BY_OUTPUT and unsent <= self.low_water:
+            self._release(_BY_OUTPUT)
 
     def _flush(self) -> None:
         """
         Write what the transport takes.
         """
-        if self._flushing or self._full or self._left or not self._opened:
+        if self._flushing or self._left or not self._opened:
             return
         output = self._output
+        if not self._full:
+            self._write(output)
+        if self._state is _CLOSING and not self._left:
+            self._leave()
+        if output.size or self._held & _BY_OUTPUT:
+            self._limit(output.size)
+
+    def _write(self, output: OutputQueue) -> None:
         transport = self.transport
         send_now = self._send_now
         self._flushing = True
@@ -946,49 +1054,84 @@ class AsyncChat(Protocol):
                 self._taken += len(data)
                 if send_now is not None:
                     data = send_now(transport, data)
-                    if not data:
-                        # Once only: a peer that reads as fast as we send must not keep the reactor.
-                        send_now = None
-                        continue
+                    # Once only: a peer that reads as fast as we send must not keep the reactor.
                     send_now = None
+                    if not data:
+                        continue
+                if not self._registered:
+                    self._register()
                 transport.write(data)
         except ProducerError:
-            self._flushing = False
             self._failed()
         finally:
             self._flushing = False
-        if self.state is _CLOSING:
-            self._leave()
-        elif self._held & _BY_OUTPUT and output.size <= self.low_water:
-            self._release(_BY_OUTPUT)
+        if self._registered and not (
+            output or self._full or transports.unsent_bytes(self.transport)
+        ):
+            self._unregister()
+
+    def _register(self) -> None:
+        """
+        Become the transport's producer: it tells when it is full, and waits for us when it closes.
+        """
+        register = getattr(self.transport, "registerProducer", None)
+        if register is not None and not self._registered:
+            self._registered = True
+            register(self, True)
+
+    def _unregister(self) -> None:
+        if self._registered:
+            self._registered = False
+            self.transport.unregisterProducer()
+
+    # -- internals: closing
 
     def _leave(self) -> None:
         """
         While closing: let the transport go when all is written, and see to it that this ends.
         """
-        if self._left:
+        if self._left or self.transport is None:
             return
-        if self._output.finished:
+        if self._opened and self._output.finished:
+            transport = self.transport
+            self._held |= _BY_CLOSE
+            self._framer.close()
+            self._set_reading()
             self._left = True
-            if self._registered:
-                self._registered = False
-                self.transport.unregisterProducer()
-            self.transport.loseConnection()
-            if transports.closes_by_itself(self.transport):
-                return
+            self._unregister()
+            if self._must_linger():
+                self._lingering = True
+                transport.loseWriteConnection()
+            else:
+                transport.loseConnection()
+                if transports.closes_by_itself(transport):
+                    return
         if self._watch is None:
             self._keep_watch()
+
+    def _must_linger(self) -> bool:
+        """
+        Tell whether closing now would reset the connection.
+        """
+        return (
+            not self._peer_finished
+            and transports.can_half_close(self.transport)
+            and (self._discarded or transports.has_unread_bytes(self.transport))
+        )
 
     def _keep_watch(self) -> None:
         """
         Abort if nothing more was written since this was called last; else call it again later.
         """
         self._watch = None
-        if self.state is _CLOSED or self.close_timeout is None:
+        if self._state is _CLOSED or self.close_timeout is None:
             return
         unsent = transports.unsent_bytes(self.transport)
         progress = (self._taken, unsent)
         if progress == self._watched:
+            if self._lingering and not unsent:
+                self.transport.loseConnection()
+                return
             lost = self.unsent + (unsent or 0)
             self._report(CloseTimedOut(self.close_timeout, lost))
             self._abort()

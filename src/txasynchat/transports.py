@@ -10,12 +10,14 @@ from __future__ import annotations
 import os
 import socket
 from typing import TYPE_CHECKING, Any
+from weakref import WeakMethod
 
 from twisted.internet import address
 from twisted.internet.abstract import FileDescriptor
-from twisted.internet.interfaces import IHandshakeListener
+from twisted.internet.interfaces import IHalfCloseableProtocol, IHandshakeListener
 from twisted.internet.tcp import Connection
 from twisted.internet.unix import _SendmsgMixin
+from twisted.protocols.policies import ProtocolWrapper
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from zope.interface import alsoProvides
 
@@ -23,12 +25,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = [
+    "can_half_close",
     "closes_by_itself",
+    "has_unread_bytes",
     "immediate_sender",
     "own_address",
     "peer_address",
     "reactor_of",
     "real_socket",
+    "tell_of_half_close",
     "tls_layer",
     "unsent_bytes",
     "when_secure",
@@ -93,6 +98,31 @@ def unsent_bytes(transport: Any) -> int | None:
     return len(innermost.dataBuffer) - innermost.offset + innermost._tempDataLen
 
 
+def has_unread_bytes(transport: Any) -> bool:
+    """
+    Tell whether the operating system has received bytes that nobody has read.
+
+    To close a socket in this state is to reset the connection, and that may destroy what was sent
+    last, on its way or in the peer's own buffer (RFC 2525, section 2.17).
+    """
+    one = real_socket(transport)
+    if one is None:
+        return False
+    try:
+        return bool(one.recv(1, socket.MSG_PEEK))
+    except OSError:  # nothing there, or reset already
+        return False
+
+
+def can_half_close(transport: Any) -> bool:
+    """
+    Tell whether ``loseWriteConnection`` ends the sending, and leaves the connection to be read.
+
+    TLS does not know that state, and passes the name on to the transport beneath it.
+    """
+    return hasattr(transport, "loseWriteConnection") and tls_layer(transport) is None
+
+
 def tls_layer(transport: Any) -> TLSMemoryBIOProtocol | None:
     """
     Find the TLS that *transport* is, or is wrapped around.
@@ -121,11 +151,40 @@ def when_secure(transport: Any, listener: Any) -> bool:
     tls = tls_layer(transport)
     if tls is None or tls._handshakeDone:
         return True
-    above: Any = tls.wrappedProtocol
-    if above is not listener and not IHandshakeListener.providedBy(above):
-        above.handshakeCompleted = listener.handshakeCompleted
-        alsoProvides(above, IHandshakeListener)
+    _pass_on(tls.wrappedProtocol, listener, IHandshakeListener)
     return False
+
+
+def tell_of_half_close(transport: Any, listener: Any) -> None:
+    """
+    See to it that *listener*, an `IHalfCloseableProtocol`, hears of the end of the peer's bytes.
+
+    A socket asks the protocol right above itself. Where that is a policy's wrapper, which knows
+    nothing of it, the connection would be lost at once, with the answers that are on their way.
+    """
+    innermost = _layers(transport)[-1]
+    if innermost is not transport and isinstance(innermost, Connection):
+        above = innermost.protocol
+        if isinstance(above, ProtocolWrapper) and not isinstance(above, TLSMemoryBIOProtocol):
+            _pass_on(above, listener, IHalfCloseableProtocol)
+
+
+def _pass_on(above: Any, listener: Any, interface: Any) -> None:
+    """
+    Make *above* provide *interface* by calling *listener*.
+    """
+    if above is listener or interface.providedBy(above):
+        return
+    for name in interface:
+        # Weakly, not to leave every such connection to the garbage collector.
+        method = WeakMethod(getattr(listener, name))
+        setattr(above, name, lambda method=method: _call(method()))
+    alsoProvides(above, interface)
+
+
+def _call(method: Callable[[], object] | None) -> None:
+    if method is not None:
+        method()
 
 
 def closes_by_itself(transport: Any) -> bool:
