@@ -19,17 +19,23 @@ if TYPE_CHECKING:
 __all__ = [
     "Attachment",
     "LegacyFactory",
+    "TLSSocket",
     "asynchat",
     "asyncore",
     "attach",
     "current_reactor",
     "install",
+    "start_tls",
     "uninstall",
 ]
 
 
 def __getattr__(name: str) -> object:
     # The two modules, and what needs more of Twisted, are loaded by those who use them.
+    if name in ("TLSSocket", "start_tls"):
+        from txasynchat.compat import tls  # noqa: PLC0415 - see above
+
+        return getattr(tls, name)
     if name == "LegacyFactory":
         from txasynchat.compat.served import LegacyFactory  # noqa: PLC0415 - see above
 

@@ -38,7 +38,17 @@ if TYPE_CHECKING:
 
     from txasynchat.hub import Events
 
-__all__ = ["MapDriver", "added", "driver_of", "emptied", "ended", "removed", "run", "steady", "touch"]
+__all__ = [
+    "MapDriver",
+    "added",
+    "driver_of",
+    "emptied",
+    "ended",
+    "removed",
+    "run",
+    "steady",
+    "touch",
+]
 
 #: Seconds: the longest time between two full passes while passes go on.
 FULL_PASS = 0.1
@@ -55,16 +65,43 @@ _WRITABLE = WRITE | ERROR
 # What poll(2) reports of a channel that is gone.
 _GONE = HANGUP | ERROR | INVALID
 
+# What a chat channel waits for that has nothing to send.
+_IDLE = READ | URGENT
+
+# How a channel is asked: on every pass; when it may have changed; and so that the answer of
+# async_chat's own predicates can be read off its attributes.
+_ALWAYS, _STEADY, _CHAT = range(3)
+
+
+class _NoSocket:
+    """
+    The type of no object.
+    """
+
+
+#: The type of sockets that know TLS; `txasynchat.compat.tls` puts it here when it is loaded.
+tls_socket: type = _NoSocket
+
 _F = TypeVar("_F", bound="Callable[..., Any]")
-_steady: set[Any] = set()
+_kinds: dict[Any, int] = {}
 _monotonic = time.monotonic
+_socket = socket.socket
 
 
 def steady(predicate: _F) -> _F:
     """
     Mark a predicate whose answer changes only by events and by methods that call `touch`.
     """
-    _steady.add(predicate)
+    _kinds[predicate] = _STEADY
+    return predicate
+
+
+def chat(predicate: _F) -> _F:
+    """
+    Mark a `steady` predicate of ``async_chat``: always readable; writable while `producer_fifo`
+    has something or `connected` is false.
+    """
+    _kinds[predicate] = _CHAT
     return predicate
 
 
@@ -73,14 +110,11 @@ class _Entry:
     A channel as the driver last saw it.
     """
 
-    __slots__ = ("always", "channel", "rank")
+    __slots__ = ("channel", "kind")
 
-    def __init__(self, channel: Any, rank: int) -> None:
+    def __init__(self, channel: Any) -> None:
         self.channel = channel
-        #: Grows along the map: events are handed out in the map's order.
-        self.rank = rank
-        #: It is asked on every pass.
-        self.always = True
+        self.kind = _ALWAYS
 
 
 class MapDriver:
@@ -106,12 +140,14 @@ class MapDriver:
         #: The semantics of poll(2) instead of select(2)'s.
         self.poll_mode = False
         self._entries: dict[Any, _Entry] = {}
+        # Grow along the map: events are handed out in the map's order.
+        self._ranks: dict[Any, int] = {}
         self._always: dict[Any, None] = {}
         self._rank = 0
         # Keys of the map that are no numbers but have a fileno().
         self._keys: dict[int, Any] = {}
         # Channels to ask before the next wait: by events, and by `touch`.
-        self._recent: Events = []
+        self._recent: dict[Any, int] = {}
         self._touched: dict[Any, None] = {}
         # Descriptors that changed hands, one set for each batch that is being handed out.
         self._batches: list[set[Any]] = []
@@ -121,6 +157,8 @@ class MapDriver:
         self._closed: dict[Any, None] = {}
         self._ends: dict[Any, int] = {}
         self._penance: dict[Any, float] = {}
+        # When the handshake of a channel must be done, or its last bytes be gone.
+        self._deadlines: dict[Any, float] = {}
         self._next_full = 0.0
         self._passes = 0
         self._waiting = False
@@ -141,6 +179,7 @@ class MapDriver:
         """
         self._leave(fd)
         if self._entries.pop(fd, None) is not None:
+            self._ranks.pop(fd, None)
             self._always.pop(fd, None)
         if self.depth:
             self.wake()
@@ -158,6 +197,7 @@ class MapDriver:
             self._closed.pop(fd, None)
             self._ends.pop(fd, None)
             self._penance.pop(fd, None)
+            self._deadlines.pop(fd, None)
 
     def touch(self, fd: Any) -> None:
         """
@@ -199,34 +239,35 @@ class MapDriver:
         entry = self._entries.get(fd)
         if entry is None:
             self._rank += 1
-            entry = self._entries[fd] = _Entry(channel, self._rank)
+            self._ranks[fd] = self._rank
+            entry = self._entries[fd] = _Entry(channel)
         elif entry.channel is not None:  # replaced with no method called
             self._leave(fd)
         entry.channel = channel
         self._classify(fd, entry)
         if _has_pending(getattr(channel, "socket", None)):
             self._buffered[fd] = None
+        leaves_at = getattr(channel, "_leaves_at", None)
+        if leaves_at is not None:
+            self._deadlines[fd] = leaves_at
         return entry
 
     def _classify(self, fd: Any, entry: _Entry) -> None:
         channel = entry.channel
-        kind = type(channel)
-        entry.always = (
-            getattr(kind, "readable", None) not in _steady
-            or getattr(kind, "writable", None) not in _steady
-            or "readable" in channel.__dict__
-            or "writable" in channel.__dict__
+        cls = type(channel)
+        entry.kind = min(
+            _kinds.get(getattr(cls, "readable", None), _ALWAYS),
+            _kinds.get(getattr(cls, "writable", None), _ALWAYS),
         )
-        if entry.always:
-            if fd not in self._always:
-                self._always[fd] = None
-                ranks = self._entries
-                if entry.rank < self._rank:  # not the map's last: keep the map's order
-                    self._always = dict.fromkeys(
-                        sorted(self._always, key=lambda key: ranks[key].rank)
-                    )
-        else:
+        if entry.kind and ("readable" in channel.__dict__ or "writable" in channel.__dict__):
+            entry.kind = _ALWAYS
+        if entry.kind:
             self._always.pop(fd, None)
+        elif fd not in self._always:
+            self._always[fd] = None
+            if self._ranks[fd] < self._rank:  # not the map's last: keep the map's order
+                order = sorted(self._always, key=self._ranks.__getitem__)
+                self._always = dict.fromkeys(order)
 
     def _ask(self, fd: Any, channel: Any) -> None:
         """
@@ -234,6 +275,10 @@ class MapDriver:
         """
         is_readable = channel.readable()
         is_writable = channel.writable()
+        if tls_socket is not _NoSocket and type(getattr(channel, "socket", None)) is tls_socket:
+            is_readable, is_writable = channel.socket.interest(is_readable, is_writable)
+            if channel.socket.deadline is not None:
+                self._deadlines[fd] = channel.socket.deadline
         if self.poll_mode:
             mask = READ | URGENT if is_readable else 0
             if is_writable and not channel.accepting:
@@ -266,25 +311,8 @@ class MapDriver:
         """
         channels = self.channels
         entries = self._entries
-        recent = self._recent
-        if recent:
-            self._recent = []
-            for fd, bits in recent:
-                channel = channels.get(fd)
-                if channel is None:
-                    continue
-                entry = entries.get(fd)
-                if entry is None or entry.channel is not channel:
-                    self._touched[fd] = None
-                    continue
-                sock = getattr(channel, "socket", None)
-                if type(sock) is not socket.socket:
-                    if bits & READ and _has_pending(sock):
-                        self._buffered[fd] = None
-                elif sock.fileno() != fd:
-                    self.hub.verify(self._number(fd))
-                if not entry.always:
-                    self._ask(fd, channel)
+        if self._recent:
+            self._ask_recent()
         if self._touched:
             self._ask_touched(ask_always)
         if len(channels) != len(entries) or not self._ends_alike():
@@ -298,6 +326,35 @@ class MapDriver:
                         self._adopt(fd, channel)
                     self._ask(fd, channel)
         return False
+
+    def _ask_recent(self) -> None:
+        """
+        Ask the channels that just had an event; this is done for each event, so it is lean.
+        """
+        recent, self._recent = self._recent, {}
+        channels = self.channels
+        entries = self._entries
+        masks = self.hub.masks
+        for fd, bits in recent.items():
+            channel = channels.get(fd)
+            if channel is None:
+                continue
+            entry = entries.get(fd)
+            if entry is None or entry.channel is not channel:
+                self._touched[fd] = None
+                continue
+            sock = getattr(channel, "socket", None)
+            if type(sock) is not _socket:
+                if bits & READ and _has_pending(sock):
+                    self._buffered[fd] = None
+            elif sock.fileno() != fd:
+                self.hub.verify(self._number(fd))
+            if entry.kind == _CHAT:
+                if masks.get(fd) == _IDLE and channel.connected and not channel.producer_fifo:
+                    continue
+                self._ask(fd, channel)
+            elif entry.kind:
+                self._ask(fd, channel)
 
     def _ask_touched(self, ask_always: bool) -> None:
         touched = []
@@ -316,7 +373,7 @@ class MapDriver:
             elif not ask_always:
                 self._ask(fd, channel)
                 continue
-            if not entry.always:
+            if entry.kind:
                 self._ask(fd, channel)
 
     def _ends_alike(self) -> bool:
@@ -339,22 +396,23 @@ class MapDriver:
         begin = _monotonic()
         self._touched.clear()
         entries = self._entries
+        ranks = self._ranks
         snapshot = _copy(self.channels)
-        rank = 0
+        rank = -1
         in_order = True
         for fd, channel in snapshot.items():
             entry = entries.get(fd)
             if entry is None or entry.channel is not channel:
                 entry = self._adopt(fd, channel)
             else:
-                if not entry.always and ("writable" in (own := channel.__dict__) or "readable" in own):
+                if entry.kind and ("writable" in (own := channel.__dict__) or "readable" in own):
                     self._classify(fd, entry)
                 if not _is_open(channel, fd):
                     self.hub.verify(self._number(fd))
-            if entry.rank <= rank:
+            if ranks[fd] <= rank:
                 in_order = False
-            rank = entry.rank
-            if ask_always or not entry.always:
+            rank = ranks[fd]
+            if ask_always or entry.kind:
                 self._ask(fd, channel)
         if len(entries) != len(snapshot):
             for fd in [fd for fd in entries if fd not in snapshot]:
@@ -367,9 +425,9 @@ class MapDriver:
     def _reorder(self, snapshot: dict[Any, Any]) -> None:
         old = self._entries
         self._entries = {fd: old[fd] for fd in snapshot if fd in old}
-        for self._rank, entry in enumerate(self._entries.values(), self._rank + 1):
-            entry.rank = self._rank
-        self._always = {fd: None for fd, entry in self._entries.items() if entry.always}
+        self._ranks = {fd: rank for rank, fd in enumerate(self._entries)}
+        self._rank = len(self._ranks)
+        self._always = {fd: None for fd, entry in self._entries.items() if not entry.kind}
 
     # -- passes
 
@@ -383,6 +441,8 @@ class MapDriver:
         now = _monotonic()
         if self._penance:
             self._forgive(now)
+        if self._deadlines:
+            self._expire(now)
         if now >= self._next_full:
             self._refresh_all()
             full = True
@@ -405,6 +465,8 @@ class MapDriver:
         now = _monotonic()
         if self._penance:
             self._forgive(now)
+        if self._deadlines:
+            self._expire(now)
         if now >= self._next_full:
             self._refresh_all()
         else:
@@ -432,6 +494,25 @@ class MapDriver:
                 self._penance.pop(fd, None)
                 self._touched[fd] = None
 
+    def _expire(self, now: float) -> bool:
+        """
+        Tell the channels whose time is over, by a read event; close those that only stayed behind.
+
+        Returns:
+            whether there were any.
+        """
+        over = [fd for fd, until in list(self._deadlines.items()) if now >= until]
+        for fd in over:
+            until = self._deadlines.pop(fd, 0.0)
+            channel = self.channels.get(fd)
+            sock = getattr(channel, "socket", None)
+            if type(sock) is tls_socket and sock.deadline == until:
+                self.names["read"](channel)
+                self._touched[fd] = None
+            elif getattr(channel, "_leaves_at", None) == until:
+                channel.close()
+        return bool(over)
+
     def _wait(self, timeout: float | None, now: float, full: bool) -> Events:
         deadline = None if timeout is None else now + timeout
         while True:
@@ -440,7 +521,7 @@ class MapDriver:
             limit = None if deadline is None else max(0.0, deadline - now)
             if not full:
                 limit = _least(limit, max(0.0, self._next_full - now))
-            for until in self._penance.values():
+            for until in (*self._penance.values(), *self._deadlines.values()):
                 limit = _least(limit, max(0.0, until - now))
             if self._closed or self._buffered:
                 limit = self._no_limit_for_ready(limit)
@@ -455,6 +536,8 @@ class MapDriver:
             # Woken, or only half the wait is over, or the reactor had something to do.
             if self._penance:
                 self._forgive(now)
+            if self._deadlines and self._expire(now):
+                return []
             if now >= self._next_full and not full:
                 self._refresh_all(ask_always=False)
                 full = True
@@ -506,28 +589,35 @@ class MapDriver:
     def _hand_out(self, events: Events) -> None:
         if self._keys:
             events = [(self._keys.get(fd, fd), bits) for fd, bits in events]
-        entries = self._entries
-        for fd, _ in events:
-            if fd not in entries:
-                self.hub.quiet(self._number(fd))
-                events = [event for event in events if event[0] in entries]
-        if len(events) > 1:
-            events.sort(key=lambda event: entries[event[0]].rank)
-        self._recent += events
+        ready = dict(events)
+        ranks = self._ranks
+        try:
+            order = sorted(ready, key=ranks.__getitem__)
+        except KeyError:
+            for fd in ready:
+                if fd not in ranks:
+                    self.hub.quiet(self._number(fd))
+            order = sorted((fd for fd in ready if fd in ranks), key=ranks.__getitem__)
+        if self._recent:
+            self._recent.update(ready)
+        else:
+            self._recent = ready
         self._passes = passes = self._passes + 1
         changed: set[Any] = set()
         self._batches.append(changed)
         try:
             if self.poll_mode:
-                self._hand_out_polled(events, changed)
+                self._hand_out_polled(order, ready, changed)
             else:
-                self._hand_out_selected(events, changed)
+                self._hand_out_selected(order, ready, changed)
         finally:
             self._batches.pop()
             if passes != self._passes:  # a nested loop() asked them before they were handled
-                self._recent += events
+                self._recent.update(ready)
 
-    def _hand_out_selected(self, events: Events, changed: set[Any]) -> None:
+    def _hand_out_selected(
+        self, order: list[Any], ready: dict[Any, int], changed: set[Any]
+    ) -> None:
         """
         As select mode does: all that can be read, all that can be written, the urgent rest.
         """
@@ -535,7 +625,8 @@ class MapDriver:
         writes = []
         urgent = []
         masks = self.hub.masks
-        for fd, bits in events:
+        for fd in order:
+            bits = ready[fd]
             if bits == READ:
                 reads.append(fd)
                 continue
@@ -565,13 +656,14 @@ class MapDriver:
                 if channel is not None:
                     call(channel)
 
-    def _hand_out_polled(self, events: Events, changed: set[Any]) -> None:
+    def _hand_out_polled(self, order: list[Any], ready: dict[Any, int], changed: set[Any]) -> None:
         """
         As poll mode does: everything of one channel, then of the next.
         """
         readwrite = self.names["readwrite"]
         channels = self.channels
-        for fd, bits in events:
+        for fd in order:
+            bits = ready[fd]
             if changed and fd in changed:
                 continue
             channel = channels.get(fd)
@@ -595,6 +687,7 @@ class MapDriver:
         """
         self.hub.close()
         self._entries.clear()
+        self._ranks.clear()
 
 
 def _least(limit: float | None, other: float) -> float:
@@ -626,7 +719,7 @@ def _is_open(channel: Any, fd: Any) -> bool:
     Whether *channel* has an ordinary socket that is open; of others only the system knows.
     """
     sock = getattr(channel, "socket", None)
-    return type(sock) is socket.socket and sock.fileno() == fd
+    return type(sock) in (socket.socket, tls_socket) and sock.fileno() == fd
 
 
 # -- one driver a map ----------------------------------------------------------------------

@@ -54,7 +54,7 @@ def _strerror(err: int) -> str:
         return errorcode.get(err, f"Unknown error {err}")
 
 
-class ExitNow(Exception):  # noqa: N818 - the stdlib's name
+class ExitNow(Exception):
     """
     Raised in a handler, it leaves `loop`.  The map stays as it is.
     """
@@ -159,6 +159,8 @@ def poll(timeout: float | None = 0.0, map: dict[Any, Any] | None = None) -> None
     for fd, obj in _snapshot(map):
         is_r = obj.readable()
         is_w = obj.writable()
+        if type(getattr(obj, "socket", None)) is _loop.tls_socket:
+            is_r, is_w = obj.socket.interest(is_r, is_w)
         if is_r:
             r.append(fd)
         if is_w and not obj.accepting:  # a listener never waits to write
@@ -226,9 +228,13 @@ def poll2(timeout: float | None = 0.0, map: dict[Any, Any] | None = None) -> Non
     keys = {}
     for fd, obj in _snapshot(map):
         flags = 0
-        if obj.readable():
+        is_r = obj.readable()
+        is_w = obj.writable()
+        if type(getattr(obj, "socket", None)) is _loop.tls_socket:
+            is_r, is_w = obj.socket.interest(is_r, is_w)
+        if is_r:
             flags |= select.POLLIN | select.POLLPRI
-        if obj.writable() and not obj.accepting:
+        if is_w and not obj.accepting:
             flags |= select.POLLOUT
         if flags:
             pollster.register(fd, flags)
@@ -310,6 +316,8 @@ class dispatcher:  # noqa: N801 - the stdlib's name
     closing = False
     addr: Any = None
     ignore_log_types = frozenset({"warning"})
+
+    _tls_context: Any = None
 
     socket: Any
     _map: dict[Any, Any]
@@ -420,10 +428,16 @@ class dispatcher:  # noqa: N801 - the stdlib's name
 
     # -- what a socket does
 
-    def listen(self, num: int) -> Any:
+    def listen(self, num: int, *, tls: Any = None) -> Any:
         """
         Wait for connections, *num* of them in the system's queue.
+
+        Args:
+            num: as of `socket.socket.listen`.
+            tls: an `ssl.SSLContext`: what `accept` gives is a `txasynchat.compat.tls.TLSSocket` then,
+                and a handler that is built with it speaks TLS with no change.  Not in the stdlib.
         """
+        self._tls_context = tls
         self.accepting = True
         _loop.touch(self)
         if os.name == "nt" and num > 5:
@@ -471,6 +485,10 @@ class dispatcher:  # noqa: N801 - the stdlib's name
             if why.errno in (EWOULDBLOCK, ECONNABORTED, EAGAIN):
                 return None
             raise
+        if self._tls_context is not None:
+            from txasynchat.compat import tls  # noqa: PLC0415 - only those who use it load it
+
+            conn = tls.wrap_accepted(conn, self._tls_context)
         return conn, addr
 
     def send(self, data: Any) -> int:
@@ -527,6 +545,8 @@ class dispatcher:  # noqa: N801 - the stdlib's name
             except OSError as why:
                 if why.errno not in (ENOTCONN, EBADF):
                     raise
+            if type(self.socket) is _loop.tls_socket:
+                self.socket.leave(self._map)
 
     # -- logging
 
@@ -554,7 +574,10 @@ class dispatcher:  # noqa: N801 - the stdlib's name
             return
         if not self.connected and self.connecting:
             self.handle_connect_event()
-        self.handle_read()
+        if type(self.socket) is _loop.tls_socket:
+            self._handle_tls_read()
+        else:
+            self.handle_read()
 
     def handle_connect_event(self) -> None:
         """
@@ -566,6 +589,8 @@ class dispatcher:  # noqa: N801 - the stdlib's name
         err = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if err != 0:
             raise OSError(err, _strerror(err))
+        if type(self.socket) is _loop.tls_socket and not self.socket.is_secure_now():
+            return  # called again, for each event of the handshake
         self.handle_connect()
         self.connected = True
         self.connecting = False
@@ -578,7 +603,22 @@ class dispatcher:  # noqa: N801 - the stdlib's name
             return
         if not self.connected and self.connecting:
             self.handle_connect_event()
-        self.handle_write()
+        if type(self.socket) is not _loop.tls_socket or (
+            # It may have been TLS alone that had something to write.
+            self.connected and self.socket.ready_to_write() and self.writable()
+        ):
+            self.handle_write()
+
+    def _handle_tls_read(self) -> None:
+        """
+        TLS takes what arrived; `handle_read` is called as long as there is plain text for it.
+        """
+        sock = self.socket
+        while self.connected and sock.advance():
+            left = sock.pending()
+            self.handle_read()
+            if self.socket is not sock or not 0 < sock.pending() < left or not self.readable():
+                return
 
     def handle_expt_event(self) -> None:
         """

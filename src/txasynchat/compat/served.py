@@ -499,8 +499,8 @@ class Connection(Protocol):
         """
         kind = type(channel)
         return (
-            kind.readable not in _loop._steady
-            or kind.writable not in _loop._steady
+            kind.readable not in _loop._kinds
+            or kind.writable not in _loop._kinds
             or "readable" in vars(channel)
             or "writable" in vars(channel)
         )

@@ -1,0 +1,481 @@
+"""
+TLS for channels that own their socket: `start_tls`, and listeners that do it for their handlers.
+"""
+
+import shutil
+import socket
+import ssl
+import subprocess
+import threading
+import time
+
+import pytest
+import trustme
+
+from txasynchat.compat import TLSSocket, asynchat, asyncore, start_tls
+from txasynchat.errors import HandshakeTimedOut, PlaintextAfterStartTLS
+
+AUTHORITY = trustme.CA()
+ISSUED = AUTHORITY.issue_cert("localhost", "127.0.0.1")
+VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
+LIMIT = 20  # seconds after which a test has failed
+
+
+def server_context(version=None):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    ISSUED.configure_cert(context)
+    if version is not None:
+        context.minimum_version = context.maximum_version = version
+    return context
+
+
+def client_context(version=None, *, trusting=True):
+    context = ssl.create_default_context()
+    if trusting:
+        AUTHORITY.configure_trust(context)
+    if version is not None:
+        context.minimum_version = context.maximum_version = version
+    return context
+
+
+class Lines(asynchat.async_chat):
+    """
+    A line handler that knows nothing of TLS.
+    """
+
+    def __init__(self, sock=None, map=None):  # noqa: A002 the stdlib's name
+        asynchat.async_chat.__init__(self, sock, map)
+        self.set_terminator(b"\n")
+        self.lines = []
+        self.events = []
+
+    collect_incoming_data = asynchat.async_chat._collect_incoming_data
+
+    def found_terminator(self):
+        line = self._get_data()
+        self.lines.append(line)
+        self.line_received(line)
+
+    def line_received(self, line):
+        if line == b"big":
+            self.push(b"z" * 2_000_000 + b"\n")
+        elif line == b"quit":
+            self.push(b"bye\n")
+            self.close_when_done()
+        else:
+            self.push(line + b"\n")
+
+    def handle_connect(self):
+        self.events.append(("connect", getattr(self.socket, "secure", None)))
+
+    def handle_close(self):
+        self.events.append(("close",))
+        self.close()
+
+    def handle_error(self):
+        import sys
+
+        self.events.append(("error", sys.exc_info()[1]))
+        self.close()
+
+
+class Listener(asyncore.dispatcher):
+    def __init__(self, map, tls, handler=Lines):  # noqa: A002 the stdlib's name
+        asyncore.dispatcher.__init__(self, map=map)
+        self.create_socket(socket.AF_INET, socket.SOCK_STREAM)
+        self.bind(("127.0.0.1", 0))
+        self.listen(5, tls=tls)
+        self.address = self.socket.getsockname()
+        self.handler = handler
+        self.handlers = []
+
+    def handle_accepted(self, sock, addr):
+        self.handlers.append(self.handler(sock, self._map))
+
+
+@pytest.fixture
+def channels():
+    mapping = {}
+    yield mapping
+    asyncore.close_all(mapping, ignore_all=True)
+
+
+def drive(channels, done, *, use_poll=False):
+    """
+    Run passes until *done* says so.
+    """
+    end = time.monotonic() + LIMIT
+    while not done():
+        assert time.monotonic() < end, "it took too long"
+        asyncore.loop(timeout=0.2, use_poll=use_poll, map=channels, count=1)
+
+
+class InThread(threading.Thread):
+    """
+    A blocking client; what it returned, or raised, is the result.
+    """
+
+    def __init__(self, client, *arguments):
+        super().__init__()
+        self.call = client, arguments
+        self.result = None
+        self.start()
+
+    def run(self):
+        client, arguments = self.call
+        try:
+            self.result = client(*arguments)
+        except Exception as error:  # noqa: BLE001 raised again in the test
+            self.result = error
+
+    def done(self):
+        return not self.is_alive()
+
+    def __call__(self):
+        self.join(LIMIT)
+        if isinstance(self.result, Exception):
+            raise self.result
+        return self.result
+
+
+def talk(address, context, sent):
+    with (
+        socket.create_connection(address, LIMIT) as plain,
+        context.wrap_socket(plain, server_hostname="localhost") as client,
+    ):
+        client.sendall(sent)
+        received = bytearray()
+        while data := client.recv(65536):
+            received += data
+        return bytes(received)
+
+
+@pytest.mark.parametrize("use_poll", [False, True])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_listener_makes_its_handlers_speak_tls(channels, version, use_poll):
+    listener = Listener(channels, server_context(version))
+    client = InThread(talk, listener.address, client_context(), b"one\nbig\nquit\n")
+    drive(channels, client.done, use_poll=use_poll)
+    answer = client()
+    assert answer == b"one\n" + b"z" * 2_000_000 + b"\nbye\n"
+    (handler,) = listener.handlers
+    assert handler.lines == [b"one", b"big", b"quit"]
+    assert handler.events == [("close",)]
+    assert isinstance(handler.socket, TLSSocket)
+
+
+@pytest.mark.parametrize("poll", [asyncore.poll, asyncore.poll2])
+def test_passes_by_hand_do_too(channels, poll):
+    listener = Listener(channels, server_context())
+    client = InThread(talk, listener.address, client_context(), b"one\nbig\nquit\n")
+    end = time.monotonic() + LIMIT
+    while not client.done() and time.monotonic() < end:
+        poll(0.05, channels)
+    assert client().endswith(b"z\nbye\n")
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="there is no openssl command")
+@pytest.mark.parametrize("flag", ["-tls1_2", "-tls1_3"])
+def test_openssl_s_client_talks_to_it(channels, flag, tmp_path):
+    trust = tmp_path / "ca.pem"
+    AUTHORITY.cert_pem.write_to_path(trust)
+    listener = Listener(channels, server_context())
+    command = ["openssl", "s_client", "-quiet", "-verify_return_error", "-CAfile", str(trust)]
+    command += [
+        flag,
+        "-verify_hostname",
+        "localhost",
+        "-connect",
+        f"127.0.0.1:{listener.address[1]}",
+    ]
+
+    def client():
+        return subprocess.run(
+            command, input=b"one\nquit\n", capture_output=True, timeout=LIMIT, check=False
+        )
+
+    running = InThread(client)
+    drive(channels, running.done)
+    assert running().stdout == b"one\nbye\n", running().stderr
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_client_is_connected_when_the_handshake_is_done(channels, version):
+    listener = Listener(channels, server_context(version))
+
+    class Client(Lines):
+        def line_received(self, line):
+            if line == b"bye":
+                return
+            self.push(b"quit\n")
+
+    client = Client(map=channels)
+    client.create_socket(socket.AF_INET, socket.SOCK_STREAM)
+    client.push(b"queued before\n")
+    client.connect(listener.address)
+    start_tls(client, client_context(), server_hostname="localhost")
+    drive(channels, lambda: ("close",) in client.events)
+    assert client.events == [("connect", True), ("close",)]
+    assert client.lines == [b"queued before", b"bye"]
+    assert client.socket.tls.version() == version.name.replace("v1_", "v1.")
+    assert not client.socket.truncated
+
+
+@pytest.mark.parametrize(
+    ("name", "trusting", "text"),
+    [
+        ("wrong.example", True, "Hostname mismatch"),
+        ("localhost", False, "unable to get local issuer|self-signed"),
+    ],
+)
+def test_a_server_that_is_not_who_it_says_reaches_handle_error(channels, name, trusting, text):
+    listener = Listener(channels, server_context())
+    client = Lines(map=channels)
+    client.create_socket(socket.AF_INET, socket.SOCK_STREAM)
+    client.connect(listener.address)
+    start_tls(client, client_context(trusting=trusting), server_hostname=name)
+    drive(channels, lambda: client.events)
+    (event,) = client.events
+    assert isinstance(event[1], ssl.SSLCertVerificationError)
+    with pytest.raises(ssl.SSLError, match=text):
+        raise event[1]
+    drive(channels, lambda: listener.handlers and listener.handlers[0].events)
+    assert listener.handlers[0].lines == []
+    assert listener in channels.values()
+
+
+class Upgrading(Lines):
+    leftover = "reject"
+    started = None
+
+    def line_received(self, line):
+        if line == b"STARTTLS":
+            self.push(b"go ahead\n")
+            self.started = start_tls(
+                self, server_context(), server_side=True, leftover=self.leftover
+            )
+        else:
+            Lines.line_received(self, line)
+
+
+def pair(channels, handler):
+    ours, theirs = socket.socketpair()
+    theirs.settimeout(LIMIT)
+    return handler(ours, channels), theirs
+
+
+def test_starttls_in_mid_stream(channels):
+    handler, theirs = pair(channels, Upgrading)
+
+    def client():
+        with theirs:
+            theirs.sendall(b"hello\nSTARTTLS\n")
+            greeting = b""
+            while not greeting.endswith(b"go ahead\n"):
+                greeting += theirs.recv(100)
+            with client_context().wrap_socket(theirs, server_hostname="localhost") as secure:
+                secure.sendall(b"secret\nquit\n")
+                answer = b""
+                while data := secure.recv(100):
+                    answer += data
+                return greeting, answer
+
+    running = InThread(client)
+    drive(channels, running.done)
+    assert running() == (b"hello\ngo ahead\n", b"secret\nbye\n")
+    assert handler.lines == [b"hello", b"STARTTLS", b"secret", b"quit"]
+
+
+def test_starttls_waits_for_what_is_queued_in_plain(channels):
+    class Busy(Upgrading):
+        def line_received(self, line):
+            if line == b"STARTTLS":
+                self.push(b"p" * 3_000_000 + b"\n")
+            Upgrading.line_received(self, line)
+
+    _handler, theirs = pair(channels, Busy)
+
+    def client():
+        with theirs:
+            theirs.sendall(b"STARTTLS\n")
+            plain = bytearray()
+            while not plain.endswith(b"go ahead\n"):
+                plain += theirs.recv(65536)
+            with client_context().wrap_socket(theirs, server_hostname="localhost") as secure:
+                secure.sendall(b"quit\n")
+                return bytes(plain), secure.recv(100)
+
+    running = InThread(client)
+    drive(channels, running.done)
+    plain, answer = running()
+    assert plain == b"p" * 3_000_000 + b"\ngo ahead\n"
+    assert answer == b"bye\n"
+
+
+@pytest.mark.parametrize("cut", [9, 10, 15, 23])
+def test_plaintext_behind_starttls_is_never_handled(channels, cut):
+    handler, theirs = pair(channels, Upgrading)
+    with theirs:
+        sent = b"STARTTLS\nRCPT injected\n"
+        theirs.sendall(sent[:cut])
+        drive(channels, lambda: handler.lines)
+        if cut == 9:  # it comes when TLS has begun: then it is no ClientHello
+            theirs.sendall(sent[cut:])
+            drive(channels, lambda: handler.events)
+            assert isinstance(handler.events[0][1], ssl.SSLError)
+        else:
+            assert isinstance(handler.events[0][1], PlaintextAfterStartTLS)
+            assert handler.events[0][1].count == cut - 9
+        assert handler.lines == [b"STARTTLS"]
+        assert handler.ac_in_buffer == b""
+
+
+def test_plaintext_behind_starttls_may_be_fed_to_tls(channels):
+    class Feeding(Upgrading):
+        leftover = "feed"
+
+    handler, theirs = pair(channels, Feeding)
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = client_context().wrap_bio(incoming, outgoing, server_hostname="localhost")
+    with pytest.raises(ssl.SSLWantReadError):
+        tls.do_handshake()
+    with theirs:
+        theirs.sendall(b"STARTTLS\n" + outgoing.read())
+        drive(channels, lambda: handler.started)
+        data = theirs.recv(9)
+        assert data == b"go ahead\n"
+        theirs.settimeout(0.01)
+        end = time.monotonic() + LIMIT
+        while not handler.started.secure and time.monotonic() < end:
+            asyncore.loop(timeout=0.01, map=channels, count=1)
+            try:
+                incoming.write(theirs.recv(65536))
+                tls.do_handshake()
+            except (TimeoutError, ssl.SSLWantReadError):
+                pass
+            theirs.sendall(outgoing.read())
+        assert handler.started.secure
+
+
+def test_a_stalled_handshake_costs_nothing_and_ends(channels):
+    class Greeting(Lines):
+        def __init__(self, sock, map):  # noqa: A002 the stdlib's name
+            Lines.__init__(self, sock, map)
+            self.asked = 0
+            self.push(b"welcome\n")  # there is something to write all the while
+
+        def readable(self):
+            self.asked += 1
+            return True
+
+    ours, theirs = socket.socketpair()
+    handler = Greeting(ours, channels)
+    handler.producer_fifo.clear()
+    with theirs:
+        start_tls(handler, server_context(), server_side=True, handshake_timeout=0.5)
+        handler.push(b"x")
+        begin = time.monotonic()
+        asyncore.loop(timeout=30, map=channels)
+        took = time.monotonic() - begin
+    assert 0.4 < took < 5
+    assert isinstance(handler.events[0][1], HandshakeTimedOut)
+    assert handler.asked < 30  # not once for each time that the descriptor is writable
+
+
+def test_end_without_close_notify_is_told_apart(channels):
+    for orderly in (True, False):
+        listener = Listener(channels, server_context())
+
+        def client(address=listener.address, orderly=orderly):
+            with socket.create_connection(address, LIMIT) as plain:
+                secure = client_context().wrap_socket(plain, server_hostname="localhost")
+                secure.sendall(b"one\n")
+                assert secure.recv(100) == b"one\n"
+                if orderly:
+                    secure.unwrap()
+                secure.close()
+
+        running = InThread(client)
+        drive(channels, lambda: listener.handlers and listener.handlers[0].events)  # noqa: B023
+        drive(channels, running.done)
+        running()
+        (handler,) = listener.handlers
+        assert handler.lines == [b"one"]
+        assert handler.events == [("close",)]
+        assert handler.socket.truncated is not orderly
+        listener.close()
+
+
+def test_last_bytes_leave_after_close_or_are_dropped_in_time(channels, monkeypatch):
+    class Leaving(Lines):
+        def line_received(self, line):
+            self.send(b"z" * 60_000)
+            for _ in range(100):
+                if not self.send(b"z" * 60_000):
+                    break
+            self.close()
+
+    for reads in (True, False):
+        monkeypatch.setattr("txasynchat.compat.tls.CLOSE_TIMEOUT", LIMIT if reads else 0.3)
+        listener = Listener(channels, server_context(), Leaving)
+        go_on = threading.Event()
+
+        def client(address=listener.address, reads=reads, go_on=go_on):
+            with socket.create_connection(address, LIMIT) as plain:
+                secure = client_context().wrap_socket(plain, server_hostname="localhost")
+                secure.sendall(b"one\n")
+                go_on.wait(LIMIT)
+                count = 0
+                if reads:
+                    while data := secure.recv(65536):
+                        count += len(data)
+                secure.close()
+                return count
+
+        running = InThread(client)
+        drive(channels, lambda: listener.handlers and listener.handlers[0].lines)  # noqa: B023
+        listener.close()
+        if reads:
+            go_on.set()
+        asyncore.loop(timeout=30, map=channels)  # ends when the last bytes have gone
+        go_on.set()
+        count = running()
+        assert channels == {}
+        if reads:
+            assert count > 60_000
+            assert count % 60_000 == 0  # all that send() took, to the last byte
+
+
+def test_what_is_wrong_is_said_at_the_call(channels):
+    listener = Listener(channels, None)
+    with pytest.raises(ValueError, match="no connection to put TLS on"):
+        start_tls(listener, server_context())
+    handler, theirs = pair(channels, Lines)
+    with theirs:
+        start_tls(handler, server_context())
+        with pytest.raises(ValueError, match="TLS is on already"):
+            start_tls(handler, server_context())
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"EHLO localhost\r\n",
+        bytes.fromhex("802e0100020015000000100100800200800300800400800500800600400700c0")
+        + bytes(16),
+        b"\x16\x03\x01\x40\x01" + b"\0" * 0x4001,
+        b"\0" * 100,
+    ],
+    ids=["http", "smtp", "sslv2", "record too long", "zeros"],
+)
+def test_what_is_no_tls_ends_its_own_connection_only(channels, sent):
+    listener = Listener(channels, server_context())
+    with socket.create_connection(listener.address, LIMIT) as client:
+        client.sendall(sent)
+        drive(channels, lambda: listener.handlers and listener.handlers[0].events)
+        assert isinstance(listener.handlers[0].events[0][1], ssl.SSLError)
+        assert listener.handlers[0].lines == []
+    running = InThread(talk, listener.address, client_context(), b"quit\n")
+    drive(channels, running.done)
+    assert running() == b"bye\n"
