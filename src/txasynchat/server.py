@@ -232,14 +232,16 @@ class Server(Service):
     async def _stop(self) -> None:
         for pending in self._pending:
             pending.cancel()
-        ports, self.ports = self.ports, []
-        ends: list[Deferred[Any]] = [maybeDeferred(port.stopListening) for port in ports]
-        self.connections.finish()
         deadline = None
         if self.stop_timeout is not None:
             deadline = self.reactor.callLater(self.stop_timeout, self.abort)
-        ends.append(self.connections.when_empty())
-        await DeferredList(ends, consumeErrors=True)
+        ports, self.ports = self.ports, []
+        # A port closes in the reactor's next turn; nobody is sent away while others still get in.
+        await DeferredList(
+            [maybeDeferred(port.stopListening) for port in ports], consumeErrors=True
+        )
+        self.connections.finish()
+        await self.connections.when_empty()
         if deadline is not None and deadline.active():
             deadline.cancel()
         if self._trigger is not None:

@@ -1,0 +1,613 @@
+"""
+``twistd asynchat``, ``twist asynchat`` and what they serve: real processes, real clients.
+"""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+import trustme
+
+BIN = Path(sys.executable).parent
+TWISTD = [str(BIN / "twistd")]
+TWIST = [str(BIN / "twist"), "--log-format=text"]
+MODULE = [sys.executable, "-m", "twisted", "--log-format=text"]
+RUNNERS = {"twistd -n": [*TWISTD, "-n"], "twist": TWIST, "python -m twisted": MODULE}
+LOOPBACK = "tcp:0:interface=127.0.0.1"
+SECONDS = 20
+
+
+class Program:
+    """A server in a process of its own; `said` waits for a line of its log."""
+
+    def __init__(self, command, folder):
+        self.process = subprocess.Popen(
+            command,
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        )
+        self.lines = []
+        # A program that says nothing, or does not end, ends here.
+        self.limit = threading.Timer(SECONDS, self.process.kill)
+        self.limit.start()
+
+    def said(self, pattern):
+        for line in self.process.stdout:
+            self.lines.append(line)
+            if found := re.search(pattern, line):
+                return found
+        return pytest.fail(f"did not say {pattern!r}:\n{''.join(self.lines)}")
+
+    def port(self):
+        return int(self.said(r"on 127\.0\.0\.1:(\d+)")[1])
+
+    def ended(self):
+        self.lines += self.process.stdout.readlines()
+        return self.process.wait(SECONDS)
+
+    def close(self):
+        self.process.terminate()
+        self.ended()
+        self.limit.cancel()
+        self.limit.join()
+        self.process.stdout.close()
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Start a server in a folder of its own; it is stopped at the end."""
+    with ExitStack() as programs:
+
+        def run_program(*command):
+            program = Program(command, tmp_path)
+            programs.callback(program.close)
+            return program
+
+        yield run_program
+
+
+@contextmanager
+def connect(address):
+    """A client: a socket, and a file to read answers from."""
+    if isinstance(address, int):
+        client = socket.create_connection(("127.0.0.1", address), SECONDS)
+    else:
+        client = socket.socket(socket.AF_UNIX)
+        client.settimeout(SECONDS)
+        client.connect(address)
+    with client, client.makefile("rb") as answers:
+        yield client, answers
+
+
+def check_echo(address, line=b"hello\n"):
+    with connect(address) as (client, answers):
+        client.sendall(line)
+        assert answers.readline() == line
+
+
+def make_pem(folder):
+    authority = trustme.CA()
+    issued = authority.issue_cert("127.0.0.1")
+    issued.private_key_pem.write_to_path(folder / "key.pem")
+    issued.cert_chain_pems[0].write_to_path(folder / "cert.pem")
+    authority.cert_pem.write_to_path(folder / "ca.pem")
+
+
+# -- serving
+
+
+@pytest.mark.parametrize("runner", RUNNERS.values(), ids=RUNNERS)
+def test_it_says_what_listens_where_and_echoes_lines(run, runner, tmp_path):
+    program = run(*runner, "asynchat", "--listen", LOOPBACK)
+    said = program.said(r"txasynchat: echo on 127\.0\.0\.1:(\d+); try: (.*)")
+    assert said[1] in said[2]
+    with connect(int(said[1])) as (client, answers):
+        client.sendall(b"one\r\ntwo\n\nthree")
+        assert [answers.readline() for _ in range(3)] == [b"one\r\n", b"two\n", b"\n"]
+        client.sendall(b"\r")
+        client.sendall(b"\n")
+        assert answers.readline() == b"three\r\n"
+        client.shutdown(socket.SHUT_WR)
+        assert answers.read() == b""
+
+
+def test_a_mebibyte_comes_back(run):
+    port = run(*TWISTD, "-n", "asynchat", "--listen", LOOPBACK).port()
+    sent = b"".join(b"%063d\n" % number for number in range(16_384))
+    assert len(sent) == 1 << 20
+    with connect(port) as (client, answers):
+        writer = threading.Thread(target=client.sendall, args=(sent,))
+        writer.start()
+        try:
+            assert answers.read(len(sent)) == sent
+        finally:
+            writer.join()
+
+
+@pytest.mark.parametrize(
+    ("option", "length", "answered"),
+    [
+        ([], 16_384, True),
+        ([], 16_385, False),
+        (["--max-message-length=5"], 5, True),
+        (["--max-message-length=5"], 6, False),
+        (["--max-message-length=0"], 1 << 20, True),
+    ],
+)
+def test_a_line_over_the_limit_closes_its_connection(run, option, length, answered):
+    port = run(*TWISTD, "-n", "asynchat", "--listen", LOOPBACK, *option).port()
+    with connect(port) as (client, answers):
+        client.sendall(b"x" * length + b"\n")
+        assert answers.readline() == (b"x" * length + b"\n" if answered else b"")
+    check_echo(port, b"fine\n")
+
+
+def test_it_listens_on_several_endpoints(run, tmp_path):
+    make_pem(tmp_path)
+    program = run(
+        *TWISTD, "-n", "asynchat",
+        "--listen", LOOPBACK,
+        "--listen", "unix:echo.sock",
+        "--listen", "ssl:0:interface=127.0.0.1:privateKey=key.pem:certKey=cert.pem",
+    )  # fmt: skip
+    plain = program.port()
+    assert program.said(r"echo on (.*); try: nc -U .*echo\.sock")[1].endswith("echo.sock")
+    secure = int(program.said(r"try: openssl s_client -quiet -connect 127\.0\.0\.1:(\d+)")[1])
+    check_echo(plain)
+    check_echo(str(tmp_path / "echo.sock"))
+    context = ssl.create_default_context(cafile=tmp_path / "ca.pem")
+    with (
+        socket.create_connection(("127.0.0.1", secure), SECONDS) as client,
+        context.wrap_socket(client, server_hostname="127.0.0.1") as encrypted,
+    ):
+        encrypted.sendall(b"secret\n")
+        assert encrypted.recv(100) == b"secret\n"
+
+
+@pytest.mark.parametrize("client", ["nc", "curl", "openssl"])
+def test_it_answers_the_clients_that_people_have(run, tmp_path, client):
+    if shutil.which(client) is None:
+        pytest.skip(f"{client} is not installed")
+    make_pem(tmp_path)
+    secure = client == "openssl"
+    listen = "ssl:0:interface=127.0.0.1:privateKey=key.pem:certKey=cert.pem"
+    port = run(
+        *TWISTD, "-n", "asynchat", "--listen", listen if secure else LOOPBACK
+    ).port()  # fmt: skip
+    command = {
+        "nc": ["nc", "127.0.0.1", str(port)],
+        "curl": ["curl", "-sN", f"telnet://127.0.0.1:{port}"],
+        "openssl": [
+            "openssl", "s_client", "-quiet", "-verify_return_error", "-CAfile", "ca.pem",
+            "-connect", f"127.0.0.1:{port}",
+        ],
+    }[client]  # fmt: skip
+    with subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as talking:
+        limit = threading.Timer(SECONDS, talking.kill)
+        limit.start()
+        talking.stdin.write(b"hello\n")
+        talking.stdin.flush()
+        assert talking.stdout.readline() == b"hello\n"
+        talking.kill()
+        limit.cancel()
+        limit.join()
+
+
+def socket_activated(folder, listening, *command):
+    """The command, started with a listening socket in the way that systemd does it."""
+    start = (
+        "import os, sys\n"
+        f"os.dup2({listening.fileno()}, 3)\n"
+        "os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='1', LISTEN_FDNAMES='chat')\n"
+        "os.execv(sys.argv[1], sys.argv[1:])\n"
+    )
+    path = folder / "activate.py"
+    path.write_text(start)
+    return subprocess.Popen(
+        [sys.executable, str(path), sys.executable, *command],
+        cwd=folder,
+        pass_fds=[listening.fileno(), 3],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("family", ["INET", "UNIX"])
+def test_it_serves_a_socket_that_systemd_opened(tmp_path, family):
+    path = str(tmp_path / "activated.sock")
+    with socket.socket(getattr(socket, f"AF_{family}")) as listening:
+        listening.bind(("127.0.0.1", 0) if family == "INET" else path)
+        listening.listen()
+        address = listening.getsockname()[1] if family == "INET" else path
+        # This client comes before the server does, and waits in the socket's queue.
+        with connect(address) as (client, answers):
+            client.sendall(b"early\n")
+            with socket_activated(
+                tmp_path, listening, *TWISTD, "-n", "asynchat",
+                "--listen", f"systemd:domain={family}:index=0",
+            ) as program:  # fmt: skip
+                limit = threading.Timer(SECONDS, program.kill)
+                limit.start()
+                assert answers.readline() == b"early\n"
+                program.terminate()
+                assert answers.read() == b""
+                program.communicate()
+                limit.cancel()
+                limit.join()
+
+
+# -- what is served
+
+HANDLERS = """
+import asynchat
+
+from twisted.internet.protocol import Factory, Protocol
+from txasynchat import AsyncChat, ChatFactory
+
+
+class Native(AsyncChat):
+    terminator = b"\\n"
+
+    def message_received(self, message):
+        self.push(b"native " + message + b"\\n")
+
+
+class Twisted(Protocol):
+    def dataReceived(self, data):
+        self.transport.write(b"twisted " + data)
+
+
+class Legacy(asynchat.async_chat):
+    def __init__(self, sock):
+        asynchat.async_chat.__init__(self, sock)
+        self.set_terminator(b"\\n")
+        self.data = []
+
+    def collect_incoming_data(self, data):
+        self.data.append(data)
+
+    def found_terminator(self):
+        self.push(b"legacy " + b"".join(self.data) + b"\\n")
+        self.data = []
+
+
+factory = ChatFactory(Native)
+
+
+def make_factory():
+    return Factory.forProtocol(Twisted)
+
+
+class Outer:
+    Inner = Native
+
+
+answer = 42
+
+
+def make_nothing():
+    return None
+
+
+def fail():
+    raise ValueError("not today")
+
+
+class NoHandler:
+    pass
+"""
+
+
+@pytest.fixture
+def handlers(tmp_path):
+    (tmp_path / "handlers.py").write_text(HANDLERS)
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("Native", b"native hello\n"),
+        ("Twisted", b"twisted hello\n"),
+        ("Legacy", b"legacy hello\n"),
+        ("factory", b"native hello\n"),
+        ("make_factory", b"twisted hello\n"),
+        ("Outer.Inner", b"native hello\n"),
+    ],
+)
+def test_a_handler_is_a_class_or_a_factory_in_the_current_folder(run, handlers, name, answer):
+    program = run(*TWISTD, "-n", "asynchat", "--handler", f"handlers:{name}", "--listen", LOOPBACK)
+    port = int(program.said(rf"txasynchat: handlers:{name} on 127\.0\.0\.1:(\d+)")[1])
+    with connect(port) as (client, answers):
+        client.sendall(b"hello\n")
+        assert answers.readline() == answer
+
+
+def test_twist_serves_a_legacy_handler_too(run, handlers):
+    port = run(*TWIST, "asynchat", "--handler", "handlers:Legacy", "--listen", LOOPBACK).port()
+    with connect(port) as (client, answers):
+        client.sendall(b"hello\n")
+        assert answers.readline() == b"legacy hello\n"
+
+
+# -- what cannot be served
+
+MISTAKES = {
+    "no such module": (
+        ["--handler", "nowhere:Handler"],
+        "cannot import nowhere: ModuleNotFoundError: No module named 'nowhere'",
+    ),
+    "no such class": (["--handler", "handlers:Nobody"], "module handlers has no 'Nobody'"),
+    "no class": (["--handler", "handlers"], "--handler 'handlers': write it as package.module:Class"),
+    "no handler": (["--handler", "handlers:NoHandler"], "neither a handler class"),
+    "a number": (["--handler", "handlers:answer"], "handlers:answer is 42: neither"),
+    "makes nothing": (["--handler", "handlers:make_nothing"], "neither a handler class"),
+    "fails": (["--handler", "handlers:fail"], "handlers:fail() raised ValueError: not today ("),
+    "broken module": (
+        ["--handler", "broken:Handler"],
+        re.compile(r"cannot import broken: NameError: name 'nonsense' .*broken\.py, line 1"),
+    ),
+    "no syntax": (["--handler", "garbled:Handler"], "cannot import garbled: SyntaxError: "),
+    "no endpoint": (["--listen", "pigeon:1"], "cannot listen on 'pigeon:1': Unknown endpoint"),
+    "no argument": (["--listen", "tcp:1:colour=red"], "unexpected keyword argument 'colour'"),
+    "no certificate": (["--listen", "ssl:1:privateKey=none.pem"], "No such file or directory"),
+    "a taken port": (["--listen", "tcp:{taken}:interface=127.0.0.1"], "Address already in use"),
+    "no folder": (["--listen", "unix:none/echo.sock"], "cannot listen on 'unix:none/echo.sock': "),
+    "no number": (["--max-message-length", "many"], "--max-message-length 'many': not a number"),
+    "negative": (["--stop-timeout=-1"], "--stop-timeout '-1': not a number from 0 up"),
+    "a limit for others": (
+        ["--handler", "handlers:Twisted", "--max-message-length", "5"],
+        "--max-message-length is for AsyncChat handlers, which handlers:Twisted is not",
+    ),
+}  # fmt: skip
+
+
+def run_mistake(command, folder, options):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        number = str(taken.getsockname()[1])
+        (folder / "broken.py").write_text("nonsense\n")
+        (folder / "garbled.py").write_text("def (:\n")
+        return subprocess.run(
+            [*command, *(option.replace("{taken}", number) for option in options)],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+        )
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_and_status_1(handlers, tmp_path, mistake):
+    options, expected = MISTAKES[mistake]
+    done = run_mistake([*TWISTD, "-n", "asynchat"], tmp_path, options)
+    assert done.returncode == 1
+    [line] = done.stderr.splitlines()
+    assert line.startswith("txasynchat: ")
+    assert re.search(expected if isinstance(expected, re.Pattern) else re.escape(expected), line)
+    assert "Traceback" not in done.stdout
+    assert not (tmp_path / "twistd.pid").exists()
+
+
+@pytest.mark.parametrize("mistake", ["no such module", "no handler", "no endpoint", "a taken port"])
+def test_twist_reports_mistakes_in_the_same_way(handlers, tmp_path, mistake):
+    options, expected = MISTAKES[mistake]
+    done = run_mistake([*TWIST, "asynchat"], tmp_path, options)
+    assert done.returncode == 1
+    [line] = done.stderr.splitlines()
+    assert line.startswith("txasynchat: ")
+    assert expected in line
+    assert "Traceback" not in done.stdout
+
+
+def test_ports_that_were_open_before_the_taken_one_are_closed(tmp_path):
+    options = ["--listen", "unix:first.sock", *MISTAKES["a taken port"][0]]
+    done = run_mistake([*TWISTD, "-n", "asynchat"], tmp_path, options)
+    assert done.returncode == 1
+    assert not (tmp_path / "first.sock").exists()
+
+
+def test_help_says_how_it_is_used():
+    done = subprocess.run(
+        [*TWISTD, "asynchat", "--help"],
+        capture_output=True, text=True, timeout=SECONDS, check=True,
+    )  # fmt: skip
+    for option in ("--handler", "--listen", "--max-message-length", "--stop-timeout"):
+        assert option in done.stdout
+    assert "twistd -n asynchat --handler chat:User --listen tcp:4000" in done.stdout
+
+
+# -- the end
+
+WORKING = """
+from txasynchat import AsyncChat
+
+working = []
+
+
+class Handler(AsyncChat):
+    terminator = b"\\n"
+
+    def message_received(self, message):
+        if message == b"work":
+            self.push(b"working\\n")
+            self.pause()
+            working.append(self)
+        elif message == b"release":
+            for handler in working:
+                handler.push(b"done\\n")
+                handler.resume()
+            self.push(b"released\\n")
+        else:
+            self.push(message + b"\\n")
+"""
+
+
+@pytest.fixture
+def working(tmp_path):
+    (tmp_path / "working.py").write_text(WORKING)
+    return ["asynchat", "--handler", "working:Handler", "--listen", LOOPBACK]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("runner", RUNNERS.values(), ids=RUNNERS)
+def test_a_signal_lets_connections_finish(run, working, tmp_path, runner, number):
+    program = run(*runner, *working)
+    port = program.port()
+    with (
+        connect(port) as (idle, idle_answers),
+        connect(port) as (busy, busy_answers),
+        connect(port) as (in_mid_message, mid_answers),
+    ):
+        idle.sendall(b"hello\n")
+        assert idle_answers.readline() == b"hello\n"
+        busy.sendall(b"work\nand more\n")
+        assert busy_answers.readline() == b"working\n"
+        in_mid_message.sendall(b"hello\nrele")
+        assert mid_answers.readline() == b"hello\n"
+
+        program.process.send_signal(number)
+
+        assert idle_answers.read() == b""
+        with pytest.raises(ConnectionRefusedError), connect(port):
+            pass
+        in_mid_message.sendall(b"ase\n")
+        assert busy_answers.read() == b"done\nand more\n"
+        assert mid_answers.read() == b"released\n"
+    assert program.ended() == -number
+    assert "Traceback" not in "".join(program.lines)
+    assert not (tmp_path / "twistd.pid").exists()
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("runner", [RUNNERS["twistd -n"], TWIST], ids=["twistd -n", "twist"])
+def test_a_second_signal_ends_it_at_once(run, working, runner, second):
+    program = run(*runner, *working, "--stop-timeout=1000")
+    port = program.port()
+    with connect(port) as (idle, idle_answers), connect(port) as (busy, busy_answers):
+        idle.sendall(b"hello\n")
+        assert idle_answers.readline() == b"hello\n"
+        busy.sendall(b"work\n")
+        assert busy_answers.readline() == b"working\n"
+        program.process.terminate()
+        assert idle_answers.read() == b""
+        program.process.send_signal(second)
+        with pytest.raises(ConnectionResetError):
+            busy_answers.read()
+    assert program.ended() == -signal.SIGTERM
+    assert "aborting 1 connections" in "".join(program.lines)
+    assert "Traceback" not in "".join(program.lines)
+
+
+def test_what_does_not_finish_in_time_is_aborted(run, working):
+    program = run(*RUNNERS["twistd -n"], *working, "--stop-timeout=0.1")
+    with connect(program.port()) as (busy, answers):
+        busy.sendall(b"work\n")
+        assert answers.readline() == b"working\n"
+        program.process.terminate()
+        with pytest.raises(ConnectionResetError):
+            answers.read()
+    assert program.ended() == -signal.SIGTERM
+
+
+# -- in the background
+
+
+@contextmanager
+def daemon(folder, *arguments):
+    """
+    A server in the background; it is told to end, and its end is waited for, when this is left.
+    """
+    # The background process inherits one end of a pipe, which closes when it ends.
+    ends, inherited = os.pipe()
+    with os.fdopen(ends, "rb") as ended:
+        try:
+            done = subprocess.run(
+                [*TWISTD, *arguments],
+                cwd=folder, pass_fds=[inherited],
+                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                timeout=SECONDS, check=False,
+            )  # fmt: skip
+        finally:
+            os.close(inherited)
+        try:
+            yield done
+        finally:
+            pid_file = folder / "twistd.pid"
+            if pid_file.exists():
+                os.kill(int(pid_file.read_text()), signal.SIGTERM)
+            assert ended.read() == b""
+    assert not pid_file.exists()
+
+
+def test_in_the_background_relative_paths_mean_the_folder_it_was_started_in(tmp_path):
+    make_pem(tmp_path)
+    with daemon(
+        tmp_path, "asynchat",
+        "--listen", "unix:echo.sock",
+        "--listen", "ssl:0:interface=127.0.0.1:privateKey=key.pem:certKey=cert.pem",
+    ) as started:  # fmt: skip
+        assert started.returncode == 0, started.stderr
+        check_echo(str(tmp_path / "echo.sock"))
+        log = (tmp_path / "twistd.log").read_text()
+        port = int(re.search(r"echo on 127\.0\.0\.1:(\d+)", log)[1])
+        context = ssl.create_default_context(cafile=tmp_path / "ca.pem")
+        with (
+            socket.create_connection(("127.0.0.1", port), SECONDS) as client,
+            context.wrap_socket(client, server_hostname="127.0.0.1") as encrypted,
+        ):
+            encrypted.sendall(b"secret\n")
+            assert encrypted.recv(100) == b"secret\n"
+    assert not (tmp_path / "echo.sock").exists()
+
+
+def test_with_rundir_the_socket_is_there_and_the_certificate_is_here(tmp_path):
+    make_pem(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    with daemon(
+        tmp_path, "--rundir", "elsewhere", "asynchat",
+        "--listen", "unix:echo.sock",
+        "--listen", "ssl:0:interface=127.0.0.1:privateKey=key.pem:certKey=cert.pem",
+    ) as started:  # fmt: skip
+        assert started.returncode == 0, started.stderr
+        check_echo(str(tmp_path / "elsewhere" / "echo.sock"))
+
+
+def test_in_the_background_a_taken_port_is_told_by_the_command_and_in_the_log(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        description = f"tcp:{taken.getsockname()[1]}:interface=127.0.0.1"
+        with daemon(tmp_path, "asynchat", "--listen", description) as started:
+            assert started.returncode == 1
+            assert b"cannot listen on" in started.stderr
+            assert b"Traceback" not in started.stderr
+    log = (tmp_path / "twistd.log").read_text()
+    assert f"txasynchat: cannot listen on '{description}': Address already in use" in log
+    assert "Traceback" not in log
+
+
+def test_it_ends_while_a_connection_is_idle_in_the_background(tmp_path):
+    with daemon(tmp_path, "asynchat", "--listen", "unix:echo.sock") as started:
+        assert started.returncode == 0, started.stderr
+        client = socket.socket(socket.AF_UNIX)
+        client.settimeout(SECONDS)
+        client.connect(str(tmp_path / "echo.sock"))
+    with client:
+        assert client.recv(10) == b""
