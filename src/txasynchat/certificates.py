@@ -98,7 +98,9 @@ class Credentials:
             raise CredentialsError(key_source, f"is not the key of the certificate in {source}")
         now = datetime.now(UTC)
         if now > leaf.not_valid_after_utc:
-            raise CredentialsError(source, f"expired at {leaf.not_valid_after_utc:%Y-%m-%d %H:%M} UTC")
+            raise CredentialsError(
+                source, f"expired at {leaf.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
+            )
         if now < leaf.not_valid_before_utc:
             raise CredentialsError(
                 source, f"not valid before {leaf.not_valid_before_utc:%Y-%m-%d %H:%M} UTC"
@@ -124,9 +126,7 @@ class WatchedCredentials:
 
     _log = Logger()
 
-    def __init__(
-        self, credentials: Credentials, interval: float, now: Callable[[], float]
-    ) -> None:
+    def __init__(self, credentials: Credentials, interval: float, now: Callable[[], float]) -> None:
         self.credentials = credentials
         self._interval = interval
         self._now = now

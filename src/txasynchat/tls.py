@@ -202,9 +202,8 @@ class _Contexts:
             context.set_options(SSL.OP_NO_TICKET)
         context.set_verify(options.client_certificate.value, _verify_chain)
         for authority in self._authorities:
-            certificate = crypto.X509.from_cryptography(authority)
-            _store(context).add_cert(certificate)
-            context.add_client_ca(certificate)
+            _store(context).add_cert(crypto.X509.from_cryptography(authority))
+            context.add_client_ca(authority)
         context.set_tlsext_servername_callback(self._choose_by_name)
         if options.alpn:
             context.set_alpn_select_callback(self._choose_protocol)
@@ -362,10 +361,10 @@ def _finished(context: SSL.Context, options: ServerOptions | ClientOptions) -> S
 def _use(context: SSL.Context, loaded: Loaded) -> None:
     leaf, *rest = loaded.chain
     try:
-        context.use_certificate(crypto.X509.from_cryptography(leaf))
-        context.use_privatekey(crypto.PKey.from_cryptography_key(loaded.key))
+        context.use_certificate(leaf)
+        context.use_privatekey(loaded.key)
         for certificate in rest:
-            context.add_extra_chain_cert(crypto.X509.from_cryptography(certificate))
+            context.add_extra_chain_cert(certificate)
     except SSL.Error as error:
         raise CredentialsError(leaf.subject.rfc4514_string(), f"OpenSSL says: {error}") from error
 

@@ -151,6 +151,8 @@ class TLSLayer(TLSMemoryBIOProtocol):
         self.connected = False
         self._outgoing = None
         ProtocolWrapper.connectionLost(self, reason)
+        if isinstance(self.factory, TLSFactory) and self.factory.on_ready is not None:
+            self.factory.on_ready(self, reason)
         # The connection refers to this object as its data.
         self._tlsConnection = None
 
@@ -276,6 +278,8 @@ class TLSLayer(TLSMemoryBIOProtocol):
             self._unbufferPendingWrites()
         if IHandshakeListener.providedBy(self.wrappedProtocol):
             self.wrappedProtocol.handshakeCompleted()
+        if isinstance(self.factory, TLSFactory) and self.factory.on_ready is not None:
+            self.factory.on_ready(self, None)
         if self._tlsConnection is not None:
             # What came behind the last flight; how many records that is was not counted.
             self._receive(connection, None)
@@ -581,12 +585,22 @@ class TLSFactory(TLSMemoryBIOFactory):
         super().__init__(options, is_client, factory, clock=clock or _NO_CLOCK)
         self.options = options
         self.clock = clock
+        #: Called with a layer and None when its handshake is done, and why when it is lost.
+        self.on_ready: Callable[[TLSLayer, Failure | None], object] | None = None
         self.limit: HandshakeLimit | None = None if is_client else getattr(options, "limit", None)
         self.handshake_timeout: float | None = getattr(
             options, "handshake_timeout", TLSLayer.handshake_timeout
         )
         self.close_timeout: float = getattr(options, "close_timeout", TLSLayer.close_timeout)
         self.flush_timeout: float = getattr(options, "flush_timeout", TLSLayer.flush_timeout)
+
+    @override
+    def buildProtocol(self, addr: Any) -> Any:
+        """
+        Build the other factory's protocol, and TLS below it; None if that refuses the connection.
+        """
+        protocol = self.wrappedFactory.buildProtocol(addr)
+        return None if protocol is None else self.protocol(self, protocol)
 
 
 _NO_CLOCK: Any = object()

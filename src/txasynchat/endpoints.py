@@ -1,0 +1,295 @@
+r"""
+TLS over any endpoint: the ``secure:`` strings, and the classes behind them.
+
+After ``secure:`` follows another endpoint's string, and words of ours anywhere in it; what is none of
+ours goes to the other endpoint::
+
+    secure:tcp:8443:interface=127.0.0.1:certificate=server.pem:key=server.key
+    secure:unix:/run/chat.sock:certificate=server.pem:client_ca=staff.pem:client=required
+    secure:systemd:domain=INET:index=0:certificate=one.pem,two.pem:names=strict
+    secure:tcp:chat.example.org:8443:ca=company.pem
+
+Where both sides need the same word, the inner string is written as one argument, with its colons
+escaped: ``secure:tcp\:8443:certificate=server.pem``.
+
+`server_options` and `client_options` say which words there are.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import clientFromString, quoteStringArgument, serverFromString
+from twisted.internet.interfaces import IStreamClientEndpoint, IStreamServerEndpoint
+from zope.interface import implementer
+
+from txasynchat.certificates import Credentials
+from txasynchat.tls import ClientCertificate, ClientOptions, ServerOptions, Version
+from txasynchat.tlslayer import TLSFactory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from twisted.internet.interfaces import IProtocolFactory
+    from twisted.python.failure import Failure
+
+    from txasynchat.tlslayer import TLSLayer
+
+__all__ = [
+    "SecureClientEndpoint",
+    "SecureServerEndpoint",
+    "client_options",
+    "parse_client",
+    "parse_server",
+    "server_options",
+]
+
+
+@implementer(IStreamServerEndpoint)
+class SecureServerEndpoint:
+    """
+    TLS on the connections that another endpoint accepts.
+
+    Args:
+        reactor: whose time the limits are measured in.
+        endpoint: accepts the connections.
+        options: how TLS is spoken; its limit on handshakes holds for all endpoints that share it.
+    """
+
+    def __init__(self, reactor: Any, endpoint: Any, options: ServerOptions) -> None:
+        self.options = options
+        self._reactor = reactor
+        self._endpoint = endpoint
+
+    def listen(self, protocolFactory: IProtocolFactory) -> Deferred[Any]:  # noqa: N803 Twisted's
+        """
+        Listen on the other endpoint.
+        """
+        factory = TLSFactory(self.options, False, protocolFactory, self._reactor)
+        listening: Deferred[Any] = self._endpoint.listen(factory)
+        return listening
+
+
+@implementer(IStreamClientEndpoint)
+class SecureClientEndpoint:
+    """
+    TLS on a connection that another endpoint makes.
+
+    Args:
+        reactor: whose time the limits are measured in.
+        endpoint: makes the connection.
+        options: how TLS is spoken, and with whom.
+    """
+
+    def __init__(self, reactor: Any, endpoint: Any, options: ClientOptions) -> None:
+        self.options = options
+        self._reactor = reactor
+        self._endpoint = endpoint
+
+    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[Any]:  # noqa: N803 Twisted's
+        """
+        Connect, and shake hands.
+
+        Returns:
+            fires with the protocol when the handshake is done; fails with a `TLSError` if that
+            failed, or with what the other endpoint fails with. Cancelling closes the connection.
+        """
+        factory = TLSFactory(self.options, True, protocolFactory, self._reactor)
+        layers: list[TLSLayer] = []
+
+        def cancelled(_: object) -> None:
+            connecting.cancel()
+            for layer in layers:
+                layer.abortConnection()
+
+        def ready(layer: TLSLayer, failure: Failure | None) -> None:
+            if not secured.called:
+                secured.callback(layer.wrappedProtocol if failure is None else failure)
+
+        secured: Deferred[Any] = Deferred(cancelled)
+        factory.on_ready = ready
+        connecting: Deferred[Any] = self._endpoint.connect(factory)
+        connecting.addCallbacks(
+            layers.append, lambda failure: None if secured.called else secured.errback(failure)
+        )
+        return secured
+
+
+def server_options(
+    *,
+    certificate: str,
+    key: str = "",
+    client_ca: str = "",
+    client: str = "",
+    alpn: str = "",
+    names: str = "any",
+    version: str = "",
+    sessions: str = "no",
+    reload: str = "1",
+    handshake_timeout: str = "10",
+    close_timeout: str = "3",
+    max_handshakes: str = "128",
+) -> ServerOptions:
+    """
+    Make a `ServerOptions` out of the words of a ``secure:`` string.
+
+    Args:
+        certificate: file of the certificate and its chain; of several, separated by commas, a client
+            gets the one that has the name it asks for, else the first.
+        key: file of the key, or of as many keys as certificates; not given: in the same files.
+        client_ca: file of the authorities that vouch for clients.
+        client: ``required`` (the default with *client_ca*) or ``optional``: certificates of clients.
+        alpn: protocols, separated by commas, the preferred first; ``!`` behind the last one: refuse
+            clients that offer none.
+        names: ``strict``: refuse a client that asks for a name that no certificate has.
+        version: ``1.2`` or ``1.3``: that one only.
+        sessions: ``yes``: let clients come back with a shorter handshake.
+        reload: seconds after which renewed files are looked for again; ``never``.
+        handshake_timeout: seconds.
+        close_timeout: seconds.
+        max_handshakes: how many go on at once.
+
+    Raises:
+        CredentialsError: see `ServerOptions`.
+        ValueError: a word has a value that it cannot have.
+    """
+    certificates = certificate.split(",")
+    keys: list[str | None] = [*key.split(",")] if key else [None] * len(certificates)
+    if len(keys) != len(certificates):
+        raise ValueError(f"certificate names {len(certificates)} files, key {len(keys)}")
+    mode = client or ("required" if client_ca else "off")
+    lowest, highest = _versions(version)
+    return ServerOptions(
+        [Credentials(one, its) for one, its in zip(certificates, keys, strict=True)],
+        strict_names=_one_of("names", names, {"any": False, "strict": True}),
+        client_certificate=_one_of(
+            "client", mode, {one.name.lower(): one for one in ClientCertificate}
+        ),
+        client_authorities=client_ca or None,
+        alpn=_protocols(alpn.removesuffix("!")),
+        require_alpn=alpn.endswith("!"),
+        minimum=lowest,
+        maximum=highest,
+        sessions=_one_of("sessions", sessions, {"no": False, "yes": True}),
+        reload_interval=None if reload == "never" else _number("reload", reload),
+        handshake_timeout=_number("handshake_timeout", handshake_timeout),
+        close_timeout=_number("close_timeout", close_timeout),
+        max_handshakes=int(_number("max_handshakes", max_handshakes)),
+    )
+
+
+def client_options(
+    *,
+    hostname: str,
+    ca: str = "",
+    certificate: str = "",
+    key: str = "",
+    alpn: str = "",
+    version: str = "",
+    handshake_timeout: str = "10",
+    close_timeout: str = "3",
+) -> ClientOptions:
+    """
+    Make a `ClientOptions` out of the words of a ``secure:`` string.
+
+    Args:
+        hostname: the name or address that the server's certificate must be for; after
+            ``secure:tcp:`` the host that is connected to, if it is not given.
+        ca: file of the authorities that vouch for the server; not given: those of the system.
+        certificate: file of our own certificate and its chain.
+        key: file of its key; not given: in the same file.
+        alpn: protocols, separated by commas, the preferred first.
+        version: ``1.2`` or ``1.3``: that one only.
+        handshake_timeout: seconds.
+        close_timeout: seconds.
+
+    Raises:
+        CredentialsError: see `ClientOptions`.
+        ValueError: a word has a value that it cannot have.
+    """
+    lowest, highest = _versions(version)
+    return ClientOptions(
+        hostname,
+        authorities=ca or None,
+        credentials=Credentials(certificate, key or None) if certificate else None,
+        alpn=_protocols(alpn),
+        minimum=lowest,
+        maximum=highest,
+        handshake_timeout=_number("handshake_timeout", handshake_timeout),
+        close_timeout=_number("close_timeout", close_timeout),
+    )
+
+
+def parse_server(reactor: Any, *arguments: str, **words: str) -> SecureServerEndpoint:
+    """
+    Make the endpoint of a ``secure:`` string; called by Twisted, with the string taken apart.
+
+    Raises:
+        ValueError: the string is wrong, or the inner one; `CredentialsError` is one of these.
+    """
+    inner, ours = _split(server_options, arguments, words)
+    if "certificate" not in ours:
+        raise ValueError("secure: needs certificate=")
+    return SecureServerEndpoint(reactor, serverFromString(reactor, inner), server_options(**ours))
+
+
+def parse_client(reactor: Any, *arguments: str, **words: str) -> SecureClientEndpoint:
+    """
+    Make the endpoint of a ``secure:`` string; called by Twisted, with the string taken apart.
+
+    Raises:
+        ValueError: the string is wrong, or the inner one; `CredentialsError` is one of these.
+    """
+    inner, ours = _split(client_options, arguments, words)
+    if "hostname" not in ours:
+        host = re.match(r"tcp:((?:[^:\\]|\\.)+)", inner)
+        if host is None:
+            raise ValueError("secure: needs hostname= where the inner string is not tcp:host:port")
+        ours["hostname"] = re.sub(r"\\(.)", r"\1", host[1])
+    return SecureClientEndpoint(reactor, clientFromString(reactor, inner), client_options(**ours))
+
+
+def _split(
+    options: Callable[..., object], arguments: tuple[str, ...], words: dict[str, str]
+) -> tuple[str, dict[str, str]]:
+    """
+    Write the inner endpoint's string, and pick the words that are ours.
+    """
+    if not arguments:
+        raise ValueError("secure: needs another endpoint behind it, as in secure:tcp:8443")
+    ours = {
+        name: words.pop(name) for name in inspect.signature(options).parameters if name in words
+    }
+    if len(arguments) == 1:
+        inner = [arguments[0]]
+    else:
+        inner = [quoteStringArgument(one) for one in arguments]
+    return ":".join(inner + [f"{name}={quoteStringArgument(words[name])}" for name in words]), ours
+
+
+def _protocols(text: str) -> tuple[bytes, ...]:
+    return tuple(one.encode("ascii") for one in text.split(",")) if text else ()
+
+
+def _versions(text: str) -> tuple[Version, Version]:
+    both = (Version.TLS_1_2, Version.TLS_1_3)
+    return _one_of("version", text, {"": both, "1.2": both[:1] * 2, "1.3": both[1:] * 2})
+
+
+def _one_of(name: str, value: str, choices: dict[str, Any]) -> Any:
+    if value not in choices:
+        raise ValueError(f"{name} is {' or '.join(filter(None, choices))}, not {value!r}")
+    return choices[value]
+
+
+def _number(name: str, value: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = -1.0
+    if number <= 0:
+        raise ValueError(f"{name} is a number above 0, not {value!r}")
+    return number

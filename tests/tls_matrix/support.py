@@ -1,0 +1,174 @@
+"""
+What the tests of TLS share: certificates made for this run, handlers that take notes, and clients
+of other makes.
+"""
+
+from __future__ import annotations
+
+import datetime
+import socket
+import ssl
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from twisted.internet.defer import Deferred
+from twisted.internet.threads import deferToThread
+
+from txasynchat import AsyncChat
+from txasynchat.tls import Credentials
+
+HOST = "chat.example.org"
+PATIENCE = 20.0
+VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
+
+
+@cache
+def authority() -> trustme.CA:
+    """The authority that everybody trusts here."""
+    return trustme.CA()
+
+
+@cache
+def stranger() -> trustme.CA:
+    """Another one, that nobody knows."""
+    return trustme.CA()
+
+
+@cache
+def leaf(*names: str) -> trustme.LeafCert:
+    return authority().issue_cert(*(names or (HOST, "127.0.0.1", "localhost")))
+
+
+def pem(certificate: trustme.LeafCert) -> bytes:
+    """Certificate, chain and key in one."""
+    chain = b"".join(one.bytes() for one in certificate.cert_chain_pems)
+    return chain + certificate.private_key_pem.bytes()
+
+
+def credentials(*names: str) -> Credentials:
+    return Credentials(pem(leaf(*names)))
+
+
+def trust() -> bytes:
+    return authority().cert_pem.bytes()
+
+
+def write(folder: Path, certificate: trustme.LeafCert, name: str = "server") -> tuple[Path, Path]:
+    """Write the files of a certificate and its key."""
+    chain, key = folder / f"{name}.pem", folder / f"{name}.key"
+    chain.write_bytes(b"".join(one.bytes() for one in certificate.cert_chain_pems))
+    key.write_bytes(certificate.private_key_pem.bytes())
+    return chain, key
+
+
+def self_signed(name: str = HOST) -> bytes:
+    """A certificate that vouches for itself, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    return certificate.public_bytes(serialization.Encoding.PEM) + key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+
+
+class Notes(AsyncChat):
+    """Echoes lines, and notes what it is told, in the order of it."""
+
+    terminator = b"\n"
+
+    def __init__(self) -> None:
+        self.notes: list[object] = []
+        self.closed: Deferred[Notes] = Deferred()
+        self.connected_: Deferred[Notes] = Deferred()
+
+    def handle_secure(self, info):
+        self.notes.append(("secure", info))
+
+    def handle_connect(self):
+        self.notes.append("connect")
+        self.connected_.callback(self)
+
+    def message_received(self, message):
+        self.notes.append(message)
+        self.push(message + b"\n")
+
+    def connectionLost(self, reason):
+        super().connectionLost(reason)
+        self.closed.callback(self)
+
+    def handle_close(self):
+        self.notes.append("close")
+
+
+def client_context(version: str | None = None, **files) -> ssl.SSLContext:
+    """A context of the standard library that trusts `authority`."""
+    context = ssl.create_default_context(cadata=trust().decode())
+    if version is not None:
+        context.minimum_version = context.maximum_version = VERSIONS[version]
+    return context
+
+
+def stdlib_client(
+    port: int | str, context: ssl.SSLContext, name: str | None = HOST
+) -> ssl.SSLSocket:
+    """Connect and shake hands."""
+    if isinstance(port, str):
+        plain = socket.socket(socket.AF_UNIX)
+        plain.settimeout(PATIENCE)
+        plain.connect(port)
+    else:
+        plain = socket.create_connection(("127.0.0.1", port), PATIENCE)
+    try:
+        return context.wrap_socket(plain, server_hostname=name)
+    except BaseException:
+        plain.close()
+        raise
+
+
+def read_line(client: socket.socket) -> bytes:
+    line = b""
+    while not line.endswith(b"\n"):
+        data = client.recv(65536)
+        if not data:
+            break
+        line += data
+    return line
+
+
+def talk(port: int | str, context: ssl.SSLContext, line: bytes = b"hello\n") -> bytes:
+    """One line there and back, and an orderly end; blocking."""
+    with stdlib_client(port, context) as client:
+        client.sendall(line)
+        answer = read_line(client)
+        client.unwrap().close()
+        return answer
+
+
+def in_thread(function, *arguments) -> Deferred:
+    return deferToThread(function, *arguments)
+
+
+def openssl(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess:
+    """Run the openssl program."""
+    return subprocess.run(
+        ["openssl", *arguments], input=stdin, capture_output=True, timeout=PATIENCE, check=False
+    )

@@ -1,0 +1,34 @@
+"""
+The ``secure:`` endpoint strings; what they mean is imported when one is used.
+"""
+
+from twisted.internet.interfaces import (
+    IStreamClientEndpointStringParserWithReactor,
+    IStreamServerEndpointStringParser,
+)
+from twisted.plugin import IPlugin
+from zope.interface import implementer
+
+
+@implementer(IPlugin, IStreamServerEndpointStringParser)
+class _Server:
+    prefix = "secure"
+
+    def parseStreamServer(self, reactor, *args, **kwargs):
+        from txasynchat.endpoints import parse_server
+
+        return parse_server(reactor, *args, **kwargs)
+
+
+@implementer(IPlugin, IStreamClientEndpointStringParserWithReactor)
+class _Client:
+    prefix = "secure"
+
+    def parseStreamClient(self, reactor, *args, **kwargs):
+        from txasynchat.endpoints import parse_client
+
+        return parse_client(reactor, *args, **kwargs)
+
+
+secure_server = _Server()
+secure_client = _Client()
