@@ -1,0 +1,613 @@
+"""
+The output queue alone: what comes out, in which order, and who is asked when.
+"""
+
+import io
+import os
+import random
+import sys
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from txasynchat import FileProducer, OutputQueue, ProducerError, simple_producer
+from txasynchat.producers import EMPTY_PIECES
+
+
+def drain(queue, limit=65_536):
+    """Take all that the queue gives now."""
+    return b"".join(iter(lambda: queue.take(limit), b""))
+
+
+class More:
+    """A producer as of asynchat, which remembers how often it was asked."""
+
+    def __init__(self, *pieces):
+        self.pieces = list(pieces)
+        self.asked = 0
+
+    def more(self):
+        self.asked += 1
+        piece = self.pieces.pop(0) if self.pieces else b""
+        if isinstance(piece, Exception):
+            raise piece
+        return piece
+
+
+class Pushing:
+    """A push producer of Twisted's, by its methods; it writes when the test says so."""
+
+    def __init__(self, queue):
+        self.queue = queue
+        self.calls = []
+
+    def pauseProducing(self):
+        self.calls.append("pause")
+
+    def resumeProducing(self):
+        self.calls.append("resume")
+
+    def stopProducing(self):
+        self.calls.append("stop")
+
+
+class Pulling(Pushing):
+    """A pull producer that writes one piece each time it is asked."""
+
+    def __init__(self, queue, *pieces):
+        super().__init__(queue)
+        self.pieces = list(pieces)
+
+    def resumeProducing(self):
+        self.calls.append("resume")
+        if self.pieces:
+            self.queue.write(self.pieces.pop(0))
+        else:
+            self.queue.unregister()
+
+
+class TestOrder:
+    def test_every_kind_keeps_its_place(self, tmp_path):
+        path = tmp_path / "file"
+        path.write_bytes(b"<path>")
+        queue = OutputQueue()
+        queue.push(b"<bytes>")
+        queue.push_producer(More(b"<mo", b"re>"))
+        queue.push(bytearray(b"<bytearray>"))
+        queue.push_producer(piece for piece in (b"<gener", b"", b"ator>"))
+        queue.push_producer([b"<list>"])
+        queue.push(memoryview(b"<view>"))
+        queue.push_producer(io.BytesIO(b"<file>"))
+        queue.push_producer(FileProducer(path))
+        queue.register(Pulling(queue, b"<pu", b"ll>"), False)
+        queue.push_producer(simple_producer(b"<simple>", 3))
+        queue.push_producer(b"<bytes again>")
+        queue.close_when_done()
+        queue.push(b"<late>")
+        assert drain(queue) == (
+            b"<bytes><more><bytearray><generator><list><view><file><path><pull><simple><bytes again>"
+        )
+        assert queue.finished
+        assert queue.size == 0
+
+    @given(
+        st.lists(
+            st.one_of(
+                st.binary(max_size=20),
+                st.lists(st.binary(min_size=1, max_size=20), max_size=5),
+            ),
+            max_size=30,
+        ),
+        st.integers(min_value=1, max_value=40),
+        st.randoms(use_true_random=False),
+    )
+    def test_what_goes_in_comes_out_however_it_is_taken(self, items, limit, chance):
+        queue = OutputQueue()
+        expected = b""
+        got = b""
+        for item in items:
+            if isinstance(item, bytes):
+                queue.push(item)
+                expected += item
+            else:
+                queue.push_producer(More(*item) if chance.random() < 0.5 else iter(item))
+                expected += b"".join(item)
+            if chance.random() < 0.3:
+                got += queue.take(limit)
+        queue.close_when_done()
+        while piece := queue.take(limit):
+            assert len(piece) <= limit
+            got += piece
+        assert got == expected
+        assert queue.finished
+        assert not queue
+
+    def test_bytes_and_the_producer_behind_them_leave_together(self):
+        queue = OutputQueue()
+        queue.push(b"header ")
+        queue.push_producer(iter([b"small ", b"pieces"]))
+        queue.close_when_done()
+        assert queue.take(65_536) == b"header small pieces"
+        assert queue.finished
+
+    def test_no_more_is_taken_than_was_asked_for(self):
+        queue = OutputQueue()
+        queue.push(b"a" * 10)
+        queue.push_producer(More(b"b" * 10))
+        assert [queue.take(7), queue.take(7), queue.take(7)] == [b"a" * 7, b"aaabbbb", b"b" * 6]
+
+    def test_a_mutable_buffer_may_be_used_again_at_once(self):
+        queue = OutputQueue()
+        buffer = bytearray(b"before")
+        queue.push(buffer)
+        buffer[:] = b"after."
+        assert drain(queue) == b"before"
+
+    def test_many_items_cost_the_same_each(self):
+        def seconds(count):
+            queue = OutputQueue()
+            queue.push_producer(More(b"x"))
+            for _ in range(count):
+                queue.push(b"x")
+            began = time.perf_counter()
+            while queue.take(3):
+                pass
+            return time.perf_counter() - began
+
+        assert seconds(160_000) < 60 * max(seconds(10_000), 0.001)
+
+    def test_what_was_taken_is_forgotten(self):
+        queue = OutputQueue()
+        big = bytes(100)
+        before = sys.getrefcount(big)
+        queue.push(big)
+        queue.push_producer(More(b"y"))
+        queue.take(60)
+        assert sys.getrefcount(big) == before + 1
+        queue.take(40)
+        assert sys.getrefcount(big) == before
+
+
+class TestAsking:
+    def test_a_producer_waits_until_all_before_it_was_taken(self):
+        queue = OutputQueue()
+        producer = More(b"b" * 10)
+        queue.push(b"a" * 20)
+        queue.push_producer(producer)
+        assert queue.take(20) == b"a" * 20
+        assert producer.asked == 0
+        assert queue.take(5) == b"bbbbb"
+        assert producer.asked == 1
+        assert queue.take(5) == b"bbbbb"
+        assert producer.asked == 1
+
+    def test_a_producer_is_not_asked_again_after_its_end(self):
+        queue = OutputQueue()
+        producer = More(b"x")
+        queue.push_producer(producer)
+        assert drain(queue) == b"x"
+        queue.push(b"y")
+        assert drain(queue) == b"y"
+        assert producer.asked == 2
+
+    def test_none_ends_a_more_producer_as_in_asynchat(self):
+        queue = OutputQueue()
+        queue.push_producer(More(b"x", None))
+        queue.push(b"y")
+        assert drain(queue) == b"xy"
+
+    def test_a_producer_may_push_while_it_is_asked(self):
+        queue = OutputQueue()
+
+        def produce():
+            queue.push(b"3")
+            yield b"1"
+            queue.push_producer(iter([b"4"]))
+            yield b"2"
+
+        queue.push_producer(produce())
+        assert drain(queue) == b"1234"
+
+    def test_a_producer_may_close_while_it_is_asked(self):
+        queue = OutputQueue()
+
+        def produce():
+            yield b"1"
+            queue.close_when_done()
+            queue.push(b"late")
+            yield b"2"
+
+        queue.push_producer(produce())
+        assert drain(queue) == b"12"
+        assert queue.finished
+
+    def test_a_producer_may_have_the_queue_dropped_while_it_is_asked(self):
+        queue = OutputQueue()
+        ended = []
+
+        def produce():
+            try:
+                yield b"1"
+                assert queue.stop() == []
+                yield b"2"
+                yield b"3"
+            finally:
+                ended.append(True)
+
+        queue.push_producer(produce())
+        assert queue.take(1) == b"1"
+        assert queue.take(1) == b""
+        assert ended == [True]
+        queue.push(b"4")
+        assert drain(queue) == b"4"
+        assert queue.size == 0
+
+    def test_asking_a_generator_costs_the_same_however_much_is_behind_it(self):
+        def seconds(behind):
+            queue = OutputQueue()
+            queue.push_producer(iter([b"x"] * 5_000))
+            for _ in range(behind):
+                queue.push(b"y")
+            began = time.perf_counter()
+            for _ in range(5_000):
+                queue.take(1)
+            return time.perf_counter() - began
+
+        assert seconds(200_000) < 10 * max(seconds(1), 0.002)
+
+
+class TestFailures:
+    def failing(self, *items):
+        queue = OutputQueue()
+        queue.push(b"before ")
+        queue.push_producer(*items)
+        queue.push(b" behind")
+        return queue
+
+    @pytest.mark.parametrize(
+        ("producer", "text"),
+        [
+            (More(OSError("disk")), "raised OSError('disk')"),
+            (More("text"), "not str"),
+            (iter(["text"]), "not str"),
+            (iter([None]), "not NoneType"),
+            (iter([3]), "not int"),
+            (io.StringIO("text"), "not str"),
+        ],
+    )
+    def test_it_is_named_and_what_was_before_it_goes_first(self, producer, text):
+        queue = self.failing(producer)
+        assert queue.take(100) == b"before "
+        with pytest.raises(ProducerError) as caught:
+            queue.take(100)
+        assert text in str(caught.value)
+        if not isinstance(producer, io.StringIO):
+            assert repr(producer) in str(caught.value)
+        assert caught.value.__cause__ is not None
+        assert drain(queue) == b" behind"
+
+    def test_what_the_producer_gave_before_goes_first_too(self):
+        def produce():
+            yield b"good "
+            raise ValueError("bad")
+
+        queue = self.failing(produce())
+        assert queue.take(100) == b"before good "
+        with pytest.raises(ProducerError, match="bad"):
+            queue.take(100)
+        assert drain(queue) == b" behind"
+        assert queue.size == 0
+
+    def test_an_iterator_of_nothing_is_stuck(self):
+        def produce():
+            while True:
+                asked.append(1)
+                yield b""
+
+        asked = []
+        queue = OutputQueue()
+        queue.push_producer(produce())
+        with pytest.raises(ProducerError, match="gave an empty piece 1000 times in a row"):
+            queue.take(100)
+        assert len(asked) == EMPTY_PIECES == 1_000
+
+    def test_a_failing_file_is_closed_if_it_was_opened_here(self, tmp_path):
+        path = tmp_path / "file"
+        path.write_bytes(b"x")
+        producer = FileProducer(path)
+        os.close(producer._file.fileno())
+        queue = OutputQueue()
+        queue.push_producer(producer)
+        with pytest.raises(ProducerError, match="Bad file descriptor"):
+            queue.take(100)
+
+    @pytest.mark.parametrize("wrong", ["text", 3, None, object()])
+    def test_what_is_no_producer_is_refused_at_once(self, wrong):
+        queue = OutputQueue()
+        with pytest.raises(TypeError, match="a producer has more"):
+            queue.push_producer(wrong)
+        assert not queue
+
+    @pytest.mark.parametrize("wrong", ["text", 3, None, [b"x"]])
+    def test_what_is_not_bytes_like_is_refused_with_its_value(self, wrong):
+        queue = OutputQueue()
+        with pytest.raises(TypeError, match="data must be bytes-like, not ") as caught:
+            queue.push(wrong)
+        assert repr(wrong) in str(caught.value)
+        assert not queue
+
+
+class TestFiles:
+    def test_a_path_is_opened_at_once_and_closed_at_its_end(self, tmp_path):
+        path = tmp_path / "file"
+        path.write_bytes(b"abcdefgh")
+        producer = FileProducer(str(path), 3)
+        queue = OutputQueue()
+        queue.push_producer(producer)
+        assert drain(queue) == b"abcdefgh"
+        assert producer._file.closed
+
+    def test_a_path_that_is_not_there_raises_at_once(self, tmp_path):
+        with pytest.raises(FileNotFoundError):
+            FileProducer(tmp_path / "nothing")
+
+    def test_an_open_file_stays_open_and_is_read_from_where_it_stands(self):
+        file = io.BytesIO(b"0123456789")
+        file.seek(5)
+        queue = OutputQueue()
+        queue.push_producer(FileProducer(file))
+        assert drain(queue) == b"56789"
+        assert not file.closed
+
+    def test_a_dropped_path_is_closed_and_a_dropped_open_file_is_not(self, tmp_path):
+        path = tmp_path / "file"
+        path.write_bytes(b"x")
+        owned = FileProducer(path)
+        file = io.BytesIO(b"y")
+        queue = OutputQueue()
+        queue.push_producer(owned)
+        queue.push_producer(file)
+        assert queue.stop() == []
+        assert owned._file.closed
+        assert not file.closed
+
+    def test_it_says_which_file_it_is(self, tmp_path):
+        path = tmp_path / "named"
+        path.touch()
+        producer = FileProducer(path)
+        assert "named" in repr(producer)
+        producer.close()
+
+
+class TestSimpleProducer:
+    """Facts of the 3.11 library reference."""
+
+    def test_pieces_of_512_bytes_then_nothing(self):
+        producer = simple_producer(b"x" * 1_000)
+        assert [producer.more(), producer.more(), producer.more()] == [b"x" * 512, b"x" * 488, b""]
+
+    def test_the_length_of_a_piece_can_be_chosen(self):
+        producer = simple_producer(b"abcde", buffer_size=2)
+        assert [producer.more() for _ in range(4)] == [b"ab", b"cd", b"e", b""]
+
+
+class TestTwistedProducers:
+    def test_a_push_producer_is_paused_until_its_turn(self):
+        queue = OutputQueue()
+        queue.push(b"first ")
+        producer = Pushing(queue)
+        queue.register(producer, True)
+        assert producer.calls == ["pause"]
+        assert queue.take(100) == b"first "
+        assert producer.calls == ["pause", "resume"]
+        queue.write(b"second")
+        assert queue.take(100) == b"second"
+        queue.unregister()
+        queue.push(b" third")
+        assert drain(queue) == b" third"
+        assert producer.calls == ["pause", "resume"]
+
+    def test_one_that_is_first_in_the_queue_goes_on_undisturbed(self):
+        queue = OutputQueue()
+        producer = Pushing(queue)
+        queue.register(producer, True)
+        queue.write(b"x")
+        assert queue.take(100) == b"x"
+        assert producer.calls == []
+
+    def test_it_is_paused_when_there_is_no_room_and_resumed_when_there_is(self):
+        queue = OutputQueue()
+        producer = Pushing(queue)
+        queue.register(producer, True)
+        queue.pause()
+        queue.pause()
+        assert producer.calls == ["pause"]
+        assert queue.take(100) == b""
+        assert producer.calls == ["pause", "resume"]
+
+    def test_it_is_paused_when_it_runs_too_far_ahead(self):
+        queue = OutputQueue()
+        producer = Pushing(queue)
+        queue.register(producer, True)
+        queue.write(b"x" * 40_000)
+        assert producer.calls == []
+        queue.write(b"x" * 40_000)
+        assert producer.calls == ["pause"]
+        assert queue.size == 80_000
+        while queue.take(10_000):
+            pass
+        assert producer.calls == ["pause", "resume"]
+        assert queue.size == 0
+
+    def test_several_take_their_turns(self):
+        queue = OutputQueue()
+        first, second = Pushing(queue), Pushing(queue)
+        queue.register(first, True)
+        queue.register(second, True)
+        queue.push(b"end")
+        assert second.calls == ["pause"]
+        queue.write(b"1")
+        assert queue.take(100) == b"1"
+        assert second.calls == ["pause"]
+        queue.unregister()
+        assert queue.take(100) == b""
+        assert second.calls == ["pause", "resume"]
+        queue.write(b"2")
+        queue.unregister()
+        assert drain(queue) == b"2end"
+
+    def test_a_pull_producer_is_asked_once_for_each_answer(self):
+        queue = OutputQueue()
+        producer = Pulling(queue, b"x" * 10, b"y" * 10)
+        queue.register(producer, False)
+        assert producer.calls == []
+        assert queue.take(10) == b"x" * 10
+        assert producer.calls == ["resume"]
+
+    def test_a_pull_producer_may_answer_later(self):
+        queue = OutputQueue()
+        producer = Pushing(queue)
+        queue.register(producer, False)
+        assert queue.take(100) == b""
+        assert queue.take(100) == b""
+        assert producer.calls == ["resume"]
+        queue.write(b"x")
+        assert queue.take(1) == b"x"
+        assert queue.take(1) == b""
+        assert producer.calls == ["resume", "resume"]
+
+    def test_what_one_wrote_before_it_ended_is_not_lost(self):
+        queue = OutputQueue()
+        queue.register(Pushing(queue), True)
+        queue.write(b"x" * 10)
+        queue.unregister()
+        queue.close_when_done()
+        assert drain(queue, 3) == b"x" * 10
+        assert queue.finished
+
+    def test_without_one_nothing_is_written(self):
+        queue = OutputQueue()
+        assert queue.write(b"x") is False
+        queue.push(b"y")
+        assert queue.write(b"x") is False
+        assert drain(queue) == b"y"
+
+    def test_text_is_refused_where_it_is_written(self):
+        queue = OutputQueue()
+        queue.register(Pushing(queue), True)
+        with pytest.raises(TypeError, match="not str: 'text'"):
+            queue.write("text")
+
+    @pytest.mark.parametrize("streaming", [True, False])
+    def test_one_that_fails_when_it_is_asked_is_stopped(self, streaming):
+        class Failing(Pushing):
+            def resumeProducing(self):
+                raise OSError("gone")
+
+        queue = OutputQueue()
+        queue.push(b"x")
+        producer = Failing(queue)
+        queue.register(producer, streaming)
+        assert queue.take(100) == b"x"
+        with pytest.raises(ProducerError, match="gone"):
+            queue.take(100)
+        assert producer.calls[-1] == "stop"
+        assert not queue
+
+    def test_one_that_fails_when_it_is_paused_is_named(self):
+        class Failing(Pushing):
+            def pauseProducing(self):
+                raise OSError("cannot stop")
+
+        queue = OutputQueue()
+        queue.register(Failing(queue), True)
+        with pytest.raises(ProducerError, match="cannot stop"):
+            queue.pause()
+        assert not queue
+
+
+class TestStop:
+    def test_everybody_who_waits_is_told_once(self):
+        queue = OutputQueue()
+        ended = []
+
+        def produce(name):
+            try:
+                yield b"x"
+                yield b"y"
+            finally:
+                ended.append(name)
+
+        begun, waiting = produce("begun"), produce("waiting")
+        next(waiting)
+        push, pull = Pushing(queue), Pulling(queue)
+        queue.push_producer(begun)
+        queue.take(1)
+        queue.push_producer(waiting)
+        queue.register(push, True)
+        queue.register(pull, False)
+        queue.push(b"lost")
+        assert queue.stop() == []
+        assert ended == ["begun", "waiting"]
+        assert push.calls == ["pause", "stop"]
+        assert pull.calls == ["stop"]
+        assert queue.stop() == []
+        assert push.calls == ["pause", "stop"]
+        assert not queue
+        assert queue.size == 0
+        assert drain(queue) == b""
+
+    def test_one_that_fails_does_not_keep_the_others_from_it(self):
+        class Failing(Pushing):
+            def stopProducing(self):
+                raise OSError("no")
+
+        queue = OutputQueue()
+        last = Pushing(queue)
+        queue.register(Failing(queue), True)
+        queue.register(last, True)
+        assert [str(error) for error in queue.stop()] == ["no"]
+        assert last.calls == ["pause", "stop"]
+
+    def test_one_that_has_ended_is_not_told(self):
+        queue = OutputQueue()
+        producer = Pushing(queue)
+        queue.register(producer, True)
+        queue.write(b"not taken")
+        queue.unregister()
+        queue.stop()
+        assert producer.calls == []
+
+    def test_a_queue_can_be_used_again(self):
+        queue = OutputQueue()
+        queue.push(b"old")
+        queue.close_when_done()
+        queue.stop()
+        queue.push(b"new")
+        assert drain(queue) == b"new"
+        assert not queue.finished
+
+
+def test_random_programs_agree_with_a_plain_list_of_bytes():
+    """Pushes, producers that push, and takes of random length, against the simplest model."""
+    chance = random.Random(7)
+    for _ in range(300):
+        queue = OutputQueue()
+        expected = bytearray()
+        got = bytearray()
+        for number in range(chance.randrange(40)):
+            piece = bytes([number]) * chance.randrange(1, 3_000)
+            kind = chance.randrange(5)
+            if kind < 3:
+                queue.push(piece)
+                expected += piece
+            elif kind == 3:
+                queue.push_producer(simple_producer(piece, chance.randrange(1, 500)))
+                expected += piece
+            else:
+                got += queue.take(chance.randrange(1, 5_000))
+        got += drain(queue, chance.randrange(1, 5_000))
+        assert got == expected
+        assert queue.size == 0
