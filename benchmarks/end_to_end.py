@@ -293,7 +293,9 @@ def main(size: str, repeats: int) -> list[Verdict]:
     """Plain connections; those over TLS are in tls.py."""
     sizes = SIZES[size]
     competitors = present(COMPETITORS, size)
-    verdicts = run_scenarios("End to end", competitors, scenarios(sizes), sizes, repeats)
+    verdicts = run_scenarios(
+        "End to end", competitors, shortened(scenarios(sizes), size), sizes, repeats
+    )
     return verdicts + memory_tables(
         "End to end", competitors, sizes, repeats, [Target(OURS, at_most=3)]
     )

@@ -74,7 +74,7 @@ class Connection:
 
 
 def dial(port: int) -> socket.socket:
-    connection = socket.create_connection(("127.0.0.1", port))
+    connection = socket.create_connection(("127.0.0.1", port), timeout=GIVE_UP)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if tls_context:
         connection = tls_context.wrap_socket(connection, server_hostname="localhost")

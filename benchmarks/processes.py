@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 HERE = Path(__file__).parent
-PATIENCE = 120.0  # seconds for a program to say its next word
+PATIENCE = 60.0  # seconds for a program to say its next word
 
 
 @dataclass(frozen=True)

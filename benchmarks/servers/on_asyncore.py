@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import warnings
 
 from common import DONE, END, Blocks, arguments, listening
@@ -89,7 +90,12 @@ def main() -> None:
             asyncore.dispatcher.__init__(self)
             self.create_socket(socket.AF_INET, socket.SOCK_STREAM)
             self.bind(("127.0.0.1", 0))
-            self.listen(4096)
+            if options.tls:  # of the facade alone
+                context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+                context.load_cert_chain(options.tls)
+                self.listen(4096, tls=context)
+            else:
+                self.listen(4096)
 
         def handle_accepted(self, connection, address) -> None:
             handler(connection)
