@@ -10,6 +10,7 @@ for it; otherwise ``loop()`` waits on its hub alone.
 
 from __future__ import annotations
 
+import os
 import select
 import sys
 import threading
@@ -26,6 +27,17 @@ class _Local(threading.local):
 
 
 _local = _Local()
+_main_thread = threading.main_thread().ident
+
+
+def _after_fork_in_child() -> None:
+    global _main_thread  # noqa: PLW0603 - the forking thread is the main one now
+    _main_thread = threading.get_ident()
+    _local.reactor = None  # its descriptors are shared with the parent
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def current_reactor() -> Any:
@@ -57,7 +69,7 @@ def here() -> Any:
     Returns:
         the reactor that ``loop()`` has to serve in this thread, `None` if there is none.
     """
-    if threading.get_ident() == threading.main_thread().ident:
+    if threading.get_ident() == _main_thread:
         reactor: Any = sys.modules.get("twisted.internet.reactor")
         if reactor is not None and not getattr(reactor, "running", True):
             return reactor
