@@ -14,7 +14,8 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeAlias
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
@@ -25,7 +26,7 @@ from txasynchat.errors import CredentialsError
 __all__ = ["Credentials", "Loaded", "WatchedCredentials", "load_authorities"]
 
 #: A file's name; its content in PEM; or objects of the `cryptography` package.
-type_of_certificate = str | os.PathLike[str] | bytes | Sequence[x509.Certificate]
+CertificateSource: TypeAlias = str | os.PathLike[str] | bytes | Sequence[x509.Certificate]
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,14 @@ class Credentials:
     Files are named relative to the directory that is current now, not later when they are renewed.
     """
 
-    certificate: type_of_certificate
+    certificate: CertificateSource
     key: Any = None
 
     def __post_init__(self) -> None:
         for name in ("certificate", "key"):
             value = getattr(self, name)
             if isinstance(value, str | os.PathLike):
-                object.__setattr__(self, name, os.path.abspath(value))
+                object.__setattr__(self, name, str(Path(value).absolute()))
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -83,10 +84,7 @@ class Credentials:
                 do not belong together; or the certificate is not valid at this time.
         """
         source, content = _read(self.certificate, "certificate")
-        if isinstance(content, bytes):
-            chain = _parse_certificates(source, content)
-        else:
-            chain = tuple(content)
+        chain = _parse_certificates(source, content)
         if self.key is None:
             key_source = source
             key = _parse_key(source, content)
@@ -166,7 +164,7 @@ class WatchedCredentials:
         state: list[tuple[int, int, int] | None] = []
         for file in self.credentials.files:
             try:
-                status = os.stat(file)
+                status = Path(file).stat()
             except OSError:
                 state.append(None)
             else:
@@ -174,7 +172,7 @@ class WatchedCredentials:
         return state
 
 
-def load_authorities(authorities: type_of_certificate) -> tuple[x509.Certificate, ...]:
+def load_authorities(authorities: CertificateSource) -> tuple[x509.Certificate, ...]:
     """
     Read trust roots: a file in PEM, its content, or certificate objects.
 
@@ -182,7 +180,7 @@ def load_authorities(authorities: type_of_certificate) -> tuple[x509.Certificate
         CredentialsError: the file cannot be read, or has no certificate.
     """
     source, content = _read(authorities, "trust roots")
-    return _parse_certificates(source, content) if isinstance(content, bytes) else tuple(content)
+    return _parse_certificates(source, content)
 
 
 def _read(value: Any, what: str) -> tuple[str, Any]:
@@ -191,14 +189,15 @@ def _read(value: Any, what: str) -> tuple[str, Any]:
     """
     if isinstance(value, str | os.PathLike):
         try:
-            with open(value, "rb") as file:
-                return os.fspath(value), file.read()
+            return os.fspath(value), Path(value).read_bytes()
         except OSError as error:
             raise CredentialsError(os.fspath(value), error.strerror or str(error)) from error
     return f"the {what} given", value
 
 
-def _parse_certificates(source: str, content: bytes) -> tuple[x509.Certificate, ...]:
+def _parse_certificates(source: str, content: Any) -> tuple[x509.Certificate, ...]:
+    if not isinstance(content, bytes):
+        return tuple(content)
     try:
         return tuple(x509.load_pem_x509_certificates(content))
     except ValueError as error:

@@ -118,7 +118,7 @@ class SecureClientEndpoint:
         return secured
 
 
-def server_options(
+def server_options(  # noqa: PLR0913 one for each word
     *,
     certificate: str,
     key: str = "",
@@ -181,7 +181,7 @@ def server_options(
     )
 
 
-def client_options(
+def client_options(  # noqa: PLR0913 one for each word
     *,
     hostname: str,
     ca: str = "",
@@ -263,11 +263,10 @@ def _split(
     ours = {
         name: words.pop(name) for name in inspect.signature(options).parameters if name in words
     }
-    if len(arguments) == 1:
-        inner = [arguments[0]]
-    else:
-        inner = [quoteStringArgument(one) for one in arguments]
-    return ":".join(inner + [f"{name}={quoteStringArgument(words[name])}" for name in words]), ours
+    if len(arguments) > 1:
+        arguments = tuple(map(quoteStringArgument, arguments))
+    theirs = (f"{name}={quoteStringArgument(value)}" for name, value in words.items())
+    return ":".join((*arguments, *theirs)), ours
 
 
 def _protocols(text: str) -> tuple[bytes, ...]:
@@ -276,7 +275,8 @@ def _protocols(text: str) -> tuple[bytes, ...]:
 
 def _versions(text: str) -> tuple[Version, Version]:
     both = (Version.TLS_1_2, Version.TLS_1_3)
-    return _one_of("version", text, {"": both, "1.2": both[:1] * 2, "1.3": both[1:] * 2})
+    lowest, highest = _one_of("version", text, {"": both, "1.2": both[:1] * 2, "1.3": both[1:] * 2})
+    return lowest, highest
 
 
 def _one_of(name: str, value: str, choices: dict[str, Any]) -> Any:

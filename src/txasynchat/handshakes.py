@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Turns:
     #: Seconds for handshakes in one turn. At least one step runs in each, whatever it takes.
     seconds = 0.01
 
-    _of: WeakKeyDictionary[Any, Turns] = WeakKeyDictionary()
+    _of: ClassVar[WeakKeyDictionary[Any, Turns]] = WeakKeyDictionary()
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
@@ -141,8 +141,7 @@ class HandshakeLimit:
             self._check = None
 
     def _fill(self, clock: IReactorTime) -> None:
-        assert self.count is not None
-        while self._waiting and len(self._admitted) < self.count:
+        while self._waiting and len(self._admitted) < (self.count or 0):
             who = next(iter(self._waiting))
             admit = self._waiting.pop(who)
             self._admitted[who] = clock.seconds()

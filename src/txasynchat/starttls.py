@@ -7,8 +7,8 @@ Theory of operation
 Whoever sits between two peers can put plaintext behind the command that starts TLS. A receiver that
 keeps it in its buffer, and handles it when the handshake is done, takes an attacker's words for the
 authenticated peer's; that was found in more than a dozen mail servers (CVE-2011-0411 and after). So
-what is there when TLS starts is either refused or given to TLS, where plaintext is no valid record. It is
-never handled.
+what is there when TLS starts is either refused or given to TLS, where plaintext is no valid record.
+It is never handled.
 
 The steps: delivery stops; what was queued goes out in the clear, up to a barrier in the output queue;
 whatever arrived until then is left over; a `TLSLayer` is put between the transport and the protocol;

@@ -12,8 +12,8 @@ renegotiation, to refuse an unknown name, or to say which verification failed.
 from __future__ import annotations
 
 import enum
+import ipaddress
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,6 @@ from OpenSSL import SSL, crypto
 from service_identity import VerificationError
 from service_identity.hazmat import DNS_ID, IPAddress_ID, verify_service_identity
 from service_identity.pyopenssl import extract_patterns
-from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.interfaces import (
     IOpenSSLClientConnectionCreator,
     IOpenSSLServerConnectionCreator,
@@ -43,6 +42,8 @@ from txasynchat.errors import (
 from txasynchat.handshakes import HandshakeLimit
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from txasynchat.errors import TLSError
 
 __all__ = ["ClientCertificate", "ClientOptions", "Credentials", "ServerOptions", "Version"]
@@ -139,7 +140,10 @@ class ServerOptions:
         object.__setattr__(self, "limit", HandshakeLimit(self.max_handshakes))
         object.__setattr__(self, "_contexts", _Contexts(self))
 
-    def serverConnectionForTLS(self, protocol: Any) -> SSL.Connection:  # noqa: N802 Twisted's
+    def serverConnectionForTLS(  # noqa: N802 Twisted's name
+        self,
+        protocol: Any,  # noqa: ARG002 and its signature
+    ) -> SSL.Connection:
         """
         Make the OpenSSL connection for a new handshake; the files may be looked at.
         """
@@ -285,7 +289,7 @@ class ClientOptions:
         _check_alpn(self.alpn)
         hostname = self.hostname
         wanted: DNS_ID | IPAddress_ID
-        if isIPAddress(hostname) or isIPv6Address(hostname):
+        if _is_address(hostname):
             # An address is not told (RFC 6066, section 3).
             wanted, server_name = IPAddress_ID(hostname), None
         else:
@@ -308,7 +312,10 @@ class ClientOptions:
         object.__setattr__(self, "_context", _finished(context, self))
         object.__setattr__(self, "_server_name", server_name)
 
-    def clientConnectionForTLS(self, protocol: Any) -> SSL.Connection:  # noqa: N802 Twisted's
+    def clientConnectionForTLS(  # noqa: N802 Twisted's name
+        self,
+        protocol: Any,  # noqa: ARG002 and its signature
+    ) -> SSL.Connection:
         """
         Make the OpenSSL connection for a new handshake.
         """
@@ -324,6 +331,14 @@ class ClientOptions:
         if self.alpn and self.strict_alpn and not connection.get_alpn_proto_negotiated():
             return NoCommonProtocol("the server takes none of our protocols")
         return None
+
+
+def _is_address(hostname: str) -> bool:
+    try:
+        ipaddress.ip_address(hostname)
+    except ValueError:
+        return False
+    return True
 
 
 def _check_alpn(protocols: Sequence[bytes]) -> None:
@@ -371,7 +386,8 @@ def _use(context: SSL.Context, loaded: Loaded) -> None:
 
 def _store(context: SSL.Context) -> crypto.X509Store:
     store = context.get_cert_store()
-    assert store is not None
+    if store is None:  # pyOpenSSL allows for it, OpenSSL never does it
+        raise MemoryError
     return store
 
 

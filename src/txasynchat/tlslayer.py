@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 from OpenSSL.SSL import RECEIVED_SHUTDOWN, Error, SysCallError, WantReadError, ZeroReturnError
 from twisted.internet.interfaces import IHalfCloseableProtocol, IHandshakeListener
+from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.protocols.policies import ProtocolWrapper
 from twisted.protocols.tls import BufferingTLSTransport, TLSMemoryBIOFactory, TLSMemoryBIOProtocol
@@ -86,7 +87,7 @@ class TLSLayer(TLSMemoryBIOProtocol):
 
     # Narrower in Twisted, untyped, or None at times that do not concern us.
     transport: Any
-    _tlsConnection: Any
+    _tlsConnection: Any  # noqa: N815 Twisted's name
     _reason: Failure | None
 
     _log = Logger()
@@ -130,7 +131,7 @@ class TLSLayer(TLSMemoryBIOProtocol):
         self._receive(connection, records)
 
     @override
-    def connectionLost(self, reason: Failure) -> None:
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
         """
         Deliver what is left, then tell the protocol, with the reason as TLS sees it.
         """
@@ -259,7 +260,7 @@ class TLSLayer(TLSMemoryBIOProtocol):
                 self._flushSendBIO()
                 return
         except (Error, PeerError) as error:
-            self._tlsShutdownFinished(_failure(self._explain(error)))
+            self._tlsShutdownFinished(Failure(self._explain(error)))
             return
         if self.refusal is not None:
             self._refuse_name(self.refusal)
@@ -268,7 +269,7 @@ class TLSLayer(TLSMemoryBIOProtocol):
         refusal = None if check is None else check(connection)
         if refusal is not None:
             self._shutdownTLS()
-            self._tlsShutdownFinished(_failure(refusal))
+            self._tlsShutdownFinished(Failure(refusal))
             return
         self._handshakeDone = True
         self._stop_timer()
@@ -295,7 +296,7 @@ class TLSLayer(TLSMemoryBIOProtocol):
         except Error:
             pass
         self._send_ciphertext(_UNRECOGNIZED_NAME)
-        self._tlsShutdownFinished(_failure(refusal))
+        self._tlsShutdownFinished(Failure(refusal))
 
     def _leave_queue(self) -> None:
         if self._limit is not None:
@@ -314,8 +315,7 @@ class TLSLayer(TLSMemoryBIOProtocol):
 
     def _handshake_timed_out(self) -> None:
         self._timer = None
-        assert self.handshake_timeout is not None
-        self._reason = _failure(HandshakeTimedOut(self.handshake_timeout))
+        self._reason = Failure(HandshakeTimedOut(self.handshake_timeout or 0.0))
         self.abortConnection()
 
     # -- reading
@@ -371,7 +371,7 @@ class TLSLayer(TLSMemoryBIOProtocol):
             if self.disconnecting and _is_end(error):
                 self._tlsShutdownFinished(None)
             elif not _is_end(error):
-                self._tlsShutdownFinished(_failure(self._explain(error)))
+                self._tlsShutdownFinished(Failure(self._explain(error)))
         finally:
             if outgoing is None:
                 if self._outgoing:
@@ -431,7 +431,7 @@ class TLSLayer(TLSMemoryBIOProtocol):
             self._flushSendBIO()
             self._bufferedWrite(data[sent:])
         except Error as error:
-            self._tlsShutdownFinished(_failure(self._explain(error)))
+            self._tlsShutdownFinished(Failure(self._explain(error)))
 
     @override
     def _flushSendBIO(self) -> None:
@@ -491,21 +491,21 @@ class TLSLayer(TLSMemoryBIOProtocol):
             self._stalled += self.close_timeout
             if not left or self._stalled >= self.flush_timeout:
                 if left:
-                    self._reason = _failure(CloseTimedOut(self.flush_timeout, left))
+                    self._reason = Failure(CloseTimedOut(self.flush_timeout, left))
                 self.abortConnection()
                 return
         self._left_before = left
         self._timer = self._clock.callLater(self.close_timeout, self._watch_closing)
 
-    def _explain_loss(self, connection: Any, reason: Failure) -> Failure | None:
+    def _explain_loss(self, connection: Any, reason: Failure) -> Any:
         """
         Say why the transport went away, where that is not all there is to say.
         """
         if not self._handshakeDone:
-            return _failure(self.refusal or HandshakeFailed("the peer left during the handshake"))
+            return Failure(self.refusal or HandshakeFailed("the peer left during the handshake"))
         if connection.get_shutdown() & RECEIVED_SHUTDOWN:
             return None
-        return _failure(TruncatedConnection(f"no end of TLS before: {reason.getErrorMessage()}"))
+        return Failure(TruncatedConnection(f"no end of TLS before: {reason.getErrorMessage()}"))
 
     def _explain(self, error: Exception) -> Exception:
         """
@@ -619,10 +619,6 @@ def adopt(transport: Any) -> None:
         layer._aggregator.close()
         del layer.write, layer._aggregator
         layer.__class__ = TLSLayer
-
-
-def _failure(error: Exception) -> Any:
-    return Failure(error)  # type: ignore[no-untyped-call] # Twisted's, untyped
 
 
 def _is_end(error: Exception) -> bool:

@@ -2,6 +2,8 @@
 The ``secure:`` endpoint strings; what they mean is imported when one is used.
 """
 
+from typing import Any
+
 from twisted.internet.interfaces import (
     IStreamClientEndpointStringParserWithReactor,
     IStreamServerEndpointStringParser,
@@ -14,8 +16,8 @@ from zope.interface import implementer
 class _Server:
     prefix = "secure"
 
-    def parseStreamServer(self, reactor, *args, **kwargs):
-        from txasynchat.endpoints import parse_server
+    def parseStreamServer(self, reactor: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N802 Twisted's
+        from txasynchat.endpoints import parse_server  # noqa: PLC0415 listing imports nothing
 
         return parse_server(reactor, *args, **kwargs)
 
@@ -24,8 +26,8 @@ class _Server:
 class _Client:
     prefix = "secure"
 
-    def parseStreamClient(self, reactor, *args, **kwargs):
-        from txasynchat.endpoints import parse_client
+    def parseStreamClient(self, reactor: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N802 Twisted's
+        from txasynchat.endpoints import parse_client  # noqa: PLC0415 listing imports nothing
 
         return parse_client(reactor, *args, **kwargs)
 
