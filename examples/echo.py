@@ -9,8 +9,7 @@ import sys
 
 from typing_extensions import override
 
-from txasynchat import AsyncChat, ChatFactory
-from txasynchat.program import serve
+from txasynchat import AsyncChat, ChatFactory, serve
 
 
 class Echo(AsyncChat):

@@ -3,10 +3,13 @@ The programs in ``examples/``, run as a reader would run them.
 """
 
 import doctest
+import os
 import re
 import shutil
 import socket
+import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -78,3 +81,79 @@ def test_counter_keeps_one_number_for_everybody(serve):
             with second.makefile("rb") as others_answers:
                 assert others_answers.read() == b"ok\n7\nbye\n"
         assert answers.readline() == b"somebody added 4\n"
+
+
+def test_chat_passes_on_what_is_said_and_says_goodbye(root, start):
+    example = str(root / "examples/chat.py")
+    said = start([sys.executable, example, "tcp:0:interface=127.0.0.1"], r"on 127\.0\.0\.1:(\d+)")
+    with (
+        connect(said[1]) as ann,
+        ann.makefile("rb") as to_ann,
+        connect(said[1]) as bob,
+        bob.makefile("rb") as to_bob,
+    ):
+        assert to_ann.readline() == b"Your name?\n"
+        ann.sendall(b"Ann\n")
+        assert to_bob.readline() == b"Your name?\n"
+        bob.sendall(b"Bob\nhello\n")
+        assert [to_ann.readline() for _ in range(2)] == [b"* Bob came\n", b"Bob: hello\n"]
+        ann.sendall(b"hello Bob\n")
+        assert to_bob.readline() == b"Ann: hello Bob\n"
+        bob.close()
+        to_bob.close()
+        assert to_ann.readline() == b"* Bob left\n"
+
+
+def test_chat_tells_everybody_that_the_room_closes(root, tmp_path):
+    with subprocess.Popen(
+        [sys.executable, str(root / "examples/chat.py"), "unix:room"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as program:
+        limit = threading.Timer(20, program.kill)
+        limit.start()
+        try:
+            while "txasynchat: User on " not in program.stderr.readline():
+                assert program.poll() is None
+            with socket.socket(socket.AF_UNIX) as user, user.makefile("rb") as heard:
+                user.settimeout(10)
+                user.connect(str(tmp_path / "room"))
+                assert heard.readline() == b"Your name?\n"
+                program.terminate()
+                assert heard.read() == b"* the room closes\n"
+            program.stderr.read()
+        finally:
+            program.kill()
+            limit.cancel()
+            limit.join()
+
+
+def test_files_sends_a_file_whole_and_what_was_asked_later_behind_it(root, start, tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    content = os.urandom(5_000_000)
+    (folder / "large").write_bytes(content)
+    (folder / "small").write_bytes(b"tiny")
+    (tmp_path / "secret").write_bytes(b"not for you")
+    command = [sys.executable, str(root / "examples/files.py"), str(folder)]
+    port = start([*command, "tcp:0:interface=127.0.0.1"], r"on 127\.0\.0\.1:(\d+)")[1]
+    with connect(port) as peer, peer.makefile("rb") as answers:
+        peer.sendall(b"large\nsmall\n\n../secret\n")
+        assert answers.readline() == b"5000000 bytes\n"
+        assert answers.read(len(content)) == content
+        assert answers.readline() == b"4 bytes\n"
+        assert answers.read(4) == b"tiny"
+        assert [answers.readline() for _ in range(2)] == [b"large\n", b"small\n"]
+        assert answers.readline() == b"no such file\n"
+
+
+def test_the_application_file_serves_echo(root, start, tmp_path):
+    source = (root / "examples/echo.tac").read_text()
+    assert '"tcp:8007:' in source
+    (tmp_path / "echo.tac").write_text(source.replace('"tcp:8007:', '"tcp:0:'))
+    twistd = str(Path(sys.executable).with_name("twistd"))
+    port = start([twistd, "-ny", "echo.tac"], r"ChatFactory starting on (\d+)")[1]
+    with connect(port) as peer, peer.makefile("rb") as answers:
+        peer.sendall(b"hello\r\n")
+        assert answers.readline() == b"hello\r\n"

@@ -1,0 +1,20 @@
+"""
+Line echo as a Twisted application: ``twistd -ny echo.tac`` in the foreground, without ``n`` behind it.
+"""
+
+from twisted.application.service import Application
+from twisted.internet import reactor
+
+from txasynchat import AsyncChat, ChatFactory, Server
+
+
+class Echo(AsyncChat):
+    terminator = (b"\n", b"\r\n")
+
+    def message_received(self, message: bytes) -> None:
+        self.push(message + b"\r\n")
+
+
+application = Application("echo")
+server = Server(reactor, ChatFactory(Echo), ["tcp:8007:interface=127.0.0.1"], stop_timeout=15)
+server.setServiceParent(application)

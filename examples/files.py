@@ -1,0 +1,45 @@
+"""
+Files of a folder, sent by producers: a gigabyte takes no more memory than a line.
+
+Run it with a folder, then ``nc 127.0.0.1 8007``: a name gets its size and the file; an empty line
+lists the names.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from typing_extensions import override
+
+from txasynchat import AsyncChat, ChatFactory, FileProducer, serve
+
+
+class Files(AsyncChat):
+    terminator = (b"\n", b"\r\n")
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @override
+    def message_received(self, message: bytes) -> None:
+        if not message:
+            self.push_with_producer(name + b"\n" for name in self.names())
+        elif message in self.names():
+            path = self.folder / os.fsdecode(message)
+            # What is pushed later comes later, however long the file takes.
+            self.push(b"%d bytes\n" % path.stat().st_size)
+            self.push_with_producer(FileProducer(path))
+        else:
+            self.push(b"no such file\n")
+
+    def names(self) -> list[bytes]:
+        return sorted(os.fsencode(path.name) for path in self.folder.iterdir() if path.is_file())
+
+
+def main(folder: str = ".", *endpoints: str) -> None:
+    factory = ChatFactory(Files, Path(folder))
+    serve(factory, *(endpoints or ["tcp:8007:interface=127.0.0.1"]))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
