@@ -32,6 +32,14 @@ if TYPE_CHECKING:
     from report import Verdict
 
 FACADE = "facade, its own TLS"
+STOCK = "AsyncChat, Twisted's own endpoint"
+STOCK_SERVER = Competitor(
+    STOCK,
+    "on_twisted.py",
+    ("AsyncChat", "--stock-tls"),
+    module="txasynchat.protocol",
+    essential=False,
+)
 FACADE_SERVER = Competitor(
     FACADE,
     "on_asyncore.py",
@@ -113,7 +121,7 @@ def handshake_table(competitors: list[Competitor], size: str, repeats: int) -> l
 
 def main(size: str, repeats: int) -> list[Verdict]:
     sizes = SIZES[size]
-    everybody = present([*COMPETITORS[:2], FACADE_SERVER, *COMPETITORS[2:]], size)
+    everybody = present([*COMPETITORS[:2], STOCK_SERVER, FACADE_SERVER, *COMPETITORS[2:]], size)
     competitors = [c for c in everybody if c.tls]
     chosen = shortened(scenarios(sizes), size)
     verdicts = run_scenarios("TLS", competitors, chosen, sizes, repeats, tls=True)

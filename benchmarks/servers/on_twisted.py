@@ -148,18 +148,33 @@ COMPETITORS = {
     "AsyncChat": our_handlers,
     "message_received": our_message_handlers,
 }
+OURS = ("AsyncChat", "message_received")
+
+
+def with_tls(place, options):
+    """TLS above an endpoint: our layer for our handlers, unless told otherwise; else Twisted's."""
+    if options.competitor in OURS and not options.stock_tls:
+        from txasynchat.endpoints import SecureServerEndpoint
+        from txasynchat.tls import Credentials, ServerOptions
+
+        return SecureServerEndpoint(reactor, place, ServerOptions(Credentials(options.tls)))
+    certificate = ssl.PrivateCertificate.loadPEM(Path(options.tls).read_bytes())
+    return endpoints.SSL4ServerEndpoint(
+        reactor, 0, certificate.options(), backlog=4096, interface="127.0.0.1"
+    )
 
 
 def main() -> None:
-    options = arguments(COMPETITORS, and_plain="listen without TLS on a second port too")
+    options = arguments(
+        COMPETITORS,
+        and_plain="listen without TLS on a second port too",
+        stock_tls="our handlers on Twisted's own TLS endpoint",
+    )
     factory = Factory.forProtocol(COMPETITORS[options.competitor](options)[options.role])
-    places = [endpoints.TCP4ServerEndpoint(reactor, 0, backlog=4096, interface="127.0.0.1")]
+    plain = endpoints.TCP4ServerEndpoint(reactor, 0, backlog=4096, interface="127.0.0.1")
+    places = [plain]
     if options.tls:
-        certificate = ssl.PrivateCertificate.loadPEM(Path(options.tls).read_bytes())
-        secured = endpoints.SSL4ServerEndpoint(
-            reactor, 0, certificate.options(), backlog=4096, interface="127.0.0.1"
-        )
-        places = [secured, *(places if options.and_plain else [])]
+        places = [with_tls(plain, options), *(places if options.and_plain else [])]
     ports = []
     for place in places:
         place.listen(factory).addCallback(lambda port: ports.append(port.getHost().port))
