@@ -11,6 +11,7 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typing_extensions import override
 
 from txasynchat import FileProducer, OutputQueue, ProducerError, simple_producer
 from txasynchat.producers import EMPTY_PIECES
@@ -43,12 +44,15 @@ class Pushing:
         self.queue = queue
         self.calls = []
 
+    @override
     def pauseProducing(self):
         self.calls.append("pause")
 
+    @override
     def resumeProducing(self):
         self.calls.append("resume")
 
+    @override
     def stopProducing(self):
         self.calls.append("stop")
 
@@ -60,6 +64,7 @@ class Pulling(Pushing):
         super().__init__(queue)
         self.pieces = list(pieces)
 
+    @override
     def resumeProducing(self):
         self.calls.append("resume")
         if self.pieces:
@@ -503,6 +508,7 @@ class TestTwistedProducers:
     @pytest.mark.parametrize("streaming", [True, False])
     def test_one_that_fails_when_it_is_asked_is_stopped(self, streaming):
         class Failing(Pushing):
+            @override
             def resumeProducing(self):
                 raise OSError("gone")
 
@@ -518,6 +524,7 @@ class TestTwistedProducers:
 
     def test_one_that_fails_when_it_is_paused_is_named(self):
         class Failing(Pushing):
+            @override
             def pauseProducing(self):
                 raise OSError("cannot stop")
 
@@ -561,6 +568,7 @@ class TestStop:
 
     def test_one_that_fails_does_not_keep_the_others_from_it(self):
         class Failing(Pushing):
+            @override
             def stopProducing(self):
                 raise OSError("no")
 

@@ -441,7 +441,11 @@ class OutputQueue:
                     self._others += 1
                     break
                 if self._items is not items:
-                    return b""  # everything was dropped meanwhile
+                    # Everything was dropped meanwhile; something new may be there.
+                    items = self._items
+                    taken.clear()
+                    room = limit
+                    continue
                 if going:
                     continue
                 break

@@ -1062,6 +1062,7 @@ class AsyncChat(Protocol):
                     self._register()
                 transport.write(data)
         except ProducerError:
+            self._flushing = False
             self._failed()
         finally:
             self._flushing = False
@@ -1106,7 +1107,7 @@ class AsyncChat(Protocol):
                 transport.loseConnection()
                 if transports.closes_by_itself(transport):
                     return
-        if self._watch is None:
+        if self._watched is None:
             self._keep_watch()
 
     def _must_linger(self) -> bool:
