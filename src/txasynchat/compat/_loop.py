@@ -54,6 +54,8 @@ __all__ = [
 FULL_PASS = 0.1
 #: A full pass may take one part in so many of the time.
 FULL_PASS_SHARE = 40
+#: Seconds between two looks for predicates that were put on a channel, in place of its class's.
+CLASSIFY = 1.0
 #: Seconds: how long a channel that saw the end of its stream again and again is left alone.
 PENANCE = 0.1
 #: So many ends of one stream are delivered without delay.
@@ -160,6 +162,7 @@ class MapDriver:
         # When the handshake of a channel must be done, or its last bytes be gone.
         self._deadlines: dict[Any, float] = {}
         self._next_full = 0.0
+        self._next_classify = 0.0
         self._waiting = False
 
     # -- from any thread
@@ -252,14 +255,7 @@ class MapDriver:
         return entry
 
     def _classify(self, fd: Any, entry: _Entry) -> None:
-        channel = entry.channel
-        cls = type(channel)
-        entry.kind = min(
-            _kinds.get(getattr(cls, "readable", None), _ALWAYS),
-            _kinds.get(getattr(cls, "writable", None), _ALWAYS),
-        )
-        if entry.kind and ("readable" in channel.__dict__ or "writable" in channel.__dict__):
-            entry.kind = _ALWAYS
+        entry.kind = _kind(entry.channel)
         if entry.kind:
             self._always.pop(fd, None)
         elif fd not in self._always:
@@ -388,6 +384,9 @@ class MapDriver:
         A full pass: look at the whole map, and ask everyone.
         """
         begin = _monotonic()
+        classify = begin >= self._next_classify
+        if classify:
+            self._next_classify = begin + CLASSIFY
         self._touched.clear()
         entries = self._entries
         ranks = self._ranks
@@ -400,14 +399,19 @@ class MapDriver:
             if entry is None or entry.channel is not channel:
                 entry = self._adopt(fd, channel)
             else:
-                if entry.kind:
-                    if "writable" in (own := channel.__dict__) or "readable" in own:
-                        self._classify(fd, entry)
-                    elif entry.kind == _CHAT and masks.get(fd) == _IDLE and _is_idle(channel):
-                        if ranks[fd] > rank:
-                            rank = ranks[fd]
-                            continue
-                        in_order = False
+                if classify and entry.kind != _kind(channel):
+                    self._classify(fd, entry)
+                elif (
+                    entry.kind == _CHAT
+                    and masks.get(fd) == _IDLE
+                    and channel.connected
+                    and not channel.producer_fifo
+                    and type(sock := channel.socket) is _socket
+                    and not sock._closed
+                    and ranks[fd] > rank
+                ):
+                    rank = ranks[fd]
+                    continue
                 if not _is_open(channel, fd):
                     self.hub.verify(self._number(fd))
             if ranks[fd] <= rank:
@@ -590,45 +594,50 @@ class MapDriver:
     def _hand_out(self, events: Events) -> None:
         if self._keys:
             events = [(self._keys.get(fd, fd), bits) for fd, bits in events]
-        ready = dict(events)
+        order = [fd for fd, bits in events if bits == READ]
+        all_read = len(order) == len(events) and not self.poll_mode
+        if not all_read:
+            order = [fd for fd, _ in events]
         ranks = self._ranks
         try:
-            order = sorted(ready, key=ranks.__getitem__)
-        except KeyError:
-            for fd in ready:
-                if fd not in ranks:
+            order.sort(key=ranks.__getitem__)
+        except KeyError:  # nobody's
+            order = []
+            for fd, _ in events:
+                if fd in ranks:
+                    order.append(fd)
+                else:
                     self.hub.quiet(self._number(fd))
-            order = sorted((fd for fd in ready if fd in ranks), key=ranks.__getitem__)
+            order.sort(key=ranks.__getitem__)
         changed: set[Any] = set()
         self._batches.append(changed)
-        # Whatever happens, a channel that had an event is asked again.
-        recent, self._recent = self._recent, ready
         try:
-            if self.poll_mode:
-                self._hand_out_polled(order, ready, changed)
+            if all_read:
+                self._hand_out_reads(order, changed)
             else:
-                self._hand_out_selected(order, ready, changed)
+                ready = dict(events)
+                try:
+                    if self.poll_mode:
+                        self._hand_out_polled(order, ready, changed)
+                    else:
+                        self._hand_out_selected(order, ready, changed)
+                finally:
+                    self._recent.update(ready)
         finally:
             self._batches.pop()
-            if self._recent is not ready:  # a nested loop() asked them before they were handled
-                self._recent.update(ready)
-            if recent:
-                self._recent.update(recent)
 
-    def _hand_out_selected(
-        self, order: list[Any], ready: dict[Any, int], changed: set[Any]
-    ) -> None:
+    def _hand_out_reads(self, order: list[Any], changed: set[Any]) -> None:
         """
-        As select mode does: all that can be read, all that can be written, the urgent rest.
+        The commonest batch by far: everybody has something to read, and nothing else.
 
-        Channels that wait for the same as before are taken out of *ready*.
+        A chat channel with nothing to send waits for the same as before, and is not asked
+        again: whatever else changes it reports by `touch`, or a full pass finds it.
         """
-        names = self.names
         channels = self.channels
-        masks = self.hub.masks
-        if set(ready.values()) == {READ}:  # the commonest batch by far
-            read = names["read"]
-            entries = self._entries
+        entries = self._entries
+        read = self.names["read"]
+        fd = None
+        try:
             for fd in order:
                 if changed and fd in changed:
                     continue
@@ -638,17 +647,25 @@ class MapDriver:
                 read(channel)
                 entry = entries.get(fd)
                 if (
-                    entry is not None
-                    and entry.kind == _CHAT
-                    and entry.channel is channel
-                    and masks.get(fd) == _IDLE
-                    and channel.connected
-                    and not channel.producer_fifo
-                    and type(sock := channel.socket) is _socket
-                    and not sock._closed
+                    entry is None
+                    or entry.kind != _CHAT
+                    or channel.producer_fifo
+                    or type(channel.socket) is not _socket
                 ):
-                    del ready[fd]
-            return
+                    self._recent[fd] = READ
+        except BaseException:
+            self._recent[fd] = READ
+            raise
+
+    def _hand_out_selected(
+        self, order: list[Any], ready: dict[Any, int], changed: set[Any]
+    ) -> None:
+        """
+        As select mode does: all that can be read, all that can be written, the urgent rest.
+        """
+        names = self.names
+        channels = self.channels
+        masks = self.hub.masks
         reads = []
         writes = []
         urgent = []
@@ -729,6 +746,20 @@ def _copy(channels: Any) -> dict[Any, Any]:
             return dict(channels.items())
 
 
+def _kind(channel: Any) -> int:
+    """
+    How *channel* is to be asked, by the functions that it has as predicates.
+
+    Not by its ``__dict__``: a look at that makes every later use of its attributes slower.
+    """
+    try:
+        readable = channel.readable.__func__
+        writable = channel.writable.__func__
+    except AttributeError:
+        return _ALWAYS
+    return min(_kinds.get(readable, _ALWAYS), _kinds.get(writable, _ALWAYS))
+
+
 def _has_pending(sock: Any) -> bool:
     """
     Whether OpenSSL holds decrypted bytes of *sock*, which no poller can know of.
@@ -739,18 +770,6 @@ def _has_pending(sock: Any) -> bool:
         return bool(sock.pending())
     except Exception:  # noqa: BLE001 - no TLS, or not in a state to say: whatever the object is
         return False
-
-
-def _is_idle(channel: Any) -> bool:
-    """
-    Whether a channel with async_chat's predicates has nothing to send, on an ordinary socket.
-    """
-    return (
-        channel.connected
-        and not channel.producer_fifo
-        and type(channel.socket) is _socket
-        and not channel.socket._closed
-    )
 
 
 def _is_open(channel: Any, fd: Any) -> bool:

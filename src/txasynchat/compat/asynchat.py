@@ -140,11 +140,9 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
             self.__asked = True  # get_terminator() raises what has to be raised
         framer.terminator = self.__terminator
         self.__framer = framer
-        if not (
-            self.__asked
-            or self.ac_join_writes
-            or type(self).initiate_send is not _initiate_send
-            or "initiate_send" in self.__dict__
+        if (
+            not (self.__asked or self.ac_join_writes)
+            and getattr(self.initiate_send, "__func__", None) is _initiate_send
         ):
             self.__quick = framer
         return framer
