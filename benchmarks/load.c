@@ -1,6 +1,6 @@
 /* The load: clients on loopback that check every answer.
  *
- *   load echo PORT CONNECTIONS DEPTH SECONDS MESSAGES
+ *   load [--tls CA] echo PORT CONNECTIONS DEPTH SECONDS MESSAGES
  *       each connection sends DEPTH lines of 64 bytes at once, waits for all of them to come back,
  *       and sends the next; until SECONDS have passed or MESSAGES have been answered
  *   load oneshot PORT PARALLEL SECONDS MESSAGES
@@ -15,11 +15,12 @@
  *
  * Prints "ready" once connected and warm, starts on a line from standard input (`idle` ends on it)
  * and prints "MESSAGES SECONDS P50 P99 LONGEST", the last three in microseconds a round trip.
- * load.py does the same in Python, and over TLS.
+ * load.py does the same in Python. TLS needs a build with -DTLS -lssl -lcrypto.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <netinet/tcp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -30,11 +31,18 @@
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
+#ifdef TLS
+#include <openssl/err.h>
+#include <openssl/ssl.h>
+#else
+typedef void SSL;
+#endif
 
 enum { LINE = 64, BLOCK = 65536, BATCH = 256, MAX_SAMPLES = 1 << 20, SPINS = 10000, GIVE_UP = 20000 };
 
 struct connection {
     int fd;
+    SSL *ssl;          /* null on a plain connection */
     char *sent;        /* what has to come back */
     long size;         /* of that */
     long written, got; /* of that */
@@ -83,18 +91,84 @@ static void report(long messages, double seconds) {
     printf("%ld %.6f %.1f %.1f %.1f\n", messages, seconds, p50, p99, last);
 }
 
-static int dial(void) {
+#ifdef TLS
+static SSL_CTX *context;
+
+static void use_tls(const char *authority) {
+    context = SSL_CTX_new(TLS_client_method());
+    SSL_CTX_set_verify(context, SSL_VERIFY_PEER, NULL);
+    SSL_CTX_set_mode(context, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
+    SSL_CTX_set_read_ahead(context, 1);
+    if (!SSL_CTX_load_verify_locations(context, authority, NULL)) fail("%s", authority);
+}
+
+static SSL *shake_hands(int fd) {
+    if (!context) return NULL;
+    SSL *ssl = SSL_new(context);
+    SSL_set_fd(ssl, fd);
+    SSL_set_tlsext_host_name(ssl, "localhost");
+    SSL_set1_host(ssl, "localhost");
+    if (SSL_connect(ssl) != 1) ERR_print_errors_fp(stderr), fail("handshake");
+    return ssl;
+}
+
+/* As recv and send tell it: -1 with EAGAIN, or 0 at the end. */
+static ssize_t tell(SSL *ssl, int n) {
+    if (n > 0) return n;
+    int error = SSL_get_error(ssl, n);
+    if (error == SSL_ERROR_ZERO_RETURN) return 0;
+    if (error == SSL_ERROR_WANT_READ || error == SSL_ERROR_WANT_WRITE) return errno = EAGAIN, -1;
+    ERR_print_errors_fp(stderr);
+    fail("TLS error %d", error);
+    return -1;
+}
+#define TAKE(ssl, data, size) tell(ssl, SSL_read(ssl, data, size))
+#define GIVE(ssl, data, size) tell(ssl, SSL_write(ssl, data, size))
+#define MORE(ssl) ((ssl) && SSL_has_pending(ssl))
+#define END(ssl) ((ssl) ? (SSL_shutdown(ssl), SSL_free(ssl)) : (void)0)
+#else
+static void use_tls(const char *authority) { fail("built without TLS: %s", authority); }
+static SSL *shake_hands(int fd) { return (void)fd, NULL; }
+#define TAKE(ssl, data, size) (-1)
+#define GIVE(ssl, data, size) (-1)
+#define MORE(ssl) 0
+#define END(ssl) ((void)0)
+#endif
+
+static ssize_t take(struct connection *c, char *data, size_t size) {
+    return c->ssl ? TAKE(c->ssl, data, size) : recv(c->fd, data, size, 0);
+}
+
+static ssize_t give(struct connection *c, const char *data, size_t size) {
+    return c->ssl ? GIVE(c->ssl, data, size) : send(c->fd, data, size, MSG_NOSIGNAL);
+}
+
+static void dial(struct connection *c) {
     int on = 1, fd = socket(AF_INET, SOCK_STREAM, 0);
     if (fd < 0) fail("socket");
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     while (connect(fd, (struct sockaddr *)&server, sizeof server) < 0)
         if (errno != EINTR) fail("connect");
-    return fd;
+    c->fd = fd;
+    c->ssl = shake_hands(fd);
 }
 
-static void write_all(int fd, const char *data, long size) {
+static void dial_polled(struct connection *c, int poller) {
+    struct epoll_event event = {.events = EPOLLIN, .data.ptr = c};
+    dial(c);
+    if (fcntl(c->fd, F_SETFL, O_NONBLOCK) < 0) fail("fcntl");
+    if (epoll_ctl(poller, EPOLL_CTL_ADD, c->fd, &event) < 0) fail("epoll_ctl");
+}
+
+static void hang_up(struct connection *c) {
+    END(c->ssl);
+    close(c->fd);
+    c->fd = -1;
+}
+
+static void give_all(struct connection *c, const char *data, long size) {
     while (size > 0) {
-        ssize_t n = write(fd, data, size);
+        ssize_t n = give(c, data, size);
         if (n < 0 && errno != EINTR) fail("write");
         if (n > 0) data += n, size -= n;
     }
@@ -113,13 +187,27 @@ static void compose(struct connection *c) {
 /* Write what fits; the rest goes when the server has read. */
 static void push_on(struct connection *c) {
     while (c->written < c->size) {
-        ssize_t n = send(c->fd, c->sent + c->written, c->size - c->written, MSG_DONTWAIT);
+        ssize_t n = give(c, c->sent + c->written, c->size - c->written);
         if (n < 0) {
             if (errno == EAGAIN || errno == EINTR) return;
             fail("send");
         }
         c->written += n;
     }
+}
+
+/* Take what came of an answer; false at the end of the connection. */
+static int check_answer(struct connection *c) {
+    do {
+        ssize_t n = take(c, scratch, sizeof scratch);
+        if (n < 0 && (errno == EAGAIN || errno == EINTR)) return 1;
+        if (n < 0) fail("read");
+        if (n == 0) return 0;
+        if (n > c->size - c->got || memcmp(scratch, c->sent + c->got, n))
+            errno = 0, fail("a wrong answer");
+        c->got += n;
+    } while (MORE(c->ssl));
+    return 1;
 }
 
 /* Spin, for a while: on loopback the sender pays for waking a sleeping receiver, which over a network
@@ -149,12 +237,7 @@ static long converse(int poller, struct connection *all, int count, double secon
         int ready = watch(poller, events);
         for (int i = 0; i < ready; i++) {
             struct connection *c = events[i].data.ptr;
-            ssize_t n = recv(c->fd, scratch, sizeof scratch, MSG_DONTWAIT);
-            if (n < 0 && (errno == EAGAIN || errno == EINTR)) continue;
-            if (n <= 0) fail("closed by the server after %ld answers", answered);
-            if (n > c->size - c->got || memcmp(scratch, c->sent + c->got, n))
-                errno = 0, fail("a wrong answer");
-            c->got += n;
+            if (!check_answer(c)) fail("closed by the server after %ld answers", answered);
             push_on(c);
             if (c->got < c->size) continue;
             answered += c->size / LINE;
@@ -176,13 +259,11 @@ static struct connection *dial_all(int poller, int count, int depth) {
     struct connection *all = calloc(count, sizeof *all);
     for (int i = 0; i < count; i++) {
         struct connection *c = &all[i];
-        struct epoll_event event = {.events = EPOLLIN, .data.ptr = c};
         c->size = (long)depth * LINE;
         c->sent = malloc(c->size);
         memset(c->sent, 'x', c->size);
         for (long at = LINE - 1; at < c->size; at += LINE) c->sent[at] = '\n';
-        c->fd = dial();
-        if (epoll_ctl(poller, EPOLL_CTL_ADD, c->fd, &event) < 0) fail("epoll_ctl");
+        dial_polled(c, poller);
     }
     return all;
 }
@@ -206,13 +287,11 @@ static void idle(int count) {
 }
 
 static void restart(int poller, struct connection *c) {
-    struct epoll_event event = {.events = EPOLLIN, .data.ptr = c};
-    if (c->fd >= 0) close(c->fd);
-    c->fd = dial();
-    if (epoll_ctl(poller, EPOLL_CTL_ADD, c->fd, &event) < 0) fail("epoll_ctl");
-    compose(c);
+    if (c->fd >= 0) hang_up(c);
     c->since = now();
-    write_all(c->fd, c->sent, c->size);
+    dial_polled(c, poller);
+    compose(c);
+    push_on(c);
 }
 
 static void oneshot(int count, double seconds, long limit) {
@@ -232,15 +311,7 @@ static void oneshot(int count, double seconds, long limit) {
         int ready = watch(poller, events);
         for (int i = 0; i < ready; i++) {
             struct connection *c = events[i].data.ptr;
-            ssize_t n = recv(c->fd, scratch, sizeof scratch, MSG_DONTWAIT);
-            if (n < 0 && (errno == EAGAIN || errno == EINTR)) continue;
-            if (n < 0) fail("recv");
-            if (n > 0) {
-                if (n > c->size - c->got || memcmp(scratch, c->sent + c->got, n))
-                    errno = 0, fail("a wrong answer");
-                c->got += n;
-                continue;
-            }
+            if (check_answer(c)) continue;
             if (c->got != c->size) errno = 0, fail("closed before the answer");
             answered++;
             double stamp = now();
@@ -248,7 +319,7 @@ static void oneshot(int count, double seconds, long limit) {
             if (stamp < end && answered < limit) {
                 restart(poller, c);
             } else {
-                close(c->fd);
+                hang_up(c);
                 busy--;
             }
         }
@@ -263,14 +334,15 @@ static void fill_block(char *block) {
 static void source(long size, double pace) {
     static char block[2 * BLOCK];
     fill_block(block), fill_block(block + BLOCK);
-    int fd = dial();
+    struct connection c;
+    dial(&c);
     wait_for_go();
     double started = now();
-    write_all(fd, "go\n", 3);
+    give_all(&c, "go\n", 3);
     if (pace > 0) usleep(500000);
     double reading = now();
     for (long got = 0; got < size;) {
-        ssize_t n = recv(fd, scratch, BLOCK, 0);
+        ssize_t n = take(&c, scratch, BLOCK);
         if (n < 0 && errno == EINTR) continue;
         if (n <= 0) fail("closed after %ld of %ld bytes", got, size);
         if (memcmp(scratch, block + got % BLOCK, n)) errno = 0, fail("wrong bytes near %ld", got);
@@ -287,13 +359,14 @@ static void sink(long size) {
     static char block[BLOCK];
     char answer[16] = "";
     fill_block(block);
-    int fd = dial();
+    struct connection c;
+    dial(&c);
     wait_for_go();
     double started = now();
     for (long left = size; left > 0; left -= BLOCK)
-        write_all(fd, block, left < BLOCK ? left : BLOCK);
+        give_all(&c, block, left < BLOCK ? left : BLOCK);
     for (size_t got = 0; got < 5;) {
-        ssize_t n = recv(fd, answer + got, 5 - got, 0);
+        ssize_t n = take(&c, answer + got, 5 - got);
         if (n <= 0) fail("closed before the answer");
         got += n;
     }
@@ -306,6 +379,10 @@ int main(int argc, char **argv) {
     if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
         files.rlim_cur = files.rlim_max;
         setrlimit(RLIMIT_NOFILE, &files);
+    }
+    if (argc > 2 && !strcmp(argv[1], "--tls")) {
+        use_tls(argv[2]);
+        argc -= 2, argv += 2;
     }
     if (argc < 4) errno = EINVAL, fail("load MODE PORT ...");
     const char *mode = argv[1];

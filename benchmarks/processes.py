@@ -126,27 +126,32 @@ def scratch() -> tempfile.TemporaryDirectory:
 
 
 @cache
-def load_program() -> list[str]:
-    """The C program when there is a compiler, else the same in Python."""
+def load_program(*, tls: bool) -> list[str]:
+    """The C program when it can be built, else the same in Python."""
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    kind = "TLS" if tls else "plain TCP"
     if compiler:
-        binary = Path(scratch().name) / "load"
+        binary = Path(scratch().name) / ("load-tls" if tls else "load")
         build = [compiler, "-O2", "-o", str(binary), str(HERE / "load.c")]
-        if subprocess.run(build, check=False).returncode == 0:
-            print(f"load: load.c, compiled with {compiler}")
+        build += ["-DTLS", "-lssl", "-lcrypto"] if tls else []
+        built = subprocess.run(build, check=False, capture_output=True)
+        if built.returncode == 0:
+            print(f"load over {kind}: load.c, built with {compiler}")
             return [str(binary)]
-    print("load: load.py, for want of a C compiler; figures of plain TCP are rougher")
+    wanted = "a C compiler with OpenSSL's headers" if tls else "a C compiler"
+    print(f"load over {kind}: load.py, for want of {wanted}; slower, so the figures are rougher")
     return python_load()
 
 
-def python_load(authority: str | None = None) -> list[str]:
-    return [sys.executable, str(HERE / "load.py"), *(["--tls", authority] if authority else [])]
+def python_load() -> list[str]:
+    return [sys.executable, str(HERE / "load.py")]
 
 
 def start_load(port: int, authority: str | None, mode: str, *numbers: float) -> Program:
     """Start the load and wait until it is connected and warm."""
-    program = python_load(authority) if authority else load_program()
-    load = Program([*program, mode, str(port), *map(str, numbers)], cores()[1])
+    program = python_load() if mode == "handshakes" else load_program(tls=authority is not None)
+    secured = ["--tls", authority] if authority else []
+    load = Program([*program, *secured, mode, str(port), *map(str, numbers)], cores()[1])
     if load.line() != ["ready"]:
         raise BenchmarkError(f"{load.command}: did not get ready")
     return load
