@@ -821,7 +821,8 @@ class Framer:
             allowed = self._buffer[position : position + max(0, limit - self._count)]
             if self.whole:
                 if self.overflow is Overflow.SKIP:
-                    self._position = position + len(allowed)
+                    # Up to and with the byte that is too many, however it was cut.
+                    self._position = position + len(allowed) + 1
             elif allowed:
                 # A message in pieces comes up to its limit, however it was cut.
                 receiver.collect_incoming_data(allowed)
