@@ -301,6 +301,19 @@ class Connection(Protocol):
         if self.socket is not None:
             self.run_pass()
 
+    def handle_shutdown(self) -> None:
+        """
+        The server stops: the channel sends what it has queued, and closes. Called by `Server`.
+
+        One that is no ``async_chat`` has no queue: it meets the end of the connection.
+        """
+        channel = self.channel
+        if hasattr(channel, "close_when_done"):
+            channel.close_when_done()
+            self.schedule()
+        else:
+            self.transport.loseConnection()
+
     # -- IPushProducer: called by the transport
 
     def pauseProducing(self) -> None:  # noqa: N802 Twisted's name
@@ -603,17 +616,25 @@ class _Driver:
     Channels report to it; a ``loop()`` that is called for the map is refused.
     """
 
-    depth = 0
     attachment = "a LegacyFactory"
+    #: Somebody else, always, is driving already.
+    thread = 0
 
     def __init__(self, factory: LegacyFactory) -> None:
         self.channels = factory.channels
-        self.thread = threading.get_ident()
         self._factory = weakref.ref(factory)
         self._batches: list[Any] = []
         key = id(self.channels)
         _loop._drivers[key] = self  # type: ignore[assignment] # only these methods are called
         weakref.finalize(factory, _loop._drivers.pop, key, None)
+
+    @property
+    def depth(self) -> int:
+        return 1
+
+    @depth.setter
+    def depth(self, depth: int) -> None:
+        """Whatever happens to the loops of this thread, of this process."""
 
     def touch(self, fd: Any) -> None:
         factory = self._factory()
