@@ -345,7 +345,6 @@ class AsyncChat(Protocol):
         """
         self._full = False
         self._flush()
-        self._go_on_upgrading()
 
     def stopProducing(self) -> None:  # noqa: N802
         """
@@ -814,7 +813,7 @@ class AsyncChat(Protocol):
         Deliver nothing any more, and remember whether that threw something away.
         """
         framer = self._framer
-        if framer.in_message or self._received is not None:
+        if framer.in_message or framer.buffer or self._received is not None:
             self._discarded = True
         self._held |= _BY_CLOSE
         framer.close()
@@ -945,10 +944,6 @@ class AsyncChat(Protocol):
         if self._close_when_idle and self._state is _OPEN and self._is_idle():
             self.close_when_done()
             self._flush()
-
-    def _go_on_upgrading(self) -> None:
-        if self._upgrade is not None and not self._delivering:
-            self._upgrade.proceed()
 
     def _is_idle(self) -> bool:
         """
