@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred, succeed
 from twisted.internet.endpoints import serverFromString
+from twisted.internet.interfaces import IProtocolFactory
 from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 from typing_extensions import override
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
         IAddress,
         IListeningPort,
         IProtocol,
-        IProtocolFactory,
         IStreamServerEndpoint,
     )
     from twisted.python.failure import Failure
@@ -58,7 +58,9 @@ class ChatFactory(Factory):
     noisy = False
     _log = Logger()
 
-    def __init__(self, handler: Callable[..., IProtocol], *arguments: Any, **keywords: Any) -> None:
+    def __init__(
+        self, handler: Callable[..., IProtocol], /, *arguments: Any, **keywords: Any
+    ) -> None:
         self.handler = handler
         self.arguments = arguments
         self.keywords = keywords
@@ -96,6 +98,7 @@ class Server(Service):
 
     Raises:
         ListenError: a description is no endpoint.
+        TypeError: *factory* is no factory, or *endpoints* is a single string.
     """
 
     _log = Logger()
@@ -108,6 +111,10 @@ class Server(Service):
         *,
         stop_timeout: float | None = STOP_TIMEOUT,
     ) -> None:
+        if not IProtocolFactory.providedBy(factory):
+            raise TypeError(f"{factory!r} is no protocol factory; ChatFactory(Handler) makes one")
+        if isinstance(endpoints, str):
+            raise TypeError(f"endpoints is the single string {endpoints!r}; give a list of them")
         self.reactor = reactor
         self.stop_timeout = stop_timeout
         self.connections: Connections
@@ -218,7 +225,7 @@ class Server(Service):
         for (description, _), (done, result) in zip(self._endpoints, results, strict=True):
             if not done:
                 for port in ports:
-                    maybeDeferred(port.stopListening)
+                    _close(port)
                 raise ListenError(description, result.value) from result.value
         self.ports = ports
         self.listening()
@@ -237,9 +244,7 @@ class Server(Service):
             deadline = self.reactor.callLater(self.stop_timeout, self.abort)
         ports, self.ports = self.ports, []
         # A port closes in the reactor's next turn; nobody is sent away while others still get in.
-        await DeferredList(
-            [maybeDeferred(port.stopListening) for port in ports], consumeErrors=True
-        )
+        await DeferredList([_close(port) for port in ports], consumeErrors=True)
         self.connections.finish()
         await self.connections.when_empty()
         if deadline is not None and deadline.active():
@@ -279,6 +284,12 @@ class _SecondSignal:
     def __call__(self, _number: int, _frame: object) -> None:
         for server in self.servers:
             self.reactor.callFromThread(server.abort)
+
+
+def _close(port: Any) -> Deferred[Any]:
+    # What "stdio:" gives is no port but the connection itself, which is asked like any other.
+    stop_listening = getattr(port, "stopListening", None)
+    return succeed(None) if stop_listening is None else maybeDeferred(stop_listening)
 
 
 def _endpoint(reactor: Any, endpoint: str | IStreamServerEndpoint) -> IStreamServerEndpoint:
