@@ -1,0 +1,181 @@
+"""
+What may end a message: which values are taken, which are refused, and where delimiters are found.
+"""
+
+import enum
+import re
+from collections import namedtuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from txasynchat.framing import Framer
+from txasynchat.terminators import (
+    LengthPrefix,
+    check_terminator,
+    compile_delimiters,
+    prefix_length_at_end,
+)
+
+# -- which values
+
+
+@pytest.mark.parametrize("terminator", [b"\n", b"", b"x" * 64, None, 0, 1, 1 << 40, (b"\n", b"ab")])
+def test_terminators_are_taken_as_they_are(terminator):
+    framer = Framer()
+    framer.set_terminator(terminator)
+    assert framer.terminator == terminator
+    assert type(framer.terminator) is type(terminator)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        ("\r\n", TypeError),
+        (1.0, TypeError),
+        (True, TypeError),
+        (False, TypeError),
+        ([b"\n"], TypeError),
+        ({b"\n"}, TypeError),
+        (LengthPrefix, TypeError),
+        (-1, ValueError),
+        ((), ValueError),
+        (("\n",), TypeError),
+        ((b"\n", "x"), TypeError),
+        ((b"\n", 3), TypeError),
+        ((b"\n", b""), ValueError),
+        ((bytearray(b"\n"),), TypeError),
+    ],
+    ids=repr,
+)
+def test_anything_else_is_refused_at_once_and_named(wrong, error):
+    framer = Framer(b"\n")
+    with pytest.raises(error, match="terminator") as caught:
+        framer.set_terminator(wrong)
+    named = wrong
+    if isinstance(wrong, tuple) and error is TypeError:
+        [named] = [one for one in wrong if type(one) is not bytes]
+    assert repr(named) in str(caught.value)
+    assert framer.terminator == b"\n"
+    with pytest.raises(error):
+        Framer(wrong)
+
+
+@pytest.mark.parametrize("kind", [bytearray, memoryview])
+def test_other_byte_objects_are_copied(kind):
+    original = bytearray(b"\r\n")
+    framer = Framer(kind(original))
+    original[:] = b"xx"
+    assert framer.terminator == b"\r\n"
+    assert type(framer.terminator) is bytes
+
+
+def test_kinds_of_bytes_numbers_and_tuples_are_taken_for_what_they_are():
+    class Name(bytes):
+        __slots__ = ()
+
+    class Size(enum.IntEnum):
+        HEADER = 4
+
+    ends = namedtuple("ends", "unix dos")  # noqa: PYI024 this is not about types
+    assert type(check_terminator(Name(b"\n"))) is bytes
+    assert check_terminator(Size.HEADER) == 4
+    assert type(check_terminator(ends(b"\n", b"\r\n"))) is tuple
+
+
+# -- length prefixes
+
+
+@pytest.mark.parametrize(
+    ("layout", "prefix"),
+    [("B", b"\3"), ("!H", b"\0\3"), ("<H", b"\3\0"), ("!I", b"\0\0\0\3"), ("<Q", b"\3" + bytes(7))],
+)
+def test_a_prefix_is_packed_and_read_in_its_format(layout, prefix):
+    terminator = LengthPrefix(layout)
+    assert terminator.pack(b"abc") == prefix + b"abc"
+    assert terminator.unpack(b"--" + prefix, 2) == 3
+    assert terminator.size == len(prefix)
+
+
+@pytest.mark.parametrize("wrong", ["", "x", "!i", "b", "!HH", "!f", "4s", "?", "c", "I", "P"])
+def test_a_format_that_is_no_single_unsigned_integer_is_refused_and_named(wrong):
+    with pytest.raises(ValueError, match=re.escape(repr(wrong))):
+        LengthPrefix(wrong)
+
+
+def test_a_negative_limit_is_refused_and_named():
+    with pytest.raises(ValueError, match="-1"):
+        LengthPrefix("!I", limit=-1)
+
+
+def test_the_limit_is_at_most_what_the_format_can_say():
+    assert LengthPrefix("B").limit == 255
+    assert LengthPrefix("!H", limit=None).limit == 65_535
+    assert LengthPrefix("!I").limit == 1 << 20
+    assert LengthPrefix("!I", limit=10).limit == 10
+
+
+def test_a_body_above_the_limit_is_not_packed():
+    terminator = LengthPrefix("!H", limit=3)
+    assert terminator.pack(b"abc") == b"\0\3abc"
+    with pytest.raises(ValueError, match="body of 4 bytes, limit 3"):
+        terminator.pack(b"abcd")
+    with pytest.raises(ValueError, match="body of 256 bytes, limit 255"):
+        LengthPrefix("B", limit=None).pack(bytes(256))
+
+
+def test_a_prefix_tells_what_it_is():
+    assert repr(LengthPrefix("!H", limit=9)) == "LengthPrefix('!H', limit=9)"
+
+
+# -- looking for delimiters
+
+delimiters = st.text("ab", min_size=1, max_size=8).map(str.encode)
+data = st.text("ab", max_size=60).map(str.encode)
+
+
+@given(
+    data=data, terminator=st.one_of(delimiters, st.just(b"a" * 63 + b"b")), start=st.integers(0, 9)
+)
+def test_the_longest_tail_that_may_begin_the_terminator_is_counted(data, terminator, start):
+    tails = [
+        size
+        for size in range(len(terminator))
+        if data.endswith(terminator[:size]) and size <= max(0, len(data) - start)
+    ]
+    if terminator not in data[start:]:
+        assert prefix_length_at_end(data, terminator, start) == max(tails)
+
+
+@given(data=data, several=st.lists(delimiters, min_size=1, max_size=5).map(tuple))
+def test_the_match_that_ends_first_wins_and_of_those_the_longest(data, several):
+    ends = (
+        (end, -len(one), one)
+        for end in range(1, len(data) + 1)
+        for one in several
+        if data[:end].endswith(one)
+    )
+    first = min(ends, default=None)
+    found = compile_delimiters(several).find(data)
+    if first is None:
+        assert found is None
+    else:
+        assert (found.end(), found[0]) == (first[0], first[2])
+
+
+@given(data=data, several=st.lists(delimiters, min_size=1, max_size=5).map(tuple))
+def test_bytes_are_held_exactly_when_they_may_still_begin_what_wins(data, several):
+    compiled = compile_delimiters(several)
+    if compiled.find(data):
+        return
+    held = compiled.prefix_length_at_end(data, 0)
+    # What is held can become a delimiter by more bytes, and nothing before it can.
+    beginnings = {one[:size] for one in compiled.winners for size in range(len(one))}
+    tails = {data[len(data) - size :] for size in range(len(data) + 1)}
+    assert held == max(len(tail) for tail in beginnings & tails)
+
+
+def test_delimiters_are_no_patterns():
+    assert compile_delimiters((b".", b"a+")).find(b"xaaa") is None
+    assert compile_delimiters((b".*", b"[")).find(b"x[")[0] == b"["
