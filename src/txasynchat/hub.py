@@ -141,6 +141,8 @@ class Hub:
             self._always.add(fd)
         except OSError:
             self.masks.pop(fd, None)
+            with suppress(OSError):
+                self._poller.unregister(fd)
             raise
 
     def forget(self, fd: int) -> None:

@@ -1,0 +1,42 @@
+"""
+What the facade's tests share.
+"""
+
+import socket
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+
+#: Seconds: the end of every wait that should not take any time.
+LIMIT = 10.0
+
+
+@pytest.fixture(params=["hub alone", "beside the reactor"])
+def each_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """loop() in the main thread without a reactor to serve, and with the installed one."""
+    if request.param == "hub alone":
+        monkeypatch.delitem(sys.modules, "twisted.internet.reactor", raising=False)
+    else:
+        from twisted.internet import reactor
+
+        assert not reactor.running
+    return request.param
+
+
+@pytest.fixture
+def pair() -> Iterator[Callable[[], tuple[socket.socket, socket.socket]]]:
+    """Makes connected TCP sockets on loopback, closed at the end whatever happened to them."""
+    made: list[socket.socket] = []
+
+    def make() -> tuple[socket.socket, socket.socket]:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            near = socket.create_connection(server.getsockname(), timeout=LIMIT)
+            far, _ = server.accept()
+        far.settimeout(LIMIT)
+        made.extend((near, far))
+        return near, far
+
+    yield make
+    for sock in made:
+        sock.close()

@@ -1,0 +1,351 @@
+"""
+The hub and its pollers on real descriptors, alone and inside every kind of reactor.
+"""
+
+import asyncio
+import os
+import resource
+import select
+import socket
+import threading
+import time
+
+import pytest
+from twisted.internet.asyncioreactor import AsyncioSelectorReactor
+from twisted.internet.interfaces import IReadWriteDescriptor
+from twisted.internet.pollreactor import PollReactor
+from twisted.internet.selectreactor import SelectReactor
+from zope.interface.verify import verifyObject
+
+from txasynchat import hub as hubs
+from txasynchat.hub import HANGUP, READ, URGENT, WRITE, Hub
+from txasynchat.pollers import PollPoller, new_poller
+from txasynchat.seats import SeatDescriptor
+
+LIMIT = 5.0
+
+
+@pytest.fixture(params=[new_poller, PollPoller], ids=["nested", "flat"])
+def hub(request):
+    one = Hub(request.param)
+    yield one
+    one.close()
+
+
+@pytest.fixture
+def ends():
+    a, b = socket.socketpair()
+    a.setblocking(False)
+    b.setblocking(False)
+    yield a, b
+    a.close()
+    b.close()
+
+
+def test_what_is_watched_is_reported_and_nothing_else(hub, ends):
+    a, b = ends
+    hub.watch(a.fileno(), READ)
+    assert hub.wait(0) == []
+    b.send(b"x")
+    assert hub.wait(LIMIT) == [(a.fileno(), READ)]
+    assert hub.wait(0) == [(a.fileno(), READ)]  # level-triggered
+    hub.watch(a.fileno(), WRITE)
+    assert hub.wait(0) == [(a.fileno(), WRITE)]
+    hub.watch(a.fileno(), 0)
+    assert hub.wait(0) == []
+    assert hub.masks == {}
+
+
+def test_a_limit_cuts_the_batch(hub):
+    pairs = [socket.socketpair() for _ in range(5)]
+    for a, _ in pairs:
+        hub.watch(a.fileno(), WRITE)
+    assert len(hub.wait(0, 2)) == 2
+    assert len(hub.wait(0)) == 5
+    for a, b in pairs:
+        hub.forget(a.fileno())
+        a.close()
+        b.close()
+
+
+def test_urgent_data_is_reported(hub):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        a = socket.create_connection(server.getsockname())
+        b, _ = server.accept()
+    with a, b:
+        hub.watch(b.fileno(), URGENT)
+        a.send(b"!", socket.MSG_OOB)
+        assert hub.wait(LIMIT) == [(b.fileno(), URGENT)]
+
+
+def test_a_number_re_used_behind_its_back_is_registered_again(hub):
+    a, b = socket.socketpair()
+    c, d = socket.socketpair()
+    number = a.detach()
+    hub.watch(number, READ)
+    os.dup2(c.fileno(), number)  # closes what it was
+    try:
+        assert hub.verify(number)
+        d.send(b"x")
+        assert (number, READ) in hub.wait(LIMIT)
+        hub.watch(number, READ | WRITE)
+        assert (number, READ | WRITE) in hub.wait(LIMIT)
+    finally:
+        hub.forget(number)
+        os.close(number)
+        for sock in (b, c, d):
+            sock.close()
+
+
+def test_a_closed_descriptor_is_found_out(hub, ends):
+    a, _ = ends
+    number = a.fileno()
+    hub.watch(number, READ)
+    a.close()
+    assert not hub.verify(number)
+    assert hub.masks == {}
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        hub.watch(number, READ)
+    hub.forget(number)
+    assert hub.wait(0) == []
+
+
+def test_a_negative_descriptor_is_refused(hub):
+    with pytest.raises((ValueError, OSError)):
+        hub.watch(-1, READ)
+
+
+def test_regular_files_are_always_ready(hub, tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"x")
+    with path.open("rb") as file:
+        hub.watch(file.fileno(), READ)
+        assert hub.wait(LIMIT) == [(file.fileno(), READ)]
+        assert hub.busy == (type(hub._poller) is not PollPoller)
+        hub.watch(file.fileno(), READ | WRITE)
+        assert hub.wait(LIMIT) == [(file.fileno(), READ | WRITE)]
+        hub.watch(file.fileno(), 0)
+        assert hub.wait(0) == []
+        assert not hub.busy
+
+
+def test_descriptors_above_1023(hub, ends):
+    a, b = ends
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert hard > 3000
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 3000), hard))
+    high = os.dup2(a.fileno(), 2500)
+    try:
+        hub.watch(high, READ)
+        b.send(b"x")
+        assert hub.wait(LIMIT) == [(high, READ)]
+    finally:
+        hub.forget(high)
+        os.close(high)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("hub", [new_poller], indirect=True)  # poll(2) can not tell once
+def test_a_hang_up_that_nobody_wants_is_silenced_until_something_happens(hub):
+    read, write = os.pipe()
+    os.set_blocking(read, False)
+    try:
+        hub.watch(read, URGENT)
+        os.close(write)
+        assert hub.wait(LIMIT) == [(read, HANGUP)]
+        hub.quiet(read)
+        for _ in range(3):
+            hub.quiet(read)
+            hub.wait(0)
+        assert hub.wait(0) == []
+        hub.watch(read, READ | URGENT)
+        assert hub.wait(0) == [(read, HANGUP)]
+    finally:
+        hub.forget(read)
+        os.close(read)
+
+
+def test_a_registration_that_lives_on_in_another_process_ends(hub):
+    """A dup'ed descriptor keeps a closed one in epoll, where it can no longer be named."""
+    a, b = socket.socketpair()
+    copy = os.dup(a.fileno())
+    number = a.fileno()
+    try:
+        hub.watch(number, READ)
+        hub.masks.pop(number)  # what a close without forget() comes to
+        a.close()
+        b.send(b"x")
+        for fd, _ in hub.wait(LIMIT):
+            hub.quiet(fd)
+        assert hub.wait(0) == []
+    finally:
+        os.close(copy)
+        b.close()
+
+
+def test_another_thread_ends_a_wait(hub):
+    began = threading.Event()
+
+    def wake():
+        began.wait(LIMIT)
+        hub.wake()
+
+    thread = threading.Thread(target=wake)
+    thread.start()
+    began.set()
+    start = time.monotonic()
+    assert hub.wait(LIMIT) == []
+    assert time.monotonic() - start < LIMIT / 2
+    thread.join()
+    hub.wake()
+    hub.wake()
+    assert hub.wait(LIMIT) == []
+    assert hub.wait(0.01) == []
+
+
+def test_a_wake_up_does_not_hide_events(hub, ends):
+    a, b = ends
+    hub.watch(a.fileno(), READ)
+    b.send(b"x")
+    hub.wake()
+    assert hub.wait(LIMIT) == [(a.fileno(), READ)]
+
+
+def test_a_child_of_fork_has_a_poller_of_its_own(ends):
+    a, b = ends
+    hub = Hub()
+    hub.watch(a.fileno(), READ)
+    pid = os.fork()
+    if pid == 0:
+        # Everything here happens in the child, and must not touch the parent's registrations.
+        status = 1
+        try:
+            hub.watch(a.fileno(), WRITE)
+            own = hub.wait(LIMIT)
+            hub.forget(a.fileno())
+            gone = hub.wait(0)
+            hub.close()
+            status = 0 if own == [(a.fileno(), WRITE)] and gone == [] else 1
+        finally:
+            os._exit(status)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    b.send(b"x")
+    assert hub.wait(LIMIT) == [(a.fileno(), READ)]
+    hub.close()
+
+
+def test_closing_gives_everything_back():
+    before = len(os.listdir("/dev/fd"))
+    hub = Hub()
+    assert len(os.listdir("/dev/fd")) > before
+    hub.close()
+    hub.close()
+    hub.wake()
+    assert len(os.listdir("/dev/fd")) == before
+    forgotten = Hub()
+    del forgotten
+    assert len(os.listdir("/dev/fd")) == before
+
+
+# -- in a reactor
+
+
+def reactors():
+    kinds = [SelectReactor, PollReactor, lambda: AsyncioSelectorReactor(asyncio.new_event_loop())]
+    if hasattr(select, "epoll"):
+        from twisted.internet.epollreactor import EPollReactor
+
+        kinds.append(EPollReactor)
+    return kinds
+
+
+@pytest.fixture(params=reactors(), ids=["select", "poll", "asyncio", "epoll"][: len(reactors())])
+def reactor(request):
+    one = request.param()
+    yield one
+    for reader in one.removeAll():
+        reader.connectionLost(None)
+    for reader in list(one._internalReaders):
+        one.removeReader(reader)
+        reader.connectionLost(None)
+    loop = getattr(one, "_asyncioEventloop", None)
+    if loop is not None:
+        loop.close()
+    poller = getattr(one, "_poller", None)
+    if hasattr(poller, "close"):
+        poller.close()
+
+
+def turn_until(reactor, done):
+    deadline = time.monotonic() + LIMIT
+    while not done() and time.monotonic() < deadline:
+        reactor.iterate(0.01)
+    assert done()
+
+
+def test_a_reactor_is_told_when_something_is_ready(reactor, hub, ends):
+    a, b = ends
+    seen = []
+
+    def ready():
+        for fd, bits in hub.wait(0):
+            seen.append((fd, bits))
+            if fd == a.fileno():
+                a.recv(100)
+
+    hub.watch(a.fileno(), READ)
+    hub.attach(reactor, ready)
+    assert hub.attached
+    b.send(b"x")
+    turn_until(reactor, lambda: seen)
+    assert seen == [(a.fileno(), READ)]
+    # What is watched while it is attached counts as well.
+    c, d = socket.socketpair()
+    with c, d:
+        hub.watch(c.fileno(), WRITE)
+        turn_until(reactor, lambda: (c.fileno(), WRITE) in seen)
+        hub.forget(c.fileno())
+    hub.detach()
+    seen.clear()
+    b.send(b"y")
+    reactor.iterate(0.01)
+    assert seen == []
+    assert hub.wait(LIMIT) == [(a.fileno(), READ)]
+
+
+def test_an_asyncio_event_loop_is_told_when_something_is_ready(hub, ends):
+    a, b = ends
+
+    async def main():
+        told = asyncio.Event()
+
+        def ready():
+            if hub.wait(0):
+                a.recv(100)
+                told.set()
+
+        hub.watch(a.fileno(), READ)
+        hub.attach(asyncio.get_running_loop(), ready)
+        with pytest.raises(RuntimeError, match="already"):
+            hub.attach(asyncio.get_running_loop(), ready)
+        b.send(b"x")
+        await asyncio.wait_for(told.wait(), LIMIT)
+        hub.detach()
+        hub.detach()
+
+    asyncio.run(main())
+
+
+def test_only_reactors_and_event_loops_are_hosts(hub):
+    with pytest.raises(TypeError, match="neither"):
+        hub.attach(object(), lambda: None)
+
+
+def test_what_a_reactor_gets_is_a_descriptor():
+    assert verifyObject(IReadWriteDescriptor, SeatDescriptor(1, lambda: None))
+
+
+def test_the_names_of_events_are_the_ones_of_poll():
+    for ours, theirs in (("READ", "POLLIN"), ("WRITE", "POLLOUT"), ("URGENT", "POLLPRI")):
+        assert getattr(hubs, ours) == getattr(select, theirs)
