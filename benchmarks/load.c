@@ -3,6 +3,8 @@
  *   load [--tls CA] echo PORT CONNECTIONS DEPTH SECONDS MESSAGES
  *       each connection sends DEPTH lines of 64 bytes at once, waits for all of them to come back,
  *       and sends the next; until SECONDS have passed or MESSAGES have been answered
+ *   load talk PORT ...
+ *       as echo, but sleeps while it waits, to leave the core to others
  *   load oneshot PORT PARALLEL SECONDS MESSAGES
  *       connect, one line, its echo, wait for the server's close; again, PARALLEL at a time
  *   load source PORT BYTES PACE
@@ -54,7 +56,7 @@ static char scratch[1 << 20];
 static float samples[MAX_SAMPLES];
 static long sample_count;
 static unsigned long serial;
-static int two_cores;
+static int spinning;
 
 static void fail(const char *format, ...) {
     va_list arguments;
@@ -213,7 +215,7 @@ static int check_answer(struct connection *c) {
 /* Spin, for a while: on loopback the sender pays for waking a sleeping receiver, which over a network
  * the client's own machine does. */
 static int watch(int poller, struct epoll_event *events) {
-    for (int i = 0; i < SPINS && two_cores; i++) {
+    for (int i = 0; i < SPINS && spinning; i++) {
         int ready = epoll_wait(poller, events, BATCH, 0);
         if (ready) return ready;
     }
@@ -386,10 +388,11 @@ int main(int argc, char **argv) {
     }
     if (argc < 4) errno = EINVAL, fail("load MODE PORT ...");
     const char *mode = argv[1];
-    two_cores = sysconf(_SC_NPROCESSORS_ONLN) > 1;
+    spinning = sysconf(_SC_NPROCESSORS_ONLN) > 1;
     server.sin_family = AF_INET;
     server.sin_port = htons(atoi(argv[2]));
     server.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    if (!strcmp(mode, "talk")) spinning = 0, mode = "echo";
     if (!strcmp(mode, "echo") && argc == 7)
         echo(atoi(argv[3]), atoi(argv[4]), atof(argv[5]), atol(argv[6]));
     else if (!strcmp(mode, "oneshot") && argc == 6)

@@ -92,7 +92,7 @@ def wait_beside_handshakes(competitor: Competitor, count: int) -> float:
     try:
         # A handshake takes a core about a millisecond: the talk ends with the last, or before.
         storm = start_load(secured, authority, "handshakes", count)
-        talk = start_load(plain, None, "echo", 50, 1, max(0.2, count / 1000), ANY_NUMBER)
+        talk = start_load(plain, None, "talk", 50, 1, max(0.2, count / 1000), ANY_NUMBER)
         storm.go()
         talk.go()
         handshaken = storm.line()
