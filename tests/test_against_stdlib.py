@@ -5,10 +5,14 @@ Each case is drawn from a seed: a stream over a tiny alphabet, so that terminato
 beginnings are everywhere; its cuts; and what the handler does inside its calls. The same script is
 played to ``asynchat.async_chat`` and to ours, and the two logs of calls must be equal.
 
-Deliberate differences, each with a test of its own here: a count lowered below zero by its own
-handler (no call with empty data; the buffer replaced meanwhile), and the wrong terminators that
-``set_terminator`` refuses at once. Where we stop and the standard library goes on (pause, close,
-limits), `test_framing` says what we do.
+Deliberate differences, each with a test of its own here:
+
+* a count that its own handler lowers below zero: there is no call with empty data, and what a
+  handler does to the buffer at that moment is not compared;
+* ``set_terminator`` refuses a wrong terminator at once, not when data comes;
+* an `AsyncChat` delivers nothing after `AsyncChat.close`, nor after an exception in a handler.
+
+What the standard library does not have (pause, limits) is in `test_framing`.
 """
 
 import random
@@ -16,8 +20,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from twisted.internet.testing import StringTransport
 
-from txasynchat import framing
+from txasynchat import AsyncChat, framing
 from txasynchat.framing import Framer
 
 # It lives beside the conformance scripts, which run without pytest too.
@@ -171,6 +176,25 @@ class OnFramerAsked(OnFramer):
         self.framer.deliver(self, self.get_terminator)
 
 
+class OnAsyncChat(Script, AsyncChat):
+    """
+    The Twisted protocol on a transport in memory.
+    """
+
+    max_message_length = None
+
+    def __init__(self, seed, actions):
+        super().__init__(seed, actions)
+        self.makeConnection(StringTransport())
+
+    @property
+    def ac_in_buffer(self):
+        return self._framer.buffer
+
+    def handle_read(self):
+        self.dataReceived(self.recv(65536))
+
+
 def any_terminator(draw):
     kind = draw.random()
     if kind < 0.6:
@@ -203,11 +227,26 @@ TOUCHES_BUFFER = ["replace", "cut", "append", "drop", "read"]
 WILD = [*TAME, "raise", *TOUCHES_BUFFER]
 
 
+ERRORS = ["Boom", "TypeError", "ValueError"]
+
+
 def compare(ours, seeds, actions):
     for seed in seeds:
         expected = Stdlib(seed, actions).play()
         log = ours(seed, actions).play()
         assert log == expected, f"seed {seed}"
+
+
+def compare_until_error(ours, seeds, actions):
+    for seed in seeds:
+        expected = Stdlib(seed, actions).play()
+        log = ours(seed, actions).play()
+        error = next((at for at, call in enumerate(expected) if call in ERRORS), None)
+        if error is None:
+            assert log == expected, f"seed {seed}"
+        else:
+            assert log[:error] == expected[:error], f"seed {seed}"
+            assert set(log[error:-1]) == {"--"}, f"seed {seed}: calls after an exception"
 
 
 @pytest.fixture(params=[(16_384, 8), (5, 1)], ids=["usual sizes", "tiny sizes"])
@@ -231,6 +270,11 @@ def test_calls_are_those_of_asynchat_when_handlers_do_what_they_like():
 @pytest.mark.usefixtures("sizes")
 def test_calls_are_those_of_asynchat_when_get_terminator_is_asked():
     compare(OnFramerAsked, range(8_000, 11_000), WILD)
+
+
+@pytest.mark.usefixtures("sizes")
+def test_calls_of_async_chat_are_those_of_asynchat_until_a_handler_raises():
+    compare_until_error(OnAsyncChat, range(11_000, 14_000), [*TAME, "raise"])
 
 
 def test_a_count_lowered_too_far_ends_the_message_early_on_both_sides_without_an_empty_call():
@@ -273,3 +317,25 @@ def test_wrong_terminators_are_refused_when_set_and_not_when_data_comes(wrong):
     stdlib.set_terminator(wrong)
     with pytest.raises((TypeError, ValueError)):
         Framer().set_terminator(wrong)
+
+
+def test_asynchat_delivers_after_close_and_async_chat_does_not():
+    class Closing:
+        def found_terminator(self):
+            self.log.append("found")
+            self.close()
+
+    class ClosingStdlib(Closing, Stdlib):
+        pass
+
+    class ClosingAsyncChat(Closing, OnAsyncChat):
+        pass
+
+    def log(chat):
+        chat.chunks = [b"a\nb\n", b"c"]
+        chat.set_terminator(b"\n")
+        chat.handle_read()
+        return chat.log
+
+    assert log(ClosingStdlib(0, [])) == [b"a", "found", b"b", "found"]
+    assert log(ClosingAsyncChat(0, [])) == [b"a", "found"]
