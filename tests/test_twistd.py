@@ -16,6 +16,11 @@ from pathlib import Path
 
 import pytest
 import trustme
+import twisted.internet.reactor  # noqa: F401 - now, so that its descriptors are there before
+
+from txasynchat.compat import uninstall
+from txasynchat.program import CannotStart
+from txasynchat.twistd import Options, makeService
 
 BIN = Path(sys.executable).parent
 TWISTD = [str(BIN / "twistd")]
@@ -123,6 +128,36 @@ def test_it_says_what_listens_where_and_echoes_lines(run, runner, tmp_path):
         assert answers.read() == b""
 
 
+@pytest.mark.parametrize("name", ["asyncio", "poll", "select"])
+def test_it_serves_and_stops_on_other_reactors(run, name):
+    program = run(*TWISTD, "-n", f"--reactor={name}", "asynchat", "--listen", LOOPBACK)
+    with connect(program.port()) as (client, answers):
+        client.sendall(b"hello\n")
+        assert answers.readline() == b"hello\n"
+        program.process.terminate()
+        assert answers.read() == b""
+    assert program.ended() == -signal.SIGTERM
+
+
+def test_it_talks_to_standard_input_and_output(tmp_path):
+    with subprocess.Popen(
+        [*TWISTD, "-n", "--logfile=log", "asynchat", "--listen", "stdio:"],
+        cwd=tmp_path,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as program:
+        limit = threading.Timer(SECONDS, program.kill)
+        limit.start()
+        program.stdin.write(b"hello\n")
+        program.stdin.flush()
+        assert program.stdout.readline() == b"hello\n"
+        program.terminate()
+        assert program.stdout.read() == b""
+        assert program.wait() == -signal.SIGTERM
+        limit.cancel()
+        limit.join()
+
+
 def test_a_mebibyte_comes_back(run):
     port = run(*TWISTD, "-n", "asynchat", "--listen", LOOPBACK).port()
     sent = b"".join(b"%063d\n" % number for number in range(16_384))
@@ -137,21 +172,20 @@ def test_a_mebibyte_comes_back(run):
 
 
 @pytest.mark.parametrize(
-    ("option", "length", "answered"),
+    ("options", "answered", "too_long"),
     [
-        ([], 16_384, True),
-        ([], 16_385, False),
-        (["--max-message-length=5"], 5, True),
-        (["--max-message-length=5"], 6, False),
-        (["--max-message-length=0"], 1 << 20, True),
+        ([], [16_384], [16_385]),
+        (["--max-message-length=5"], [0, 5], [6, 1000]),
+        (["--max-message-length=0"], [1 << 20], []),
     ],
 )
-def test_a_line_over_the_limit_closes_its_connection(run, option, length, answered):
-    port = run(*TWISTD, "-n", "asynchat", "--listen", LOOPBACK, *option).port()
-    with connect(port) as (client, answers):
-        client.sendall(b"x" * length + b"\n")
-        assert answers.readline() == (b"x" * length + b"\n" if answered else b"")
-    check_echo(port, b"fine\n")
+def test_a_line_over_the_limit_closes_its_connection(run, options, answered, too_long):
+    port = run(*TWISTD, "-n", "asynchat", "--listen", LOOPBACK, *options).port()
+    for length in too_long + answered:
+        line = b"x" * length + b"\n"
+        with connect(port) as (client, answers):
+            client.sendall(line)
+            assert answers.readline() == (b"" if length in too_long else line)
 
 
 def test_it_listens_on_several_endpoints(run, tmp_path):
@@ -383,8 +417,6 @@ MISTAKES = {
 def run_mistake(command, folder, options):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         number = str(taken.getsockname()[1])
-        (folder / "broken.py").write_text("nonsense\n")
-        (folder / "garbled.py").write_text("def (:\n")
         return subprocess.run(
             [*command, *(option.replace("{taken}", number) for option in options)],
             cwd=folder,
@@ -395,27 +427,49 @@ def run_mistake(command, folder, options):
         )
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_one_line_and_status_1(handlers, tmp_path, mistake):
-    options, expected = MISTAKES[mistake]
-    done = run_mistake([*TWISTD, "-n", "asynchat"], tmp_path, options)
-    assert done.returncode == 1
-    [line] = done.stderr.splitlines()
+def check_report(mistake, line):
+    expected = MISTAKES[mistake][1]
     assert line.startswith("txasynchat: ")
     assert re.search(expected if isinstance(expected, re.Pattern) else re.escape(expected), line)
-    assert "Traceback" not in done.stdout
-    assert not (tmp_path / "twistd.pid").exists()
+    assert "\n" not in line
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """The current folder, as for a program that is started in it."""
+    known = set(sys.modules)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    monkeypatch.setattr(sys, "stderr", sys.stderr)
+    (tmp_path / "broken.py").write_text("nonsense\n")
+    (tmp_path / "garbled.py").write_text("def (:\n")
+    yield tmp_path
+    uninstall()
+    for name in {"handlers", "broken", "garbled"} - known:
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_ends_the_program_with_one_line(handlers, here, mistake):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        number = str(taken.getsockname()[1])
+        with pytest.raises(CannotStart) as ending:
+            options = Options()
+            options.parseOptions(
+                [option.replace("{taken}", number) for option in MISTAKES[mistake][0]]
+            )
+            makeService(options).startService()
+    check_report(mistake, ending.value.code)
 
 
 @pytest.mark.parametrize("mistake", ["no such module", "no handler", "no endpoint", "a taken port"])
-def test_twist_reports_mistakes_in_the_same_way(handlers, tmp_path, mistake):
-    options, expected = MISTAKES[mistake]
-    done = run_mistake([*TWIST, "asynchat"], tmp_path, options)
+@pytest.mark.parametrize("runner", RUNNERS.values(), ids=RUNNERS)
+def test_a_mistake_is_one_line_on_standard_error_and_status_1(handlers, tmp_path, runner, mistake):
+    done = run_mistake([*runner, "asynchat"], tmp_path, MISTAKES[mistake][0])
     assert done.returncode == 1
-    [line] = done.stderr.splitlines()
-    assert line.startswith("txasynchat: ")
-    assert expected in line
+    check_report(mistake, done.stderr.removesuffix("\n"))
     assert "Traceback" not in done.stdout
+    assert not (tmp_path / "twistd.pid").exists()
 
 
 def test_ports_that_were_open_before_the_taken_one_are_closed(tmp_path):
@@ -467,10 +521,12 @@ def working(tmp_path):
     return ["asynchat", "--handler", "working:Handler", "--listen", LOOPBACK]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("runner", RUNNERS.values(), ids=RUNNERS)
+@pytest.mark.parametrize(
+    ("runner", "number"),
+    [("twistd -n", signal.SIGTERM), ("twistd -n", signal.SIGINT), ("twist", signal.SIGTERM)],
+)
 def test_a_signal_lets_connections_finish(run, working, tmp_path, runner, number):
-    program = run(*runner, *working)
+    program = run(*RUNNERS[runner], *working)
     port = program.port()
     with (
         connect(port) as (idle, idle_answers),
@@ -497,10 +553,12 @@ def test_a_signal_lets_connections_finish(run, working, tmp_path, runner, number
     assert not (tmp_path / "twistd.pid").exists()
 
 
-@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("runner", [RUNNERS["twistd -n"], TWIST], ids=["twistd -n", "twist"])
+@pytest.mark.parametrize(
+    ("runner", "second"),
+    [("twistd -n", signal.SIGTERM), ("twistd -n", signal.SIGINT), ("twist", signal.SIGTERM)],
+)
 def test_a_second_signal_ends_it_at_once(run, working, runner, second):
-    program = run(*runner, *working, "--stop-timeout=1000")
+    program = run(*RUNNERS[runner], *working, "--stop-timeout=1000")
     port = program.port()
     with connect(port) as (idle, idle_answers), connect(port) as (busy, busy_answers):
         idle.sendall(b"hello\n")

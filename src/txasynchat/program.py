@@ -82,7 +82,8 @@ class Program(Server):
         except ListenError as error:
             # Ports that were open already are closed in the reactor's next turn, which would not
             # come any more: a Unix socket's file would stay.
-            self.reactor.iterate()
+            if not self.reactor.running:
+                self.reactor.iterate()
             if not self.detached:
                 sys.stderr = sys.__stderr__  # which the log had replaced by itself
             raise CannotStart(error) from None

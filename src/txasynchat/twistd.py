@@ -119,7 +119,8 @@ def makeService(options: Options) -> Program:  # noqa: N802 - ServiceMaker looks
     from twisted.internet import reactor  # noqa: PLC0415 - chosen by now
 
     # Only twistd has this option, and goes into the background without it.
-    detached = not getattr(options, "parent", {}).get("nodaemon", True)
+    parent: Any = options.parent or {}
+    detached = not parent.get("nodaemon", True)
     stop_timeout = options["stop-timeout"]
     factory = load_factory(options["handler"], max_message_length=options["max-message-length"])
     return Program(
