@@ -182,6 +182,8 @@ class AsyncChat(Protocol):
     _resumed = False
     #: `get_terminator` is overridden, and is asked.
     _asks: ClassVar[bool] = False
+    #: handle_secure is overridden.
+    _hears_of_tls: ClassVar[bool] = False
     #: CLOSING or CLOSED: what is pushed is dropped.
     _ending = False
     #: What arrived while handlers were running.
@@ -223,6 +225,7 @@ class AsyncChat(Protocol):
         """
         super().__init_subclass__(**arguments)
         cls._asks = cls.get_terminator is not AsyncChat.get_terminator
+        cls._hears_of_tls = cls.handle_secure is not AsyncChat.handle_secure
         terminator = inspect.getattr_static(cls, "terminator")
         if not isinstance(terminator, property):
             # Its own, or that of a class mixed in, which would hide the property.
@@ -771,8 +774,7 @@ class AsyncChat(Protocol):
             if not self._framer.closed:
                 if first:
                     self._held &= ~_BY_CLOSE
-                info = self.tls
-                if info is not None:
+                if self._hears_of_tls and (info := self.tls) is not None:
                     self._call(self.handle_secure, info)
                 if first and self._state is _OPEN:
                     self._call(self.handle_connect)
@@ -1036,6 +1038,8 @@ class AsyncChat(Protocol):
             self._leave()
         if output.size or self._held & _BY_OUTPUT:
             self._limit(output.size)
+        if self._upgrade is not None and not self._delivering:
+            self._upgrade.proceed()
 
     def _write(self, output: OutputQueue) -> None:
         transport = self.transport

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakMethod
 
@@ -29,6 +30,7 @@ __all__ = [
     "closes_by_itself",
     "has_unread_bytes",
     "immediate_sender",
+    "link_to",
     "own_address",
     "peer_address",
     "reactor_of",
@@ -51,6 +53,8 @@ def immediate_sender(transport: Any) -> Callable[[Any, bytes], bytes] | None:
     and returns what the operating system did not take, for ``transport.write``. If the connection
     is lost that is everything, and the reactor will meet the loss, and report it, by itself.
     """
+    if isinstance(transport, TLSMemoryBIOProtocol):
+        return getattr(type(transport), "send_now", None)
     if not isinstance(transport, Connection):
         return None
     return _send_after_descriptors if isinstance(transport, _SendmsgMixin) else _send
@@ -152,6 +156,7 @@ def when_secure(transport: Any, listener: Any) -> bool:
     if tls is None or tls._handshakeDone:
         return True
     _pass_on(tls.wrappedProtocol, listener, IHandshakeListener)
+    _pass_on(tls.wrappedProtocol, listener, IHalfCloseableProtocol)
     return False
 
 
@@ -159,32 +164,54 @@ def tell_of_half_close(transport: Any, listener: Any) -> None:
     """
     See to it that *listener*, an `IHalfCloseableProtocol`, hears of the end of the peer's bytes.
 
-    A socket asks the protocol right above itself. Where that is a policy's wrapper, which knows
-    nothing of it, the connection would be lost at once, with the answers that are on their way.
+    A socket, and our TLS, ask the protocol right above themselves. Where that is a policy's wrapper,
+    which knows nothing of it, the connection would be lost at once, with the answers on their way.
     """
+    tls = tls_layer(transport)
     innermost = _layers(transport)[-1]
-    if innermost is not transport and isinstance(innermost, Connection):
+    if tls is not None:
+        above = tls.wrappedProtocol
+    elif isinstance(innermost, Connection):
         above = innermost.protocol
-        if isinstance(above, ProtocolWrapper) and not isinstance(above, TLSMemoryBIOProtocol):
-            _pass_on(above, listener, IHalfCloseableProtocol)
+    else:
+        return
+    if isinstance(above, ProtocolWrapper):
+        _pass_on(above, listener, IHalfCloseableProtocol)
 
 
 def _pass_on(above: Any, listener: Any, interface: Any) -> None:
     """
     Make *above* provide *interface* by calling *listener*.
+
+    Its class decides whether it does already: a wrapper claims all that is below it.
     """
-    if above is listener or interface.providedBy(above):
+    if above is listener or interface.implementedBy(type(above)):
         return
-    for name in interface:
+    for name in interface.names():
         # Weakly, not to leave every such connection to the garbage collector.
-        method = WeakMethod(getattr(listener, name))
-        setattr(above, name, lambda method=method: _call(method()))
+        setattr(above, name, partial(_call, WeakMethod(getattr(listener, name))))
     alsoProvides(above, interface)
 
 
-def _call(method: Callable[[], object] | None) -> None:
+def _call(reference: WeakMethod[Callable[[], object]]) -> None:
+    method = reference()
     if method is not None:
         method()
+
+
+def link_to(transport: Any, protocol: Any) -> tuple[Any, str] | None:
+    """
+    Find what leads from *transport* to *protocol*: an object, and the attribute to be changed.
+
+    Between a transport and a protocol that an endpoint connected, Twisted keeps one of its own.
+    """
+    for attribute in ("protocol", "wrappedProtocol"):
+        above, above_attribute = transport, attribute
+        while (found := getattr(above, above_attribute, None)) is not None:
+            if found is protocol:
+                return above, above_attribute
+            above, above_attribute = found, "_wrappedProtocol"
+    return None
 
 
 def closes_by_itself(transport: Any) -> bool:
