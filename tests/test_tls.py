@@ -2,80 +2,44 @@
 Handshakes, certificates and ends of TLS: real sockets, real OpenSSL, clients of other makes.
 """
 
-import os
-import socket
+import contextlib
 import ssl
-import struct
 import sys
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
-import pytest
-from twisted.internet import reactor, task
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
+from cryptography.x509 import load_pem_x509_certificate, load_pem_x509_certificates
 from twisted.internet.defer import Deferred, gatherResults
-from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint, connectProtocol
-from twisted.internet.protocol import Factory, Protocol
+from twisted.logger import globalLogPublisher
 from twisted.protocols.policies import WrappingFactory
 from twisted.trial import unittest
 
 sys.path.insert(0, str(Path(__file__).parent / "tls_matrix"))
 
 import support
-from support import HOST, Notes, client_context, credentials, in_thread, leaf, pem, trust
+from support import (
+    HOST,
+    Notes,
+    Server,
+    client_context,
+    connect,
+    credentials,
+    in_thread,
+    leaf,
+    pem,
+    server_options,
+    trust,
+)
 
 from txasynchat import errors
-from txasynchat.endpoints import SecureClientEndpoint, SecureServerEndpoint
-from txasynchat.tls import ClientCertificate, ClientOptions, Credentials, ServerOptions
-from txasynchat.tlslayer import TLSLayer
-
-
-class Server:
-    """A listening `SecureServerEndpoint`, and the handlers it has made."""
-
-    def __init__(self, case, options, handler=Notes, wrap=None, plain=False):
-        self.options = options
-        self.handlers = []
-        self.made = []
-        factory = Factory()
-        factory.buildProtocol = self._build
-        factory.noisy = False
-        self._handler = handler
-        self._expected: list[Deferred] = []
-        self.factory = wrap(factory) if wrap else factory
-        self.case = case
-        self.plain = plain
-
-    def _build(self, _):
-        handler = self._handler()
-        self.handlers.append(handler)
-        if self._expected:
-            self._expected.pop(0).callback(handler)
-        return handler
-
-    async def listen(self):
-        endpoint = TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1")
-        if not self.plain:
-            endpoint = SecureServerEndpoint(reactor, endpoint, self.options)
-        port = await endpoint.listen(self.factory)
-        self.case.addCleanup(port.stopListening)
-        self.port = port.getHost().port
-        return self
-
-    def next(self):
-        """Fires with the next handler that is made."""
-        expected = Deferred()
-        self._expected.append(expected)
-        return expected
-
-
-def server_options(**arguments):
-    arguments.setdefault("credentials", credentials())
-    return ServerOptions(**arguments)
-
-
-def connect(port, options, handler):
-    endpoint = TCP4ClientEndpoint(reactor, "127.0.0.1", port)
-    return connectProtocol(SecureClientEndpoint(reactor, endpoint, options), handler)
+from txasynchat.certificates import Loaded
+from txasynchat.tls import ClientCertificate, ClientOptions, Credentials, ServerOptions, Version
 
 
 class Talk(unittest.TestCase):
@@ -107,9 +71,7 @@ class Talk(unittest.TestCase):
         await gatherResults([client.closed, server.handlers[0].closed])
         self.assertIsNone(client.close_reason)
         self.assertIsNone(server.handlers[0].close_reason)
-        self.assertEqual(
-            client.notes[0][1].peer_certificate, leaf().cert_chain_pems and _x509(leaf())
-        )
+        self.assertEqual(client.notes[0][1].peer_certificate, _x509(leaf()))
 
     async def test_the_hook_comes_through_policy_wrappers(self):
         server = await Server(
@@ -126,6 +88,450 @@ class Talk(unittest.TestCase):
 
 
 def _x509(certificate):
-    from cryptography import x509
+    return load_pem_x509_certificate(certificate.cert_chain_pems[0].bytes())
 
-    return x509.load_pem_x509_certificate(certificate.cert_chain_pems[0].bytes())
+
+class Verification(unittest.TestCase):
+    """Each failure is its own error, and nothing was connected, let alone delivered."""
+
+    timeout = 60
+
+    async def refused(self, kind, server, client, server_kind=errors.HandshakeFailed):
+        server = await Server(self, server).listen()
+        handler = Notes()
+        error = await self.assertFailure(connect(server.port, client, handler), kind)
+        self.assertIs(type(error), kind)
+        self.assertIs(handler.close_reason, error)
+        self.assertEqual(handler.notes, ["close"])
+        (other,) = server.handlers
+        await other.closed
+        self.assertIsInstance(other.close_reason, server_kind)
+        self.assertEqual(other.notes, ["close"])
+        return error, other.close_reason
+
+    async def test_a_certificate_for_another_name(self):
+        error, _ = await self.refused(
+            errors.WrongName,
+            server_options(credentials=credentials("other.example.org")),
+            ClientOptions(HOST, trust()),
+        )
+        self.assertIn(HOST, str(error))
+
+    async def test_a_certificate_for_another_address(self):
+        await self.refused(
+            errors.WrongName,
+            server_options(credentials=credentials("127.0.0.2")),
+            ClientOptions("127.0.0.1", trust()),
+        )
+
+    async def test_an_address_is_verified_too(self):
+        server = await Server(self, server_options()).listen()
+        client = await connect(server.port, ClientOptions("127.0.0.1", trust()), Notes())
+        self.assertIsNone(client.tls.server_name)
+        client.close()
+        await gatherResults([client.closed, server.handlers[0].closed])
+
+    async def test_a_certificate_that_vouches_for_itself(self):
+        await self.refused(
+            errors.SelfSigned,
+            server_options(credentials=Credentials(support.self_signed())),
+            ClientOptions(HOST, trust()),
+        )
+
+    async def test_a_certificate_of_an_authority_nobody_knows(self):
+        foreign = support.stranger().issue_cert(HOST)
+        _, told = await self.refused(
+            errors.UnknownAuthority,
+            server_options(credentials=Credentials(pem(foreign))),
+            ClientOptions(HOST, trust()),
+        )
+        self.assertIn("unknown ca", str(told))
+
+    async def test_the_systems_authorities_are_the_default(self):
+        await self.refused(errors.UnknownAuthority, server_options(), ClientOptions(HOST))
+
+    async def test_an_expired_certificate(self):
+        server = server_options()
+        expired = support.authority().issue_cert(HOST, not_after=datetime(2020, 1, 1, tzinfo=UTC))
+        # No server of ours would start with it, so it is put in place of the good one.
+        loaded = Loaded(
+            load_pem_x509_certificates(expired.cert_chain_pems[0].bytes()),
+            load_pem_private_key(expired.private_key_pem.bytes(), None),
+            frozenset(),
+        )
+        server._contexts._made[0] = server._contexts._make(loaded)
+        server._contexts._by_name.clear()
+        _, told = await self.refused(
+            errors.CertificateExpired, server, ClientOptions(HOST, trust())
+        )
+        self.assertIn("expired", str(told))
+
+    async def test_a_client_without_the_certificate_that_is_required(self):
+        for version in Version:
+            options = server_options(
+                client_certificate=ClientCertificate.REQUIRED, client_authorities=trust()
+            )
+            server = await Server(self, options).listen()
+            client = Notes()
+            connecting = connect(server.port, ClientOptions(HOST, trust(), maximum=version), client)
+            if version is Version.TLS_1_2:
+                await self.assertFailure(connecting, errors.HandshakeFailed)
+            else:
+                # The client learns of it when it reads.
+                await connecting
+            await client.closed
+            (handler,) = server.handlers
+            await handler.closed
+            self.assertIs(type(handler.close_reason), errors.MissingClientCertificate)
+            self.assertEqual(handler.notes, ["close"])
+            if version is Version.TLS_1_3:
+                self.assertIs(type(client.close_reason), errors.MissingClientCertificate)
+
+    async def test_a_client_certificate_of_an_unknown_authority(self):
+        options = server_options(
+            client_certificate=ClientCertificate.OPTIONAL, client_authorities=trust()
+        )
+        server = await Server(self, options).listen()
+        client = Notes()
+        foreign = Credentials(pem(support.stranger().issue_cert("someone@example.org")))
+        await connect(server.port, ClientOptions(HOST, trust(), credentials=foreign), client)
+        await client.closed
+        (handler,) = server.handlers
+        await handler.closed
+        self.assertIs(type(handler.close_reason), errors.UnknownAuthority)
+        self.assertEqual(handler.notes, ["close"])
+
+    async def test_a_client_certificate_reaches_the_hook(self):
+        certificate = support.authority().issue_cert("someone@example.org")
+        for mode in (ClientCertificate.OPTIONAL, ClientCertificate.REQUIRED):
+            options = server_options(client_certificate=mode, client_authorities=trust())
+            server = await Server(self, options).listen()
+            ours = Credentials(pem(certificate))
+            client = await connect(
+                server.port, ClientOptions(HOST, trust(), credentials=ours), Notes()
+            )
+            (handler,) = server.handlers
+            await handler.connected_
+            self.assertEqual(handler.notes[0][1].peer_certificate, _x509(certificate))
+            client.close()
+            await gatherResults([client.closed, handler.closed])
+
+    async def test_an_optional_certificate_may_be_missing(self):
+        options = server_options(
+            client_certificate=ClientCertificate.OPTIONAL, client_authorities=trust()
+        )
+        server = await Server(self, options).listen()
+        answer = await in_thread(support.talk, server.port, client_context())
+        self.assertEqual(answer, b"hello\n")
+        await server.handlers[0].closed
+
+
+class Names(unittest.TestCase):
+    """Several certificates on one port."""
+
+    timeout = 60
+
+    def options(self, **arguments):
+        return server_options(
+            credentials=[
+                credentials("first.example.org"),
+                credentials("second.example.org", "*.wild.example.org"),
+            ],
+            **arguments,
+        )
+
+    async def names(self, server, asked):
+        def ask():
+            context = client_context()
+            context.check_hostname = False
+            with support.stdlib_client(server.port, context, asked) as client:
+                names = client.getpeercert()["subjectAltName"]
+                client.unwrap().close()
+                return {name for _, name in names}
+
+        names = await in_thread(ask)
+        await gatherResults([handler.closed for handler in server.handlers])
+        return names
+
+    async def test_a_client_gets_the_certificate_for_the_name_it_asks_for(self):
+        server = await Server(self, self.options()).listen()
+        second = {"second.example.org", "*.wild.example.org"}
+        first = {"first.example.org"}
+        self.assertEqual(await self.names(server, "second.example.org"), second)
+        self.assertEqual(await self.names(server, "SECOND.example.org"), second)
+        self.assertEqual(await self.names(server, "any.wild.example.org"), second)
+        self.assertEqual(await self.names(server, "first.example.org"), first)
+        self.assertEqual(await self.names(server, "deep.any.wild.example.org"), first)
+        self.assertEqual(await self.names(server, "unknown.example.org"), first)
+        self.assertEqual(await self.names(server, None), first)
+
+    async def test_an_unknown_name_is_refused_when_strict(self):
+        for version in support.VERSIONS:
+            server = await Server(self, self.options(strict_names=True)).listen()
+            with self.assertRaises(ssl.SSLError) as refused:
+                await in_thread(
+                    support.stdlib_client,
+                    server.port,
+                    client_context(version),
+                    "unknown.example.org",
+                )
+            self.assertIn("UNRECOGNIZED_NAME", str(refused.exception))
+            (handler,) = server.handlers
+            await handler.closed
+            self.assertIs(type(handler.close_reason), errors.UnknownServerName)
+            self.assertEqual(handler.notes, ["close"])
+
+    async def test_no_name_at_all_is_no_unknown_name(self):
+        server = await Server(self, self.options(strict_names=True)).listen()
+        self.assertEqual(await self.names(server, None), {"first.example.org"})
+
+
+class Protocols(unittest.TestCase):
+    """ALPN."""
+
+    timeout = 60
+
+    async def agree(self, offered, **arguments):
+        server = await Server(
+            self, server_options(alpn=(b"chat/2", b"chat/1"), **arguments)
+        ).listen()
+        context = client_context()
+        if offered:
+            context.set_alpn_protocols(offered)
+
+        def ask():
+            with support.stdlib_client(server.port, context) as client:
+                client.sendall(b"hello\n")
+                answered = support.read_line(client)
+                chosen = client.selected_alpn_protocol()
+                client.unwrap().close()
+                return chosen, answered
+
+        try:
+            return await in_thread(ask)
+        finally:
+            (self.handler,) = server.handlers
+            await self.handler.closed
+
+    async def test_the_servers_preference_is_taken(self):
+        self.assertEqual(await self.agree(["chat/1", "chat/2"]), ("chat/2", b"hello\n"))
+        self.assertEqual(self.handler.notes[0][1].alpn, b"chat/2")
+
+    async def test_no_common_protocol_is_refused(self):
+        with self.assertRaises(ssl.SSLError) as refused:
+            await self.agree(["http/1.1"])
+        self.assertIn("no application protocol", str(refused.exception).lower().replace("_", " "))
+        self.assertIs(type(self.handler.close_reason), errors.NoCommonProtocol)
+
+    async def test_no_common_protocol_is_accepted_if_not_strict(self):
+        self.assertEqual(await self.agree(["http/1.1"], strict_alpn=False), (None, b"hello\n"))
+
+    async def test_a_client_that_offers_none_is_accepted_unless_one_is_required(self):
+        self.assertEqual(await self.agree([]), (None, b"hello\n"))
+        self.assertIsNone(self.handler.notes[0][1].alpn)
+
+    async def test_a_client_that_offers_none_is_refused_if_one_is_required(self):
+        # It learns of it behind its own handshake.
+        with contextlib.suppress(OSError):
+            _, answered = await self.agree([], require_alpn=True)
+            self.assertEqual(answered, b"")
+        self.assertIs(type(self.handler.close_reason), errors.NoCommonProtocol)
+        self.assertEqual(self.handler.notes, ["close"])
+
+    async def test_a_client_refuses_a_server_that_takes_none(self):
+        server = await Server(self, server_options()).listen()
+        handler = Notes()
+        options = ClientOptions(HOST, trust(), alpn=(b"chat/1",))
+        await self.assertFailure(connect(server.port, options, handler), errors.NoCommonProtocol)
+        self.assertEqual(handler.notes, ["close"])
+        await server.handlers[0].closed
+
+
+class Start(unittest.TestCase):
+    """What is wrong with our own files is told when the options are made."""
+
+    def setUp(self):
+        self.folder = Path(self.mktemp())
+        self.folder.mkdir()
+        self.certificate, self.key = support.write(self.folder, leaf())
+
+    def complaint(self, *arguments, **more):
+        with self.assertRaises(errors.CredentialsError) as raised:
+            ServerOptions(Credentials(*arguments), **more)
+        self.assertIsInstance(raised.exception, ValueError)
+        return str(raised.exception)
+
+    def test_a_missing_certificate(self):
+        self.assertEqual(
+            self.complaint(self.folder / "none.pem", self.key),
+            f"{self.folder.absolute()}/none.pem: No such file or directory",
+        )
+
+    def test_a_missing_key(self):
+        self.assertEqual(
+            self.complaint(self.certificate, self.folder / "none.key"),
+            f"{self.folder.absolute()}/none.key: No such file or directory",
+        )
+
+    def test_a_file_that_is_a_folder(self):
+        self.assertIn("Is a directory", self.complaint(self.folder, self.key))
+
+    def test_a_file_that_has_no_certificate(self):
+        self.assertEqual(
+            self.complaint(self.key, self.key),
+            f"{self.key.absolute()}: has no certificate in PEM",
+        )
+
+    def test_a_file_that_has_no_key(self):
+        self.assertEqual(
+            self.complaint(self.certificate),
+            f"{self.certificate.absolute()}: has no private key in PEM",
+        )
+
+    def test_a_key_that_is_another_certificates(self):
+        _, other = support.write(self.folder, support.authority().issue_cert(HOST), "other")
+        self.assertEqual(
+            self.complaint(self.certificate, other),
+            f"{other.absolute()}: is not the key of the certificate in"
+            f" {self.certificate.absolute()}",
+        )
+
+    def test_a_key_with_a_pass_phrase(self):
+        key = load_pem_private_key(self.key.read_bytes(), None)
+        self.key.write_bytes(
+            key.private_bytes(
+                Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"pass phrase")
+            )
+        )
+        self.assertIn("wants a pass phrase", self.complaint(self.certificate, self.key))
+
+    def test_a_certificate_that_has_expired(self):
+        expired = support.authority().issue_cert(HOST, not_after=datetime(2020, 1, 1, tzinfo=UTC))
+        files = support.write(self.folder, expired, "expired")
+        self.assertEqual(
+            self.complaint(*files), f"{files[0].absolute()}: expired at 2020-01-01 00:00 UTC"
+        )
+
+    def test_trust_roots_that_are_none(self):
+        complaint = self.complaint(
+            self.certificate,
+            self.key,
+            client_certificate=ClientCertificate.REQUIRED,
+            client_authorities=self.folder / "ca.pem",
+        )
+        self.assertIn("ca.pem: No such file", complaint)
+
+    def test_arguments_that_contradict_each_other(self):
+        for wrong in (
+            {"client_certificate": ClientCertificate.REQUIRED},
+            {"client_authorities": trust()},
+            {"minimum": Version.TLS_1_3, "maximum": Version.TLS_1_2},
+            {"alpn": ["text"]},
+            {"ciphers": "NONSENSE"},
+            {"credentials": []},
+        ):
+            with self.assertRaises(ValueError):
+                server_options(**wrong)
+
+    def test_a_host_name_that_is_none(self):
+        with self.assertRaises(ValueError):
+            ClientOptions("\N{SNOWMAN WITHOUT SNOW} .. ", trust())
+
+    def test_an_international_host_name(self):
+        self.assertEqual(
+            ClientOptions("b\xfccher.example", trust())._server_name, b"xn--bcher-kva.example"
+        )
+
+
+class Renewal(unittest.TestCase):
+    timeout = 60
+
+    def setUp(self):
+        self.folder = Path(self.mktemp())
+        self.folder.mkdir()
+        self.old = support.authority().issue_cert(HOST)
+        self.new = support.authority().issue_cert(HOST)
+        self.files = support.write(self.folder, self.old)
+        self.now = 0.0
+
+    async def serve(self):
+        server = await Server(self, server_options(credentials=Credentials(*self.files))).listen()
+        for watched in server.options._contexts._watched:
+            watched._now = lambda: self.now
+            watched._looked = 0.0
+        return server
+
+    def serial(self, port):
+        with support.stdlib_client(port, client_context()) as client:
+            serial = int(client.getpeercert()["serialNumber"], 16)
+            client.unwrap().close()
+            return serial
+
+    async def test_new_handshakes_see_the_new_pair_and_old_connections_live_on(self):
+        server = await self.serve()
+        context = client_context()
+        client = await in_thread(support.stdlib_client, server.port, context)
+        self.addCleanup(client.close)
+        support.write(self.folder, self.new)
+        self.assertEqual(
+            await in_thread(self.serial, server.port),
+            _x509(self.old).serial_number,
+            "looked at within the second",
+        )
+        self.now = 1.0
+        self.assertEqual(await in_thread(self.serial, server.port), _x509(self.new).serial_number)
+
+        def still():
+            client.sendall(b"hello\n")
+            answer = support.read_line(client)
+            client.unwrap().close()
+            return answer
+
+        self.assertEqual(await in_thread(still), b"hello\n")
+        await gatherResults([handler.closed for handler in server.handlers])
+
+    async def test_a_half_written_pair_keeps_the_old_one_and_is_logged_once(self):
+        logged = []
+
+        def note(event):
+            if "kept the certificate in use" in str(event.get("log_format")):
+                logged.append(event["error"])
+
+        globalLogPublisher.addObserver(note)
+        self.addCleanup(globalLogPublisher.removeObserver, note)
+        server = await self.serve()
+        certificate, key = self.files
+        # The certificate first, then half the key, then nothing, then all of it.
+        pieces = self.new.private_key_pem.bytes()
+        chain = b"".join(one.bytes() for one in self.new.cert_chain_pems)
+        for write in (
+            lambda: certificate.write_bytes(chain),
+            lambda: key.write_bytes(pieces[:100]),
+            key.unlink,
+        ):
+            write()
+            logged.clear()
+            for _ in range(3):
+                self.now += 1.0
+                self.assertEqual(
+                    await in_thread(self.serial, server.port), _x509(self.old).serial_number
+                )
+            self.assertEqual(len(logged), 1)
+        key.write_bytes(pieces)
+        self.now += 1.0
+        self.assertEqual(await in_thread(self.serial, server.port), _x509(self.new).serial_number)
+        await gatherResults([handler.closed for handler in server.handlers])
+
+    async def test_a_certificate_for_a_name_is_renewed_too(self):
+        second = support.authority().issue_cert("second.example.org")
+        files = support.write(self.folder, second, "second")
+        options = server_options(
+            credentials=[Credentials(*self.files), Credentials(*files)], reload_interval=1e-9
+        )
+        server = await Server(self, options).listen()
+        third = support.authority().issue_cert("third.example.org")
+        support.write(self.folder, third, "second")
+        await in_thread(
+            support.stdlib_client, server.port, client_context(), "third.example.org"
+        ).addCallback(lambda client: client.close())
+        await gatherResults([handler.closed for handler in server.handlers])

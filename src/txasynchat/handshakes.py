@@ -56,7 +56,7 @@ class Turns:
         """
         Run *step* now, or later if this turn has no time left; tell whether it ran.
         """
-        if self._waiting or self._spent >= self.seconds:
+        if self._next is not None and (self._waiting or self._spent >= self.seconds):
             self._waiting.append(step)
             return False
         self._do(step)
@@ -74,8 +74,10 @@ class Turns:
     def _turn(self) -> None:
         self._next = None
         self._spent = 0.0
-        while self._waiting and self._spent < self.seconds:
+        while self._waiting:
             self._do(self._waiting.popleft())
+            if self._spent >= self.seconds:
+                break
 
 
 class HandshakeLimit:

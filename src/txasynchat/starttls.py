@@ -60,8 +60,13 @@ def start_tls(chat: AsyncChat, options: Any, leftovers: Leftovers) -> None:
         raise RuntimeError("the connection is not open yet")
     if transports.tls_layer(chat.transport) is not None:
         raise RuntimeError("the connection speaks TLS already")
-    attribute = _what_leads_to(chat)
-    chat._upgrade = Upgrade(chat, options, is_client, leftovers, attribute)
+    link = transports.link_to(chat.transport, chat)
+    if link is None:
+        raise RuntimeError(f"TLS cannot be put on {chat.transport!r}")
+    upgrade = Upgrade(chat, options, is_client, leftovers, link)
+    if upgrade.rejects_leftovers():
+        return
+    chat._upgrade = upgrade
     chat._framer.pause()
     chat._output.hold_back()
     chat._go_on()
@@ -78,29 +83,24 @@ def _is_client(options: Any) -> bool:
     return client
 
 
-def _what_leads_to(chat: AsyncChat) -> str:
-    """
-    Find the attribute of the transport that names the protocol that it calls.
-    """
-    for attribute in ("wrappedProtocol", "protocol"):
-        if getattr(chat.transport, attribute, None) is chat:
-            return attribute
-    raise RuntimeError(f"TLS cannot be put on {chat.transport!r}")
-
-
 class Upgrade:
     """
     A `start_tls` whose handshake is not over.
     """
 
     def __init__(
-        self, chat: AsyncChat, options: Any, is_client: bool, leftovers: Leftovers, attribute: str
+        self,
+        chat: AsyncChat,
+        options: Any,
+        is_client: bool,
+        leftovers: Leftovers,
+        link: tuple[Any, str],
     ) -> None:
         self._chat = chat
         self._options = options
         self._is_client = is_client
         self._leftovers = leftovers
-        self._attribute = attribute
+        self._link = link
         self._switched = False
 
     def discarded(self) -> None:
@@ -109,6 +109,22 @@ class Upgrade:
         """
         if not self._switched:
             self._chat._output.hold_back()
+
+    def _received(self) -> bytes:
+        """
+        Return what was received and not delivered.
+        """
+        return b"".join((self._chat._framer.buffer, *(self._chat._received or ())))
+
+    def rejects_leftovers(self) -> bool:
+        """
+        Abort the connection if there is what must not be there; tell whether that happened.
+        """
+        if self._leftovers is not Leftovers.REJECT or not (received := self._received()):
+            return False
+        self._chat._report(PlaintextAfterStartTLS(len(received)))
+        self._chat._abort()
+        return True
 
     def proceed(self) -> None:
         """
@@ -119,11 +135,9 @@ class Upgrade:
         chat = self._chat
         if self._switched or chat._left or not chat._output.held_back:
             return
-        received = b"".join((chat._framer.buffer, *(chat._received or ())))
-        if received and self._leftovers is Leftovers.REJECT:
-            chat._report(PlaintextAfterStartTLS(len(received)))
-            chat._abort()
+        if self.rejects_leftovers():
             return
+        received = self._received()
         self._switched = True
         chat._framer.clear()
         chat._framer.resume()
@@ -134,23 +148,18 @@ class Upgrade:
     def _switch(self, received: bytes) -> None:
         chat = self._chat
         transport = chat.transport
-        registered, chat._registered = chat._registered, False
-        if registered:
-            transport.unregisterProducer()
+        chat._unregister()
         # Until the handshake is done nothing is sent, and reading is not stopped.
         chat._opened = chat._full = False
-        chat._send_now = None
         if not chat._reading:
             chat._reading = True
             transport.resumeProducing()
         clock = chat.clock or transports.reactor_of(transport)
         factory = TLSFactory(self._options, self._is_client, None, clock)
         layer = factory.protocol(factory, chat, False)
-        setattr(transport, self._attribute, layer)
+        setattr(*self._link, layer)
         chat.transport = layer
         layer.makeConnection(transport)
-        if registered:
-            chat._registered = True
-            layer.registerProducer(chat, True)
+        chat._send_now = transports.immediate_sender(layer)
         if received:
             layer.dataReceived(received)

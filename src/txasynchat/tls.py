@@ -142,12 +142,14 @@ class ServerOptions:
 
     def serverConnectionForTLS(  # noqa: N802 Twisted's name
         self,
-        protocol: Any,  # noqa: ARG002 and its signature
+        protocol: Any,
     ) -> SSL.Connection:
         """
         Make the OpenSSL connection for a new handshake; the files may be looked at.
         """
-        return SSL.Connection(self._contexts.default(), None)
+        connection = SSL.Connection(self._contexts.default(), None)
+        connection.set_app_data(protocol)  # the callbacks leave their reasons there
+        return connection
 
     def check(self, connection: SSL.Connection) -> TLSError | None:
         """
@@ -314,12 +316,13 @@ class ClientOptions:
 
     def clientConnectionForTLS(  # noqa: N802 Twisted's name
         self,
-        protocol: Any,  # noqa: ARG002 and its signature
+        protocol: Any,
     ) -> SSL.Connection:
         """
         Make the OpenSSL connection for a new handshake.
         """
         connection = SSL.Connection(self._context, None)
+        connection.set_app_data(protocol)  # the callbacks leave their reasons there
         if self._server_name is not None:
             connection.set_tlsext_host_name(self._server_name)
         return connection
@@ -343,7 +346,7 @@ def _is_address(hostname: str) -> bool:
 
 def _check_alpn(protocols: Sequence[bytes]) -> None:
     for protocol in protocols:
-        if not isinstance(protocol, bytes) or not 0 < len(protocol) < 256:
+        if type(protocol) is not bytes or not 0 < len(protocol) < 256:
             raise ValueError(f"an ALPN protocol is 1 to 255 bytes: {protocol!r}")
 
 

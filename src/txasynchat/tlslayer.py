@@ -38,6 +38,7 @@ from twisted.protocols.policies import ProtocolWrapper
 from twisted.protocols.tls import BufferingTLSTransport, TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 from typing_extensions import override
+from zope.interface import alsoProvides
 
 from txasynchat import transports
 from txasynchat.errors import (
@@ -87,6 +88,7 @@ class TLSLayer(TLSMemoryBIOProtocol):
 
     # Narrower in Twisted, untyped, or None at times that do not concern us.
     transport: Any
+    disconnecting: bool
     _tlsConnection: Any  # noqa: N815 Twisted's name
     _reason: Failure | None
 
@@ -146,7 +148,7 @@ class TLSLayer(TLSMemoryBIOProtocol):
             if not self._lostTLSConnection:
                 self._lostTLSConnection = True
                 if self._reason is None and not self.disconnecting:
-                    self._reason = self._explain_loss(connection, reason)
+                    self._reason = self._explain_loss(connection, reason.getErrorMessage())
         reason = self._reason or reason
         self._reason = None
         self.connected = False
@@ -156,6 +158,28 @@ class TLSLayer(TLSMemoryBIOProtocol):
             self.factory.on_ready(self, reason)
         # The connection refers to this object as its data.
         self._tlsConnection = None
+
+    def readConnectionLost(self) -> None:  # noqa: N802 Twisted's name
+        """
+        The peer will send no more bytes: the end of TLS, or after close_notify of one direction only.
+        """
+        if not self._handshakeDone and self._step_waits:
+            self._step()
+        if self._lostTLSConnection or self._half_closed:
+            return
+        if self._handshakeDone:
+            self._receive(self._tlsConnection, None)
+            if self._lostTLSConnection or self._half_closed:
+                return
+        reason = None
+        if not self.disconnecting:
+            reason = self._explain_loss(self._tlsConnection, "the peer stopped sending")
+        self._tlsShutdownFinished(reason)
+
+    def writeConnectionLost(self) -> None:  # noqa: N802 Twisted's name
+        """
+        The loss of the connection is reported by ``connectionLost``.
+        """
 
     # -- ITransport: called by the protocol
 
@@ -174,6 +198,24 @@ class TLSLayer(TLSMemoryBIOProtocol):
         self._outgoing_size += len(data)
         if self._outgoing_size >= _JOINED:
             self._send_outgoing()
+
+    def send_now(self, data: bytes) -> bytes:
+        """
+        Do as `write` does, if nothing waits in the transport; else return *data*.
+
+        So a protocol need not become a producer before there is something to wait for.
+        """
+        transport = self.transport
+        if (
+            self._send_now is None
+            or transport.dataBuffer
+            or transport._tempDataBuffer
+            or self.disconnecting
+            or not self._handshakeDone
+        ):
+            return data
+        self.write(data)
+        return b""
 
     @override
     def loseConnection(self) -> None:
@@ -205,6 +247,8 @@ class TLSLayer(TLSMemoryBIOProtocol):
         if self._began or self._aborted:
             return
         self._began = True
+        # Now and not before: a policy's wrapper above claims what is provided here, and has it not.
+        alsoProvides(self, IHalfCloseableProtocol)
         transport = self.transport
         self._send_now = transports.immediate_sender(transport)
         factory = self.factory
@@ -277,6 +321,8 @@ class TLSLayer(TLSMemoryBIOProtocol):
         self._flushSendBIO()
         if self._appSendBuffer:
             self._unbufferPendingWrites()
+        if self.disconnecting:
+            self._watch_closing()
         if IHandshakeListener.providedBy(self.wrappedProtocol):
             self.wrappedProtocol.handshakeCompleted()
         if isinstance(self.factory, TLSFactory) and self.factory.on_ready is not None:
@@ -497,7 +543,7 @@ class TLSLayer(TLSMemoryBIOProtocol):
         self._left_before = left
         self._timer = self._clock.callLater(self.close_timeout, self._watch_closing)
 
-    def _explain_loss(self, connection: Any, reason: Failure) -> Any:
+    def _explain_loss(self, connection: Any, what: str) -> Any:
         """
         Say why the transport went away, where that is not all there is to say.
         """
@@ -505,7 +551,7 @@ class TLSLayer(TLSMemoryBIOProtocol):
             return Failure(self.refusal or HandshakeFailed("the peer left during the handshake"))
         if connection.get_shutdown() & RECEIVED_SHUTDOWN:
             return None
-        return Failure(TruncatedConnection(f"no end of TLS before: {reason.getErrorMessage()}"))
+        return Failure(TruncatedConnection(f"no end of TLS before this: {what}"))
 
     def _explain(self, error: Exception) -> Exception:
         """

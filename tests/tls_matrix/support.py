@@ -17,11 +17,15 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from twisted.internet import reactor
 from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint, connectProtocol
+from twisted.internet.protocol import Factory
 from twisted.internet.threads import deferToThread
 
 from txasynchat import AsyncChat
-from txasynchat.tls import Credentials
+from txasynchat.endpoints import SecureClientEndpoint, SecureServerEndpoint
+from txasynchat.tls import Credentials, ServerOptions
 
 HOST = "chat.example.org"
 PATIENCE = 20.0
@@ -172,3 +176,52 @@ def openssl(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess:
     return subprocess.run(
         ["openssl", *arguments], input=stdin, capture_output=True, timeout=PATIENCE, check=False
     )
+
+
+class Server:
+    """A listening `SecureServerEndpoint`, and the handlers it has made."""
+
+    def __init__(self, case, options, handler=Notes, wrap=None, plain=False):
+        self.options = options
+        self.handlers = []
+        self.made = []
+        factory = Factory()
+        factory.buildProtocol = self._build
+        factory.noisy = False
+        self._handler = handler
+        self._expected: list[Deferred] = []
+        self.factory = wrap(factory) if wrap else factory
+        self.case = case
+        self.plain = plain
+
+    def _build(self, _):
+        handler = self._handler()
+        self.handlers.append(handler)
+        if self._expected:
+            self._expected.pop(0).callback(handler)
+        return handler
+
+    async def listen(self):
+        endpoint = TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1")
+        if not self.plain:
+            endpoint = SecureServerEndpoint(reactor, endpoint, self.options)
+        port = await endpoint.listen(self.factory)
+        self.case.addCleanup(port.stopListening)
+        self.port = port.getHost().port
+        return self
+
+    def next(self):
+        """Fires with the next handler that is made."""
+        expected = Deferred()
+        self._expected.append(expected)
+        return expected
+
+
+def server_options(**arguments):
+    arguments.setdefault("credentials", credentials())
+    return ServerOptions(**arguments)
+
+
+def connect(port, options, handler):
+    endpoint = TCP4ClientEndpoint(reactor, "127.0.0.1", port)
+    return connectProtocol(SecureClientEndpoint(reactor, endpoint, options), handler)

@@ -1,0 +1,584 @@
+"""
+STARTTLS: what comes in the clear is never taken for what comes through TLS, wherever it is cut.
+"""
+
+import socket
+import ssl
+import sys
+from pathlib import Path
+
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.endpoints import (
+    TCP4ClientEndpoint,
+    UNIXClientEndpoint,
+    UNIXServerEndpoint,
+    connectProtocol,
+)
+from twisted.internet.interfaces import IPushProducer
+from twisted.internet.protocol import Factory
+from twisted.internet.testing import StringTransport
+from twisted.protocols.policies import WrappingFactory
+from twisted.test.iosim import connectedServerAndClient
+from twisted.trial import unittest
+from zope.interface import implementer
+
+sys.path.insert(0, str(Path(__file__).parent / "tls_matrix"))
+
+import support
+from support import (
+    HOST,
+    Notes,
+    Server,
+    client_context,
+    connect,
+    in_thread,
+    read_line,
+    server_options,
+    trust,
+)
+
+from txasynchat import AsyncChat, Leftovers, errors
+from txasynchat.tls import ClientOptions
+
+
+class Chat(Notes):
+    """A protocol with a command STARTTLS, which answers ``go`` in the clear."""
+
+    leftovers = Leftovers.REJECT
+    options = None
+    before = b""
+
+    def message_received(self, message):
+        self.notes.append(message)
+        if message == b"STARTTLS":
+            self.push(self.before + b"go\n")
+            self.begin()
+        else:
+            self.push(b"%s %s\n" % (b"secret" if self.tls else b"clear", message))
+
+    def begin(self):
+        self.start_tls(self.options or server_options(), leftovers=self.leftovers)
+
+    def heard(self):
+        return [note for note in self.notes if isinstance(note, bytes)]
+
+
+class Feeding(Chat):
+    leftovers = Leftovers.FEED
+
+
+class Asking(Notes):
+    """The client's side."""
+
+    leftovers = Leftovers.REJECT
+
+    def __init__(self):
+        super().__init__()
+        self.secure = Deferred()
+
+    def handle_connect(self):
+        super().handle_connect()
+        self.push(b"STARTTLS\n")
+
+    def message_received(self, message):
+        self.notes.append(message)
+        if message == b"go":
+            self.start_tls(ClientOptions(HOST, trust()), leftovers=self.leftovers)
+
+    def handle_secure(self, info):
+        super().handle_secure(info)
+        self.secure.callback(info)
+
+
+def raw(port):
+    sock = socket.create_connection(("127.0.0.1", port), support.PATIENCE)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
+
+
+def read_to_end(sock):
+    data = b""
+    try:
+        while piece := sock.recv(65536):
+            data += piece
+    except ConnectionResetError:
+        pass
+    return data
+
+
+def upgrade(sock, version=None):
+    """Ask for TLS, wait, and shake hands."""
+    sock.sendall(b"STARTTLS\n")
+    assert read_line(sock) == b"go\n"
+    return client_context(version).wrap_socket(sock, server_hostname=HOST)
+
+
+class Servers(unittest.TestCase):
+    timeout = 90
+
+    async def serve(self, handler=Chat, **arguments):
+        return await Server(self, None, handler=handler, plain=True, **arguments).listen()
+
+    async def finished(self, server):
+        await gatherResults([handler.closed for handler in server.handlers])
+        return server.handlers[-1]
+
+    async def test_in_the_clear_before_and_through_tls_after(self):
+        for version in support.VERSIONS:
+            server = await self.serve()
+
+            def run(version=version, server=server):
+                with raw(server.port) as sock:
+                    sock.sendall(b"hello\n")
+                    before = read_line(sock)
+                    with upgrade(sock, version) as tls:
+                        tls.sendall(b"hello\n")
+                        after = read_line(tls)
+                        tls.unwrap().close()
+                return before, after
+
+            self.assertEqual(await in_thread(run), (b"clear hello\n", b"secret hello\n"))
+            handler = await self.finished(server)
+            kinds = [n if isinstance(n, (str, bytes)) else n[0] for n in handler.notes]
+            self.assertEqual(
+                kinds, ["connect", b"hello", b"STARTTLS", "secure", b"hello", "close"]
+            )
+            self.assertIsNone(handler.close_reason)
+
+    async def test_what_is_glued_behind_the_command_is_rejected_at_every_split(self):
+        attack = b"STARTTLS\nEVIL\n"
+        for cut in range(1, len(attack) + 1):
+            server = await self.serve()
+
+            def run(cut=cut, server=server):
+                with raw(server.port) as sock:
+                    sock.sendall(attack[:cut])
+                    if cut > 8:
+                        # Whatever is glued on in the same segment.
+                        return read_to_end(sock) if cut > 9 else None
+                    sock.sendall(attack[cut:])
+                    return read_to_end(sock)
+
+            said = await in_thread(run)
+            handler = await self.finished(server)
+            self.assertNotIn(b"EVIL", handler.heard())
+            if said is not None:
+                self.assertEqual(said, b"")
+                self.assertIs(type(handler.close_reason), errors.PlaintextAfterStartTLS)
+                self.assertEqual(handler.close_reason.count, min(len(attack), cut if cut > 8 else 14) - 9)
+            self.assertEqual(handler.notes[-1], "close")
+
+    async def test_what_comes_after_the_answer_goes_to_tls_and_ends_it(self):
+        for handler in (Chat, Feeding):
+            server = await self.serve(handler)
+
+            def run(server=server):
+                with raw(server.port) as sock:
+                    sock.sendall(b"STARTTLS\n")
+                    assert read_line(sock) == b"go\n"
+                    sock.sendall(b"EVIL\nEVIL\n")
+                    return read_to_end(sock)
+
+            answer = await in_thread(run)
+            self.assertIn(answer[:1], (b"", b"\x15"), "an alert at most")
+            handler = await self.finished(server)
+            self.assertEqual(handler.heard(), [b"STARTTLS"])
+            self.assertIs(type(handler.close_reason), errors.HandshakeFailed)
+
+    async def test_fed_plaintext_fails_the_handshake_at_every_split(self):
+        attack = b"STARTTLS\nEVIL\n" + b"EVIL\n" * 4
+        for cut in range(1, len(attack)):
+            server = await self.serve(Feeding)
+
+            def run(cut=cut, server=server):
+                with raw(server.port) as sock:
+                    sock.sendall(attack[:cut])
+                    sock.sendall(attack[cut:])
+                    return read_to_end(sock)
+
+            answer = await in_thread(run)
+            self.assertIn(answer[:4], (b"", b"go\n", b"go\n\x15"))
+            handler = await self.finished(server)
+            self.assertEqual(handler.heard(), [b"STARTTLS"])
+            self.assertIs(type(handler.close_reason), errors.HandshakeFailed)
+
+    async def test_a_hello_behind_the_command_is_fed_at_every_split(self):
+        """A client that does not wait: with `FEED` that works, and a command in TLS is heard once."""
+        whole = len(self.hello_of()[1])
+        cuts = [*range(1, 20), *range(20, whole, whole // 25), whole + 8]
+        for cut in cuts:
+            server = await self.serve(Feeding)
+
+            def run(cut=cut, server=server):
+                tls, hello, incoming, outgoing = self.hello_of()
+                sent = b"STARTTLS\n" + hello
+                with raw(server.port) as sock:
+                    sock.sendall(sent[:cut])
+                    sock.sendall(sent[cut:])
+                    assert read_line_exactly(sock) == b"go\n"
+                    while True:
+                        try:
+                            tls.do_handshake()
+                            break
+                        except ssl.SSLWantReadError:
+                            sock.sendall(outgoing.read())
+                            incoming.write(sock.recv(65536))
+                    tls.write(b"hello\n")
+                    sock.sendall(outgoing.read())
+                    while True:
+                        try:
+                            return tls.read()
+                        except ssl.SSLWantReadError:
+                            incoming.write(sock.recv(65536))
+
+            self.assertEqual(await in_thread(run), b"secret hello\n")
+            handler = await self.finished(server)
+            self.assertEqual(handler.heard(), [b"STARTTLS", b"hello"])
+
+    def hello_of(self):
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = client_context().wrap_bio(incoming, outgoing, server_hostname=HOST)
+        try:
+            tls.do_handshake()
+        except ssl.SSLWantReadError:
+            pass
+        return tls, outgoing.read(), incoming, outgoing
+
+    async def test_what_was_collected_in_the_clear_is_forgotten(self):
+        class Collecting(Chat):
+            def found_terminator(self):
+                data = self._get_data()
+                self.notes.append(data)
+                if data == b"STARTTLS":
+                    self._collect_incoming_data(b"EVIL ")  # as a half-read body would be
+                    self.push(b"go\n")
+                    self.begin()
+                else:
+                    self.push(data + b"\n")
+
+        server = await self.serve(Collecting)
+
+        def run():
+            with raw(server.port) as sock, upgrade(sock) as tls:
+                tls.sendall(b"hello\n")
+                answer = read_line(tls)
+                tls.unwrap().close()
+                return answer
+
+        self.assertEqual(await in_thread(run), b"hello\n")
+        await self.finished(server)
+
+    async def test_what_was_queued_before_goes_out_in_the_clear_and_the_rest_through_tls(self):
+        size = 1 << 20
+
+        class Queueing(Chat):
+            high_water = None
+
+            def begin(self):
+                self.push_with_producer(b"p" * 1_000 for _ in range(100))
+                self.push(b"end\n")
+                super().begin()
+                self.push(b"first through tls\n")
+
+        Queueing.before = b"q" * size
+        server = await self.serve(Queueing)
+
+        def run():
+            with raw(server.port) as sock:
+                sock.sendall(b"STARTTLS\n")
+                clear = b""
+                while not clear.endswith(b"end\n"):
+                    clear += sock.recv(65536)
+                with client_context().wrap_socket(sock, server_hostname=HOST) as tls:
+                    secret = read_line(tls)
+                    tls.sendall(b"hello\n")
+                    secret += read_line(tls)
+                    tls.unwrap().close()
+            return clear, secret
+
+        clear, secret = await in_thread(run)
+        self.assertEqual(clear, b"q" * size + b"go\n" + b"p" * 100_000 + b"end\n")
+        self.assertEqual(secret, b"first through tls\nsecret hello\n")
+        await self.finished(server)
+
+    async def test_a_twisted_producer_that_is_active_ends_in_the_clear(self):
+        @implementer(IPushProducer)
+        class Later:
+            def __init__(self, chat):
+                self.chat = chat
+                self.left = 3
+                reactor.callLater(0, self.more)
+
+            def more(self):
+                self.chat.write(b"part %d\n" % self.left)
+                self.left -= 1
+                if self.left:
+                    reactor.callLater(0.01, self.more)
+                else:
+                    self.chat.unregisterProducer()
+                    self.chat.push(b"secret\n")
+
+            def pauseProducing(self):
+                pass
+
+            resumeProducing = stopProducing = pauseProducing
+
+        class Producing(Chat):
+            def begin(self):
+                self.push_with_producer(Later(self))
+                super().begin()
+
+        server = await self.serve(Producing)
+
+        def run():
+            with raw(server.port) as sock:
+                sock.sendall(b"STARTTLS\n")
+                clear = b""
+                while not clear.endswith(b"part 1\n"):
+                    clear += sock.recv(1)
+                with client_context().wrap_socket(sock, server_hostname=HOST) as tls:
+                    secret = read_line(tls)
+                    tls.unwrap().close()
+                return clear, secret
+
+        self.assertEqual(
+            await in_thread(run), (b"go\npart 3\npart 2\npart 1\n", b"secret\n")
+        )
+        await self.finished(server)
+
+    async def test_while_delivery_is_paused_the_handshake_goes_on_and_delivery_does_not(self):
+        class Paused(Chat):
+            def begin(self):
+                self.pause()
+                super().begin()
+
+        server = await self.serve(Paused)
+        shaken = Deferred()
+
+        def run():
+            with raw(server.port) as sock, upgrade(sock) as tls:
+                tls.sendall(b"hello\n")
+                reactor.callFromThread(shaken.callback, None)
+                answer = read_line(tls)
+                tls.unwrap().close()
+                return answer
+
+        running = in_thread(run)
+        await shaken
+        (handler,) = server.handlers
+        self.assertEqual(handler.heard(), [b"STARTTLS"])
+        self.assertTrue(handler.paused)
+        handler.resume()
+        self.assertEqual(await running, b"secret hello\n")
+        await self.finished(server)
+
+    async def test_a_second_start_tls_is_an_error_at_the_call(self):
+        raised = []
+
+        class Twice(Chat):
+            def begin(self):
+                super().begin()
+                try:
+                    super().begin()
+                except RuntimeError as error:
+                    raised.append(str(error))
+
+        server = await self.serve(Twice)
+
+        def run():
+            with raw(server.port) as sock, upgrade(sock) as tls:
+                tls.sendall(b"hello\n")
+                assert read_line(tls) == b"secret hello\n"
+                tls.sendall(b"STARTTLS\n")
+                answer = read_line(tls)
+                rest = tls.recv(1)
+                return answer, rest
+
+        # Through TLS the call raises, and nothing catches it: the connection ends.
+        answer = await in_thread(run)
+        self.assertEqual(answer, (b"go\n", b""))
+        self.assertEqual(raised, ["TLS was started already"])
+        handler = await self.finished(server)
+        self.assertIsNone(handler.close_reason)
+        (logged,) = self.flushLoggedErrors(RuntimeError)
+        self.assertIn("speaks TLS already", str(logged.value))
+
+    async def test_on_a_connection_that_began_with_tls_it_is_an_error(self):
+        server = await Server(self, server_options()).listen()
+        client = await in_thread(support.stdlib_client, server.port, client_context())
+        (handler,) = server.handlers
+        await handler.connected_
+        with self.assertRaises(RuntimeError):
+            handler.start_tls(server_options())
+        with client:
+            client.sendall(b"hello\n")
+            self.assertEqual(await in_thread(read_line, client), b"hello\n")
+            await in_thread(lambda: client.unwrap().close())
+        await handler.closed
+
+    async def test_on_a_closing_connection_nothing_happens(self):
+        server = await self.serve()
+        with await in_thread(raw, server.port) as sock:
+            await in_thread(lambda: (sock.sendall(b"x\n"), read_line(sock)))
+            (handler,) = server.handlers
+            handler.close_when_done()
+            handler.start_tls(server_options())
+            self.assertEqual(await in_thread(read_to_end, sock), b"")
+        await handler.closed
+
+    async def test_a_peer_that_does_not_begin_is_gone_after_the_limit(self):
+        Silent = type("Silent", (Chat,), {"options": server_options(handshake_timeout=0.2)})
+        server = await self.serve(Silent)
+
+        def run():
+            with raw(server.port) as sock:
+                sock.sendall(b"STARTTLS\n")
+                return read_to_end(sock)
+
+        self.assertEqual(await in_thread(run), b"go\n")
+        handler = await self.finished(server)
+        self.assertIs(type(handler.close_reason), errors.HandshakeTimedOut)
+
+    async def test_below_a_policy_wrapper(self):
+        server = await self.serve(wrap=WrappingFactory)
+
+        def run():
+            with raw(server.port) as sock, upgrade(sock) as tls:
+                tls.sendall(b"hello\n")
+                answer = read_line(tls)
+                tls.unwrap().close()
+                return answer
+
+        self.assertEqual(await in_thread(run), b"secret hello\n")
+        await self.finished(server)
+
+    async def test_the_connection_may_close_during_the_handshake(self):
+        server = await self.serve()
+        with await in_thread(raw, server.port) as sock:
+            await in_thread(lambda: (sock.sendall(b"STARTTLS\n"), read_line(sock)))
+            (handler,) = server.handlers
+            handler.abort()
+            self.assertEqual(await in_thread(read_to_end, sock), b"")
+        await handler.closed
+        self.assertIsNone(handler.close_reason)
+
+
+def read_line_exactly(sock):
+    line = b""
+    while not line.endswith(b"\n"):
+        line += sock.recv(1)
+    return line
+
+
+class Clients(unittest.TestCase):
+    timeout = 60
+
+    async def connect(self, port, handler):
+        return await connectProtocol(TCP4ClientEndpoint(reactor, "127.0.0.1", port), handler)
+
+    async def test_our_client_upgrades_on_our_server(self):
+        server = await Server(self, None, handler=Chat, plain=True).listen()
+        client = Asking()
+        await self.connect(server.port, client)
+        info = await client.secure
+        self.assertEqual(info.version, "TLSv1.3")
+        heard = Deferred()
+        client.message_received = heard.callback
+        client.push(b"hello\n")
+        self.assertEqual(await heard, b"secret hello")
+        client.close()
+        await gatherResults([client.closed, server.handlers[0].closed])
+        self.assertIsNone(client.close_reason)
+        self.assertIsNone(server.handlers[0].close_reason)
+
+    async def test_our_client_upgrades_on_a_unix_socket(self):
+        path = self.mktemp()
+        factory = Factory.forProtocol(Chat)
+        factory.noisy = False
+        port = await UNIXServerEndpoint(reactor, path).listen(factory)
+        self.addCleanup(port.stopListening)
+        client = Asking()
+        await connectProtocol(UNIXClientEndpoint(reactor, path), client)
+        await client.secure
+        client.close()
+        await client.closed
+        self.assertIsNone(client.close_reason)
+
+    async def test_a_response_glued_behind_the_servers_answer_is_rejected_at_every_split(self):
+        listener = socket.create_server(("127.0.0.1", 0))
+        self.addCleanup(listener.close)
+        attack = b"go\nEVIL\n"
+        for cut in range(len(attack) + 1):
+            client = Asking()
+            await self.connect(listener.getsockname()[1], client)
+            accepted, _ = await in_thread(listener.accept)
+
+            def run(cut=cut, accepted=accepted):
+                with accepted:
+                    accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    assert read_line(accepted) == b"STARTTLS\n"
+                    accepted.sendall(attack[:cut])
+                    try:
+                        accepted.sendall(attack[cut:])
+                    except ConnectionError:
+                        pass
+                    return read_to_end(accepted)
+
+            said = await in_thread(run)
+            await client.closed
+            self.assertEqual([n for n in client.notes if isinstance(n, bytes)], [b"go"])
+            self.assertIsInstance(client.close_reason, errors.TLSError)
+            if not said:
+                self.assertIs(type(client.close_reason), errors.PlaintextAfterStartTLS)
+
+    async def test_the_servers_certificate_is_verified(self):
+        server = await Server(self, None, handler=Chat, plain=True).listen()
+
+        class Wary(Asking):
+            def message_received(self, message):
+                self.start_tls(ClientOptions("another.example.org", trust()))
+
+        client = Wary()
+        await self.connect(server.port, client)
+        await client.closed
+        self.assertIs(type(client.close_reason), errors.WrongName)
+        self.assertFalse(client.secure.called)
+        await server.handlers[0].closed
+
+
+class InMemory(unittest.TestCase):
+    """Both sides without a reactor; and what cannot be upgraded."""
+
+    def test_both_sides_over_a_wire_in_memory(self):
+        Shared = type("Shared", (Chat,), {"options": server_options()})
+        client, server, pump = connectedServerAndClient(Shared, Asking)
+        pump.flush()
+        self.assertEqual(server.notes[1], b"STARTTLS")
+        self.assertEqual(client.tls.version, "TLSv1.3")
+        client.push(b"hello\n")
+        pump.flush()
+        self.assertEqual(client.notes[-1], b"secret hello")
+        client.close()
+        pump.flush()
+        self.assertIsNone(client.close_reason)
+        self.assertIsNone(server.close_reason)
+        self.assertTrue(server.closed.called)
+
+    def test_wrong_options_are_a_type_error(self):
+        client, _, pump = connectedServerAndClient(Chat, Asking)
+        for wrong in (None, "server.pem", ssl.create_default_context()):
+            with self.assertRaises(TypeError):
+                client.start_tls(wrong)
+        self.assertTrue(pump)
+
+    def test_before_the_connection_is_open_it_is_an_error(self):
+        with self.assertRaises(RuntimeError):
+            AsyncChat().start_tls(server_options())
+
+    def test_on_a_transport_that_cannot_be_told_of_another_protocol_it_is_an_error(self):
+        chat = AsyncChat()
+        chat.makeConnection(StringTransport())
+        with self.assertRaises(RuntimeError):
+            chat.start_tls(server_options())
+        self.assertTrue(connect)
