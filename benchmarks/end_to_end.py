@@ -39,6 +39,7 @@ class Competitor:
     module: str = "twisted"
     tls: bool = True
     essential: bool = True  # part of a quick run too
+    for_many: tuple[str, ...] = ()  # switches to serve more than 1,000 connections at all
 
     def available(self) -> bool:
         """Whether this Python can run it; importing is left to the server."""
@@ -68,7 +69,14 @@ COMPETITORS = (
         roles=("echo", "oneshot"),
         module="txasynchat.protocol",
     ),
-    Competitor(STDLIB, "on_asyncore.py", ("installed",), module="asynchat", tls=False),
+    Competitor(
+        STDLIB,
+        "on_asyncore.py",
+        ("installed",),
+        module="asynchat",
+        tls=False,
+        for_many=("--poll",),  # the default, select, ends at descriptor 1,023
+    ),
     Competitor("LineReceiver", "on_twisted.py", ("LineReceiver",)),
     Competitor(
         "LineOnlyReceiver",
@@ -101,7 +109,7 @@ class Sizes:
 
 
 SIZES = {
-    "full": Sizes(0.5, 1024 * MIB, 1024 * MIB, 100e6, 5000, 1000),
+    "full": Sizes(0.5, 1024 * MIB, 1024 * MIB, 100e6, 2000, 1000),
     "quick": Sizes(0.06, 64 * MIB, 64 * MIB, 100e6, 1000, 200),
     "smoke": Sizes(0.02, MIB, MIB, 10e6, 20, 20),
 }
@@ -254,7 +262,7 @@ def memory_tables(
     authority = certificate()[1] if tls else None
 
     def idle(competitor: Competitor) -> float:
-        server = competitor.serve("echo", tls=tls)
+        server = competitor.serve("echo", tls=tls, switches=competitor.for_many)
         try:
             return memory_per_connection(server, authority, count)
         finally:

@@ -31,6 +31,8 @@ def main() -> None:
         f"load {os.getloadavg()[0]:.1f}"
     )
     size = "smoke" if options.smoke else "quick" if options.quick else "full"
+    if options.smoke:
+        print("a smoke run: the figures mean nothing")
     repeats = options.repeats or (1 if options.smoke else 5)
     verdicts = []
     for question in options.only or QUESTIONS:
