@@ -110,6 +110,16 @@ def make_pem(folder):
     authority.cert_pem.write_to_path(folder / "ca.pem")
 
 
+def check_secure_echo(folder, port):
+    context = ssl.create_default_context(cafile=folder / "ca.pem")
+    with (
+        socket.create_connection(("127.0.0.1", port), SECONDS) as client,
+        context.wrap_socket(client, server_hostname="127.0.0.1") as encrypted,
+    ):
+        encrypted.sendall(b"secret\n")
+        assert encrypted.recv(100) == b"secret\n"
+
+
 # -- serving
 
 
@@ -194,20 +204,16 @@ def test_it_listens_on_several_endpoints(run, tmp_path):
         *TWISTD, "-n", "asynchat",
         "--listen", LOOPBACK,
         "--listen", "unix:echo.sock",
-        "--listen", "ssl:0:interface=127.0.0.1:privateKey=key.pem:certKey=cert.pem",
+        "--listen", "secure:tcp:0:interface=127.0.0.1:certificate=cert.pem:key=key.pem",
+        "--listen", "secure:unix:safe.sock:certificate=cert.pem:key=key.pem",
     )  # fmt: skip
     plain = program.port()
     assert program.said(r"echo on (.*); try: nc -U .*echo\.sock")[1].endswith("echo.sock")
     secure = int(program.said(r"try: openssl s_client -quiet -connect 127\.0\.0\.1:(\d+)")[1])
+    program.said(r"try: openssl s_client -quiet -unix .*safe\.sock")
     check_echo(plain)
     check_echo(str(tmp_path / "echo.sock"))
-    context = ssl.create_default_context(cafile=tmp_path / "ca.pem")
-    with (
-        socket.create_connection(("127.0.0.1", secure), SECONDS) as client,
-        context.wrap_socket(client, server_hostname="127.0.0.1") as encrypted,
-    ):
-        encrypted.sendall(b"secret\n")
-        assert encrypted.recv(100) == b"secret\n"
+    check_secure_echo(tmp_path, secure)
 
 
 @pytest.mark.parametrize("client", ["nc", "curl", "openssl"])
@@ -627,13 +633,7 @@ def test_in_the_background_relative_paths_mean_the_folder_it_was_started_in(tmp_
         check_echo(str(tmp_path / "echo.sock"))
         log = (tmp_path / "twistd.log").read_text()
         port = int(re.search(r"echo on 127\.0\.0\.1:(\d+)", log)[1])
-        context = ssl.create_default_context(cafile=tmp_path / "ca.pem")
-        with (
-            socket.create_connection(("127.0.0.1", port), SECONDS) as client,
-            context.wrap_socket(client, server_hostname="127.0.0.1") as encrypted,
-        ):
-            encrypted.sendall(b"secret\n")
-            assert encrypted.recv(100) == b"secret\n"
+        check_secure_echo(tmp_path, port)
     assert not (tmp_path / "echo.sock").exists()
 
 
@@ -644,9 +644,16 @@ def test_with_rundir_the_socket_is_there_and_the_certificate_is_here(tmp_path):
         tmp_path, "--rundir", "elsewhere", "asynchat",
         "--listen", "unix:echo.sock",
         "--listen", "ssl:0:interface=127.0.0.1:privateKey=key.pem:certKey=cert.pem",
+        "--listen", "secure:tcp:0:interface=127.0.0.1:certificate=cert.pem:key=key.pem",
     ) as started:  # fmt: skip
         assert started.returncode == 0, started.stderr
         check_echo(str(tmp_path / "elsewhere" / "echo.sock"))
+        log = (tmp_path / "twistd.log").read_text()
+        ports = re.findall(r"echo on 127\.0\.0\.1:(\d+)", log)
+        assert len(ports) == 2
+        for port in ports:
+            check_secure_echo(tmp_path, int(port))
+        assert "cert.pem" not in (tmp_path / "twistd.log").read_text()
 
 
 def test_in_the_background_a_taken_port_is_told_by_the_command_and_in_the_log(tmp_path):

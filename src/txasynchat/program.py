@@ -152,16 +152,16 @@ def _hint(description: str, address: IAddress) -> str:
     """
     Say how a person may talk to *address* with what this machine has.
     """
-    secure = description.startswith(("ssl:", "tls:"))
-    if isinstance(address, UNIXAddress) and address.name and not secure:
-        return f"; try: nc -U {_place(address)}"
+    secure = description.startswith(("secure:", "ssl:", "tls:"))
+    if isinstance(address, UNIXAddress) and address.name:
+        client = "openssl s_client -quiet -unix" if secure else "nc -U"
+        return f"; try: {client} {_place(address)}"
     if not isinstance(address, IPv4Address | IPv6Address):
         return ""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.host, address.host)  # noqa: S104 - compared, not bound
+    place = f"[{host}]:{address.port}" if ":" in host else f"{host}:{address.port}"
     if secure:
-        place = f"[{host}]" if ":" in host else host
-        return f"; try: openssl s_client -quiet -connect {place}:{address.port}"
+        return f"; try: openssl s_client -quiet -connect {place}"
     if shutil.which("nc") is None and shutil.which("curl") is not None:
-        place = f"[{host}]" if ":" in host else host
-        return f"; try: curl -sN telnet://{place}:{address.port}"
+        return f"; try: curl -sN telnet://{place}"
     return f"; try: nc {host} {address.port}"

@@ -34,8 +34,8 @@ Examples:
       class User of chat.py (an AsyncChat, a Twisted protocol, or an unmodified
       asynchat.async_chat) on all addresses and on a Unix socket
 
-  twistd -n asynchat --listen ssl:4433:privateKey=key.pem:certKey=cert.pem
-      line echo over TLS
+  twistd -n asynchat --listen secure:tcp:4433:certificate=cert.pem:key=key.pem
+      line echo over TLS; ssl: and tls: are understood too
 
   twistd -n asynchat --listen systemd:domain=INET:index=0
       line echo on the socket that systemd has opened
@@ -84,7 +84,7 @@ class Options(usage.Options):
 
     def opt_listen(self, endpoint: str) -> None:
         """
-        Where to listen: a Twisted endpoint, as tcp:, unix:, ssl:, tls:, systemd:. May be repeated.
+        Where to listen: a Twisted endpoint, as tcp:, unix:, secure:, systemd:. May be repeated.
         [default: tcp:8007:interface=127.0.0.1]
         """
         self["listen"].append(endpoint)
