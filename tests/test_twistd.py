@@ -410,6 +410,8 @@ MISTAKES = {
     "no argument": (["--listen", "tcp:1:colour=red"], "unexpected keyword argument 'colour'"),
     "no certificate": (["--listen", "ssl:1:privateKey=none.pem"], "No such file or directory"),
     "a taken port": (["--listen", "tcp:{taken}:interface=127.0.0.1"], "Address already in use"),
+    "no socket": (["--listen", "systemd:domain=INET:index=7"], "systemd handed over no such socket"),
+    "no option": (["--lisen", "tcp:1"], "option --lisen not recognized (--help tells"),
     "no folder": (["--listen", "unix:none/echo.sock"], "cannot listen on 'unix:none/echo.sock': "),
     "no number": (["--max-message-length", "many"], "--max-message-length 'many': not a number"),
     "negative": (["--stop-timeout=-1"], "--stop-timeout '-1': not a number from 0 up"),

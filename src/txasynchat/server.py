@@ -299,5 +299,7 @@ def _endpoint(reactor: Any, endpoint: str | IStreamServerEndpoint) -> IStreamSer
         parsed: IStreamServerEndpoint = serverFromString(reactor, endpoint)  # type: ignore[no-untyped-call] # Twisted's, untyped
     except Exception as error:
         # Each kind of endpoint has its own way of saying that it does not like its arguments.
+        if isinstance(error, LookupError) and "systemd:" in endpoint:
+            error = ValueError("systemd handed over no such socket")
         raise ListenError(endpoint, error) from error
     return parsed

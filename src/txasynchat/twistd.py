@@ -10,7 +10,7 @@ import importlib
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.interfaces import IProtocol, IProtocolFactory
 from twisted.python import usage
@@ -20,6 +20,9 @@ from txasynchat.compat import install
 from txasynchat.program import CannotStart, Program
 from txasynchat.protocol import AsyncChat
 from txasynchat.server import STOP_TIMEOUT, ChatFactory
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["LineEcho", "Options", "load_factory", "makeService"]
 
@@ -40,7 +43,7 @@ Examples:
   twistd -n asynchat --listen systemd:domain=INET:index=0
       line echo on the socket that systemd has opened
 
-In an endpoint a colon ends an argument; write \\\\: for one inside.
+In an endpoint a colon ends an argument; write \\: for one inside.
 """
 
 
@@ -100,6 +103,16 @@ class Options(usage.Options):
         Seconds that connections have to finish when the server stops. [default: 15]
         """
         self["stop-timeout"] = _number("stop-timeout", seconds, float)
+
+    @override
+    def parseOptions(self, options: Sequence[str] | None = None) -> None:
+        """
+        Parse; a mistake is told in a line, not below a page of help.
+        """
+        try:
+            super().parseOptions(options)  # type: ignore[no-untyped-call] # Twisted's, untyped
+        except usage.UsageError as error:
+            raise CannotStart(f"{error} (--help tells what there is)") from None
 
     @override
     def getUsage(self, width: int | None = None) -> str:
