@@ -159,11 +159,7 @@ class OnFramer(Script):
         self.framer.buffer = data
 
     def handle_read(self):
-        if self.depth:
-            self.framer.feed(self.recv(65536))
-            self.framer.deliver(self)
-        else:
-            self.framer.receive(self, self.recv(65536))
+        self.framer.receive(self, self.recv(65536))
 
 
 class OnFramerAsked(OnFramer):

@@ -128,8 +128,8 @@ class Framer:
             whole messages are asked for. A `LengthPrefix` has its own limit instead.
         overflow: what follows when a message breaks the limit.
         whole: the receiver has ``message_received`` and is called once a message; a message is kept
-            here until it is whole. In `Overflow.DELIVER` an over-long one comes in pieces of *limit*
-            bytes, the rest last.
+            here until it is whole. In `Overflow.DELIVER` an over-long one comes in pieces of as many
+            bytes as its limit, the rest last.
 
     Attributes:
         matched: the delimiter that ended the latest message; ``None`` where it was a length.
@@ -248,6 +248,9 @@ class Framer:
     def feed(self, data: bytes) -> None:
         """
         Append received bytes; nothing is delivered. May be called from inside any handler.
+
+        In ``collect_incoming_data``, `deliver` before it returns: where the piece is all there is,
+        everything behind it is dropped with it, as ``asynchat`` does.
         """
         if self.closed or not data:
             return
@@ -335,6 +338,9 @@ class Framer:
     def clear(self) -> None:
         """
         Drop every byte that was not yet passed on, and the beginning of a message that is kept.
+
+        What arrives next is taken as the beginning of a message; a number set as the terminator
+        goes on counting down.
         """
         self.buffer = b""
         self._end_message()
@@ -351,7 +357,7 @@ class Framer:
 
     def receive(self, receiver: Any, data: bytes) -> None:
         """
-        `feed`, then `deliver`: the way for a driver that may not be called from inside a handler.
+        `feed`, then `deliver`: the way for a driver; raises what `deliver` raises.
 
         The two commonest chunks, one message or a piece of one, take a short way here.
         """
