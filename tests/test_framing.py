@@ -359,6 +359,22 @@ def test_a_skipped_number_of_bytes_is_followed_by_what_the_hook_set(whole):
     assert log[1:] == ([("message", b"ab")] if whole else [("collect", b"ab"), "found"])
 
 
+def test_without_terminator_too_much_is_dropped_until_one_is_set():
+    for chunks in every_cut(b"abcdefgh"):
+        framer = Framer(None, limit=3, overflow=Overflow.SKIP, whole=True)
+        calls = Calls(framer)
+        assert error_of(calls.receive(*chunks)) == (3, 4, b"abcd")
+        framer.set_terminator(b"\n")
+        assert calls.receive(b"i\n")[1:] == [("message", b"i")]
+
+
+def test_a_terminator_set_when_too_much_came_without_one_holds_for_the_rest():
+    for chunks in every_cut(b"abcdef\ngh\n"):
+        framer = Framer(None, limit=3, overflow=Overflow.SKIP, whole=True)
+        calls = Calls(framer, overflowed=lambda _: framer.set_terminator(b"\n"))  # noqa: B023
+        assert calls.receive(*chunks)[1:] == [("message", b"ef"), ("message", b"gh")]
+
+
 def test_a_skipped_prefixed_message_is_followed_by_the_next():
     framer = Framer(LengthPrefix("B", limit=3), overflow=Overflow.SKIP, whole=True)
     log = Calls(framer).receive(b"\5abc", b"de\2f", b"g")
