@@ -29,16 +29,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from OpenSSL.SSL import RECEIVED_SHUTDOWN, Error, SysCallError, WantReadError, ZeroReturnError
 from twisted.internet.interfaces import IHalfCloseableProtocol, IHandshakeListener
-from twisted.internet.protocol import connectionDone
+from twisted.internet.protocol import Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.protocols.policies import ProtocolWrapper
 from twisted.protocols.tls import BufferingTLSTransport, TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 from typing_extensions import override
-from zope.interface import alsoProvides
+from zope.interface import directlyProvides, providedBy
 
 from txasynchat import transports
 from txasynchat.errors import (
@@ -89,6 +90,7 @@ class TLSLayer(TLSMemoryBIOProtocol):
     # Narrower in Twisted, untyped, or None at times that do not concern us.
     transport: Any
     disconnecting: bool
+    __provides__: Any
     _tlsConnection: Any  # noqa: N815 Twisted's name
     _reason: Failure | None
 
@@ -114,6 +116,20 @@ class TLSLayer(TLSMemoryBIOProtocol):
     _stalled = 0.0
 
     # -- IProtocol: called by the transport
+
+    @override
+    def makeConnection(self, transport: Any) -> None:
+        """
+        Connect the protocol above, unless it is connected already; then begin the handshake.
+        """
+        self._tlsConnection = self.factory._creatorCallable(self)
+        self._appSendBuffer = []
+        _provide(self, transport, half_close=False)
+        Protocol.makeConnection(self, transport)
+        self.factory.registerProtocol(self)
+        if self._connectWrapped:
+            self.wrappedProtocol.makeConnection(self)
+        self._checkHandshakeStatus()
 
     @override
     def dataReceived(self, data: bytes) -> None:
@@ -165,16 +181,17 @@ class TLSLayer(TLSMemoryBIOProtocol):
         """
         if not self._handshakeDone and self._step_waits:
             self._step()
-        if self._lostTLSConnection or self._half_closed:
-            return
-        if self._handshakeDone:
+        if self._handshakeDone and not self._reads_no_more():
             self._receive(self._tlsConnection, None)
-            if self._lostTLSConnection or self._half_closed:
-                return
+        if self._reads_no_more():
+            return
         reason = None
         if not self.disconnecting:
             reason = self._explain_loss(self._tlsConnection, "the peer stopped sending")
         self._tlsShutdownFinished(reason)
+
+    def _reads_no_more(self) -> bool:
+        return self._lostTLSConnection or self._half_closed
 
     def writeConnectionLost(self) -> None:  # noqa: N802 Twisted's name
         """
@@ -247,9 +264,9 @@ class TLSLayer(TLSMemoryBIOProtocol):
         if self._began or self._aborted:
             return
         self._began = True
-        # Now and not before: a policy's wrapper above claims what is provided here, and has it not.
-        alsoProvides(self, IHalfCloseableProtocol)
         transport = self.transport
+        # Now and not before: a policy's wrapper above claims what is provided here, and has it not.
+        _provide(self, transport, half_close=True)
         self._send_now = transports.immediate_sender(transport)
         factory = self.factory
         if isinstance(factory, TLSFactory):
@@ -662,9 +679,27 @@ def adopt(transport: Any) -> None:
     """
     layer = transports.tls_layer(transport)
     if type(layer) is BufferingTLSTransport and not layer._handshakeDone:
-        layer._aggregator.close()
+        layer._aggregator.flush()  # close() is newer than the oldest Twisted
         del layer.write, layer._aggregator
-        layer.__class__ = TLSLayer
+        layer.__class__ = TLSLayer  # type: ignore[assignment] # it differs in methods only
+
+
+# What layers provide, by what their transports do: zope takes longer to work it out than a message.
+_provided: WeakKeyDictionary[Any, list[Any]] = WeakKeyDictionary()
+
+
+def _provide(layer: TLSLayer, transport: Any, *, half_close: bool) -> None:
+    """
+    Let *layer* provide the interfaces of its transport, as Twisted's does, and this one.
+    """
+    beneath = providedBy(transport)
+    known = _provided.get(beneath)
+    if known is None:
+        known = _provided[beneath] = []
+        for more in ((), (IHalfCloseableProtocol,)):
+            directlyProvides(layer, beneath, *more)
+            known.append(layer.__provides__)
+    layer.__provides__ = known[half_close]
 
 
 def _is_end(error: Exception) -> bool:
