@@ -166,6 +166,27 @@ def test_a_closed_framer_stays_closed(whole, overflow):
     assert framer.buffer == b""
 
 
+@pytest.mark.parametrize(
+    ("terminator", "data"),
+    [
+        (b"\n", b"a\n"),
+        (b"\n", b"a\nb\n"),
+        (b"\n", b"a"),
+        (b"\r\n", b"a\r"),
+        ((b"\n", b"\r\n"), b"a\nb\n"),
+        (1, b"ab"),
+        (5, b"a"),
+        (LengthPrefix("B"), b"\1a\1b"),
+        (None, b"a"),
+    ],
+)
+def test_nothing_follows_a_close_in_the_middle_of_a_message(terminator, data):
+    framer = Framer(terminator)
+    calls = Calls(framer, collect=lambda _: framer.close())
+    assert len(calls.receive(data)) == 1
+    assert framer.buffer == b""
+
+
 def test_the_buffer_holds_what_is_not_yet_passed_on():
     framer = Framer(b"\n")
     seen = []
@@ -238,6 +259,30 @@ def test_a_delivery_inside_a_handler_goes_on_where_the_outer_one_is():
     ]
 
 
+@pytest.mark.parametrize(("terminator", "data"), [(b"|", b"ab|"), (b"|", b"ab|c|"), (2, b"ab")])
+def test_what_a_nested_delivery_left_unfinished_ends_with_the_outer_message(terminator, data):
+    framer = Framer(terminator, limit=4)
+    depth = []
+
+    def nested(_):
+        if not depth:
+            depth.append(1)
+            framer.buffer = b"xyz"
+            framer.set_terminator(b"\n")
+            framer.deliver(calls)
+
+    calls = Calls(framer, collect=nested)
+    calls.receive(data)
+    framer.set_terminator(b"\n")
+    assert calls.receive(b"1234\n") == [
+        ("collect", b"ab"),
+        ("collect", b"xyz"),
+        "found",
+        ("collect", b"1234"),
+        "found",
+    ]
+
+
 def test_after_an_exception_a_piece_is_still_there_and_an_ended_message_is_gone():
     framer = Framer(b"\n")
     with pytest.raises(Boom):
@@ -257,6 +302,14 @@ def test_clear_drops_what_waits_and_what_is_kept_of_a_message():
     framer.clear()
     framer.resume()
     assert calls.receive(b"ghij\n") == [("message", b"ghij")]
+
+
+@pytest.mark.parametrize("name", ["collect", "found"])
+def test_clear_in_a_handler_drops_what_is_behind_the_message(name):
+    framer = Framer(b"\n", limit=3)
+    calls = Calls(framer, **{name: lambda *_: framer.clear()})
+    log = calls.receive(b"abc\nb\nc", b"\n", b"def\n")
+    assert messages_of(log) == [b"abc", b"", b"def"]
 
 
 def test_clear_in_the_middle_of_a_prefixed_message_begins_with_a_prefix():

@@ -98,7 +98,9 @@ def test_a_prefix_is_packed_and_read_in_its_format(layout, prefix):
     assert terminator.size == len(prefix)
 
 
-@pytest.mark.parametrize("wrong", ["", "x", "!i", "b", "!HH", "!f", "4s", "?", "c", "I", "P"])
+@pytest.mark.parametrize(
+    "wrong", ["", "x", "!i", "b", "!HH", "!P", "zz", "!f", "4s", "?", "c", "I", "P"]
+)
 def test_a_format_that_is_no_single_unsigned_integer_is_refused_and_named(wrong):
     with pytest.raises(ValueError, match=re.escape(repr(wrong))):
         LengthPrefix(wrong)
