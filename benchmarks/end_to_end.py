@@ -141,14 +141,14 @@ def scenarios(sizes: Sizes) -> list[Scenario]:
             "ping-pong, 50 connections",
             "echo",
             ("echo", 50, 1, seconds, ANY_NUMBER),
-            [Target(OURS, "LineReceiver", at_least=2.0)],
+            [Target(who, "LineReceiver", at_least=2.0) for who in (OURS, MESSAGES)],
         ),
         extra("ping-pong, 500 connections", "echo", ("echo", 500, 1, seconds, ANY_NUMBER)),
         Scenario(
             "64 pipelined, 50 connections",
             "echo",
             ("echo", 50, 64, seconds, ANY_NUMBER),
-            [Target(OURS, "LineReceiver", at_least=3.5)],
+            [Target(who, "LineReceiver", at_least=3.5) for who in (OURS, MESSAGES)],
         ),
         extra("1,000 pipelined, 50 connections", "echo", ("echo", 50, 1000, seconds, ANY_NUMBER)),
         Scenario(
