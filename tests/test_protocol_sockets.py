@@ -265,6 +265,39 @@ class LastWordTests(SocketCase):
 
         await self.check(Pausing, b"bye\n")
 
+    async def talk_and_read(self, size):
+        class Answering(Line):
+            @override
+            def connectionMade(self):
+                self.transport.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
+
+            def message_received(self, message):
+                self.push(bytes(size))
+                self.close()
+
+        def talk_and_read(client):
+            client.connect()
+            client.socket.sendall(b"go\n")
+            total = 0
+            while data := client.socket.recv(4_096):
+                total += len(data)
+                client.socket.sendall(b"and another thing\n" * 10)
+            return total
+
+        address, chats = await self.serve(Answering)
+        for _ in range(20):
+            client = self.client(address, receive_buffer=4_096)
+            assert await deferToThread(talk_and_read, client) == size
+            client.socket.close()
+        for chat in chats:
+            await chat.gone
+
+    async def test_to_a_peer_that_talks_on_while_it_reads_a_long_answer(self):
+        await self.talk_and_read(MIB)
+
+    async def test_to_a_peer_that_talks_on_while_the_transport_has_the_rest(self):
+        await self.talk_and_read(60_000)
+
     async def test_under_a_policy(self):
         class Limited(Line):
             def message_too_long(self, error):

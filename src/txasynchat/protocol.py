@@ -1111,12 +1111,17 @@ class AsyncChat(Protocol):
 
     def _must_linger(self) -> bool:
         """
-        Tell whether closing now would reset the connection.
+        Tell whether closing now, or when all is sent, may reset the connection.
         """
+        transport = self.transport
         return (
             not self._peer_finished
-            and transports.can_half_close(self.transport)
-            and (self._discarded or transports.has_unread_bytes(self.transport))
+            and transports.can_half_close(transport)
+            and (
+                self._discarded
+                or bool(transports.unsent_bytes(transport))
+                or transports.has_unread_bytes(transport)
+            )
         )
 
     def _keep_watch(self) -> None:
