@@ -172,17 +172,7 @@ def _put_in_place(implementation: str, folder: Path) -> None:
     """Make `asyncore`, `asynchat`, `smtpd` and test.support's copies the ones to be tested."""
     import test.support
 
-    if implementation == "stdlib":
-        modules = stdlib_modules.load_stdlib(folder)
-        sys.modules.update(asyncore=modules.asyncore, asynchat=modules.asynchat)
-    else:
-        from txasynchat.compat import install
-
-        install()
-        modules = stdlib_modules.Modules(
-            "facade", importlib.import_module("asyncore"), importlib.import_module("asynchat")
-        )
-    sys.modules["smtpd"] = stdlib_modules.load_smtpd(folder, modules)
+    stdlib_modules.put_in_place(implementation, folder)
     if sys.version_info >= (3, 12):
         for name in "asyncore", "asynchat":
             sys.modules[f"test.support.{name}"] = sys.modules[name]

@@ -23,7 +23,6 @@ import contextlib
 import gc
 import heapq
 import json
-import os
 import random
 import resource
 import select
@@ -35,6 +34,7 @@ import threading
 import time
 from collections import Counter, deque
 from pathlib import Path
+from typing import ClassVar
 
 HERE = Path(__file__).resolve().parent
 if str(HERE) not in sys.path:
@@ -44,9 +44,6 @@ import stdlib_modules  # noqa: E402 - lives beside this file, which need not be 
 
 THREADS = 3
 
-#: Seconds that connections have to end in after the load has stopped opening new ones.
-GRACE = 30
-
 
 # -- the load: plain sockets in a process of their own ----------------------------------------
 
@@ -55,12 +52,13 @@ class Caller:
     """One connection after another through one slot, each with a way to end."""
 
     #: How a connection ends, and how often.
-    WAYS = {"half-close": 30, "quit": 25, "orderly": 20, "reset": 15, "vanish": 10}
+    WAYS: ClassVar = {"half-close": 30, "quit": 25, "orderly": 20, "reset": 15, "vanish": 10}
 
     def __init__(self, load: Load, rng: random.Random) -> None:
         self.load = load
         self.rng = rng
         self.sock: socket.socket | None = None
+        self.life = 0  # timers belong to one connection, or to one rest between two
 
     def open(self) -> None:
         """Connect and decide what this connection will be like."""
@@ -71,6 +69,7 @@ class Caller:
         self.received = b""
         self.outgoing: deque[bytes] = deque()
         self.eof_sent = False
+        self.life += 1
         self.sock = socket.socket()
         self.sock.setblocking(False)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -120,7 +119,7 @@ class Caller:
         """All is sent. What now depends on the way this connection ends."""
         if self.rounds > 0:
             if not self.expected:
-                self.load.after(self.rng.uniform(0, 0.5), self)
+                self.load.after(self.rng.uniform(0, 1.5), self)
             return
         if self.way == "half-close" and not self.eof_sent:
             # The answers still have to come, although this side says no more.
@@ -134,6 +133,12 @@ class Caller:
 
     def wake(self) -> None:
         """The time that this connection, or the empty slot, waited for has come."""
+        try:
+            self._next()
+        except OSError as error:
+            self.lost(type(error).__name__)
+
+    def _next(self) -> None:
         if self.sock is None:
             if not self.load.closing:
                 self.open()
@@ -157,7 +162,7 @@ class Caller:
             if self.sock is not None and events & (select.EPOLLIN | select.EPOLLHUP):
                 self.read()
         except OSError as error:
-            self.lost(f"{type(error).__name__}")
+            self.lost(type(error).__name__)
 
     def read(self) -> None:
         """Take answers; each must be the next one expected."""
@@ -183,7 +188,7 @@ class Caller:
             self.load.counts["answers"] += 1
         if not self.outgoing and not self.expected:
             if self.rounds > 0:
-                self.load.after(self.rng.uniform(0, 0.5), self)
+                self.load.after(self.rng.uniform(0, 1.5), self)
             elif not self.eof_sent:
                 self.spoken()
 
@@ -197,8 +202,9 @@ class Caller:
         self.load.forget(self)
         self.sock.close()
         self.sock = None
+        self.life += 1
         if not self.load.closing:
-            self.load.after(self.rng.uniform(0, 1.0), self)
+            self.load.after(self.rng.uniform(0, 0.2), self)
 
 
 class Load:
@@ -210,7 +216,7 @@ class Load:
         self.epoll = select.epoll()
         self.callers: dict[int, Caller] = {}
         self.interest: dict[int, int] = {}
-        self.timers: list[tuple[float, int, Caller]] = []
+        self.timers: list[tuple[float, int, Caller, int]] = []
         self.counts: Counter = Counter()
         self.wrong: Counter = Counter()
         self.closing = False
@@ -224,7 +230,8 @@ class Load:
         return self._number
 
     def after(self, seconds: float, caller: Caller) -> None:
-        heapq.heappush(self.timers, (time.monotonic() + seconds, self.next_number(), caller))
+        when = time.monotonic() + seconds
+        heapq.heappush(self.timers, (when, self.next_number(), caller, caller.life))
 
     def watch(self, caller: Caller, mask: int) -> None:
         number = caller.sock.fileno()
@@ -240,8 +247,8 @@ class Load:
             self.epoll.unregister(number)
         self.callers.pop(number, None)
 
-    def run(self, seconds: float) -> dict:
-        """Keep the slots busy for that long, then let them end; returns what happened."""
+    def run(self, seconds: float, grace: float) -> dict:
+        """Keep the slots busy for so long, then give them time to end; returns what happened."""
         stop = time.monotonic() + seconds
         most = 0
         while True:
@@ -249,13 +256,13 @@ class Load:
             self.closing = now >= stop
             if self.closing and not self.callers:
                 break
-            if now > stop + GRACE:
+            if now > stop + grace:
                 for caller in list(self.callers.values()):
-                    caller.lost(f"not ended within {GRACE} s, {len(caller.expected)} missing")
+                    caller.lost(f"not ended within {grace:.0f} s, {len(caller.expected)} missing")
                 break
             while self.timers and self.timers[0][0] <= now:
-                caller = heapq.heappop(self.timers)[2]
-                with contextlib.suppress(OSError):
+                _, _, caller, life = heapq.heappop(self.timers)
+                if life == caller.life:
                     caller.wake()
             most = max(most, len(self.callers))
             for number, events in self.epoll.poll(0.01):
@@ -276,11 +283,10 @@ def server_classes(modules: stdlib_modules.Modules):
     class Line(asynchat.async_chat):
         """``N text`` is answered by ``ok N``; ``ask PORT N text`` asks there; ``quit`` closes."""
 
-        alive: Counter = Counter()
-        errors: Counter = Counter()
+        errors: ClassVar[Counter] = Counter()
 
-        def __init__(self, sock, map):
-            asynchat.async_chat.__init__(self, sock, map)
+        def __init__(self, sock, socket_map):
+            asynchat.async_chat.__init__(self, sock, socket_map)
             self.set_terminator(b"\r\n")
             self.waiting = 0
             self.done = False
@@ -352,8 +358,8 @@ def server_classes(modules: stdlib_modules.Modules):
             self.asker.close()
 
     class Server(asyncore.dispatcher):
-        def __init__(self, map):
-            asyncore.dispatcher.__init__(self, map=map)
+        def __init__(self, socket_map):
+            asyncore.dispatcher.__init__(self, map=socket_map)
             self.create_socket()
             self.set_reuse_addr()
             self.bind(("127.0.0.1", 0))
@@ -371,9 +377,9 @@ def server_classes(modules: stdlib_modules.Modules):
 def _descriptors() -> dict[str, str]:
     """Open descriptors of this process and what they are."""
     found = {}
-    for number in os.listdir("/proc/self/fd"):
+    for number in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):
-            found[number] = os.readlink(f"/proc/self/fd/{number}")
+            found[number.name] = str(number.readlink())
     return found
 
 
@@ -417,9 +423,9 @@ class Soak:
 
     def _load(self, ports: list[int], options: argparse.Namespace) -> None:
         command = [sys.executable, __file__, "--load", json.dumps(ports)]
-        for name in "seconds", "connections", "seed":
+        for name in "seconds", "connections", "seed", "grace":
             command += [f"--{name}", str(getattr(options, name))]
-        limit = options.seconds + GRACE + 30
+        limit = options.seconds + options.grace + 30
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             try:
                 said, _ = process.communicate(timeout=limit)
@@ -468,6 +474,7 @@ class Soak:
         self._empty(maps, threads)
         self.wrong += self.died
         for error, count in self.Line.errors.items():
+            print(f"handlers saw {count} times: {error}")
             # A peer that resets may be noticed as an error of the channel; nothing else may.
             if "Connection reset" not in error and "Broken pipe" not in error:
                 self.wrong.append(f"{count} times in a handler: {error}")
@@ -499,6 +506,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--connections", type=int, default=2_000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--grace", type=float, default=30, help="seconds to end in after that")
     parser.add_argument("--reference", action="store_true", help="on 3.11's own modules")
     parser.add_argument("--load", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -508,7 +516,7 @@ def main() -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard), hard))
     if options.load:
         load = Load(json.loads(options.load), options.connections, options.seed)
-        print(json.dumps(load.run(options.seconds)))
+        print(json.dumps(load.run(options.seconds, options.grace)))
         return 0
     if options.reference:
         folder = stdlib_modules.find_stdlib()

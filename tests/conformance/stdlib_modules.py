@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import importlib.util
 import json
 import os
@@ -127,6 +128,28 @@ def load_smtpd(folder: Path, modules: Modules) -> ModuleType:
     """3.11's smtpd on top of the given asyncore and asynchat."""
     with standing_in(asyncore=modules.asyncore, asynchat=modules.asynchat):
         return load_file("smtpd", folder / "smtpd.py")
+
+
+def put_in_place(implementation: str, folder: Path) -> Modules:
+    """
+    Make ``import asyncore``, ``asynchat`` and ``smtpd`` mean one implementation from here on.
+
+    Args:
+        implementation: ``"stdlib"`` or ``"facade"``.
+        folder: the 3.11 library, which smtpd comes from in either case.
+    """
+    if implementation == "stdlib":
+        modules = load_stdlib(folder)
+        sys.modules.update(asyncore=modules.asyncore, asynchat=modules.asynchat)
+    else:
+        from txasynchat.compat import install
+
+        install()
+        modules = Modules(
+            "facade", importlib.import_module("asyncore"), importlib.import_module("asynchat")
+        )
+    sys.modules["smtpd"] = load_smtpd(folder, modules)
+    return modules
 
 
 def load_facade() -> Modules:
