@@ -457,6 +457,8 @@ def here(tmp_path, monkeypatch):
         sys.modules.pop(name, None)
 
 
+# Older versions of Twisted leave a socket that could not be bound to the garbage collector.
+@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_ends_the_program_with_one_line(handlers, here, mistake):
     with socket.create_server(("127.0.0.1", 0)) as taken:
