@@ -715,6 +715,29 @@ class TestBackPressure:
         chat.resume()
         assert chat.events == ["connect", b"x"]
 
+    def test_a_transport_may_deliver_while_it_is_resumed(self):
+        class Holding(Memory):
+            @override
+            def resumeProducing(self):
+                super().resumeProducing()
+                chat.dataReceived(b"held\n")
+
+        chat = Chat(lambda chat, message: chat.push(message))
+        chat.pause()
+        transport = connected(chat, Holding())
+        chat.resume()
+        assert chat.messages == [b"held"]
+        assert transport.value() == b"held"
+
+    def test_what_waits_for_the_connection_may_be_more_than_high_water(self):
+        chat = Chat()
+        chat.push(bytes(1_000_000))
+        transport = connected(chat)
+        chat.dataReceived(b"x\n")
+        assert len(transport.value()) == 1_000_000
+        assert chat.messages == [b"x"]
+        assert transport.reads
+
     def test_a_pause_while_closing_stops_reading(self):
         chat = Chat()
         transport = connected(chat)
@@ -1178,6 +1201,16 @@ class TestClosing:
         assert not transport.disconnecting
         assert chat.events == ["connect", "close"]
         assert chat.unsent == 0
+        assert not chat.connected
+
+    def test_connected_as_twisted_has_it(self):
+        chat = Chat()
+        assert not chat.connected
+        connected(chat)
+        assert chat.connected
+        chat.close()
+        assert chat.connected
+        lose(chat)
         assert not chat.connected
 
     def test_discard_buffers_drops_both_ways(self):

@@ -5,6 +5,7 @@ The clients are blocking sockets in threads of the reactor's pool: nothing of Tw
 side, and what the operating system does to them is what it does to any client.
 """
 
+import gc
 import io
 import os
 import resource
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import threading
 import tracemalloc
+import weakref
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,7 @@ from twisted.internet.endpoints import (
     serverFromString,
 )
 from twisted.internet.protocol import Factory
+from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 from twisted.logger import LogLevel, capturedLogs
 from twisted.protocols.basic import FileSender
@@ -627,6 +630,40 @@ class WriteTests(SocketCase):
         assert [event for event in logs if event["log_level"] > LogLevel.info] == []
         chats[0].push(b"late")
         assert chats[0].dropped == 4
+
+
+class GarbageTests(SocketCase):
+    async def freed(self, wrap):
+        """Not by the garbage collector, which servers with many connections meet as pauses."""
+        references = []
+
+        class Quick(AsyncChat):
+            terminator = b"\n"
+
+            @override
+            def connectionMade(self):
+                references.append(weakref.ref(self))
+
+            def message_received(self, message):
+                self.push_with_producer(iter([message, b"\n"]))
+
+        factory = wrap(Factory.forProtocol(Quick))
+        port = await TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1").listen(factory)
+        gc.disable()
+        try:
+            address = ("127.0.0.1", port.getHost().port)
+            assert await self.converse(address, b"a\n") == b"a\n"
+            await deferLater(reactor, 0)
+            assert [reference() for reference in references] == [None]
+        finally:
+            gc.enable()
+            await port.stopListening()
+
+    async def test_a_lost_connection_is_freed_at_once(self):
+        await self.freed(lambda factory: factory)
+
+    async def test_a_lost_connection_under_a_policy_is_freed_at_once(self):
+        await self.freed(WrappingFactory)
 
 
 class PolicyTests(SocketCase):

@@ -758,7 +758,8 @@ class AsyncChat(Protocol):
     def _set_state(self, state: State) -> None:
         self._state = state
         self._ending = state is _CLOSING or state is _CLOSED
-        self.connected = self._opened and state is not _CLOSED
+        if state is _CLOSED:
+            self.connected = False
 
     def _open(self) -> None:
         """
@@ -941,11 +942,10 @@ class AsyncChat(Protocol):
                 self._flush()
             if self._upgrade is not None:
                 self._upgrade.proceed()
-        if (not 0 < self._held < _BY_CLOSE) is not self._reading:
-            self._set_reading()
-        if self._close_when_idle and self._state is _OPEN and self._is_idle():
-            self.close_when_done()
-            self._flush()
+            if (not 0 < self._held < _BY_CLOSE) is not self._reading:
+                self._set_reading()
+            if self._close_when_idle and self._state is _OPEN and self._is_idle():
+                self.close_when_done()
 
     def _is_idle(self) -> bool:
         """

@@ -122,9 +122,14 @@ def can_half_close(transport: Any) -> bool:
     """
     Tell whether ``loseWriteConnection`` ends the sending, and leaves the connection to be read.
 
-    TLS does not know that state, and passes the name on to the transport beneath it.
+    TLS does not know that state, and passes the name on to the transport beneath it; some transports
+    in memory have the name and do nothing.
     """
-    return hasattr(transport, "loseWriteConnection") and tls_layer(transport) is None
+    return (
+        real_socket(transport) is not None
+        and hasattr(transport, "loseWriteConnection")
+        and tls_layer(transport) is None
+    )
 
 
 def tls_layer(transport: Any) -> TLSMemoryBIOProtocol | None:
