@@ -7,12 +7,14 @@ import os
 import re
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
 import pytest
+import trustme
 
 
 def connect(port):
@@ -157,3 +159,23 @@ def test_the_application_file_serves_echo(root, start, tmp_path):
     with connect(port) as peer, peer.makefile("rb") as answers:
         peer.sendall(b"hello\r\n")
         assert answers.readline() == b"hello\r\n"
+
+
+def test_tls_echo_speaks_tls_at_once_and_on_request(root, start, tmp_path):
+    authority = trustme.CA()
+    leaf = authority.issue_cert("localhost")
+    certificate, key = tmp_path / "server.pem", tmp_path / "server.key"
+    leaf.cert_chain_pems[0].write_to_path(certificate)
+    leaf.private_key_pem.write_to_path(key)
+    context = ssl.create_default_context(cadata=authority.cert_pem.bytes().decode())
+    secure = f"secure:tcp:0:interface=127.0.0.1:certificate={certificate}:key={key}"
+    for endpoint in (secure, "tcp:0:interface=127.0.0.1"):
+        example = [str(root / "examples/tls_echo.py"), str(certificate), str(key), endpoint]
+        port = start([sys.executable, *example], r"on (?:TLS )?127\.0\.0\.1:(\d+)")[1]
+        with connect(port) as peer:
+            if endpoint != secure:
+                peer.sendall(b"STARTTLS\n")
+                assert peer.recv(100) == b"go ahead\r\n"
+            with context.wrap_socket(peer, server_hostname="localhost") as tls:
+                tls.sendall(b"hello\n")
+                assert tls.recv(100) == b"hello\r\n"

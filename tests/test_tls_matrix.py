@@ -1,5 +1,5 @@
 """
-Every server of ours × every kind of client × both versions, on every reactor.
+Every server of ours against every kind of client, in both versions, on every reactor.
 """
 
 import json
@@ -19,9 +19,9 @@ from twisted.internet.endpoints import (
 from twisted.internet.ssl import Certificate, TLSVersion, optionsForClientTLS
 from twisted.protocols.basic import LineOnlyReceiver
 from twisted.trial import unittest
+from typing_extensions import override
 
-FOLDER = Path(__file__).parent / "tls_matrix"
-sys.path.insert(0, str(FOLDER))
+sys.path.insert(0, str(Path(__file__).parent / "tls_matrix"))
 
 import support
 from support import HOST, client_context, in_thread, leaf, pem, trust
@@ -30,6 +30,7 @@ from txasynchat import AsyncChat
 from txasynchat.endpoints import SecureClientEndpoint
 from txasynchat.tls import ClientOptions, Version
 
+FOLDER = Path(__file__).parent / "tls_matrix"
 SOURCE = Path(__file__).parent.parent / "src"
 TWISTED = {
     "1.2": {"lowerMaximumSecurityTo": TLSVersion.TLSv1_2},
@@ -118,10 +119,12 @@ class TwistedClient(LineOnlyReceiver):
         self.options, self.starttls = options, starttls
         self.answer, self.lost = Deferred(), Deferred()
 
+    @override
     def connectionMade(self):
         if not self.starttls:
             self.sendLine(b"hello")
 
+    @override
     def lineReceived(self, line):
         if line == b"+OK ready\r":
             self.sendLine(b"STLS")
@@ -132,6 +135,7 @@ class TwistedClient(LineOnlyReceiver):
             self.answer.callback(line + b"\n")
             self.transport.loseConnection()
 
+    @override
     def connectionLost(self, reason):
         self.lost.callback(None)
 
@@ -174,6 +178,7 @@ class OurClient(AsyncChat):
             self.answer.callback(message + b"\n")
             self.close()
 
+    @override
     def connectionLost(self, reason):
         super().connectionLost(reason)
         self.lost.callback(self.close_reason)
@@ -192,10 +197,12 @@ async def ours(program, kind, place, version):
 class Matrix(unittest.TestCase):
     timeout = 120
 
+    def setUp(self):
+        self.folder = Path(self.mktemp())
+        self.folder.mkdir()
+
     async def play(self, name):
-        folder = Path(self.mktemp())
-        folder.mkdir()
-        program = await in_thread(Program, name, folder)
+        program = await in_thread(Program, name, self.folder)
         self.addCleanup(program.process.kill)
         played = 0
         for kind, place in program.places.items():

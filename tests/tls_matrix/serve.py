@@ -115,7 +115,9 @@ def main():
         sys.stdin.read()
         reactor.callFromThread(reactor.stop)
 
-    gatherResults(listening.values()).addCallbacks(tell, lambda why: os._exit(bool(print(why))))
+    gatherResults(listening.values()).addCallbacks(
+        tell, lambda why: os._exit(why.printTraceback() or 1)
+    )
     threading.Thread(target=end_with_input, daemon=True).start()
     reactor.run(installSignalHandlers=False)
     assert (name == "private") is ("twisted.internet.reactor" not in sys.modules)

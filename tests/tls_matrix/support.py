@@ -5,7 +5,7 @@ of other makes.
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import socket
 import ssl
 import subprocess
@@ -22,6 +22,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint, connectProtocol
 from twisted.internet.protocol import Factory
 from twisted.internet.threads import deferToThread
+from typing_extensions import override
 
 from txasynchat import AsyncChat
 from txasynchat.endpoints import SecureClientEndpoint, SecureServerEndpoint
@@ -75,15 +76,15 @@ def self_signed(name: str = HOST) -> bytes:
     """A certificate that vouches for itself, and its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    now = datetime.datetime.now(datetime.UTC)
+    now = dt.datetime.now(dt.UTC)
     certificate = (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
         .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
         .sign(key, hashes.SHA256())
     )
@@ -115,6 +116,7 @@ class Notes(AsyncChat):
         self.notes.append(message)
         self.push(message + b"\n")
 
+    @override
     def connectionLost(self, reason):
         super().connectionLost(reason)
         self.closed.callback(self)
