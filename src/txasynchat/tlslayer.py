@@ -122,7 +122,10 @@ class TLSLayer(TLSMemoryBIOProtocol):
         """
         Connect the protocol above, unless it is connected already; then begin the handshake.
         """
-        self._tlsConnection = self.factory._creatorCallable(self)
+        factory = self.factory
+        # Older versions of Twisted have a method of the factory for it.
+        create = getattr(factory, "_creatorCallable", None) or factory._createConnection
+        self._tlsConnection = create(self)
         self._appSendBuffer = []
         _provide(self, transport, half_close=False)
         Protocol.makeConnection(self, transport)
