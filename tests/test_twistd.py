@@ -678,5 +678,8 @@ def test_it_ends_while_a_connection_is_idle_in_the_background(tmp_path):
         client = socket.socket(socket.AF_UNIX)
         client.settimeout(SECONDS)
         client.connect(str(tmp_path / "echo.sock"))
+        # Until its reactor runs, a signal ends the process at once.
+        client.sendall(b"hello\n")
+        assert client.recv(10) == b"hello\n"
     with client:
         assert client.recv(10) == b""
