@@ -207,6 +207,22 @@ def test_a_replaced_buffer_is_what_comes_next():
     assert calls.receive(b"a\nb\nc\n") == [("collect", b"a"), "found", ("collect", b"x"), "found"]
 
 
+@pytest.mark.parametrize("drop", ["replace", "clear"])
+def test_replacing_the_buffer_drops_every_chunk_that_waits(drop):
+    framer = Framer(b"\n", whole=True)
+    calls = Calls(framer)
+    framer.pause()
+    calls.receive(b"a\n", b"b\n", b"c\n")
+    if drop == "replace":
+        framer.buffer = b"x\n"
+    else:
+        framer.clear()
+        framer.feed(b"x\n")
+    framer.resume()
+    framer.deliver(calls)
+    assert calls.log == [("message", b"x")]
+
+
 def test_bytes_fed_in_a_handler_follow_what_was_there():
     for whole in (False, True):
         framer = Framer(b"\n", whole=whole)
