@@ -620,7 +620,7 @@ def daemon(folder, *arguments):
             yield done
         finally:
             pid_file = folder / "twistd.pid"
-            if pid_file.exists():
+            if done.returncode == 0:
                 os.kill(int(pid_file.read_text()), signal.SIGTERM)
             assert ended.read() == b""
     assert not pid_file.exists()
