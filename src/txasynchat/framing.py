@@ -531,16 +531,17 @@ class Framer:
         Deliver messages of known length while the buffer holds them whole, and each sets the next
         one's length; tell whether there were any.
         """
+        limit = self.limit
+        whole = self.whole
         any_delivered = False
         while True:
             buffer = self._buffer
             position = self._position
             end = position + length
-            limit = self.limit
             if end > len(buffer) or (limit is not None and length > limit):
                 return any_delivered
             any_delivered = True
-            if self.whole:
+            if whole:
                 self._position = end
                 self._terminator = 0
                 self.matched = None

@@ -491,7 +491,10 @@ class AsyncChat(Protocol):
         framer = self._lazy_framer
         if framer is None:
             framer = self._framer
-        framer.set_terminator(term)
+        if type(term) is int and term > 0 and framer._batch is None and framer._skipping is None:
+            framer._terminator = term  # as the framer does; a call less for frames of known length
+        else:
+            framer.set_terminator(term)
 
     if not TYPE_CHECKING:
 
@@ -543,7 +546,11 @@ class AsyncChat(Protocol):
         output = self._lazy_output
         if output is None:
             output = self._output
-        output.push(data)
+        if type(data) is bytes and data:
+            output._items.append(data)  # as the queue does; a call less for each reply
+            output.size += len(data)
+        else:
+            output.push(data)
         if self._delivering and output.size < self.ac_out_buffer_size:
             if not self._after:
                 self._after = True
