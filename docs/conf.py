@@ -22,6 +22,7 @@ html_title = "txasynchat"
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 
+autodoc_inherit_docstrings = False  # those of Twisted are in another language
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_class_signature = "separated"

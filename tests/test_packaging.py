@@ -5,6 +5,7 @@ What is installed, listed and imported; the built archives themselves are tested
 import ast
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -18,15 +19,28 @@ def run_python(program: str) -> str:
     return done.stdout.strip()
 
 
-def test_the_plugin_file_imports_nothing_of_ours(root):
-    source = (root / "twisted/plugins/txasynchat_plugin.py").read_text()
-    imported = [
-        name
-        for node in ast.walk(ast.parse(source))
+@pytest.mark.parametrize("plugin", ["txasynchat_plugin.py", "txasynchat_endpoints.py"])
+def test_a_plugin_file_imports_nothing_of_ours(root, plugin):
+    tree = ast.parse((root / "twisted/plugins" / plugin).read_text())
+    imported = {
+        module
+        for node in tree.body
+        for module in [getattr(node, "module", None), *_names(node)]
         if isinstance(node, ast.Import | ast.ImportFrom)
-        for name in [getattr(node, "module", None), *(alias.name for alias in node.names)]
-    ]
-    assert imported == ["twisted.application.service", "ServiceMaker"]
+    }
+    assert imported
+    assert [module for module in imported if module and module.startswith("txasynchat")] == []
+
+
+def _names(node):
+    return [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+
+
+def test_every_plugin_file_is_in_the_wheel(root):
+    settings = tomllib.loads((root / "pyproject.toml").read_text())
+    included = settings["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    plugins = {str(path.relative_to(root)) for path in (root / "twisted/plugins").glob("*.py")}
+    assert set(included) == set(included.values()) == plugins
 
 
 def test_no_init_file_shadows_twisted(root):
@@ -39,6 +53,7 @@ def test_no_init_file_shadows_twisted(root):
         "import txasynchat",
         "import txasynchat.compat.asyncore, txasynchat.compat.asynchat",
         "import txasynchat.twistd, txasynchat.server, txasynchat.tls",
+        "import txasynchat.endpoints, txasynchat.testing, txasynchat.program",
         "from twisted.plugin import IPlugin, getPlugins; list(getPlugins(IPlugin))",
     ],
 )
@@ -51,8 +66,10 @@ def test_listing_plugins_finds_ours_and_imports_none_of_the_package():
     program = """
 import sys
 from twisted.application.service import IServiceMaker
+from twisted.internet.interfaces import IStreamServerEndpointStringParser
 from twisted.plugin import getPlugins
-[ours] = [maker for maker in getPlugins(IServiceMaker) if maker.tapname == "asynchat"]
-print(ours.module, "txasynchat" in sys.modules)
+[maker] = [one for one in getPlugins(IServiceMaker) if one.tapname == "asynchat"]
+prefixes = [one.prefix for one in getPlugins(IStreamServerEndpointStringParser)]
+print(maker.module, "secure" in prefixes, "txasynchat" in sys.modules)
 """
-    assert run_python(program) == "txasynchat.twistd False"
+    assert run_python(program) == "txasynchat.twistd True False"

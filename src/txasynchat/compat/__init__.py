@@ -15,6 +15,7 @@ from txasynchat.compat._reactor import current_reactor
 if TYPE_CHECKING:
     from txasynchat.compat import asynchat, asyncore
     from txasynchat.compat.served import LegacyFactory
+    from txasynchat.compat.tls import TLSSocket, start_tls
 
 __all__ = [
     "Attachment",
