@@ -21,6 +21,7 @@ Three rules that shape the code:
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import weakref
@@ -61,6 +62,7 @@ class Hub:
     __slots__ = (
         "__weakref__",
         "_always",
+        "_fileno",
         "_lock",
         "_make_poller",
         "_once",
@@ -89,6 +91,8 @@ class Hub:
     def _open(self) -> None:
         self._stale = self._woken = False
         self._poller = self._make_poller()
+        fileno: Callable[[], int] | None = getattr(self._poller, "fileno", None)
+        self._fileno = -1 if fileno is None else fileno()
         self._wake_read, self._wake_write = _new_waker()
         self._poller.register(self._wake_read, READ)
 
@@ -118,6 +122,10 @@ class Hub:
         self.masks[fd] = mask
 
     def _register(self, fd: int, mask: int, *, known: bool) -> None:
+        if fd in (self._wake_read, self._wake_write, self._fileno) and fd >= 0:
+            # A channel's number, closed behind its back, that the hub itself was given since.
+            self.masks.pop(fd, None)
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         if self._once:
             self._once.discard(fd)
         if fd in self._always:
@@ -251,8 +259,9 @@ class Hub:
         else:
             events = self._poller.poll(timeout, limit)
         if self._woken:
-            self._woken = False
-            _drain(self._wake_read)
+            with self._lock:  # or the flag would go before its byte has come
+                self._woken = False
+                _drain(self._wake_read)
             events = [event for event in events if event[0] != self._wake_read]
         if self._once:
             for fd, bits in events:
@@ -314,6 +323,16 @@ class Hub:
             seat.leave()
             self._seat = None
 
+    def abandon(self) -> None:
+        """
+        Leave a host that is shared with another process, without touching what is shared.
+
+        For the child of a fork: an epoll reactor that it inherited is still its parent's.
+        """
+        seat, self._seat = self._seat, None
+        if seat is not None:
+            seat.abandon()
+
     def fileno(self) -> int:
         """
         Returns:
@@ -322,8 +341,7 @@ class Hub:
         """
         if self._stale:
             self._renew()
-        fileno: Callable[[], int] | None = getattr(self._poller, "fileno", None)
-        return -1 if fileno is None else fileno()
+        return self._fileno
 
     @property
     def waker(self) -> int:

@@ -99,6 +99,12 @@ class Seat:
         else:
             self.remove()
 
+    def abandon(self) -> None:
+        """
+        Stop being polled, in this process alone.
+        """
+        self.leave()
+
     def add(self) -> None:
         """
         Add the hub's own descriptor to the host.
@@ -169,6 +175,19 @@ class ReactorSeat(Seat):
             self.host.removeReader(self._descriptors.pop(-1))
         except OSError:
             pass  # the descriptor was closed first, in the child of a fork
+
+    @override
+    def abandon(self) -> None:
+        reads, selectables = getattr(self.host, "_reads", None), getattr(
+            self.host, "_selectables", None
+        )
+        if not isinstance(reads, set) or selectables is None:
+            self.leave()  # no epoll, nothing is shared
+            return
+        for one in self._descriptors.values():
+            reads.discard(one.fileno())
+            selectables.pop(one.fileno(), None)
+        self._descriptors.clear()
 
     @override
     def watch(self, fd: int, mask: int) -> None:

@@ -360,10 +360,7 @@ class MapDriver:
                 continue
             if entry is None or entry.channel is not channel:
                 entry = self._adopt(fd, channel)
-            elif not ask_always:
-                self._ask(fd, channel)
-                continue
-            if entry.kind:
+            if entry.kind or not ask_always:
                 self._ask(fd, channel)
 
     def _ends_alike(self) -> bool:
@@ -387,6 +384,8 @@ class MapDriver:
         classify = begin >= self._next_classify
         if classify:
             self._next_classify = begin + CLASSIFY
+        if self._recent:
+            self._ask_recent()
         self._touched.clear()
         entries = self._entries
         ranks = self._ranks
@@ -396,7 +395,8 @@ class MapDriver:
         in_order = True
         for fd, channel in snapshot.items():
             entry = entries.get(fd)
-            if entry is None or entry.channel is not channel:
+            fresh = entry is None or entry.channel is not channel
+            if entry is None or fresh:
                 entry = self._adopt(fd, channel)
             else:
                 if classify and entry.kind != _kind(channel):
@@ -417,7 +417,7 @@ class MapDriver:
             if ranks[fd] <= rank:
                 in_order = False
             rank = ranks[fd]
-            if ask_always or entry.kind:
+            if ask_always or entry.kind or fresh:
                 self._ask(fd, channel)
         if len(entries) != len(snapshot):
             for fd in [fd for fd in entries if fd not in snapshot]:
@@ -967,6 +967,8 @@ def _after_fork_in_child() -> None:
     _registry = threading.Lock()
     me = threading.get_ident()
     for driver in list(_drivers.values()):
+        if driver.attachment is None:
+            driver.hub.abandon()
         if driver.thread != me:
             driver.depth = 0
             driver._batches.clear()

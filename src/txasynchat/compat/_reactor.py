@@ -28,12 +28,16 @@ class _Local(threading.local):
 
 _local = _Local()
 _main_thread = threading.main_thread().ident
+# In the child of a fork: the reactor that was installed before, and the parent.
+_inherited: tuple[Any, int] | None = None
 
 
 def _after_fork_in_child() -> None:
-    global _main_thread  # noqa: PLW0603 - the forking thread is the main one now
+    global _main_thread, _inherited  # noqa: PLW0603 - the forking thread is the main one now
     _main_thread = threading.get_ident()
-    _local.reactor = None  # its descriptors are shared with the parent
+    # Their descriptors are shared with the parent, which an epoll reactor does not survive.
+    _local.reactor = None
+    _inherited = sys.modules.get("twisted.internet.reactor"), os.getppid()
 
 
 if hasattr(os, "register_at_fork"):
@@ -58,7 +62,7 @@ def current_reactor() -> Any:
     if threading.current_thread() is threading.main_thread():
         from twisted.internet import reactor as installed  # noqa: PLC0415 - asked for by a program
 
-        if not installed.running:  # type: ignore[attr-defined] # the module is the reactor
+        if _is_ours(installed):
             return installed
     _local.reactor = private = _new_reactor()
     return private
@@ -71,9 +75,20 @@ def here() -> Any:
     """
     if threading.get_ident() == _main_thread:
         reactor: Any = sys.modules.get("twisted.internet.reactor")
-        if reactor is not None and not getattr(reactor, "running", True):
+        if reactor is not None and _is_ours(reactor):
             return reactor
     return _local.reactor
+
+
+def _is_ours(reactor: Any) -> bool:
+    """
+    Whether nobody runs the installed reactor, nor shares its descriptors.
+    """
+    if getattr(reactor, "running", True):
+        return False
+    if _inherited is None or reactor is not _inherited[0]:
+        return True
+    return os.getppid() != _inherited[1]  # a daemon, whose parent is gone
 
 
 def _running_here() -> Any:
@@ -131,21 +146,26 @@ def turn(reactor: Any, timeout: float | None) -> None:
         reactor: not running.
         timeout: seconds, `None` for as long as the reactor itself has time.
     """
-    pool = getattr(reactor, "threadpool", None)
-    if pool is not None and not pool.started and not pool.joined:
-        pool.start()  # run() would have done so
     loop = getattr(reactor, "_asyncioEventloop", None)
     if loop is not None:
+        _start_pool(reactor)
         stop = None if timeout is None else loop.call_later(timeout, loop.stop)
         loop.run_forever()
         if stop is not None:
             stop.cancel()
         return
     reactor.runUntilCurrent()
+    _start_pool(reactor)
     until_due = reactor.timeout()
     if timeout is None or (until_due is not None and until_due < timeout):
         timeout = until_due
     reactor.doIteration(timeout)
+
+
+def _start_pool(reactor: Any) -> None:
+    pool = getattr(reactor, "threadpool", None)
+    if pool is not None and not pool.started and not pool.joined:
+        pool.start()  # run() would have done so
 
 
 def interrupt(reactor: Any) -> None:
