@@ -5,6 +5,7 @@ The clients are blocking sockets in threads of the reactor's pool: nothing of Tw
 side, and what the operating system does to them is what it does to any client.
 """
 
+import contextlib
 import gc
 import io
 import os
@@ -691,6 +692,30 @@ class PolicyTests(SocketCase):
 
         assert await deferToThread(ask, self.client(address)) == (b"x\n", b"")
         await chats[0].gone
+
+    async def test_closing_does_not_wait_for_a_handshake_that_never_ends(self):
+        authority = trustme.CA()
+        path = self.mktemp()
+        authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(path)
+        endpoint = serverFromString(
+            reactor, f"ssl:0:interface=127.0.0.1:privateKey={path}:certKey={path}"
+        )
+
+        class Hasty(Line):
+            close_timeout = 0.3
+
+            @override
+            def connectionMade(self):
+                self.push(b"never sent\n")
+                self.close_when_done()
+
+        address, chats = await self.serve(Hasty, endpoint=endpoint)
+        silent = self.client(address)
+        await deferToThread(silent.connect)
+        with contextlib.suppress(ConnectionResetError):
+            assert await deferToThread(silent.read_to_the_end) == b""
+        await chats[0].gone
+        assert chats[0].events == ["close"]
 
     async def test_a_twisted_client_may_be_one_too(self):
         address, chats = await self.serve(Line)
