@@ -14,8 +14,9 @@ import runpy
 import sys
 import zipimport
 from importlib.machinery import SourceFileLoader
+from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from txasynchat.compat import install
 
@@ -56,7 +57,7 @@ def main() -> None:
         raise
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
     sys.stderr.write(message)
     sys.exit(2)
 
@@ -68,7 +69,7 @@ def _new_main() -> ModuleType:
     module = ModuleType("__main__")
     module.__dict__["__builtins__"] = __builtins__
     if sys.version_info < (3, 14):
-        module.__dict__["__annotations__"] = {}
+        setattr(module, "__annotations__", {})  # noqa: B010 - not a declaration
     sys.modules["__main__"] = module
     return module
 
@@ -88,22 +89,22 @@ def _run_program(path: str, arguments: list[str]) -> None:
     What ``python PATH`` does.
     """
     sys.argv = [path, *arguments]
-    if os.path.isdir(path) or _is_zip(path):
-        _set_first_path(os.path.join(os.getcwd(), path))
+    whole = os.path.join(os.getcwd(), path)  # noqa: PTH109, PTH118 - python keeps ".." and links
+    if Path(path).is_dir() or _is_zip(path):
+        _set_first_path(whole)
         _new_main()
         runpy._run_module_as_main("__main__", alter_argv=False)  # type: ignore[attr-defined] # see above
         return
     try:
-        with io.open_code(os.path.abspath(path)) as file:
+        with io.open_code(whole) as file:
             source = file.read()
     except OSError as error:
         _fail(
-            f"{sys.executable}: can't open file {os.path.abspath(path)!r}: "
-            f"[Errno {error.errno}] {error.strerror}\n"
+            f"{sys.executable}: can't open file {whole!r}: [Errno {error.errno}] {error.strerror}\n"
         )
-    _set_first_path(os.path.dirname(os.path.realpath(path)))
+    _set_first_path(str(Path(path).resolve().parent))
     module = _new_main()
-    module.__file__ = os.path.abspath(path)
+    module.__file__ = whole
     module.__loader__ = SourceFileLoader("__main__", module.__file__)
     module.__dict__["__cached__"] = None
     code: CodeType = compile(source, module.__file__, "exec", dont_inherit=True)

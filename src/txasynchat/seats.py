@@ -7,6 +7,7 @@ each channel becomes a reader and writer of the host's.  Importing this installs
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.interfaces import IReadWriteDescriptor
@@ -39,25 +40,35 @@ class SeatDescriptor:
         self._fd = fd
         self._on_ready = on_ready
 
-    @override
     def fileno(self) -> int:
+        """
+        Returns:
+            the number of the descriptor.
+        """
         return self._fd
 
-    @override
-    def doRead(self) -> None:
+    def doRead(self) -> None:  # noqa: N802 - Twisted's name
+        """
+        Called by the reactor when the descriptor is readable.
+        """
         self._on_ready()
 
-    @override
-    def doWrite(self) -> None:
+    def doWrite(self) -> None:  # noqa: N802 - Twisted's name
+        """
+        Called by the reactor when the descriptor is writable.
+        """
         self._on_ready()
 
-    @override
-    def connectionLost(self, reason: Failure) -> None:
-        # The reactor saw an error on a channel's own descriptor: its owner finds it by reading.
+    def connectionLost(self, reason: Failure | None) -> None:  # noqa: ARG002, N802 - Twisted's
+        """
+        Called by the reactor for an error on a channel's descriptor: its owner finds it by reading.
+        """
         self._on_ready()
 
-    @override
-    def logPrefix(self) -> str:
+    def logPrefix(self) -> str:  # noqa: N802 - Twisted's name
+        """
+        Name the hub in the reactor's log.
+        """
         return "txasynchat hub"
 
 
@@ -171,16 +182,13 @@ class ReactorSeat(Seat):
 
     @override
     def remove(self) -> None:
-        try:
+        with suppress(OSError):  # the descriptor was closed first, in the child of a fork
             self.host.removeReader(self._descriptors.pop(-1))
-        except OSError:
-            pass  # the descriptor was closed first, in the child of a fork
 
     @override
     def abandon(self) -> None:
-        reads, selectables = getattr(self.host, "_reads", None), getattr(
-            self.host, "_selectables", None
-        )
+        reads = getattr(self.host, "_reads", None)
+        selectables = getattr(self.host, "_selectables", None)
         if not isinstance(reads, set) or selectables is None:
             self.leave()  # no epoll, nothing is shared
             return

@@ -394,9 +394,7 @@ class TestPasses:
         asyncore.loop(timeout=LIMIT, map=channels, count=1)
         assert chat.got == [b"x"]
 
-    def test_functions_of_the_module_that_were_replaced_are_used(
-        self, channels, pair, monkeypatch
-    ):
+    def test_functions_of_the_module_that_were_replaced_are_used(self, channels, pair, monkeypatch):
         near, far = pair()
         Recorder(far, channels)
         near.send(b"x")

@@ -5,7 +5,10 @@ Put the facade where ``import asyncore`` and ``import asynchat`` find it.
 from __future__ import annotations
 
 import sys
-from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from types import ModuleType
 
 __all__ = ["install", "uninstall"]
 

@@ -82,7 +82,7 @@ class _NoSocket:
 
 
 #: The type of sockets that know TLS; `txasynchat.compat.tls` puts it here when it is loaded.
-tls_socket: type = _NoSocket
+tls_socket: Any = _NoSocket
 
 _F = TypeVar("_F", bound="Callable[..., Any]")
 _kinds: dict[Any, int] = {}
@@ -337,7 +337,7 @@ class MapDriver:
             if entry is None or entry.channel is not channel:
                 self._touched[fd] = None
                 continue
-            sock = getattr(channel, "socket", None)
+            sock: Any = getattr(channel, "socket", None)
             if type(sock) is not _socket:
                 if bits & READ and _has_pending(sock):
                     self._buffered[fd] = None
@@ -406,8 +406,8 @@ class MapDriver:
                     and masks.get(fd) == _IDLE
                     and channel.connected
                     and not channel.producer_fifo
-                    and type(sock := channel.socket) is _socket
-                    and not sock._closed
+                    and type(channel.socket) is _socket
+                    and not channel.socket._closed  # type: ignore[attr-defined] # as above
                     and ranks[fd] > rank
                 ):
                     rank = ranks[fd]
@@ -510,11 +510,11 @@ class MapDriver:
         for fd in over:
             until = self._deadlines.pop(fd, 0.0)
             channel = self.channels.get(fd)
-            sock = getattr(channel, "socket", None)
+            sock: Any = getattr(channel, "socket", None)
             if type(sock) is tls_socket and sock.deadline == until:
                 self.names["read"](channel)
                 self._touched[fd] = None
-            elif getattr(channel, "_leaves_at", None) == until:
+            elif channel is not None and getattr(channel, "_leaves_at", None) == until:
                 channel.close()
         return bool(over)
 
@@ -698,9 +698,7 @@ class MapDriver:
                 if channel is not None:
                     call(channel)
 
-    def _hand_out_polled(
-        self, order: list[Any], ready: dict[Any, int], changed: set[Any]
-    ) -> None:
+    def _hand_out_polled(self, order: list[Any], ready: dict[Any, int], changed: set[Any]) -> None:
         """
         As poll mode does: everything of one channel, then of the next.
         """
@@ -776,7 +774,7 @@ def _is_open(channel: Any, fd: Any) -> bool:
     """
     Whether *channel* has an ordinary socket that is open; of others only the system knows.
     """
-    sock = getattr(channel, "socket", None)
+    sock: Any = getattr(channel, "socket", None)
     return type(sock) in (socket.socket, tls_socket) and sock.fileno() == fd
 
 
@@ -944,10 +942,11 @@ def ended(channel: Any) -> None:
     """
     *channel* was told of the end of its stream.
     """
-    channels = getattr(channel, "_map", None)
-    driver = _drivers.get(id(channels))
-    if driver is not None and driver.channels.get(channel._fileno) is channel:
-        driver.end(channel._fileno)
+    driver = _drivers.get(id(getattr(channel, "_map", None)))
+    if driver is not None:
+        fd = getattr(channel, "_fileno", None)
+        if fd is not None and driver.channels.get(fd) is channel:
+            driver.end(fd)
 
 
 def touch(channel: Any) -> None:

@@ -96,7 +96,7 @@ def _running_here() -> Any:
     if reactor is not None and getattr(reactor, "running", False):
         from twisted.python import threadable  # noqa: PLC0415 - there is a reactor, so it is loaded
 
-        if threadable.isInIOThread():
+        if threadable.isInIOThread():  # type: ignore[no-untyped-call] # Twisted has no types here
             return reactor
     return None
 
@@ -129,8 +129,7 @@ def _new_reactor() -> ReactorBase:
     if hasattr(select, "kqueue"):
         from twisted.internet.kqreactor import KQueueReactor  # noqa: PLC0415 - not installed
 
-        private: ReactorBase = KQueueReactor()
-        return private
+        return KQueueReactor()  # type: ignore[no-untyped-call] # Twisted has no types here
     from twisted.internet.selectreactor import SelectReactor  # noqa: PLC0415 - not installed
 
     return SelectReactor()

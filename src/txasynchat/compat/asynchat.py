@@ -11,7 +11,7 @@ behind them is the engine, which a channel gets with its first bytes.
 
 from __future__ import annotations
 
-from _thread import _count as _threads_started  # type: ignore[attr-defined] # private, and cheap
+from _thread import _count as _threads_started  # private, and the cheapest there is
 from collections import deque
 from threading import get_ident
 from typing import Any
@@ -214,7 +214,8 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
     def __as_bytes(self, data: Any) -> bytes:
         if isinstance(data, str) and self.use_encoding:
             return bytes(data, self.encoding)
-        return b"" + data  # a TypeError for what the buffer could not take
+        joined: bytes = b"" + data  # a TypeError for what the buffer could not take
+        return joined
 
     def __pass_on(self, data: bytes) -> None:
         framer = self.__framer

@@ -18,6 +18,7 @@ import socket
 import sys
 import time
 import warnings
+from contextlib import suppress
 from errno import (
     EAGAIN,
     EALREADY,
@@ -109,6 +110,7 @@ def readwrite(obj: Any, flags: int) -> None:
     Hand everything that poll(2) reported of *obj* to it.
 
     Args:
+        obj: any object with the handlers.
         flags: bits of poll(2).  Urgent data comes after reading and writing, the end last.
     """
     try:
@@ -752,10 +754,10 @@ def compact_traceback() -> tuple[tuple[str, str, str], Any, Any, str]:
         AssertionError: no exception is being handled.
     """
     kind, value, tb = sys.exc_info()
-    if not tb:
+    if tb is None:
         raise AssertionError("traceback does not exist")
     places = []
-    while tb:
+    while tb is not None:
         code = tb.tb_frame.f_code
         places.append((code.co_filename, code.co_name, str(tb.tb_lineno)))
         tb = tb.tb_next
@@ -861,10 +863,8 @@ if os.name == "posix":
         def __init__(self, fd: Any, map: dict[Any, Any] | None = None) -> None:  # noqa: A002
             dispatcher.__init__(self, None, map)
             self.connected = True
-            try:
+            with suppress(AttributeError):
                 fd = fd.fileno()
-            except AttributeError:
-                pass
             self.set_file(fd)
             os.set_blocking(fd, False)
 
