@@ -106,12 +106,13 @@ class Sizes:
     pace: float  # bytes a second that the slow reader takes
     idle: int  # connections
     idle_tls: int
+    fresh: int  # processes for a figure of memory, which hardly varies
 
 
 SIZES = {
-    "full": Sizes(0.5, 1024 * MIB, 1024 * MIB, 100e6, 2000, 1000),
-    "quick": Sizes(0.06, 64 * MIB, 64 * MIB, 100e6, 1000, 200),
-    "smoke": Sizes(0.02, MIB, MIB, 10e6, 20, 20),
+    "full": Sizes(0.5, 1024 * MIB, 1024 * MIB, 100e6, 2000, 1000, 3),
+    "quick": Sizes(0.06, 64 * MIB, 64 * MIB, 100e6, 1000, 200, 1),
+    "smoke": Sizes(0.02, MIB, MIB, 10e6, 20, 20, 1),
 }
 ANY_NUMBER = 10**9
 MOST_ONESHOTS = 2000  # a measurement; each leaves a port in TIME_WAIT
@@ -248,16 +249,14 @@ def memory_tables(
     question: str,
     competitors: Sequence[Competitor],
     sizes: Sizes,
-    repeats: int,
     idle_targets: Sequence[Target],
     *,
     tls: bool = False,
 ) -> list[Verdict]:
     """Resident memory: idle connections, and a long transfer that the client takes slowly.
 
-    A figure of memory wants a fresh process, and hardly varies: at most three repeats.
+    A figure of memory wants a fresh process, and hardly varies: few repeats.
     """
-    repeats = min(repeats, 3)
     count = sizes.idle_tls if tls else sizes.idle
     authority = certificate()[1] if tls else None
 
@@ -279,7 +278,7 @@ def memory_tables(
     connections = Table(
         f"{question}: memory of an idle connection, of {count:,}", "KiB", idle_targets
     )
-    connections.measure({c.name: partial(idle, c) for c in able}, repeats)
+    connections.measure({c.name: partial(idle, c) for c in able}, sizes.fresh)
     verdicts = connections.print()
     from_generator = f"{OURS}, from a generator"
     runs = {c.name: partial(slow, c, "source") for c in able if "source" in c.roles}
@@ -304,6 +303,4 @@ def main(size: str, repeats: int) -> list[Verdict]:
     verdicts = run_scenarios(
         "End to end", competitors, shortened(scenarios(sizes), size), sizes, repeats
     )
-    return verdicts + memory_tables(
-        "End to end", competitors, sizes, repeats, [Target(OURS, at_most=3)]
-    )
+    return verdicts + memory_tables("End to end", competitors, sizes, [Target(OURS, at_most=3)])

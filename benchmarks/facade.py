@@ -235,5 +235,5 @@ def main(size: str, repeats: int) -> list[Verdict]:
     verdicts += beside_idle(competitors, sizes, IDLE[size], repeats)
     idle_target = Target(FACADE, STDLIB_POLL, at_most=1.2)
     chosen = [c for c in COMPETITORS if c.name in {FACADE, STDLIB_POLL} and c.available()]
-    verdicts += memory_tables("Facade", chosen, sizes, repeats, [idle_target])
+    verdicts += memory_tables("Facade", chosen, sizes, [idle_target])
     return verdicts + loop_table(repeats)

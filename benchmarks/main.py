@@ -36,9 +36,11 @@ def main() -> None:
     repeats = options.repeats or (1 if options.smoke else 5)
     verdicts = []
     for question in options.only or QUESTIONS:
+        began = time.monotonic()
         verdicts += importlib.import_module(question).main(size, repeats)
+        print(f"\n{question}: {time.monotonic() - began:.0f} seconds")
     summary(verdicts)
-    print(f"\n{time.monotonic() - started:.0f} seconds")
+    print(f"\n{time.monotonic() - started:.0f} seconds, load now {os.getloadavg()[0]:.1f}")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 if sys.platform != "linux":
-    raise SystemExit("pinning processes and reading their clocks is written for Linux: --only framing")
+    raise SystemExit(
+        "pinning processes and reading their clocks is written for Linux: --only framing"
+    )
 
 HERE = Path(__file__).parent
 PATIENCE = 60.0  # seconds for a program to say its next word

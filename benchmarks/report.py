@@ -65,6 +65,13 @@ class Table:
     def median(self, name: str) -> float:
         return statistics.median(self.figures[name])
 
+    def ratio(self, name: str, reference: str) -> float:
+        """The median of what each round says: a machine that changes its speed between rounds,
+        or in one, is a small part of that, and a large one of the ratio of two medians.
+        """
+        rounds = zip(self.figures[name], self.figures[reference], strict=True)
+        return statistics.median(a / b if b else float("inf") for a, b in rounds)
+
     def print(self) -> list[Verdict]:
         """Print the rows, then what became of each target."""
         print(f"\n{self.title}  [{self.unit}]")
@@ -79,9 +86,7 @@ class Table:
         print(f"  {'':{width}} {'median':>10} {'lowest':>10} {'highest':>10}   {heading}")
         for name, figures in self.figures.items():
             median = self.median(name)
-            against = ""
-            if reference and self.median(reference):
-                against = f"{median / self.median(reference):8.2f}"
+            against = f"{self.ratio(name, reference):8.2f}" if reference else ""
             row = " ".join(f"{number(value):>10}" for value in (median, min(figures), max(figures)))
             print(f"  {name:{width}} {row}   {against}  {self.remarks.get(name, '')}".rstrip())
         for name, failure in self.failures.items():
@@ -103,16 +108,15 @@ class Table:
         if missing:
             text = f"{target.ours}{versus}: {' and '.join(missing)} not in this run"
             return Verdict(self.title, text, None)
-        ours = self.median(target.ours)
         if target.peer is None:
+            ours = self.median(target.ours)
             text = f"{target.ours}: {number(ours)} {self.unit}, at most {number(target.at_most)}"
             return Verdict(self.title, text, ours <= target.at_most)
-        theirs = self.median(target.peer)
         if target.at_least is not None:
-            ratio = theirs / ours
+            ratio = self.ratio(target.peer, target.ours)
             text = f"{target.ours}{versus}: {ratio:.2f} times as fast, at least {target.at_least}"
             return Verdict(self.title, text, ratio >= target.at_least)
-        ratio = ours / theirs
+        ratio = self.ratio(target.ours, target.peer)
         text = f"{target.ours}{versus}: {ratio:.2f} times its figure, at most {target.at_most}"
         return Verdict(self.title, text, ratio <= target.at_most)
 
