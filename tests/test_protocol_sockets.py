@@ -147,6 +147,17 @@ class SocketCase(TestCase):
         return await deferToThread(self.client(address).converse, data)
 
 
+def tls_endpoint(case):
+    """An endpoint with a certificate, and the context of a client that trusts it."""
+    authority = trustme.CA()
+    path = case.mktemp()
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(path)
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    description = f"ssl:0:interface=127.0.0.1:privateKey={path}:certKey={path}"
+    return serverFromString(reactor, description), context
+
+
 class HalfCloseTests(SocketCase):
     async def test_answers_come_before_the_end(self):
         address, chats = await self.serve(Line)
@@ -308,6 +319,26 @@ class LastWordTests(SocketCase):
                 self.push(b"too long\n")
 
         await self.check(Limited, b"too long\n", WrappingFactory)
+
+    async def test_over_tls(self):
+        class Limited(Line):
+            def message_too_long(self, error):
+                self.push(b"too long\n")
+
+        endpoint, context = tls_endpoint(self)
+
+        def talk_on(client):
+            client.connect()
+            with context.wrap_socket(client.socket, server_hostname="127.0.0.1") as secure:
+                for _ in range(128):
+                    secure.sendall(b"x" * 65_536)
+                return b"".join(iter(lambda: secure.recv(MIB), b""))
+
+        address, chats = await self.serve(Limited, endpoint=endpoint)
+        for _ in range(5):
+            assert await deferToThread(talk_on, self.client(address)) == b"too long\n"
+        for chat in chats:
+            await chat.gone
 
     async def test_a_peer_that_never_ends_is_not_waited_for_longer_than_the_limit(self):
         class Limited(Line):
@@ -670,15 +701,7 @@ class GarbageTests(SocketCase):
 class PolicyTests(SocketCase):
     async def test_a_timeout_closes_an_idle_connection_over_tls_too(self):
         """A transport with a producer would wait for it for ever."""
-        authority = trustme.CA()
-        certificate = authority.issue_cert("127.0.0.1")
-        path = self.mktemp()
-        certificate.private_key_and_cert_chain_pem.write_to_path(path)
-        context = ssl.create_default_context()
-        authority.configure_trust(context)
-        endpoint = serverFromString(
-            reactor, f"ssl:0:interface=127.0.0.1:privateKey={path}:certKey={path}"
-        )
+        endpoint, context = tls_endpoint(self)
         address, chats = await self.serve(
             Line, lambda factory: TimeoutFactory(factory, 0.5), endpoint
         )
@@ -694,12 +717,7 @@ class PolicyTests(SocketCase):
         await chats[0].gone
 
     async def test_closing_does_not_wait_for_a_handshake_that_never_ends(self):
-        authority = trustme.CA()
-        path = self.mktemp()
-        authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(path)
-        endpoint = serverFromString(
-            reactor, f"ssl:0:interface=127.0.0.1:privateKey={path}:certKey={path}"
-        )
+        endpoint, _ = tls_endpoint(self)
 
         class Hasty(Line):
             close_timeout = 0.3

@@ -19,13 +19,7 @@ here, where it is counted. Only while something waits, because a transport with 
 close: a policy's ``loseConnection`` on an idle TLS connection would never be done.
 
 *Closing.* One `State`, changed by one method. CLOSING takes nothing new, sends what is queued, and
-then lets the transport go; if the peer takes nothing for `close_timeout` seconds, it is aborted. What
-a transport does with late writes differs from one to the next, so none is ever made.
-
-*Lingering.* A socket that is closed with bytes unread is reset, and a reset may destroy the last
-reply before the peer has read it; just the peer that is still sending an over-long message would not
-learn why it was cut off. So where input was thrown away only the sending ends at first. What still
-comes is read and dropped until the peer has closed as well, or `close_timeout` is over.
+then lets the transport go; see `txasynchat.closing`.
 """
 
 from __future__ import annotations
@@ -48,8 +42,8 @@ from typing_extensions import override
 from zope.interface import implementer
 
 from txasynchat import tlslayer, transports
+from txasynchat.closing import Closing
 from txasynchat.errors import (
-    CloseTimedOut,
     MessageTooLong,
     PeerError,
     ProducerError,
@@ -65,7 +59,7 @@ from txasynchat.tlslayer import TLSInfo
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from twisted.internet.interfaces import IDelayedCall, IReactorTime
+    from twisted.internet.interfaces import IReactorTime
     from twisted.python.failure import Failure
 
     from txasynchat.producers import Producer
@@ -202,14 +196,12 @@ class AsyncChat(Protocol):
     _discarded = False
     #: `close_when_idle` was called.
     _close_when_idle = False
-    #: The transport was let go, or is lost; only its sending was ended so far.
+    #: The transport was let go, or is lost.
     _left = False
-    _lingering = False
     #: `start_tls` was called, and the handshake is not over.
     _upgrade: Upgrade | None = None
-    #: The watch over a closing connection: its timer, and how far the writing was.
-    _watch: IDelayedCall | None = None
-    _watched: tuple[int, int | None] | None = None
+    #: The end of the connection, once it was asked for.
+    _closing: Closing | None = None
     #: Bytes taken from the queue, ever.
     _taken = 0
     _incoming: list[bytes] | None = None
@@ -295,9 +287,9 @@ class AsyncChat(Protocol):
         self._left = True
         self._framer.close()
         self._drop_output()
-        if self._watch is not None:
-            self._watch.cancel()
-            self._watch = None
+        if self._closing is not None:
+            self._closing.cancel()
+            self._closing = None
         if not self._close_requested:
             self._call(self.handle_close)
 
@@ -311,10 +303,9 @@ class AsyncChat(Protocol):
         ready to answer when `found_terminator` is called pauses delivery until it is.
         """
         self._peer_finished = True
-        if self._lingering:
-            self.transport.loseConnection()
-        else:
-            self.close_when_idle()
+        if self._closing is not None:
+            self._closing.peer_finished()
+        self.close_when_idle()
 
     def writeConnectionLost(self) -> None:  # noqa: N802
         """
@@ -1095,60 +1086,20 @@ class AsyncChat(Protocol):
 
     def _leave(self) -> None:
         """
-        While closing: let the transport go when all is written, and see to it that this ends.
+        While closing: something was written, or there is nothing to write.
         """
-        if self._left or self.transport is None:
+        if self.transport is None:
             return
-        if self._opened and self._output.finished:
-            transport = self.transport
-            self._held |= _BY_CLOSE
-            self._framer.close()
-            self._set_reading()
-            self._left = True
-            self._unregister()
-            if self._must_linger():
-                self._lingering = True
-                transport.loseWriteConnection()
-            else:
-                transport.loseConnection()
-                if transports.closes_by_itself(transport):
-                    return
-        if self._watched is None:
-            self._keep_watch()
+        if self._closing is None:
+            self._closing = Closing(self)
+        self._closing.proceed()
 
-    def _must_linger(self) -> bool:
+    def _before_leaving(self) -> None:
         """
-        Tell whether closing now, or when all is sent, may reset the connection.
+        The transport is let go: from here on read, and drop, what comes.
         """
-        transport = self.transport
-        return (
-            not self._peer_finished
-            and transports.can_half_close(transport)
-            and (
-                self._discarded
-                or bool(transports.unsent_bytes(transport))
-                or transports.has_unread_bytes(transport)
-            )
-        )
-
-    def _keep_watch(self) -> None:
-        """
-        Abort if nothing more was written since this was called last; else call it again later.
-        """
-        self._watch = None
-        if self._state is _CLOSED or self.close_timeout is None:
-            return
-        unsent = transports.unsent_bytes(self.transport)
-        progress = (self._taken, unsent)
-        if progress == self._watched:
-            if self._lingering and not unsent:
-                self.transport.loseConnection()
-                return
-            lost = self.unsent + (unsent or 0)
-            self._report(CloseTimedOut(self.close_timeout, lost))
-            self._abort()
-            return
-        self._watched = progress
-        clock = self.clock or transports.reactor_of(self.transport)
-        if clock is not None:
-            self._watch = clock.callLater(self.close_timeout, self._keep_watch)
+        self._held |= _BY_CLOSE
+        self._framer.close()
+        self._set_reading()
+        self._left = True
+        self._unregister()

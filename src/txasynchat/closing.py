@@ -1,0 +1,124 @@
+"""
+How a connection of `AsyncChat` ends: all is sent, the peer can read it, and neither takes for ever.
+
+Leaving
+=======
+
+What is queued is written first, then the transport is let go. What a transport does with late writes
+differs from one to the next, so none is ever made. If the peer takes nothing for `close_timeout`
+seconds the connection is aborted; a peer that takes little, but something, is not.
+
+Lingering
+=========
+
+A socket that is closed with bytes unread is reset, and a reset may destroy the last reply before the
+peer has read it (RFC 2525, section 2.17); just the peer that is still sending an over-long message
+would not learn why it was cut off. So where that can happen only the sending is ended at first. What
+still comes is read and dropped, until the peer has closed as well or `close_timeout` is over.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from txasynchat import transports
+from txasynchat.errors import CloseTimedOut
+
+if TYPE_CHECKING:
+    from twisted.internet.interfaces import IDelayedCall
+
+    from txasynchat.protocol import AsyncChat
+
+__all__ = ["Closing"]
+
+
+class Closing:
+    """
+    The end of one connection, from the call that asked for it until ``connectionLost``.
+    """
+
+    __slots__ = ("_chat", "_lingers", "_progress", "_timer")
+
+    def __init__(self, chat: AsyncChat) -> None:
+        self._chat = chat
+        # Only the sending was ended so far.
+        self._lingers = False
+        # How far the writing was when the timer was set: bytes taken from the queue, bytes that wait in
+        # the transport.
+        self._progress: tuple[int, int | None] | None = None
+        self._timer: IDelayedCall | None = None
+
+    def proceed(self) -> None:
+        """
+        Let the transport go if all is written, and see to it that this ends.
+
+        Called whenever something was written.
+        """
+        chat = self._chat
+        if chat._left:
+            return
+        if chat._opened and chat._output.finished:
+            transport = chat.transport
+            chat._before_leaving()
+            if self._must_linger():
+                self._lingers = True
+                transport.loseWriteConnection()
+            else:
+                transport.loseConnection()
+                if transports.closes_by_itself(transport):
+                    return
+        if self._progress is None:
+            self._watch()
+
+    def peer_finished(self) -> None:
+        """
+        Nothing more comes: nothing is left to wait for.
+        """
+        if self._lingers:
+            self._chat.transport.loseConnection()
+
+    def cancel(self) -> None:
+        """
+        The connection is lost.
+        """
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _must_linger(self) -> bool:
+        """
+        Tell whether to close now, or when all is sent, may be to reset the connection.
+        """
+        chat = self._chat
+        transport = chat.transport
+        return (
+            not chat._peer_finished
+            and transports.can_half_close(transport)
+            and (
+                chat._discarded
+                or bool(transports.unsent_bytes(transport))
+                or transports.has_unread_bytes(transport)
+            )
+        )
+
+    def _watch(self) -> None:
+        """
+        Give up if nothing more was written since this was called last; else call it again later.
+        """
+        chat = self._chat
+        self._timer = None
+        if chat.close_timeout is None:
+            return
+        unsent = transports.unsent_bytes(chat.transport)
+        progress = (chat._taken, unsent)
+        if progress != self._progress:
+            self._progress = progress
+            clock = chat.clock or transports.reactor_of(chat.transport)
+            if clock is not None:
+                self._timer = clock.callLater(chat.close_timeout, self._watch)
+        elif self._lingers and not unsent:
+            # The peer had all the time it needs to read what was said.
+            chat.transport.loseConnection()
+        else:
+            chat._report(CloseTimedOut(chat.close_timeout, chat._output.size + (unsent or 0)))
+            chat._abort()
