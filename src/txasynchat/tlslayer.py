@@ -66,6 +66,8 @@ _RECORD = 16_384
 _WHOLE_RECORD = _RECORD + 512
 #: Bytes written while data is handled, above which they are sent at once.
 _JOINED = 65_536
+#: Connections accepted in one turn of the reactor while handshakes go on.
+_ACCEPTS = 10
 #: The fatal alert of RFC 6066, section 3, in the clear: nothing is encrypted yet.
 _UNRECOGNIZED_NAME = bytes((21, 3, 3, 0, 2, 2, 112))
 
@@ -77,7 +79,7 @@ class TLSLayer(TLSMemoryBIOProtocol):
     The protocol's ``connectionLost`` gets a `TLSError` as reason where TLS failed.
     """
 
-    #: Seconds for the handshake, the wait for its turn included; None for no limit.
+    #: Seconds that the peer may take for the handshake; None for no limit.
     handshake_timeout: float | None = 10.0
     #: Seconds for the peer to answer our close_notify.
     close_timeout: float = 3.0
@@ -100,8 +102,12 @@ class TLSLayer(TLSMemoryBIOProtocol):
     _send_now: Callable[[Any, bytes], bytes] | None = None
     _timer: IDelayedCall | None = None
     _began = False
-    #: A step of the handshake waits for its turn.
+    #: Something of the handshake was sent.
+    _answered = False
+    #: A step of the handshake waits for its turn, since when; and how long others did before.
     _step_waits = False
+    _waits_since = 0.0
+    _waited = 0.0
     #: Received data is being handled; what was written meanwhile.
     _delivering = False
     _outgoing: list[bytes] | None = None
@@ -156,8 +162,7 @@ class TLSLayer(TLSMemoryBIOProtocol):
         """
         Deliver what is left, then tell the protocol, with the reason as TLS sees it.
         """
-        if not self._handshakeDone and not self._lostTLSConnection and self._step_waits:
-            self._step()
+        self._finish_handshake()
         self._stop_timer()
         self._leave_queue()
         connection = self._tlsConnection
@@ -182,8 +187,7 @@ class TLSLayer(TLSMemoryBIOProtocol):
         """
         The peer will send no more bytes: the end of TLS, or after close_notify of one direction only.
         """
-        if not self._handshakeDone and self._step_waits:
-            self._step()
+        self._finish_handshake()
         if self._handshakeDone and not self._reads_no_more():
             self._receive(self._tlsConnection, None)
         if self._reads_no_more():
@@ -310,10 +314,22 @@ class TLSLayer(TLSMemoryBIOProtocol):
             self._step()
         else:
             self._step_waits = True
-            Turns.of(self._clock).run(self._step)
+            transports.accept_fewer(self.transport, _ACCEPTS)
+            if not Turns.of(self._clock).run(self._step):
+                self._waits_since = self._clock.seconds()
+
+    def _finish_handshake(self) -> None:
+        """
+        No more bytes will come: do the step that waits, if it may be the last and not in vain.
+        """
+        if self._step_waits and self._answered:
+            self._step()
 
     def _step(self) -> None:
         self._step_waits = False
+        if self._waits_since and self._clock is not None:
+            self._waited += self._clock.seconds() - self._waits_since
+            self._waits_since = 0.0
         connection = self._tlsConnection
         if connection is None or self._aborted or self._lostTLSConnection or self._handshakeDone:
             return
@@ -321,7 +337,7 @@ class TLSLayer(TLSMemoryBIOProtocol):
             connection.do_handshake()
         except WantReadError:
             if self.refusal is None:
-                self._flushSendBIO()
+                self._answered = self._flushSendBIO() or self._answered
                 return
         except (Error, PeerError) as error:
             self._tlsShutdownFinished(Failure(self._explain(error)))
@@ -381,6 +397,11 @@ class TLSLayer(TLSMemoryBIOProtocol):
 
     def _handshake_timed_out(self) -> None:
         self._timer = None
+        if self._clock is not None and (self._waited or self._step_waits):
+            # The time that it took us is not the peer's.
+            waited, self._waited = self._waited, 0.0
+            self._timer = self._clock.callLater(waited or 1.0, self._handshake_timed_out)
+            return
         self._reason = Failure(HandshakeTimedOut(self.handshake_timeout or 0.0))
         self.abortConnection()
 
@@ -500,13 +521,13 @@ class TLSLayer(TLSMemoryBIOProtocol):
             self._tlsShutdownFinished(Failure(self._explain(error)))
 
     @override
-    def _flushSendBIO(self) -> None:
+    def _flushSendBIO(self) -> bool:
         """
-        Send what OpenSSL has to send on its own: handshakes, alerts, close_notify.
+        Send what OpenSSL has to send on its own: handshakes, alerts, close_notify; tell if it had.
         """
         connection = self._tlsConnection
         if connection is None:
-            return
+            return False
         pieces = []
         try:
             while True:
@@ -515,6 +536,7 @@ class TLSLayer(TLSMemoryBIOProtocol):
             # There is no more.
             if pieces:
                 self._send_ciphertext(b"".join(pieces))
+        return bool(pieces)
 
     def _send_ciphertext(self, data: bytes) -> None:
         transport = self.transport

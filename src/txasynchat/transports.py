@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = [
+    "accept_fewer",
     "can_half_close",
     "closes_by_itself",
     "has_unread_bytes",
@@ -217,6 +218,17 @@ def link_to(transport: Any, protocol: Any) -> tuple[Any, str] | None:
                 return above, above_attribute
             above, above_attribute = found, "_wrappedProtocol"
     return None
+
+
+def accept_fewer(transport: Any, count: int) -> None:
+    """
+    Let the port that accepted *transport* accept no more than *count* in the reactor's next turn.
+
+    It begins with a hundred, and raises that as long as there are as many.
+    """
+    port = getattr(transport, "server", None)
+    if getattr(port, "numberAccepts", 0) > count:
+        port.numberAccepts = count
 
 
 def closes_by_itself(transport: Any) -> bool:
