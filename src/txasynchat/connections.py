@@ -54,24 +54,8 @@ class Connections:
         Args:
             protocol: an `IProtocol` that has no transport yet.
         """
-        make = protocol.makeConnection
-        lose = protocol.connectionLost
-
-        def made(transport: Any) -> None:
-            vars(protocol).pop("makeConnection", None)
-            self._live[transport] = protocol
-
-            def lost(reason: Failure = connectionDone) -> None:
-                vars(protocol).pop("connectionLost", None)
-                try:
-                    lose(reason)
-                finally:
-                    self._forget(transport)
-
-            protocol.connectionLost = lost
-            make(transport)
-
-        protocol.makeConnection = made
+        watch = _Watch(self, protocol)
+        protocol.makeConnection = watch.made
         return protocol
 
     def when_empty(self) -> Deferred[None]:
@@ -115,6 +99,35 @@ class Connections:
             waiting, self._waiting = self._waiting, []
             for each in waiting:
                 each.callback(None)
+
+
+class _Watch:
+    """
+    Stands in for two methods of a protocol during one connection: small, as there are many.
+    """
+
+    __slots__ = ("connections", "original", "protocol", "transport")
+
+    def __init__(self, connections: Connections, protocol: Any) -> None:
+        self.connections = connections
+        self.protocol = protocol
+        self.original = protocol.makeConnection
+
+    def made(self, transport: Any) -> None:
+        protocol, make = self.protocol, self.original
+        self.original = protocol.connectionLost
+        self.transport = transport
+        del protocol.makeConnection
+        protocol.connectionLost = self.lost
+        self.connections._live[transport] = protocol
+        make(transport)
+
+    def lost(self, reason: Failure = connectionDone) -> None:
+        del self.protocol.connectionLost
+        try:
+            self.original(reason)
+        finally:
+            self.connections._forget(self.transport)
 
 
 def _abort(transport: Any) -> None:
