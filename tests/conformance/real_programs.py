@@ -132,6 +132,7 @@ class Run:
     files: set[str]
     seconds: float
     tail: str
+    status: int
 
     def counts(self) -> str:
         found = Counter(self.outcome.values())
@@ -184,6 +185,20 @@ class Installation:
             root = HERE / "exercises"
         return root, list(self.program.tests)
 
+    def run_until_it_ends(self, implementation: str) -> Run:
+        """
+        Run the tests, again if the process was killed by a signal.
+
+        pyftpdlib's TLS tests use one pyOpenSSL context in two threads, and crash inside OpenSSL
+        now and then, whatever the server runs on.
+        """
+        for _ in range(3):
+            result = self.run(implementation)
+            if result.status >= 0:
+                break
+            print(f"  the {implementation} run died of signal {-result.status}")
+        return result
+
     def run(self, implementation: str, only: list[str] | None = None) -> Run:
         """Run the tests; with `only`, those whose names hold one of the words."""
         root, tests = self._tests()
@@ -213,10 +228,12 @@ class Installation:
                 )  # fmt: skip
                 tail = "\n".join((done.stdout + done.stderr).strip().splitlines()[-15:])
             except subprocess.TimeoutExpired:
-                tail = f"still running after {LIMIT} s"
+                tail, status = f"still running after {LIMIT} s", 1
+            else:
+                status = done.returncode
             seconds = time.monotonic() - began
             files = set(ran.read_text().split()) if ran.exists() else set()
-            return Run(_outcomes(report) if report.exists() else {}, files, seconds, tail)
+            return Run(_outcomes(report) if report.exists() else {}, files, seconds, tail, status)
 
 
 def _outcomes(report: Path) -> dict[str, str]:
@@ -240,8 +257,9 @@ def examine(name: str, program: Program, folder: Path, stdlib: Path) -> list[str
     except (Unavailable, subprocess.SubprocessError, OSError, StopIteration) as reason:
         print(f"SKIPPED {name}: cannot be installed: {reason}", flush=True)
         return []
-    right, tested = installation.run("stdlib"), installation.run("facade")
-    print(f"{name}: {program.what}")
+    print(f"{name}: {program.what}", flush=True)
+    right = installation.run_until_it_ends("stdlib")
+    tested = installation.run_until_it_ends("facade")
     print(f"  stdlib  {right.counts()} ({right.seconds:.0f} s)")
     print(f"  facade  {tested.counts()} ({tested.seconds:.0f} s)", flush=True)
     wrong = []
