@@ -129,7 +129,6 @@ def main(size: str, repeats: int) -> list[Verdict]:
         "TLS",
         competitors,
         sizes,
-        repeats,
         [Target(OURS, at_most=32), Target(FACADE, at_most=32)],
         tls=True,
     )
