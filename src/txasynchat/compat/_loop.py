@@ -646,12 +646,11 @@ class MapDriver:
                     continue
                 read(channel)
                 entry = entries.get(fd)
-                if (
-                    entry is None
-                    or entry.kind != _CHAT
-                    or channel.producer_fifo
-                    or type(channel.socket) is not _socket
-                ):
+                if entry is None or entry.kind != _CHAT or channel.producer_fifo:
+                    self._recent[fd] = READ
+                    continue
+                sock = channel.socket
+                if type(sock) is not _socket and not (type(sock) is tls_socket and sock.is_quiet):
                     self._recent[fd] = READ
         except BaseException:
             self._recent[fd] = READ

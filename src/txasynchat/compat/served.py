@@ -103,7 +103,7 @@ class TransportSocket:
             BlockingIOError: nothing has arrived.
             OSError: ECONNRESET, the connection was lost; EBADF, it was closed here.
         """
-        return self._connection.receive(size, peek=bool(flags & socket.MSG_PEEK))
+        return self._connection.receive(size, peek=bool(flags and flags & socket.MSG_PEEK))
 
     def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
         """

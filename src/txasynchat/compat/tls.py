@@ -19,13 +19,10 @@ import socket
 import ssl
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal
 
 from txasynchat.compat import _loop, asyncore
 from txasynchat.errors import HandshakeTimedOut, PlaintextAfterStartTLS
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 __all__ = ["TLSSocket", "start_tls", "wrap_accepted"]
 
@@ -39,6 +36,8 @@ LARGEST_SEND: Final = 65_536
 RECORD: Final = 16_384
 #: Bytes of ciphertext read at once.
 READ_SIZE: Final = 65_536
+# The enumeration's own operators cost as much as a system call.
+_PEEK: Final = int(socket.MSG_PEEK)
 
 
 class TLSSocket:
@@ -56,6 +55,7 @@ class TLSSocket:
 
     Attributes:
         secure: the handshake is done.
+        is_quiet: it is, and nothing waits to be sent: what the handler waits for is all there is.
         tls: the `ssl.SSLObject`, for the peer's certificate, the version, the cipher, ALPN.
         truncated: the peer ended the connection without close_notify: what was received may not be
             all that was sent.
@@ -77,7 +77,10 @@ class TLSSocket:
         self.tls = context.wrap_bio(
             self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname
         )
+        self._read = self.tls.read
+        self._write = self.tls.write
         self.secure = False
+        self.is_quiet = False
         self.truncated = False
         self._timeout = handshake_timeout
         self.deadline: float | None = None
@@ -122,10 +125,12 @@ class TLSSocket:
                 if self._end is not None:
                     raise self._end
                 return b""
-        piece, rest = (data, b"") if len(data) <= size else (data[:size], data[size:])
-        if not flags & socket.MSG_PEEK:
-            self._received = rest
-        return piece
+        if not flags and len(data) <= size:
+            self._received = b""
+            return data
+        if not flags & _PEEK:
+            self._received = data[size:]
+        return data[:size]
 
     def send(self, data: Any, flags: int = 0) -> int:  # noqa: ARG002 a socket has them
         """
@@ -135,20 +140,36 @@ class TLSSocket:
             BlockingIOError: the handshake is not done, or the system took no more.
             OSError: as of a plain socket.
         """
-        if self._closed:
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        if not self._switched:
-            return self._plain_socket.send(data)
-        if (self._unsent and not self.flush()) or not (self.secure or self._shake_hands()):
-            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        if not self.is_quiet:
+            self._prepare_to_send()
+            if not self._switched:
+                return self._plain_socket.send(data)
         if len(data) > LARGEST_SEND:
             data = memoryview(data)[:LARGEST_SEND]
         try:
-            taken = self.tls.write(data)
+            taken = self._write(data)
         except ssl.SSLWantReadError:  # TLS 1.2 and a peer that renegotiates
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from None
-        self.flush()
+        data = self._outgoing.read()
+        try:
+            sent = self._plain_socket.send(data)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        if sent < len(data):
+            self._unsent = data[sent:]
+            self.is_quiet = False
         return taken
+
+    def _prepare_to_send(self) -> None:
+        """
+        See to whatever is in the way of `send`.
+        """
+        if self._closed:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        if self._switched and (
+            (self._unsent and not self.flush()) or not (self.secure or self._shake_hands())
+        ):
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
     def pending(self) -> int:
         """
@@ -165,6 +186,7 @@ class TLSSocket:
         if self._closed:
             return
         self._closed = True
+        self.is_quiet = False
         self.deadline = None
         if self.secure and self._end is None:
             self._say_goodbye()
@@ -207,12 +229,13 @@ class TLSSocket:
             HandshakeTimedOut: it took too long.
             OSError: the connection was lost during the handshake.
         """
-        if self._closed or self._connecting or not self._switched:
-            return False
         if self._received or self._ended:
-            return True
-        if self.deadline is not None and time.monotonic() >= self.deadline:
-            self._fail(HandshakeTimedOut(self._timeout or 0.0))
+            return not self._closed
+        if not self.is_quiet:
+            if self._closed or self._connecting or not self._switched:
+                return False
+            if self.deadline is not None and time.monotonic() >= self.deadline:
+                self._fail(HandshakeTimedOut(self._timeout or 0.0))
         try:
             data = self._plain_socket.recv(READ_SIZE)
         except (BlockingIOError, InterruptedError):
@@ -236,15 +259,17 @@ class TLSSocket:
         """
         Send ciphertext that waits; tell whether none is left, so that plain text has its turn.
         """
-        data = self._unsent + self._outgoing.read() if self._unsent else self._outgoing.read()
+        data = self._outgoing.read()
+        if self._unsent:
+            data = self._unsent + data
         if data:
             try:
                 sent = self._plain_socket.send(data)
             except (BlockingIOError, InterruptedError):
                 sent = 0
             self._unsent = data[sent:]
-            return not self._unsent
-        return True
+        self.is_quiet = self.secure and not self._unsent and not self._closed
+        return not self._unsent
 
     def ready_to_write(self) -> bool:
         """
@@ -305,52 +330,41 @@ class TLSSocket:
         return self.flush()
 
     def _decrypt(self) -> None:
-        read = self.tls.read
         try:
-            data = read(RECORD)
-            pieces = None
-            while data and (self.tls.pending() or self._incoming.pending):
-                if pieces is None:
-                    pieces = [self._received, data] if self._received else [data]
-                    self._received = b""
-                more = self._read_more(read)
-                if more is None:
-                    self._received = b"".join(pieces)
-                    return
-                data = more
+            data = self._read(RECORD)
+        except ssl.SSLWantReadError:
+            return
+        except OSError as error:
+            self._stop(error)
+            return
+        if not data:
+            self._ended = True
+        elif self._incoming.pending or len(data) == RECORD:
+            # More than one record: read on until there is none, or none that is whole.
+            pieces = [data]
+            while data and (self._incoming.pending or self.tls.pending()):
+                try:
+                    data = self._read(RECORD)
+                except ssl.SSLWantReadError:
+                    break
+                except OSError as error:
+                    self._stop(error)
+                    break
                 pieces.append(data)
-            if pieces is not None:
-                self._received = b"".join(pieces)
-            else:
-                self._received += data
-            if not data:
-                self._ended = True
-        except ssl.SSLWantReadError:
-            pass
-        except ssl.SSLEOFError:
-            self._cut_off()
-        except OSError as error:
-            self._ended = True
-            self._end = error
+            self._ended = self._ended or not data
+            data = b"".join(pieces)
+        self._received += data
 
-    def _read_more(self, read: Callable[[int], bytes]) -> bytes | None:
+    def _stop(self, error: OSError) -> None:
         """
-        Read a further record; None when only a part of it is there.
+        The peer broke off, or broke TLS; `recv` says so when all before it was received.
         """
-        try:
-            return read(RECORD)
-        except ssl.SSLWantReadError:
-            return None
-        except ssl.SSLEOFError:
-            self._cut_off()
-        except OSError as error:
-            self._ended = True
+        self._ended = True
+        if isinstance(error, ssl.SSLEOFError):
+            self.truncated = True
+            self._end = ConnectionResetError(errno.ECONNRESET, "ended without close_notify")
+        else:
             self._end = error
-        return None
-
-    def _cut_off(self) -> None:
-        self._ended = self.truncated = True
-        self._end = ConnectionResetError(errno.ECONNRESET, "ended without close_notify")
 
     def _fail(self, error: BaseException) -> None:
         """
