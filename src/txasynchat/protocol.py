@@ -52,6 +52,7 @@ from txasynchat.errors import (
 )
 from txasynchat.framing import Framer, Overflow
 from txasynchat.producers import Buffer, OutputQueue, refuse
+from txasynchat.rarely import Rarely
 from txasynchat.starttls import Leftovers, start_tls
 from txasynchat.terminators import check_terminator
 from txasynchat.tlslayer import TLSInfo
@@ -84,6 +85,9 @@ class State(enum.Enum):
     #: The connection is gone.
     CLOSED = "closed"
 
+
+#: Once a second for each kind.
+_tls_errors = Rarely(1.0)
 
 # Why delivery and reading are held: bits of AsyncChat._held.
 _BY_APPLICATION = 1
@@ -872,9 +876,13 @@ class AsyncChat(Protocol):
         """
         if not isinstance(error, MessageTooLong) or self.overflow is Overflow.CLOSE:
             self.close_reason = error
-        # Scanners and peers that just go make most of the errors of TLS.
-        log = self._log.info if isinstance(error, TLSError) else self._log.warn
-        log("{peer}: {error}", error=str(error), kind=type(error).__name__, **self._about())
+        about = self._about() | {"error": str(error), "kind": type(error).__name__}
+        if not isinstance(error, TLSError):
+            self._log.warn("{peer}: {error}", **about)
+        # Scanners, and peers that just go, would fill the log.
+        elif (hidden := _tls_errors.hidden(type(error))) is not None:
+            before = f" ({hidden} of these before it were not logged)" if hidden else ""
+            self._log.info("{peer}: {error}{before}", before=before, **about)
 
     # -- internals: input
 

@@ -140,7 +140,8 @@ class Upgrade:
         received = self._received()
         self._switched = True
         chat._framer.clear()
-        chat._framer.resume()
+        if not chat._held:
+            chat._framer.resume()
         chat._received = chat._incoming = None
         chat._output.go_on()
         self._switch(received)

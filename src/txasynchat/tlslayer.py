@@ -128,7 +128,7 @@ class TLSLayer(TLSMemoryBIOProtocol):
         """
         Connect the protocol above, unless it is connected already; then begin the handshake.
         """
-        factory = self.factory
+        factory: Any = self.factory
         # Older versions of Twisted have a method of the factory for it.
         create = getattr(factory, "_creatorCallable", None) or factory._createConnection
         self._tlsConnection = create(self)

@@ -226,7 +226,7 @@ def accept_fewer(transport: Any, count: int) -> None:
 
     It begins with a hundred, and raises that as long as there are as many.
     """
-    port = getattr(transport, "server", None)
+    port: Any = getattr(transport, "server", None)
     if getattr(port, "numberAccepts", 0) > count:
         port.numberAccepts = count
 
