@@ -526,7 +526,7 @@ class AsyncChat(Protocol):
 
     def push(self, data: Buffer) -> None:
         """
-        Send bytes after everything that is queued.
+        Send bytes after everything that is queued; what is large is better sent by a producer.
 
         What is pushed from inside handlers is written when they have run, in one write. Dropped, and
         counted in `dropped`, once the connection is closing.
@@ -697,7 +697,7 @@ class AsyncChat(Protocol):
     @_shown
     def addr(self) -> Any:
         """
-        The peer's address as the `socket` module gives it: ``(host, port)``, or a path; None before.
+        The peer's address as the `socket` module gives it, ``(host, port)`` or a path; None before.
         """
         return None if self.transport is None else transports.peer_address(self.transport)
 
