@@ -735,6 +735,32 @@ class PolicyTests(SocketCase):
         await chats[0].gone
         assert chats[0].events == ["close"]
 
+    async def test_a_client_that_an_endpoint_connects_hears_of_the_half_close(self):
+        """Twisted puts a protocol of its own in between, which claims one interface at a time."""
+        for wrap in (lambda factory: factory, WrappingFactory):
+            listener = socket.create_server(("127.0.0.1", 0))
+            self.addCleanup(listener.close)
+
+            def half_close(listener=listener):
+                server, _ = listener.accept()
+                with server:
+                    server.sendall(b"send me all\n")
+                    server.shutdown(socket.SHUT_WR)
+                    return sum(map(len, iter(lambda: server.recv(MIB), b"")))
+
+            class Sending(Line):
+                def message_received(self, message):
+                    self.push_with_producer(bytes(65_536) for _ in range(200))
+
+            clients = [Sending()]
+            client = clients[0]
+            received = deferToThread(half_close)
+            endpoint = TCP4ClientEndpoint(reactor, *listener.getsockname())
+            await endpoint.connect(wrap(Factory.forProtocol(clients.pop)))
+            assert await received == 200 * 65_536
+            await client.gone
+            assert client.events == ["close"]
+
     async def test_a_twisted_client_may_be_one_too(self):
         address, chats = await self.serve(Line)
 

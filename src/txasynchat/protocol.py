@@ -242,8 +242,7 @@ class AsyncChat(Protocol):
         framer = self._framer
         framer.limit = self.max_message_length
         framer.overflow = self.overflow
-        if self._send_now is None:
-            transports.tell_of_half_close(transport, self)
+        transports.tell_of_half_close(transport, self)
         try:
             super().makeConnection(transport)  # type: ignore[no-untyped-call] # Twisted's, untyped
         except Exception:  # noqa: BLE001 it is the application's, and is logged

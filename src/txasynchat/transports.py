@@ -15,6 +15,7 @@ from weakref import WeakMethod
 
 from twisted.internet import address
 from twisted.internet.abstract import FileDescriptor
+from twisted.internet.endpoints import _WrappingProtocol
 from twisted.internet.interfaces import IHalfCloseableProtocol, IHandshakeListener
 from twisted.internet.tcp import Connection
 from twisted.internet.unix import _SendmsgMixin
@@ -170,9 +171,12 @@ def tell_of_half_close(transport: Any, listener: Any) -> None:
     """
     See to it that *listener*, an `IHalfCloseableProtocol`, hears of the end of the peer's bytes.
 
-    A socket, and our TLS, ask the protocol right above themselves. Where that is a policy's wrapper,
-    which knows nothing of it, the connection would be lost at once, with the answers on their way.
+    A socket, and our TLS, ask the protocol right above themselves. That may be a policy's wrapper,
+    which knows nothing of it, or the one of a client's endpoint, which claims to know one thing
+    only. Then the connection would be lost at once, with the answers on their way.
     """
+    if getattr(transport, "protocol", None) is listener:
+        return
     tls = tls_layer(transport)
     innermost = _layers(transport)[-1]
     if tls is not None:
@@ -181,7 +185,7 @@ def tell_of_half_close(transport: Any, listener: Any) -> None:
         above = innermost.protocol
     else:
         return
-    if isinstance(above, ProtocolWrapper):
+    if isinstance(above, ProtocolWrapper | _WrappingProtocol):
         _pass_on(above, listener, IHalfCloseableProtocol)
 
 
