@@ -111,7 +111,7 @@ class Sizes:
 
 SIZES = {
     "full": Sizes(0.5, 1024 * MIB, 1024 * MIB, 100e6, 2000, 1000, 3),
-    "quick": Sizes(0.06, 64 * MIB, 64 * MIB, 100e6, 1000, 200, 1),
+    "quick": Sizes(0.06, 64 * MIB, 32 * MIB, 100e6, 1000, 200, 1),
     "smoke": Sizes(0.02, MIB, MIB, 10e6, 20, 20, 1),
 }
 ANY_NUMBER = 10**9

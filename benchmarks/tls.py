@@ -47,7 +47,7 @@ FACADE_SERVER = Competitor(
     roles=("echo", "source", "sink"),
     module="txasynchat.compat.asynchat",
 )
-HANDSHAKES = {"full": 2000, "quick": 300, "smoke": 10}
+HANDSHAKES = {"full": 2000, "quick": 200, "smoke": 10}
 
 
 def scenarios(sizes: Sizes) -> list[Scenario]:
