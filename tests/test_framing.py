@@ -573,5 +573,9 @@ def test_in_message_tells_whether_the_end_of_one_is_awaited():
     assert not framer.in_message
     calls.receive(b"\3")
     assert framer.in_message
+    framer.set_terminator(2)
+    assert not framer.in_message
+    calls.receive(b"a")
+    assert framer.in_message
     framer.set_terminator(None)
     assert not framer.in_message
