@@ -566,7 +566,7 @@ class SlowReaderTests(SocketCase):
 
     async def test_a_stuck_peer_is_cut_while_closing_and_a_slow_one_is_not(self):
         class Closing(Line):
-            close_timeout = 0.4
+            close_timeout = 1.0
 
             def handle_connect(self):
                 super().handle_connect()
@@ -703,7 +703,7 @@ class PolicyTests(SocketCase):
         """A transport with a producer would wait for it for ever."""
         endpoint, context = tls_endpoint(self)
         address, chats = await self.serve(
-            Line, lambda factory: TimeoutFactory(factory, 0.5), endpoint
+            Line, lambda factory: TimeoutFactory(factory, 2), endpoint
         )
 
         def ask(client):
@@ -795,11 +795,11 @@ from txasynchat import AsyncChat
 
 class Server(AsyncChat):
     terminator = b"\n"
-    close_timeout = 0.5
     def message_received(self, message):
         if message == b"rows":
             self.push_with_producer(bytes(65536) for _ in range(200))
         elif message == b"stuck":
+            self.close_timeout = 0.5
             self.push_with_producer(bytes(65536) for _ in range(2000))
             self.close_when_done()
         else:
