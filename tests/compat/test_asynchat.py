@@ -17,8 +17,8 @@ LIMIT = 10.0
 
 
 class Chat(asynchat.async_chat):
-    def __init__(self, sock=None, map=None):
-        super().__init__(sock, {} if map is None else map)
+    def __init__(self, sock=None, channels=None):
+        super().__init__(sock, {} if channels is None else channels)
         self.set_terminator(b"\n")
         self.lines = []
 
@@ -124,7 +124,7 @@ def test_a_class_may_set_its_terminator_as_an_attribute(ends):
         terminator = b"|"
 
     class Mixed(Mixin, Chat):
-        def __init__(self, sock=None, map=None):
+        def __init__(self, sock=None):
             asynchat.async_chat.__init__(self, sock, {})
             self.lines = []
 

@@ -19,11 +19,11 @@ LIMIT = 10.0
 class Noting(asyncore.dispatcher):
     """Notes which handlers were called."""
 
-    def __init__(self, sock=None, map=None):
+    def __init__(self, sock=None, channels=None):
         self.calls = []
-        super().__init__(sock, {} if map is None else map)
+        super().__init__(sock, {} if channels is None else channels)
 
-    def log_info(self, message, type="info"):
+    def log_info(self, message, type="info"):  # noqa: A002 - the stdlib's name
         self.calls.append((type, message))
 
     def handle_read(self):
@@ -399,7 +399,7 @@ def test_dispatcher_with_send_keeps_what_was_not_taken(pair):
     channel.send(b"x" * 5_000_000)
     assert channel.writable()
     got = 0
-    with threading_reader(near) as chunks:
+    with Reading(near) as chunks:
         while channel.out_buffer:
             asyncore.poll(LIMIT, channel._map)
         channel.out_buffer = b"assigned"
@@ -409,7 +409,7 @@ def test_dispatcher_with_send_keeps_what_was_not_taken(pair):
     assert got == b"x" * 5_000_000 + b"assigned"
 
 
-class threading_reader:
+class Reading:
     """Reads a socket to its end in another thread."""
 
     def __init__(self, sock):

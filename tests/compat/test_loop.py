@@ -18,8 +18,8 @@ from twisted.internet import defer, endpoints, protocol, task
 from twisted.internet.selectreactor import SelectReactor
 from twisted.trial.unittest import TestCase
 
-from txasynchat.compat import asynchat, asyncore, attach, current_reactor
 from txasynchat.compat import _loop as driving
+from txasynchat.compat import asynchat, asyncore, attach, current_reactor
 
 LIMIT = 10.0
 
@@ -27,8 +27,8 @@ LIMIT = 10.0
 class Recorder(asyncore.dispatcher):
     """Reads and notes; writes nothing."""
 
-    def __init__(self, sock=None, map=None):
-        super().__init__(sock, map)
+    def __init__(self, sock=None, channels=None):
+        super().__init__(sock, channels)
         self.got = []
 
     def writable(self):
@@ -39,8 +39,8 @@ class Recorder(asyncore.dispatcher):
 
 
 class Chat(asynchat.async_chat):
-    def __init__(self, sock=None, map=None):
-        super().__init__(sock, map)
+    def __init__(self, sock=None, channels=None):
+        super().__init__(sock, channels)
         self.got = []
         self.set_terminator(b"\n")
 
@@ -261,7 +261,7 @@ class TestPasses:
 
             def handle_error(self):
                 assert sys.exc_info()[0] is ValueError
-                raise
+                raise  # noqa: PLE0704 - it is called inside an except block
 
         Strict(far, channels)
         near.send(b"x")
@@ -403,7 +403,7 @@ class TestPasses:
         asyncore.loop(timeout=LIMIT, map=channels, count=1)
         assert called == [channels[far.fileno()]]
         polled = []
-        monkeypatch.setattr(asyncore, "poll", lambda timeout, map: polled.append(timeout))
+        monkeypatch.setattr(asyncore, "poll", lambda timeout, _: polled.append(timeout))
         asyncore.loop(timeout=3.0, map=channels, count=2)
         assert polled == [3.0, 3.0]
 
@@ -892,13 +892,13 @@ def test_a_thread_that_ends_gives_back_what_it_kept(pair):
 def test_twisted_works_inside_loop_in_the_main_thread(channels, pair):
     from twisted.internet import reactor
 
-    near, far = pair()
+    _, far = pair()
     chat = Chat(far, channels)
     assert current_reactor() is reactor
     events = []
 
     class Line(protocol.Protocol):
-        def dataReceived(self, data):
+        def dataReceived(self, data):  # noqa: N802 - Twisted's name
             events.append(data)
             self.transport.write(b"answer")
 

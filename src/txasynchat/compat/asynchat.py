@@ -268,36 +268,30 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
                 fifo.append(data[start : start + size])
         else:
             fifo.append(data)
-            if not waited and length and not _threads_started():
+            if not waited and length and self.connected and not _threads_started():
                 try:
                     self.__quick  # noqa: B018 - raises where initiate_send() is not to be left out
                 except AttributeError:
                     pass
                 else:
-                    self.__send_only(data, length)
+                    # What initiate_send() does when this is all there is.
+                    try:
+                        num_sent = self.send(data)
+                    except OSError:
+                        self.handle_error()
+                        return
+                    if num_sent == length:
+                        del self.producer_fifo[0]
+                        return
+                    if num_sent:
+                        self.producer_fifo[0] = data[num_sent:]
+                    _loop.touch(self)
                     return
         if self.__joining:
             return
         self.initiate_send()
         if waited or self.producer_fifo:
             _loop.touch(self)
-
-    def __send_only(self, data: Any, length: int) -> None:
-        """
-        What `initiate_send` does when *data* is all there is.
-        """
-        if self.connected:
-            try:
-                num_sent = self.send(data)
-            except OSError:
-                self.handle_error()
-                return
-            if num_sent == length:
-                del self.producer_fifo[0]
-                return
-            if num_sent:
-                self.producer_fifo[0] = data[num_sent:]
-        _loop.touch(self)
 
     def push_with_producer(self, producer: Any) -> None:
         """
