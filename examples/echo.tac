@@ -5,7 +5,7 @@ Line echo as a Twisted application: ``twistd -ny echo.tac`` in the foreground, w
 from twisted.application.service import Application
 from twisted.internet import reactor
 
-from txasynchat import AsyncChat, ChatFactory, Server
+from txasynchat import AsyncChat, ChatFactory, Program
 
 
 class Echo(AsyncChat):
@@ -16,5 +16,5 @@ class Echo(AsyncChat):
 
 
 application = Application("echo")
-server = Server(reactor, ChatFactory(Echo), ["tcp:8007:interface=127.0.0.1"], stop_timeout=15)
-server.setServiceParent(application)
+program = Program(reactor, ChatFactory(Echo), ["tcp:8007:interface=127.0.0.1"])
+program.setServiceParent(application)

@@ -155,7 +155,7 @@ def test_the_application_file_serves_echo(root, start, tmp_path):
     assert '"tcp:8007:' in source
     (tmp_path / "echo.tac").write_text(source.replace('"tcp:8007:', '"tcp:0:'))
     twistd = str(Path(sys.executable).with_name("twistd"))
-    port = start([twistd, "-ny", "echo.tac"], r"ChatFactory starting on (\d+)")[1]
+    port = start([twistd, "-ny", "echo.tac"], r"txasynchat: Echo on 127\.0\.0\.1:(\d+)")[1]
     with connect(port) as peer, peer.makefile("rb") as answers:
         peer.sendall(b"hello\r\n")
         assert answers.readline() == b"hello\r\n"
@@ -179,3 +179,24 @@ def test_tls_echo_speaks_tls_at_once_and_on_request(root, start, tmp_path):
             with context.wrap_socket(peer, server_hostname="localhost") as tls:
                 tls.sendall(b"hello\n")
                 assert tls.recv(100) == b"hello\r\n"
+
+
+@pytest.mark.parametrize("name", ["echo.py", "echo.tac"])
+def test_a_taken_port_is_told_in_one_line(root, tmp_path, name):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        copy = tmp_path / name
+        copy.write_text((root / "examples" / name).read_text().replace(":8007:", f":{port}:"))
+        twistd = str(Path(sys.executable).with_name("twistd"))
+        done = subprocess.run(
+            [sys.executable, str(copy)] if name == "echo.py" else [twistd, "-ny", str(copy)],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"txasynchat: cannot listen on 'tcp:{port}:interface=127.0.0.1': Address already in use\n"
+    )

@@ -35,7 +35,7 @@ from txasynchat.errors import (
 )
 from txasynchat.framing import Framer, Overflow
 from txasynchat.producers import FileProducer, OutputQueue, simple_producer
-from txasynchat.program import serve
+from txasynchat.program import CannotStart, Program, serve
 from txasynchat.protocol import AsyncChat, State
 from txasynchat.server import ChatFactory, Connections, Server
 from txasynchat.starttls import Leftovers
@@ -44,6 +44,7 @@ from txasynchat.tlslayer import TLSInfo
 
 __all__ = [
     "AsyncChat",
+    "CannotStart",
     "CertificateExpired",
     "CertificateRejected",
     "ChatError",
@@ -66,6 +67,7 @@ __all__ = [
     "PeerError",
     "PlaintextAfterStartTLS",
     "ProducerError",
+    "Program",
     "SelfSigned",
     "Server",
     "State",

@@ -1,7 +1,8 @@
 """
 A server as a program: what it says when it starts, and how it ends when it cannot.
 
-`serve` is for a script; ``twistd`` and ``twist`` get a `Program` from `txasynchat.twistd`.
+`serve` is for a script, `Program` for an application file; ``twistd`` and ``twist`` get theirs from
+`txasynchat.twistd`.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Program(Server):
 
     Args:
         reactor, factory, endpoints, stop_timeout: see `Server`.
-        what: what is served, in a word or two.
+        what: what is served, in a word or two; not given: the name of the handler.
         detached: nobody sees standard error any more; a reason not to start belongs in the log.
 
     Raises:
@@ -60,11 +61,12 @@ class Program(Server):
         factory: IProtocolFactory,
         endpoints: Iterable[str],
         *,
-        what: str,
+        what: str = "",
         stop_timeout: float | None = STOP_TIMEOUT,
         detached: bool = False,
     ) -> None:
-        self.what = what
+        served = getattr(factory, "handler", factory)
+        self.what = what or getattr(served, "__name__", type(served).__name__)
         self.detached = detached
         self._descriptions = list(endpoints)
         try:
@@ -131,8 +133,7 @@ def serve(
 
     loop: Any = reactor
     globalLogBeginner.beginLoggingTo([textFileLogObserver(sys.stderr)], redirectStandardIO=False)
-    what = getattr(getattr(factory, "handler", factory), "__name__", type(factory).__name__)
-    program = Program(loop, factory, endpoints, what=what, stop_timeout=stop_timeout)
+    program = Program(loop, factory, endpoints, stop_timeout=stop_timeout)
     program.startService()
     loop.addSystemEventTrigger("before", "shutdown", program.stopService)
     loop.run()
