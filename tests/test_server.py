@@ -3,6 +3,7 @@ The factory and the service: who is counted, and how it starts and stops, on rea
 """
 
 import socket
+from random import Random
 
 import pytest
 import trustme
@@ -54,6 +55,8 @@ class Echo(AsyncChat):
         self.calls.append(message)
         if message == b"hold":
             self.pause()
+        elif message in {b"close", b"abort"}:
+            getattr(self, message.decode())()
         else:
             self.push(self.prefix + message + b"\n")
 
@@ -163,6 +166,25 @@ class FactoryTests(ServerTestCase):
             end(client)
             await until(lambda: not factory.connections)
             await client.lost
+
+    async def test_no_count_is_left_after_many_random_ends(self):
+        server = self.serve(ChatFactory(Echo))
+        random = Random(26)
+        ends = [
+            lambda client: client.transport.loseConnection(),
+            lambda client: client.transport.abortConnection(),
+            lambda client: client.transport.loseWriteConnection(),
+            lambda client: client.transport.write(b"close\n"),
+            lambda client: client.transport.write(b"abort\n"),
+            lambda client: (client.transport.write(b"half"), client.transport.abortConnection()),
+        ]
+        for _ in range(20):
+            clients = [await connect(server.ports[0]) for _ in range(25)]
+            for client in clients:
+                random.choice(ends)(client)
+            for client in clients:
+                await client.lost
+        await until(lambda: not server.connections)
 
     async def test_a_handler_that_forgets_super_is_counted_all_the_same(self):
         class Forgetful(Echo):
@@ -448,6 +470,16 @@ class StartTests(ServerTestCase):
         server = self.serve(ChatFactory(Echo), slow)
         await server.stopService()
         assert slow.cancelled
+
+    async def test_it_is_not_started_again_before_it_has_stopped(self):
+        server = self.serve(ChatFactory(Echo))
+        server.startService()  # harmless, as is a second one
+        stopped = server.stopService()
+        self.assertRaisesRegex(RuntimeError, "still stopping", server.startService)
+        await stopped
+        server.startService()
+        client = await connect(server.ports[0])
+        await ask(client, b"hello\n")
 
     async def test_stopping_what_was_not_started_is_harmless(self):
         server = Server(reactor, ChatFactory(Echo), [LOOPBACK])

@@ -144,7 +144,10 @@ class Server(Service):
         Raises:
             ListenError: one of them cannot be listened on; the others are closed again. An endpoint
                 that takes its time says so to `listening_failed`, later.
+            RuntimeError: the service is stopping; wait for what `stopService` returned.
         """
+        if self._stopping is not None:
+            raise RuntimeError("this server is still stopping: wait for stopService()'s Deferred")
         if self._started:
             return
         self._started = True
@@ -166,9 +169,10 @@ class Server(Service):
         """
         self.privilegedStartService()
         super().startService()  # type: ignore[no-untyped-call] # Twisted's, untyped
-        self._trigger = self.reactor.addSystemEventTrigger(
-            "before", "shutdown", self._reactor_stops
-        )
+        if self._trigger is None:
+            self._trigger = self.reactor.addSystemEventTrigger(
+                "before", "shutdown", self._reactor_stops
+            )
 
     @override
     def stopService(self) -> Deferred[None]:
