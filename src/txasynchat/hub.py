@@ -48,6 +48,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ERROR", "HANGUP", "INVALID", "READ", "URGENT", "WRITE", "Events", "Hub"]
 
+#: The most events that one `Hub.wait` returns: the system wants room for all of them each time.
+LARGEST_BATCH = 2048
+
 _WANTED = READ | URGENT | WRITE
 
 
@@ -243,7 +246,8 @@ class Hub:
 
         Args:
             timeout: seconds; 0 only looks; `None` waits for ever.
-            limit: the largest number of events; -1 means all that are ready.
+            limit: the largest number of events; -1 means all that are ready, up to
+                `LARGEST_BATCH`.  The rest comes first the next time.
 
         Returns:
             pairs of a descriptor and what happened to it, in the system's order.  Empty when
@@ -252,7 +256,7 @@ class Hub:
         if self._stale:
             self._renew()
         if limit < 0:
-            limit = len(self.masks) + 1
+            limit = min(len(self.masks) + 1, LARGEST_BATCH)
         if self._always:
             events = self._poller.poll(0, limit)
             events += [(fd, self.masks[fd] & (READ | WRITE)) for fd in self._always]

@@ -946,7 +946,6 @@ def test_twisted_works_inside_loop_in_another_thread(pair):
         started = time.monotonic()
         asyncore.loop(timeout=LIMIT, map=own)
         found.append(time.monotonic() - started)
-        dispose(reactor)
 
     from twisted.internet import reactor
 
@@ -954,15 +953,6 @@ def test_twisted_works_inside_loop_in_another_thread(pair):
         pass
     assert found[0] is not reactor
     assert 0.01 <= found[1] < LIMIT / 2
-
-
-def dispose(reactor):
-    for reader in reactor.removeAll():
-        reader.connectionLost(None)
-    for reader in list(reactor._internalReaders):
-        reactor.removeReader(reader)
-        reader.connectionLost(None)
-    reactor._poller.close()
 
 
 def test_a_timer_set_by_a_handler_is_not_slept_over(channels, pair):

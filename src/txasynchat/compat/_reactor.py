@@ -14,7 +14,11 @@ import os
 import select
 import sys
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
+
+from twisted.internet.error import ConnectionAborted
+from twisted.python.failure import Failure
 
 if TYPE_CHECKING:
     from twisted.internet.base import ReactorBase
@@ -22,13 +26,35 @@ if TYPE_CHECKING:
 __all__ = ["current_reactor", "here", "refuse_inside_a_running_loop", "rest", "turn"]
 
 
+class _Private:
+    """
+    A thread's own reactor, which gives its descriptors back when the thread ends.
+    """
+
+    def __init__(self) -> None:
+        self.reactor = _new_reactor()
+
+    def __del__(self) -> None:
+        with suppress(Exception):  # at interpreter exit modules may be gone
+            reactor: Any = self.reactor
+            _rest(reactor)
+            lost = Failure(ConnectionAborted())
+            for one in (*reactor.removeAll(), *reactor._internalReaders):
+                reactor.removeReader(one)
+                one.connectionLost(lost)
+            poller = getattr(reactor, "_poller", None)
+            if hasattr(poller, "close"):
+                poller.close()
+
+
 class _Local(threading.local):
-    reactor: ReactorBase | None = None
+    private: _Private | None = None
 
 
 _local = _Local()
 _main_thread = threading.main_thread().ident
-# In the child of a fork: the reactor that was installed before, and the parent.
+# In the child of a fork: private reactors of the parent, never to be touched; the reactor that was installed before, and the parent.
+_abandoned: list[_Private] = []
 _inherited: tuple[Any, int] | None = None
 
 
@@ -36,7 +62,9 @@ def _after_fork_in_child() -> None:
     global _main_thread, _inherited  # noqa: PLW0603 - the forking thread is the main one now
     _main_thread = threading.get_ident()
     # Their descriptors are shared with the parent, which an epoll reactor does not survive.
-    _local.reactor = None
+    if _local.private is not None:
+        _abandoned.append(_local.private)
+        _local.private = None
     _inherited = sys.modules.get("twisted.internet.reactor"), os.getppid()
 
 
@@ -64,8 +92,8 @@ def current_reactor() -> Any:
 
         if _is_ours(installed):
             return installed
-    _local.reactor = private = _new_reactor()
-    return private
+    _local.private = private = _Private()
+    return private.reactor
 
 
 def here() -> Any:
@@ -77,7 +105,7 @@ def here() -> Any:
         reactor: Any = sys.modules.get("twisted.internet.reactor")
         if reactor is not None and _is_ours(reactor):
             return reactor
-    return _local.reactor
+    return None if _local.private is None else _local.private.reactor
 
 
 def _is_ours(reactor: Any) -> bool:
@@ -181,6 +209,11 @@ def rest() -> None:
     The outermost ``loop()`` of this thread ends: idle pool threads would keep the process alive.
     """
     reactor = here()
+    if reactor is not None:
+        _rest(reactor)
+
+
+def _rest(reactor: Any) -> None:
     pool = getattr(reactor, "threadpool", None)
     if pool is not None and pool.started:
         smallest, largest = pool.min, pool.max
