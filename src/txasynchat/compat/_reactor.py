@@ -42,7 +42,7 @@ class _Private:
             for one in (*reactor.removeAll(), *reactor._internalReaders):
                 reactor.removeReader(one)
                 one.connectionLost(lost)
-            poller = getattr(reactor, "_poller", None)
+            poller: Any = getattr(reactor, "_poller", None)
             if hasattr(poller, "close"):
                 poller.close()
 
@@ -53,8 +53,9 @@ class _Local(threading.local):
 
 _local = _Local()
 _main_thread = threading.main_thread().ident
-# In the child of a fork: private reactors of the parent, never to be touched; the reactor that was installed before, and the parent.
+# In the child of a fork: private reactors that are the parent's, never to be touched.
 _abandoned: list[_Private] = []
+# Also there: the reactor that was installed before, and the parent's number.
 _inherited: tuple[Any, int] | None = None
 
 
