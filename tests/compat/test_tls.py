@@ -5,6 +5,7 @@ TLS for channels that own their socket: `start_tls`, and listeners that do it fo
 import shutil
 import socket
 import ssl
+import struct
 import subprocess
 import threading
 import time
@@ -382,28 +383,29 @@ def test_a_stalled_handshake_costs_nothing_and_ends(channels):
     assert handler.asked < 30  # not once for each time that the descriptor is writable
 
 
-def test_end_without_close_notify_is_told_apart(channels):
-    for orderly in (True, False):
-        listener = Listener(channels, server_context())
+@pytest.mark.parametrize("ending", ["close_notify", "end", "reset"])
+def test_end_without_close_notify_is_told_apart(channels, ending):
+    listener = Listener(channels, server_context())
 
-        def client(address=listener.address, orderly=orderly):
-            with socket.create_connection(address, LIMIT) as plain:
-                secure = client_context().wrap_socket(plain, server_hostname="localhost")
-                secure.sendall(b"one\n")
-                assert secure.recv(100) == b"one\n"
-                if orderly:
-                    secure.unwrap()
-                secure.close()
+    def client():
+        with socket.create_connection(listener.address, LIMIT) as plain:
+            secure = client_context().wrap_socket(plain, server_hostname="localhost")
+            secure.sendall(b"one\n")
+            assert secure.recv(100) == b"one\n"
+            if ending == "close_notify":
+                secure.unwrap()
+            elif ending == "reset":
+                secure.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            secure.close()
 
-        running = InThread(client)
-        drive(channels, lambda: listener.handlers and listener.handlers[0].events)  # noqa: B023
-        drive(channels, running.done)
-        running()
-        (handler,) = listener.handlers
-        assert handler.lines == [b"one"]
-        assert handler.events == [("close",)]
-        assert handler.socket.truncated is not orderly
-        listener.close()
+    running = InThread(client)
+    drive(channels, lambda: listener.handlers and listener.handlers[0].events)
+    drive(channels, running.done)
+    running()
+    (handler,) = listener.handlers
+    assert handler.lines == [b"one"]
+    assert handler.events == [("close",)]
+    assert handler.socket.truncated is (ending != "close_notify")
 
 
 def test_last_bytes_leave_after_close_or_are_dropped_in_time(channels, monkeypatch):

@@ -372,6 +372,7 @@ class TLSSocket:
         """
         self._ended = True
         self._end = error
+        self.truncated = self.secure  # a reset is no orderly end either
         self.deadline = None
         if not self.secure:
             raise error
