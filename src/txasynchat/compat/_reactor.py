@@ -38,7 +38,7 @@ class _Private:
         with suppress(Exception):  # at interpreter exit modules may be gone
             reactor: Any = self.reactor
             _rest(reactor)
-            lost = Failure(ConnectionAborted())
+            lost = Failure(ConnectionAborted())  # type: ignore[no-untyped-call] # no types there
             for one in (*reactor.removeAll(), *reactor._internalReaders):
                 reactor.removeReader(one)
                 one.connectionLost(lost)
