@@ -68,6 +68,10 @@ _WHOLE_RECORD = _RECORD + 512
 _JOINED = 65_536
 #: Connections accepted in one turn of the reactor while handshakes go on.
 _ACCEPTS = 10
+#: As many records as there are.
+_ALL = -1
+#: The type of records that have data in them, or what is encrypted like data (section 5.2).
+_DATA = 23
 #: The fatal alert of RFC 6066, section 3, in the clear: nothing is encrypted yet.
 _UNRECOGNIZED_NAME = bytes((21, 3, 3, 0, 2, 2, 112))
 
@@ -146,10 +150,19 @@ class TLSLayer(TLSMemoryBIOProtocol):
         Decrypt, deliver, and send what that made the protocol write.
         """
         connection = self._tlsConnection
-        if connection is None or self._lostTLSConnection:
+        if connection is None or self._reads_no_more():
             return
         connection.bio_write(data)
-        records = self._count_records(data)
+        if (
+            len(data) > 5
+            and data[0] == _DATA
+            and self._missing == 0
+            and not self._head
+            and len(data) == 5 + (data[3] << 8 | data[4])
+        ):
+            records = 1
+        else:
+            records = self._count_records(data)
         if not self._handshakeDone:
             self._go_on()
             return
@@ -167,8 +180,8 @@ class TLSLayer(TLSMemoryBIOProtocol):
         self._leave_queue()
         connection = self._tlsConnection
         if not self._lostTLSConnection:
-            if self._handshakeDone and not self._aborted:
-                self._receive(connection, None)
+            if self._handshakeDone and not (self._aborted or self._half_closed):
+                self._receive(connection, _ALL)
             if not self._lostTLSConnection:
                 self._lostTLSConnection = True
                 if self._reason is None and not self.disconnecting:
@@ -189,7 +202,7 @@ class TLSLayer(TLSMemoryBIOProtocol):
         """
         self._finish_handshake()
         if self._handshakeDone and not self._reads_no_more():
-            self._receive(self._tlsConnection, None)
+            self._receive(self._tlsConnection, _ALL)
         if self._reads_no_more():
             return
         reason = None
@@ -238,7 +251,13 @@ class TLSLayer(TLSMemoryBIOProtocol):
             or not self._handshakeDone
         ):
             return data
-        self.write(data)
+        if self._outgoing is None:
+            self._write(data)
+        else:
+            self._outgoing.append(data)
+            self._outgoing_size += len(data)
+            if self._outgoing_size >= _JOINED:
+                self._send_outgoing()
         return b""
 
     @override
@@ -365,7 +384,7 @@ class TLSLayer(TLSMemoryBIOProtocol):
             self.factory.on_ready(self, None)
         if self._tlsConnection is not None:
             # What came behind the last flight; how many records that is was not counted.
-            self._receive(connection, None)
+            self._receive(connection, _ALL)
 
     def _refuse_name(self, refusal: TLSError) -> None:
         """
@@ -407,22 +426,22 @@ class TLSLayer(TLSMemoryBIOProtocol):
 
     # -- reading
 
-    def _count_records(self, data: bytes) -> int | None:
+    def _count_records(self, data: bytes) -> int:
         """
-        Count the records that *data* completes, so that OpenSSL has them whole; None: not known.
+        Count the records that *data* completes, so that OpenSSL has them whole; _ALL: not known.
         """
         position = self._missing
         if position is None:
-            return None
+            return _ALL
         if self._head:
             data = self._head + data
             self._head = b""
         elif position == 0 and not 20 <= data[0] <= 23:
             # Not a record at all. OpenSSL will say so, or, to a hello in the style of SSLv2, not.
             self._missing = None
-            return None
-        count = 1 if 0 < position <= len(data) else 0
+            return _ALL
         size = len(data)
+        count = 1 if 0 < position <= size else 0
         while position + 5 <= size:
             position += 5 + (data[position + 3] << 8 | data[position + 4])
             if position <= size:
@@ -434,41 +453,35 @@ class TLSLayer(TLSMemoryBIOProtocol):
             self._missing = position - size
         return count
 
-    def _receive(self, connection: Any, records: int | None) -> None:
+    def _receive(self, connection: Any, records: int) -> None:
         """
-        Deliver what OpenSSL makes of the records that are whole: so many, or until it says so.
+        Deliver what OpenSSL makes of so many records, or, for _ALL, until it says that it has no more.
         """
         outgoing = self._outgoing
         if outgoing is None:
             self._outgoing = []
         try:
-            while records is None or records > 0:
-                if self._lostTLSConnection or self._half_closed:
-                    return
+            while records:
+                records -= 1
                 data = connection.recv(_RECORD)
-                if records is not None:
-                    records -= 1
                 if not self._aborted:
                     self.wrappedProtocol.dataReceived(data)
+                if self._reads_no_more():
+                    break
         except WantReadError:
             self._flushSendBIO()
         except ZeroReturnError:
             self._peer_closed()
         except Error as error:
-            if self.disconnecting and _is_end(error):
-                self._tlsShutdownFinished(None)
-            elif not _is_end(error):
+            if not _is_end(error):
                 self._tlsShutdownFinished(Failure(self._explain(error)))
+            elif self.disconnecting:
+                self._tlsShutdownFinished(None)
         finally:
             if outgoing is None:
                 if self._outgoing:
                     self._send_outgoing()
                 self._outgoing = None
-
-    @override
-    def _flushReceiveBIO(self) -> None:
-        if self._tlsConnection is not None:
-            self._receive(self._tlsConnection, None)
 
     def _peer_closed(self) -> None:
         """
@@ -505,7 +518,9 @@ class TLSLayer(TLSMemoryBIOProtocol):
         try:
             if len(data) <= _RECORD:
                 connection.send(data)
-                self._send_ciphertext(connection.bio_read(_WHOLE_RECORD))
+                record = connection.bio_read(_WHOLE_RECORD)
+                if self._send_now is None or (record := self._send_now(self.transport, record)):
+                    self.transport.write(record)
                 return
             records = []
             view = memoryview(data)
