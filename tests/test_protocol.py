@@ -1204,6 +1204,16 @@ class TestClosing:
         assert chat.unsent == 0
         assert not chat.connected
 
+    @pytest.mark.parametrize("ending", ["close", "abort", "close_when_done"])
+    def test_while_paused(self, ending):
+        """A transport that was let go is not asked to read."""
+        chat = Chat(lambda chat, message: (chat.pause(), chat.push(b"x"), getattr(chat, ending)()))
+        transport = connected(chat)
+        chat.dataReceived(b"1\n2\n")
+        chat.resume()
+        assert transport.disconnecting
+        assert chat.messages[0] == b"1"
+
     def test_connected_as_twisted_has_it(self):
         chat = Chat()
         assert not chat.connected
@@ -1488,3 +1498,115 @@ class TestRandomPrograms:
                 assert transport.reads
             lose(chat)
             assert chat.clock.getDelayedCalls() == [], seed
+
+
+class Chaotic(Erratic):
+    """Fails and breaks off as well."""
+
+    def __init__(self, chance):
+        super().__init__(chance)
+        self.open_producers = 0
+        self.closed_by_us = False
+
+    def do_something(self):
+        number = self.chance.randrange(60)
+        if number == 0:
+            raise ValueError("chaos")
+        if number == 1:
+            self.abort()
+        elif number == 2:
+            self.close()
+        elif number == 3:
+            self.discard_buffers()
+        elif number == 4:
+            lose(self, self.chance.choice([ConnectionDone, ConnectionLost]))
+        elif number == 5:
+            self.push_with_producer(self.failing())
+        elif number == 6:
+            self.push_with_producer(iter(["text"]))
+        elif number == 7:
+            FileSender().beginFileTransfer(FailingFile(), self).addErrback(lambda _: None)
+        else:
+            super().do_something()
+
+    def close(self):
+        self.closed_by_us |= self.state is not State.CLOSED
+        super().close()
+
+    def abort(self):
+        self.closed_by_us |= self.state is not State.CLOSED
+        super().abort()
+
+    def produce(self, data):
+        self.open_producers += 1
+        try:
+            yield data
+            if self.chance.random() < 0.5 and self.depth < 3:
+                self.depth += 1
+                try:
+                    self.do_something()
+                finally:
+                    self.depth -= 1
+            yield data
+        finally:
+            self.open_producers -= 1
+
+    def failing(self):
+        yield b"good"
+        raise OSError("chaos")
+
+    def handle_close(self):
+        super().handle_close()
+        if self.chance.random() < 0.2:
+            raise ValueError("chaos")
+
+    def handle_error(self):
+        super().handle_error()
+        self.do_something()
+
+
+class FailingFile(io.RawIOBase):
+    @override
+    def read(self, size=-1):
+        raise OSError("chaos")
+
+
+class TestChaos:
+    @pytest.mark.parametrize("block", range(10))
+    def test_whatever_happens_nothing_escapes_and_everything_ends(self, block):
+        for seed in range(block * 300, block * 300 + 300):
+            chance = random.Random(seed)
+            chat = Chaotic(chance)
+            transport = Memory()
+            transport.room = chance.choice([None, 1, 20])
+            with capturedLogs() as logs:
+                connected(chat, transport)
+                for _ in range(30):
+                    action = chance.randrange(5)
+                    if chat.state is State.CLOSED:
+                        break
+                    if action < 2 and not transport.disconnecting:
+                        chat.dataReceived(b"%d\n" % action * chance.randrange(6))
+                    elif action == 2:
+                        transport.make_room(chance.choice([None, 1, 20]))
+                    elif action == 3:
+                        chat.readConnectionLost()
+                    else:
+                        chat.resume()
+                lose(chat)
+            handled = len(chat.events)
+            chat.dataReceived(b"late\n")
+            chat.resume()
+            transport.make_room()
+            assert len(chat.events) == handled, seed
+            assert chat.events.count("close") == (not chat.closed_by_us), seed
+            assert chat.state is State.CLOSED, seed
+            assert chat.unsent == 0, seed
+            assert chat.open_producers == 0, seed
+            assert chat.clock.getDelayedCalls() == [], seed
+            for event in logs:
+                failure = event.get("log_failure")
+                if failure is not None:
+                    assert "chaos" in str(failure.value) or "not str" in str(failure.value), seed
+                else:
+                    assert "kind" in event or "error" in event, seed

@@ -906,22 +906,22 @@ class Bare(Protocol):
     def connectionLost(self, reason):
         self.connected = False
 
-def measure(handler):
+def measure(handler, count):
     accepted = []
     def build():
         accepted.append(handler())
         return accepted[-1]
     port = reactor.listenTCP(
-        0, Factory.forProtocol(build), interface="127.0.0.1", backlog=COUNT
+        0, Factory.forProtocol(build), interface="127.0.0.1", backlog=count
     )
     address = ("127.0.0.1", port.getHost().port)
-    clients = [socket.socket() for _ in range(COUNT)]
+    clients = [socket.socket() for _ in range(count)]
     gc.collect()
     before = tracemalloc.get_traced_memory()[0]
     for client in clients:
         client.connect(address)
         reactor.iterate(0)
-    while len(accepted) < COUNT:
+    while len(accepted) < count:
         reactor.iterate(0.01)
     # Each has spoken once, and is idle since.
     for client in clients:
@@ -936,7 +936,7 @@ def measure(handler):
             except BlockingIOError:
                 pass
     gc.collect()
-    each = (tracemalloc.get_traced_memory()[0] - before) / COUNT
+    each = (tracemalloc.get_traced_memory()[0] - before) / count
     for client in clients:
         client.close()
     while any(chat.connected for chat in accepted):
@@ -945,10 +945,10 @@ def measure(handler):
     accepted.clear()
     return each
 
-measure(Ours), measure(Bare)
+measure(Ours, 50), measure(Bare, 50)
 tracemalloc.start()
-bare = measure(Bare)
-ours = measure(Ours)
+bare = measure(Bare, COUNT)
+ours = measure(Ours, COUNT)
 print(round(ours), round(bare))
 """
 

@@ -981,9 +981,7 @@ class AsyncChat(Protocol):
         """
         # What comes after close() is read, and dropped.
         reading = not 0 < self._held < _BY_CLOSE
-        if reading is self._reading or not self._opened or self._peer_finished:
-            return
-        if self._state is _CLOSED:
+        if reading is self._reading or not self._opened or self._peer_finished or self._left:
             return
         self._reading = reading
         change = getattr(self.transport, "resumeProducing" if reading else "pauseProducing", None)
