@@ -21,13 +21,14 @@ from twisted.internet.interfaces import IProtocolFactory, IStreamServerEndpoint
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.ssl import Certificate, optionsForClientTLS, trustRootFromCertificates
 from twisted.internet.task import deferLater
+from twisted.internet.testing import StringTransport
 from twisted.protocols.policies import TimeoutFactory
 from twisted.trial.unittest import TestCase
 from typing_extensions import override
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from txasynchat import AsyncChat, ChatFactory, ListenError, Server
+from txasynchat import AsyncChat, ChatFactory, LengthPrefix, ListenError, Server
 from txasynchat.compat.asynchat import async_chat
 from txasynchat.compat.asyncore import dispatcher
 from txasynchat.compat.served import LegacyFactory
@@ -646,3 +647,79 @@ class StopTests(ServerTestCase):
             await server.stopService()
         assert len(reactor.getDelayedCalls()) == before
         assert len(reactor.getReaders()) == readers
+
+
+# -- what "finish" means for one handler, in memory
+
+
+@pytest.mark.parametrize(
+    ("terminator", "begun", "rest"),
+    [
+        (b"\r\n", b"half", b" and half\r\n"),
+        (b"\r\n", b"one\r\ntwo\r", b"\n"),
+        ((b"\n", b"\r\n"), b"half", b"\r\n"),
+        (4, b"ab", b"cd"),
+        (LengthPrefix("!H"), b"\x00", b"\x01x"),
+        (LengthPrefix("!H"), b"\x00\x02x", b"y"),
+    ],
+)
+def test_a_message_that_has_begun_is_waited_for(terminator, begun, rest):
+    chat, transport = open_chat(terminator)
+    chat.dataReceived(begun)
+    chat.handle_shutdown()
+    assert not transport.disconnecting
+    chat.dataReceived(rest)
+    assert transport.disconnecting
+
+
+@pytest.mark.parametrize(
+    ("terminator", "received"),
+    [
+        (b"\n", b""),
+        (b"\n", b"whole\n"),
+        (4, b"abcd"),
+        (None, b"no end to wait for"),
+        (0, b"nor here"),
+    ],
+)
+def test_an_idle_handler_closes_at_once(terminator, received):
+    chat, transport = open_chat(terminator)
+    chat.dataReceived(received)
+    chat.handle_shutdown()
+    assert transport.disconnecting
+
+
+def test_a_paused_handler_is_waited_for_and_so_are_the_messages_behind():
+    chat, transport = open_chat(b"\n")
+    chat.pause()
+    chat.dataReceived(b"one\ntwo\n")
+    chat.handle_shutdown()
+    assert not transport.disconnecting
+    chat.resume()
+    assert transport.value() == b"<one><two>"
+    assert transport.disconnecting
+
+
+def test_asked_from_inside_a_handler_it_closes_when_the_handlers_are_done():
+    class Last(Answering):
+        def message_received(self, message):
+            self.handle_shutdown()
+            super().message_received(message)
+
+    chat, transport = open_chat(b"\n", Last)
+    chat.dataReceived(b"one\ntwo\n")
+    assert transport.value() == b"<one><two>"
+    assert transport.disconnecting
+
+
+class Answering(AsyncChat):
+    def message_received(self, message):
+        self.push(b"<" + message + b">")
+
+
+def open_chat(terminator, handler=Answering):
+    chat = handler()
+    chat.set_terminator(terminator)
+    transport = StringTransport()
+    chat.makeConnection(transport)
+    return chat, transport
