@@ -9,6 +9,7 @@ import contextlib
 import gc
 import io
 import os
+import random
 import resource
 import socket
 import ssl
@@ -23,7 +24,7 @@ from pathlib import Path
 import pytest
 import trustme
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.endpoints import (
     TCP4ClientEndpoint,
     TCP4ServerEndpoint,
@@ -662,6 +663,68 @@ class WriteTests(SocketCase):
         assert [event for event in logs if event["log_level"] > LogLevel.info] == []
         chats[0].push(b"late")
         assert chats[0].dropped == 4
+
+
+class ManyClientsTests(SocketCase):
+    async def test_whatever_clients_do_each_gets_its_answers_and_none_is_left(self):
+        class Busy(Line):
+            """Answers each line by a push or a producer, some of them later."""
+
+            close_timeout = 5.0
+            high_water, low_water = 10_000, 1_000
+
+            def message_received(self, message):
+                number = int(message)
+                answer = b"%d\n" % number
+                if number % 3 == 0:
+                    self.push(answer * 100)
+                elif number % 3 == 1:
+                    self.push_with_producer(iter([answer] * 100))
+                else:
+                    self.pause()
+                    reactor.callLater(0, self.answer_later, answer * 100)
+
+            def answer_later(self, answer):
+                self.push(answer)
+                self.resume()
+
+            def message_too_long(self, error):
+                self.push(b"too long\n")
+
+        def one(address, chance):
+            numbers = [chance.randrange(1_000) for _ in range(chance.randrange(1, 100))]
+            lines = b"".join(b"%d\n" % number for number in numbers)
+            answers = b"".join(b"%d\n" % number * 100 for number in numbers)
+            client = Client(address, receive_buffer=chance.choice([4_096, 65_536]))
+            with client.socket:
+                kind = chance.choice(["whole", "whole", "reset", "too long", "vanish"])
+                if kind == "whole":
+                    assert client.converse(lines) == answers
+                elif kind == "too long":
+                    client.connect()
+                    client.socket.sendall(b"1" * 100_000)
+                    assert client.read_to_the_end() == b"too long\n"
+                else:
+                    client.connect()
+                    client.socket.sendall(lines)
+                    client.read(chance.randrange(1, len(answers)))
+                    if kind == "reset":
+                        client.reset()
+
+        def many(address, seed):
+            chance = random.Random(seed)
+            for _ in range(50):
+                one(address, chance)
+
+        address, chats = await self.serve(Busy)
+        with capturedLogs() as logs:
+            await gatherResults([deferToThread(many, address, seed) for seed in range(4)])
+            for chat in chats:
+                await chat.gone
+        assert len(chats) == 200
+        assert {event.get("kind") for event in logs if event["log_level"] > LogLevel.info} <= {
+            "MessageTooLong"
+        }
 
 
 class GarbageTests(SocketCase):
