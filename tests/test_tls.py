@@ -3,6 +3,7 @@ Handshakes, certificates and ends of TLS: real sockets, real OpenSSL, clients of
 """
 
 import contextlib
+import socket
 import ssl
 import sys
 from datetime import UTC, datetime
@@ -345,6 +346,46 @@ class Protocols(unittest.TestCase):
         await self.assertFailure(connect(server.port, options, handler), errors.NoCommonProtocol)
         self.assertEqual(handler.notes, ["close"])
         await server.handlers[0].closed
+
+
+class Sessions(unittest.TestCase):
+    timeout = 60
+
+    async def reused(self, version, **arguments):
+        server = await Server(self, server_options(**arguments)).listen()
+        context = client_context(version)
+
+        def twice():
+            session = None
+            for _ in range(2):
+                plain = socket.create_connection(("127.0.0.1", server.port), support.PATIENCE)
+                with context.wrap_socket(plain, server_hostname=HOST, session=session) as client:
+                    client.sendall(b"hello\n")
+                    support.read_line(client)
+                    session, reused = client.session, client.session_reused
+                    client.unwrap().close()
+            return reused
+
+        try:
+            return await in_thread(twice)
+        finally:
+            await gatherResults([handler.closed for handler in server.handlers])
+
+    async def test_who_comes_back_shakes_hands_in_full(self):
+        for version in support.VERSIONS:
+            self.assertFalse(await self.reused(version))
+
+    async def test_with_sessions_the_handshake_is_shorter(self):
+        for version in support.VERSIONS:
+            self.assertTrue(await self.reused(version, sessions=True))
+            self.assertTrue(
+                await self.reused(
+                    version,
+                    sessions=True,
+                    client_certificate=ClientCertificate.OPTIONAL,
+                    client_authorities=trust(),
+                )
+            )
 
 
 class Start(unittest.TestCase):

@@ -3,6 +3,7 @@ Peers that stop, vanish, or send what they should not: how long they stay, and w
 """
 
 import contextlib
+import gc
 import re
 import socket
 import ssl
@@ -16,10 +17,16 @@ from pathlib import Path
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 from cryptography.hazmat.primitives.hashes import SHA256, SHA384
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
+from OpenSSL.SSL import Connection
 from twisted.internet import reactor, task
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
+from twisted.internet.endpoints import SSL4ServerEndpoint
+from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IHalfCloseableProtocol
-from twisted.internet.protocol import Protocol
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.testing import StringTransport
+from twisted.protocols.tls import BufferingTLSTransport, TLSMemoryBIOFactory
+from twisted.python.failure import Failure
 from twisted.trial import unittest
 from typing_extensions import override
 
@@ -28,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).parent / "tls_matrix"))
 import support
 from support import HOST, Notes, Server, client_context, connect, in_thread, server_options, trust
 
-from txasynchat import errors
+from txasynchat import errors, transports
 from txasynchat.handshakes import HandshakeLimit, Turns
 from txasynchat.tls import ClientOptions
 from txasynchat.tlslayer import TLSLayer
@@ -352,6 +359,77 @@ HOSTILE = {
 }
 
 
+class Stock(unittest.TestCase):
+    """An `AsyncChat` has the same limits, and is told the same, on Twisted's own TLS endpoints."""
+
+    timeout = 60
+
+    async def serve(self, **limits):
+        handlers = []
+
+        class Noting(Notes):
+            @override
+            def makeConnection(self, transport):
+                handlers.append(self)
+                super().makeConnection(transport)
+                for name, value in limits.items():
+                    setattr(transports.tls_layer(transport), name, value)
+
+        factory = Factory.forProtocol(Noting)
+        factory.noisy = False
+        endpoint = SSL4ServerEndpoint(reactor, 0, server_options(), interface="127.0.0.1")
+        port = await endpoint.listen(factory)
+        self.addCleanup(port.stopListening)
+        return port.getHost().port, handlers
+
+    async def test_a_handshake_that_stops_ends(self):
+        port, handlers = await self.serve(handshake_timeout=0.2)
+        await in_thread(drain, raw(port))
+        (handler,) = handlers
+        await handler.closed
+        self.assertIs(type(handler.close_reason), errors.HandshakeTimedOut)
+
+    async def test_a_peer_that_never_answers_close_notify_is_gone(self):
+        port, handlers = await self.serve(close_timeout=0.2)
+        client = await in_thread(support.stdlib_client, port, client_context())
+        self.addCleanup(client.close)
+        (handler,) = handlers
+        await handler.connected_
+        handler.close()
+        began = time.monotonic()
+        await handler.closed
+        self.assertLess(time.monotonic() - began, 2.0)
+
+    async def test_a_truncated_connection_is_told_from_one_that_ended(self):
+        port, handlers = await self.serve()
+        for finish, reason in ((None, errors.TruncatedConnection), (True, type(None))):
+
+            def run(finish=finish):
+                client = support.stdlib_client(port, client_context())
+                client.sendall(b"hello\n")
+                support.read_line(client)
+                (client.unwrap() if finish else client).close()
+
+            await in_thread(run)
+            handler = handlers[-1]
+            await handler.closed
+            self.assertEqual(handler.notes[1:], ["connect", b"hello", "close"])
+            self.assertIs(type(handler.close_reason), reason)
+
+    async def test_a_subclass_of_twisteds_is_left_alone(self):
+        class Theirs(BufferingTLSTransport):
+            pass
+
+        factory = TLSMemoryBIOFactory(
+            server_options(), False, Factory.forProtocol(Notes), clock=task.Clock()
+        )
+        factory.protocol = Theirs
+        layer = factory.buildProtocol(None)
+        layer.makeConnection(StringTransport())
+        self.assertIs(type(layer), Theirs)
+        layer.connectionLost(Failure(ConnectionDone()))
+
+
 class Hostile(unittest.TestCase):
     timeout = 90
 
@@ -383,6 +461,11 @@ class Hostile(unittest.TestCase):
 
         self.assertEqual(await in_thread(still), b"hello\n")
         await server.handlers[0].closed
+        self.assertEqual((server.options.limit.in_flight, server.options.limit.waiting), (0, 0))
+        gc.collect()
+        # The log may keep handlers for a while, and these their layers, but nothing of OpenSSL's.
+        kept = [one for one in gc.get_objects() if isinstance(one, Connection)]
+        self.assertEqual(kept, [])
 
     async def test_records_of_one_byte_are_slow_and_good(self):
         for version in support.VERSIONS:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import deque
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, ClassVar
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +37,8 @@ class Turns:
     _of: ClassVar[WeakKeyDictionary[Any, Turns]] = WeakKeyDictionary()
 
     def __init__(self, clock: IReactorTime) -> None:
-        self._clock = clock
+        # Weakly, as it is a reactor's for as long as that lives.
+        self._clock = ref(clock)
         self._spent = 0.0
         self._waiting: deque[Callable[[], object]] = deque()
         self._next: IDelayedCall | None = None
@@ -68,8 +69,9 @@ class Turns:
             step()
         finally:
             self._spent += perf_counter() - began
-            if self._next is None:
-                self._next = self._clock.callLater(0, self._turn)
+            clock = self._clock()
+            if self._next is None and clock is not None:
+                self._next = clock.callLater(0, self._turn)
 
     def _turn(self) -> None:
         self._next = None
