@@ -879,7 +879,7 @@ class AsyncChat(Protocol):
         if not isinstance(error, TLSError):
             self._log.warn("{peer}: {error}", **about)
         # Scanners, and peers that just go, would fill the log.
-        elif (hidden := _tls_errors.hidden(type(error))) is not None:
+        elif (hidden := _tls_errors.hidden(type(error).__name__)) is not None:
             before = f" ({hidden} of these before it were not logged)" if hidden else ""
             self._log.info("{peer}: {error}{before}", before=before, **about)
 
