@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from typing_extensions import override
 
@@ -97,6 +97,7 @@ class TestOrder:
         assert queue.finished
         assert queue.size == 0
 
+    @settings(deadline=None)  # the machine may be busy
     @given(
         st.lists(
             st.one_of(
@@ -156,10 +157,10 @@ class TestOrder:
             queue.push_producer(More(b"x"))
             for _ in range(count):
                 queue.push(b"x")
-            began = time.perf_counter()
+            began = time.process_time()
             while queue.take(3):
                 pass
-            return time.perf_counter() - began
+            return time.process_time() - began
 
         assert seconds(160_000) < 60 * max(seconds(10_000), 0.001)
 
@@ -255,10 +256,10 @@ class TestAsking:
             queue.push_producer(iter([b"x"] * 5_000))
             for _ in range(behind):
                 queue.push(b"y")
-            began = time.perf_counter()
+            began = time.process_time()
             for _ in range(5_000):
                 queue.take(1)
-            return time.perf_counter() - began
+            return time.process_time() - began
 
         assert seconds(200_000) < 10 * max(seconds(1), 0.002)
 
