@@ -462,6 +462,7 @@ class Hostile(unittest.TestCase):
         self.assertEqual(await in_thread(still), b"hello\n")
         await server.handlers[0].closed
         self.assertEqual((server.options.limit.in_flight, server.options.limit.waiting), (0, 0))
+        await task.deferLater(reactor, 0)  # we are still inside of a connectionLost
         gc.collect()
         # The log may keep handlers for a while, and these their layers, but nothing of OpenSSL's.
         kept = [one for one in gc.get_objects() if isinstance(one, Connection)]
