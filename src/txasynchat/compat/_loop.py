@@ -8,10 +8,10 @@ them to the system again.  Here that is done for what may have changed:
   asked on every pass, as in the stdlib: its answer may depend on anything.
 - A *steady* channel, with the predicates of our own classes, is asked when it had an event,
   when one of its methods changed something (`touch`), and in a full pass.
-- A full pass asks everyone.  It comes first in each ``loop()``, and then as often as it can
-  without costing more than a fortieth of the time, at least every 100 ms; before a wait of
-  any length there is always one.  It bounds what slips through: attributes that are written
-  from outside, with no method called.
+- A full pass asks everyone.  It comes first in each ``loop()``, and then every 20 ms while
+  passes go on, or every 100 ms where there are so many channels that it would cost more than a
+  fortieth of the time; a wait for longer than that has one within it.  It bounds what slips
+  through: attributes that are written from outside, with no method called.
 
 The map stays the user's own plain dict and is the truth.  What is put in or taken out with no
 method called is noticed on the next pass: insertion order makes that cheap.
@@ -50,9 +50,10 @@ __all__ = [
     "touch",
 ]
 
-#: Seconds: the longest time between two full passes while passes go on.
-FULL_PASS = 0.1
-#: A full pass may take one part in so many of the time.
+#: Seconds from one full pass to the next while passes go on, at least and at most.
+FULL_PASS_SOONEST = 0.02
+FULL_PASS_LATEST = 0.1
+#: Between these, a full pass may take one part in so many of the time.
 FULL_PASS_SHARE = 40
 #: Seconds between two looks for predicates that were put on a channel, in place of its class's.
 CLASSIFY = 1.0
@@ -425,7 +426,8 @@ class MapDriver:
         if not in_order:
             self._reorder(snapshot)
         now = _monotonic()
-        self._next_full = now + min(FULL_PASS, (now - begin) * FULL_PASS_SHARE)
+        pause = max(FULL_PASS_SOONEST, (now - begin) * FULL_PASS_SHARE)
+        self._next_full = now + min(FULL_PASS_LATEST, pause)
 
     def _reorder(self, snapshot: dict[Any, Any]) -> None:
         old = self._entries

@@ -11,7 +11,6 @@ behind them is the engine, which a channel gets with its first bytes.
 
 from __future__ import annotations
 
-from _thread import _count as _threads_started  # private, and the cheapest there is
 from collections import deque
 from threading import get_ident
 from typing import Any
@@ -24,9 +23,11 @@ __all__ = ["async_chat", "asyncore", "deque", "find_prefix_at_end", "simple_prod
 
 _UNSET = object()
 
-# Channels in `initiate_send` while there are threads: id to [thread, ...], longer when another
-# thread wanted to send meanwhile.
-_senders: dict[int, list[int]] = {}
+# Channels that are sending, by id: the thread.  Whoever puts its number there has its turn; that
+# it is its own shows by the identity of the number, which is a new object in every call.
+_senders: dict[int, int] = {}
+# Channels on which another thread wanted to send meanwhile.
+_pushed_meanwhile: set[int] = set()
 
 
 class _InBuffer:
@@ -268,30 +269,44 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
                 fifo.append(data[start : start + size])
         else:
             fifo.append(data)
-            if not waited and length and self.connected and not _threads_started():
+            if not waited and length and self.connected:
                 try:
                     self.__quick  # noqa: B018 - raises where initiate_send() is not to be left out
                 except AttributeError:
                     pass
                 else:
-                    # What initiate_send() does when this is all there is.
-                    try:
-                        num_sent = self.send(data)
-                    except OSError:
-                        self.handle_error()
-                        return
-                    if num_sent == length:
-                        del self.producer_fifo[0]
-                        return
-                    if num_sent:
-                        self.producer_fifo[0] = data[num_sent:]
-                    _loop.touch(self)
-                    return
+                    key = id(self)
+                    me = get_ident()
+                    if _senders.setdefault(key, me) is me:
+                        try:
+                            if fifo and fifo[0] is data:  # else another thread was faster
+                                self.__send_only(data, length)
+                                return
+                        finally:
+                            del _senders[key]
+                            if _pushed_meanwhile and key in _pushed_meanwhile:
+                                self.initiate_send()
         if self.__joining:
             return
         self.initiate_send()
         if waited or self.producer_fifo:
             _loop.touch(self)
+
+    def __send_only(self, data: Any, length: int) -> None:
+        """
+        What `initiate_send` does in its turn, when *data* is all there is.
+        """
+        try:
+            num_sent = self.send(data)
+        except OSError:
+            self.handle_error()
+            return
+        if num_sent == length:
+            del self.producer_fifo[0]
+            return
+        if num_sent:
+            self.producer_fifo[0] = data[num_sent:]
+        _loop.touch(self)
 
     def push_with_producer(self, producer: Any) -> None:
         """
@@ -331,27 +346,24 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
         Safe from several threads: while one sends, another only notes that there is more, and
         the first goes on with that.
         """
-        if not _threads_started():
-            self.__send_chunk()
-            return
-        me = [get_ident()]
         key = id(self)
         while True:
+            me = get_ident()
             sender = _senders.setdefault(key, me)
             if sender is me:
+                _pushed_meanwhile.discard(key)
                 try:
                     self.__send_chunk()
                 finally:
                     del _senders[key]
-                if len(me) == 1:
+                if key not in _pushed_meanwhile:
                     return
-                del me[1:]
-            elif sender[0] == me[0]:  # a producer, or an overridden send(), that pushes
+            elif sender == me:  # a producer, or an overridden send(), that pushes
                 self.__send_chunk()
                 return
             else:
-                sender.append(me[0])
-                if _senders.get(key) is sender:
+                _pushed_meanwhile.add(key)
+                if key in _senders:
                     return
 
     def __send_chunk(self) -> None:
