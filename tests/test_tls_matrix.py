@@ -215,7 +215,7 @@ class Matrix(unittest.TestCase):
                     self.assertEqual(answer, b"hello\n", (kind, version, mine))
                 played += 4
         self.assertEqual(await in_thread(program.stop), (0, ""))
-        self.assertEqual(played, (5 if name == "private" else 6) * 8)
+        self.assertEqual(played, (7 if name == "private" else 8) * 8)
 
     def test_on_epoll(self):
         return Deferred.fromCoroutine(self.play("epoll"))

@@ -9,6 +9,7 @@ places as JSON, then serves until its standard input ends.
 
 import json
 import os
+import ssl
 import sys
 import threading
 from importlib import import_module
@@ -42,6 +43,7 @@ def main():
     from twisted.internet.protocol import Factory
 
     from txasynchat import AsyncChat
+    from txasynchat.compat import asyncore, attach, start_tls
     from txasynchat.compat.asynchat import async_chat
     from txasynchat.compat.served import LegacyFactory
     from txasynchat.endpoints import parse_server
@@ -79,11 +81,47 @@ def main():
         def found_terminator(self):
             self.push(self._get_data().rstrip(b"\r") + b"\n")
 
+    class FacadePOP3(LegacyEcho):
+        """The same with its own socket and ``start_tls``."""
+
+        def __init__(self, sock):
+            super().__init__(sock)
+            self.secure = False
+            self.push(b"+OK ready\r\n")
+
+        def found_terminator(self):
+            if self.secure:
+                super().found_terminator()
+            elif self._get_data().rstrip(b"\r") == b"STLS":
+                self.push(b"+OK begin\r\n")
+                self.secure = True
+                start_tls(self, context)
+
+    class FacadeListener(asyncore.dispatcher):
+        """Accepts in a map that the reactor drives."""
+
+        def __init__(self, handler, tls):
+            super().__init__()
+            self.handler = handler
+            self.create_socket()
+            self.bind(("127.0.0.1", 0))
+            self.listen(5, tls=tls)
+
+        def handle_accepted(self, sock, addr):
+            self.handler(sock)
+
     def factory(handler):
         made = Factory.forProtocol(handler)
         made.noisy = False
         return made
 
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    facade = {
+        "facade": FacadeListener(LegacyEcho, context),
+        "facade starttls": FacadeListener(FacadePOP3, None),
+    }
+    reactor.callWhenRunning(attach, asyncore.socket_map, reactor)
     tcp = ("tcp", "0")
     words = {"interface": "127.0.0.1", "certificate": certificate}
     paths = {kind: str(Path(folder, f"{name}-{kind}")) for kind in ("unix", "unix starttls")}
@@ -109,6 +147,7 @@ def main():
             kind: paths.get(kind) or port.getHost().port
             for kind, port in zip(listening, ports, strict=True)
         }
+        places |= {kind: channel.socket.getsockname()[1] for kind, channel in facade.items()}
         print(json.dumps(places), flush=True)
 
     def end_with_input():
