@@ -40,7 +40,7 @@ from txasynchat.protocol import AsyncChat, State
 from txasynchat.server import ChatFactory, Connections, Server
 from txasynchat.starttls import Leftovers
 from txasynchat.terminators import LengthPrefix, Terminator
-from txasynchat.tlslayer import TLSInfo
+from txasynchat.tlsinfo import TLSInfo
 
 __all__ = [
     "AsyncChat",

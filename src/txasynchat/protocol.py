@@ -55,7 +55,7 @@ from txasynchat.producers import Buffer, OutputQueue, refuse
 from txasynchat.rarely import Rarely
 from txasynchat.starttls import Leftovers, start_tls
 from txasynchat.terminators import check_terminator
-from txasynchat.tlslayer import TLSInfo
+from txasynchat.tlsinfo import TLSInfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -27,14 +27,12 @@ connection that ends without one was truncated: that is an error, after all data
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from OpenSSL.SSL import RECEIVED_SHUTDOWN, Error, SysCallError, WantReadError, ZeroReturnError
 from twisted.internet.interfaces import IHalfCloseableProtocol, IHandshakeListener
 from twisted.internet.protocol import Protocol, connectionDone
-from twisted.logger import Logger
 from twisted.protocols.policies import ProtocolWrapper
 from twisted.protocols.tls import BufferingTLSTransport, TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
@@ -56,10 +54,9 @@ from txasynchat.handshakes import HandshakeLimit, Turns
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cryptography import x509
     from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-__all__ = ["TLSFactory", "TLSInfo", "TLSLayer", "adopt"]
+__all__ = ["TLSFactory", "TLSLayer", "adopt"]
 
 #: The most that one record holds (RFC 8446, section 5.1), and with its header and expansion.
 _RECORD = 16_384
@@ -100,7 +97,6 @@ class TLSLayer(TLSMemoryBIOProtocol):
     _tlsConnection: Any  # noqa: N815 Twisted's name
     _reason: Failure | None
 
-    _log = Logger()
     _clock: IReactorTime | None = None
     _limit: HandshakeLimit | None = None
     _send_now: Callable[[Any, bytes], bytes] | None = None
@@ -112,8 +108,7 @@ class TLSLayer(TLSMemoryBIOProtocol):
     _step_waits = False
     _waits_since = 0.0
     _waited = 0.0
-    #: Received data is being handled; what was written meanwhile.
-    _delivering = False
+    #: What was written while received data is handled.
     _outgoing: list[bytes] | None = None
     _outgoing_size = 0
     #: Where the records are in what arrives: bytes missing of the last one, or a part of its header.
@@ -625,47 +620,6 @@ class TLSLayer(TLSMemoryBIOProtocol):
         if "certificate required" in text or "did not return a certificate" in text:
             return MissingClientCertificate(text)
         return TLSError(text) if self._handshakeDone else HandshakeFailed(text)
-
-
-@dataclass(frozen=True)
-class TLSInfo:
-    """
-    What the two ends agreed on.
-
-    Attributes:
-        version: ``"TLSv1.2"`` or ``"TLSv1.3"``.
-        cipher: OpenSSL's name of the cipher suite.
-        alpn: the protocol that was negotiated; None for none.
-        server_name: the name that the client asked for; None for none.
-        peer_certificate: the peer's, already verified; None if it sent none.
-    """
-
-    version: str
-    cipher: str
-    alpn: bytes | None
-    server_name: str | None
-    peer_certificate: x509.Certificate | None
-
-    @classmethod
-    def of(cls, transport: Any) -> TLSInfo | None:
-        """
-        Ask the TLS that *transport* is or is wrapped around; None: there is none, or not yet.
-        """
-        layer = None if transport is None else transports.tls_layer(transport)
-        if layer is None or not layer._handshakeDone:
-            return None
-        connection: Any = layer._tlsConnection
-        if connection is None:
-            return None
-        name = connection.get_servername()
-        certificate = connection.get_peer_certificate()
-        return cls(
-            version=connection.get_protocol_version_name(),
-            cipher=connection.get_cipher_name(),
-            alpn=connection.get_alpn_proto_negotiated() or None,
-            server_name=None if name is None else name.decode("ascii", "replace"),
-            peer_certificate=None if certificate is None else certificate.to_cryptography(),
-        )
 
 
 class TLSFactory(TLSMemoryBIOFactory):
