@@ -730,6 +730,23 @@ class TestBackPressure:
         assert chat.messages == [b"held"]
         assert transport.value() == b"held"
 
+    def test_high_water_holds_nothing_once_the_connection_is_closing(self):
+        """What is pushed now is dropped; and a peer that is not read may not read either."""
+        chat = Chat(lambda chat, message: chat.push(message))
+        transport = connected(chat)
+        transport.room = 1
+        chat.push(b"full")
+        chat.push(bytes(100_000))
+        assert not transport.reads
+        chat.close_when_done()
+        assert transport.reads
+        chat.dataReceived(b"x\n")
+        assert chat.messages == [b"x"]
+        assert transport.reads
+        transport.make_room()
+        assert transport.value() == b"full" + bytes(100_000)
+        assert transport.disconnecting
+
     def test_what_waits_for_the_connection_may_be_more_than_high_water(self):
         chat = Chat()
         chat.push(bytes(1_000_000))

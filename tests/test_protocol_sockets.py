@@ -281,6 +281,28 @@ class LastWordTests(SocketCase):
 
         await self.check(Pausing, b"bye\n")
 
+    async def test_after_a_long_answer_that_the_peer_reads_when_it_has_said_all(self):
+        """Messages go on until the end; were they not read, neither side would move."""
+
+        class Answering(Line):
+            close_timeout = 3.0
+
+            def message_received(self, message):
+                if self.state is State.OPEN:
+                    self.push(bytes(6 * MIB))
+                    self.close_when_done()
+
+        def say_all(client):
+            client.connect()
+            client.socket.sendall((b"x" * 1_000 + b"\n") * 8_000)
+            return len(client.read_to_the_end())
+
+        address, chats = await self.serve(Answering)
+        client = self.client(address, receive_buffer=65_536)
+        assert await deferToThread(say_all, client) == 6 * MIB
+        client.socket.close()
+        await chats[0].gone
+
     async def talk_and_read(self, size):
         class Answering(Line):
             @override

@@ -584,6 +584,7 @@ class AsyncChat(Protocol):
             return
         self._output.close_when_done()
         self._set_state(_CLOSING)
+        self._release(_BY_OUTPUT)
         self._pushed()
         if not self._delivering:
             self._leave()
@@ -1023,7 +1024,8 @@ class AsyncChat(Protocol):
                 self._report(UnsentLimitExceeded(self.max_unsent, unsent))
                 self._abort()
         elif self.high_water is not None and unsent > self.high_water:
-            if not self._held & _BY_OUTPUT:
+            # While closing nothing is added, and a peer that is not read may not read either.
+            if not (self._ending or self._held & _BY_OUTPUT):
                 self._hold(_BY_OUTPUT)
         elif self._held & _BY_OUTPUT and unsent <= self.low_water:
             self._release(_BY_OUTPUT)
