@@ -17,14 +17,15 @@ from pathlib import Path
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 from cryptography.hazmat.primitives.hashes import SHA256, SHA384
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
-from OpenSSL.SSL import Connection
+from OpenSSL.SSL import Connection, Error
 from twisted.internet import reactor, task
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.endpoints import SSL4ServerEndpoint
-from twisted.internet.error import ConnectionDone
+from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.testing import StringTransport
+from twisted.protocols.basic import LineOnlyReceiver
 from twisted.protocols.tls import BufferingTLSTransport, TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 from twisted.trial import unittest
@@ -359,6 +360,23 @@ HOSTILE = {
 }
 
 
+class Telling(LineOnlyReceiver):
+    """A protocol that is none of ours."""
+
+    delimiter = b"\n"
+
+    def __init__(self):
+        self.closed = Deferred()
+
+    @override
+    def lineReceived(self, line):
+        self.sendLine(line)
+
+    @override
+    def connectionLost(self, reason):
+        self.closed.callback(reason)
+
+
 class Stock(unittest.TestCase):
     """An `AsyncChat` has the same limits, and is told the same, on Twisted's own TLS endpoints."""
 
@@ -416,6 +434,46 @@ class Stock(unittest.TestCase):
             self.assertEqual(handler.notes[1:], ["connect", b"hello", "close"])
             self.assertIs(type(handler.close_reason), reason)
 
+    async def test_our_options_are_as_strict_there(self):
+        options = server_options(alpn=(b"chat/1",), require_alpn=True, strict_names=True)
+        refused = {
+            "no protocol": (HOST, []),
+            "another": (HOST, ["h2"]),
+            "name": ("other", ["chat/1"]),
+        }
+        for base in (Notes, Telling):
+            handlers = []
+            factory = Factory()
+            factory.noisy = False
+            factory.buildProtocol = lambda _, made=handlers, base=base: (
+                made.append(base()) or made[-1]
+            )
+            endpoint = SSL4ServerEndpoint(reactor, 0, options, interface="127.0.0.1")
+            port = await endpoint.listen(factory)
+            self.addCleanup(port.stopListening)
+
+            def run(name, protocols, port=port):
+                context = client_context()
+                context.check_hostname = False
+                if protocols:
+                    context.set_alpn_protocols(protocols)
+                with (
+                    contextlib.suppress(OSError),
+                    support.stdlib_client(port.getHost().port, context, name) as client,
+                ):
+                    client.sendall(b"hello\n")
+                    return support.read_line(client)
+                return b""
+
+            self.assertEqual(await in_thread(run, HOST, ["chat/1"]), b"hello\n")
+            for what, (name, protocols) in refused.items():
+                if base is Telling and what == "no protocol":
+                    continue  # that is looked at after the handshake, which is Twisted's there
+                self.assertEqual(await in_thread(run, name, protocols), b"", (base, what))
+            for handler in handlers:
+                with contextlib.suppress(Error, ConnectionLost, ConnectionDone, ConnectionAborted):
+                    await handler.closed
+
     async def test_a_subclass_of_twisteds_is_left_alone(self):
         class Theirs(BufferingTLSTransport):
             pass
@@ -430,10 +488,16 @@ class Stock(unittest.TestCase):
         layer.connectionLost(Failure(ConnectionDone()))
 
 
+def openssl_connections():
+    gc.collect()
+    return [one for one in gc.get_objects() if isinstance(one, Connection)]
+
+
 class Hostile(unittest.TestCase):
     timeout = 90
 
     async def test_what_is_no_handshake_ends_that_connection_only(self):
+        before = openssl_connections()
         server = await Server(self, server_options(handshake_timeout=1.0)).listen()
         good = await in_thread(support.stdlib_client, server.port, client_context())
         self.addCleanup(good.close)
@@ -463,10 +527,8 @@ class Hostile(unittest.TestCase):
         await server.handlers[0].closed
         self.assertEqual((server.options.limit.in_flight, server.options.limit.waiting), (0, 0))
         await task.deferLater(reactor, 0)  # we are still inside of a connectionLost
-        gc.collect()
         # The log may keep handlers for a while, and these their layers, but nothing of OpenSSL's.
-        kept = [one for one in gc.get_objects() if isinstance(one, Connection)]
-        self.assertEqual(kept, [])
+        self.assertEqual([one for one in openssl_connections() if one not in before], [])
 
     async def test_records_of_one_byte_are_slow_and_good(self):
         for version in support.VERSIONS:

@@ -229,11 +229,15 @@ class _Contexts:
         if context is not None:
             connection.set_context(context)
         elif self._options.strict_names:
-            connection.get_app_data().refusal = UnknownServerName(
-                "the client asks for a name that no certificate has"
-            )
+            layer = connection.get_app_data()
+            if _is_ours(layer):
+                layer.refusal = UnknownServerName(
+                    "the client asks for a name that no certificate has"
+                )
+            else:
+                layer.abortConnection()
 
-    def _choose_protocol(self, _: SSL.Connection, offered: list[bytes]) -> Any:
+    def _choose_protocol(self, connection: SSL.Connection, offered: list[bytes]) -> Any:
         """
         Called by OpenSSL when the client offers protocols.
         """
@@ -241,6 +245,8 @@ class _Contexts:
             if protocol in offered:
                 return protocol
         if self._options.strict_alpn:
+            if not _is_ours(connection.get_app_data()):
+                return b""  # ends the handshake, with a less telling alert
             # Comes out of do_handshake, after the alert was made.
             raise NoCommonProtocol("the client offers none of our protocols")
         return SSL.NO_OVERLAPPING_PROTOCOLS
@@ -362,6 +368,7 @@ def _basic_context(method: int, options: ServerOptions | ClientOptions) -> SSL.C
     # Half of the memory of a connection that says nothing.
     context.set_mode(SSL.MODE_RELEASE_BUFFERS)
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+    context.set_app_data(options)
     return context
 
 
@@ -374,6 +381,13 @@ def _finished(context: SSL.Context, options: ServerOptions | ClientOptions) -> S
     except SSL.Error as error:
         raise ValueError(f"OpenSSL knows no such ciphers: {options.ciphers!r}") from error
     return context
+
+
+def _is_ours(layer: Any) -> bool:
+    """
+    Tell whether *layer* is a `TLSLayer`, which looks at its `refusal`, or one of Twisted's own.
+    """
+    return hasattr(layer, "refusal")
 
 
 def _use(context: SSL.Context, loaded: Loaded) -> None:

@@ -359,7 +359,8 @@ class TLSLayer(TLSMemoryBIOProtocol):
         if self.refusal is not None:
             self._refuse_name(self.refusal)
             return
-        check = getattr(getattr(self.factory, "options", None), "check", None)
+        # Contexts of ours have their options as their data.
+        check = getattr(connection.get_context().get_app_data(), "check", None)
         refusal = None if check is None else check(connection)
         if refusal is not None:
             self._shutdownTLS()
