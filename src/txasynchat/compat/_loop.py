@@ -271,6 +271,9 @@ class MapDriver:
         """
         is_readable = channel.readable()
         is_writable = channel.writable()
+        self._want(fd, channel, is_readable, is_writable)
+
+    def _want(self, fd: Any, channel: Any, is_readable: Any, is_writable: Any) -> None:
         if tls_socket is not _NoSocket and type(getattr(channel, "socket", None)) is tls_socket:
             is_readable, is_writable = channel.socket.interest(is_readable, is_writable)
             if channel.socket.deadline is not None:
@@ -315,13 +318,29 @@ class MapDriver:
             self._refresh_all(ask_always=ask_always)
             return True
         if ask_always and self._always:
-            for fd in tuple(self._always):
-                channel = channels.get(fd)
-                if channel is not None:
-                    if entries[fd].channel is not channel:
-                        self._adopt(fd, channel)
-                    self._ask(fd, channel)
+            self._ask_always()
         return False
+
+    def _ask_always(self) -> None:
+        """
+        Ask those that are asked on every pass; done for each of them, so it is lean.
+        """
+        channels = self.channels
+        entries = self._entries
+        masks = self.hub.masks
+        plain = not (self._penance or self._closed) and tls_socket is _NoSocket
+        for fd in tuple(self._always):
+            channel = channels.get(fd)
+            if channel is None:
+                continue
+            entry = entries.get(fd)
+            if entry is None or entry.channel is not channel:
+                self._adopt(fd, channel)
+            is_readable = channel.readable()
+            is_writable = channel.writable()
+            if is_readable and not is_writable and plain and masks.get(fd) == _IDLE:
+                continue  # by far the commonest answer
+            self._want(fd, channel, is_readable, is_writable)
 
     def _ask_recent(self) -> None:
         """
@@ -648,7 +667,14 @@ class MapDriver:
                     continue
                 read(channel)
                 entry = entries.get(fd)
-                if entry is None or entry.kind != _CHAT or channel.producer_fifo:
+                if entry is None:
+                    continue
+                if entry.kind != _CHAT:
+                    sock = getattr(channel, "socket", None)
+                    if entry.kind or type(sock) is not _socket or sock._closed:  # type: ignore[attr-defined] # see above
+                        self._recent[fd] = READ
+                    continue
+                if channel.producer_fifo:
                     self._recent[fd] = READ
                     continue
                 sock = channel.socket
