@@ -674,11 +674,17 @@ class MapDriver:
                     if entry.kind or type(sock) is not _socket or sock._closed:  # type: ignore[attr-defined] # see above
                         self._recent[fd] = READ
                     continue
-                if channel.producer_fifo:
-                    self._recent[fd] = READ
-                    continue
+                # What the handler wrote in its own event, with no method called, counts too.
                 sock = channel.socket
-                if type(sock) is not _socket and not (type(sock) is tls_socket and sock.is_quiet):
+                if (
+                    channel.producer_fifo
+                    or not channel.connected
+                    or (
+                        sock._closed  # type: ignore[attr-defined] # see above
+                        if type(sock) is _socket
+                        else not (type(sock) is tls_socket and sock.is_quiet)
+                    )
+                ):
                     self._recent[fd] = READ
         except BaseException:
             self._recent[fd] = READ
