@@ -574,6 +574,28 @@ class TestRepairs:
             stop.set()
         assert chat.got == [b"x"] * 300
 
+    def test_a_channel_that_another_thread_closes_in_mid_pass_does_not_end_the_loop(
+        self, channels, pair
+    ):
+        victim = Recorder(pair()[1], channels)  # earlier in the map: it has been asked already
+        near, far = pair()
+
+        class Slow(Recorder):
+            def readable(self):
+                if victim.socket.fileno() >= 0:
+                    closing = threading.Thread(target=victim.close)
+                    closing.start()
+                    closing.join(LIMIT)
+                return True
+
+        slow = Slow(far, channels)
+        near.send(b"x")
+        # The stdlib hands the closed number to select(2), and its loop() ends with EBADF.
+        asyncore.loop(timeout=LIMIT, map=channels, count=1)
+        asyncore.loop(timeout=LIMIT, map=channels, count=1 if not slow.got else 0)
+        assert slow.got == [b"x"]
+        assert list(channels.values()) == [slow]
+
     def test_decrypted_bytes_inside_openssl_are_not_left_waiting(self, channels, tls_pair):
         client, server = tls_pair
         client.sendall(b"a" * 10)  # one record, read in pieces of four
