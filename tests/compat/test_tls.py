@@ -9,6 +9,7 @@ import struct
 import subprocess
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 import trustme
@@ -388,15 +389,20 @@ def test_end_without_close_notify_is_told_apart(channels, ending):
     listener = Listener(channels, server_context())
 
     def client():
-        with socket.create_connection(listener.address, LIMIT) as plain:
-            secure = client_context().wrap_socket(plain, server_hostname="localhost")
+        with (
+            socket.create_connection(listener.address, LIMIT) as plain,
+            client_context().wrap_socket(plain, server_hostname="localhost") as secure,
+        ):
             secure.sendall(b"one\n")
             assert secure.recv(100) == b"one\n"
             if ending == "close_notify":
                 secure.unwrap()
+            elif ending == "end":
+                socket.socket.shutdown(secure, socket.SHUT_WR)  # TCP's; SSLSocket's own ends TLS
+                with suppress(OSError):  # an alert, or the end
+                    secure.recv(100)
             elif ending == "reset":
                 secure.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            secure.close()
 
     running = InThread(client)
     drive(channels, lambda: listener.handlers and listener.handlers[0].events)

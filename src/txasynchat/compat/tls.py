@@ -251,6 +251,10 @@ class TLSSocket:
             return False
         if data is not None or self._incoming.pending:
             self._decrypt()
+            if data == b"" and self._ended and self._end is None:
+                # Whether OpenSSL calls it an error depends on the context's options; a close_notify
+                # would have been met with what came before.
+                self._stop(ssl.SSLEOFError("end of the stream without close_notify"))
         if self._outgoing.pending or self._unsent:
             self.flush()
         return bool(self._received) or self._ended
