@@ -383,7 +383,7 @@ class Connection(Protocol):
         self.closed = True
         if self.socket is not None:
             self.factory.connections.pop(self.socket.fileno(), None)
-        self.factory.restless.discard(self)
+        self.factory.leave_alone(self)
         if threading.get_ident() == self._thread:
             self._lose()
         else:
@@ -481,7 +481,7 @@ class Connection(Protocol):
         self._set_reading()
         channel = self.channel
         if channel is None or self._told:
-            self.factory.restless.discard(self)
+            self.factory.leave_alone(self)
             return
         if again:
             self.schedule()
@@ -579,7 +579,7 @@ class LegacyFactory(ServerFactory):
         self.connections: dict[Any, Connection] = {}
         #: Connections whose channels are asked again and again.
         self.restless: set[Connection] = set()
-        self._looking = False
+        self._looking: Any = None
         self.build_channel = build or _builder(handler, arguments, keywords)
         _Driver(self)
 
@@ -593,17 +593,25 @@ class LegacyFactory(ServerFactory):
         """
         See to it that the restless are asked once more, `RESTLESS` seconds from now.
         """
-        if self._looking or not self.restless:
+        if self._looking is not None:
             return
         for connection in self.restless:
             clock = connection._reactor
             if clock is not None:
-                self._looking = True
-                clock.callLater(RESTLESS, self._look)
+                self._looking = clock.callLater(RESTLESS, self._look)
                 return
 
+    def leave_alone(self, connection: Connection) -> None:
+        """
+        Ask *connection* no more; with none left, nothing is scheduled either.
+        """
+        self.restless.discard(connection)
+        if not self.restless and self._looking is not None:
+            self._looking.cancel()
+            self._looking = None
+
     def _look(self) -> None:
-        self._looking = False
+        self._looking = None
         for connection in list(self.restless):
             connection.run_pass()
         self.look_again()
