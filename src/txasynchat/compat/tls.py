@@ -251,10 +251,8 @@ class TLSSocket:
             return False
         if data is not None or self._incoming.pending:
             self._decrypt()
-            if data == b"" and self._ended and self._end is None:
-                # Whether OpenSSL calls it an error depends on the context's options; a close_notify
-                # would have been met with what came before.
-                self._stop(ssl.SSLEOFError("end of the stream without close_notify"))
+            if data == b"":
+                self._check_end()
         if self._outgoing.pending or self._unsent:
             self.flush()
         return bool(self._received) or self._ended
@@ -358,6 +356,14 @@ class TLSSocket:
             self._ended = self._ended or not data
             data = b"".join(pieces)
         self._received += data
+
+    def _check_end(self) -> None:
+        """
+        The stream is over. Whether OpenSSL calls that an error depends on the context's options; a
+        close_notify would have been met with what came before.
+        """
+        if self._ended and self._end is None:
+            self._stop(ssl.SSLEOFError("end of the stream without close_notify"))
 
     def _stop(self, error: OSError) -> None:
         """
