@@ -510,13 +510,7 @@ class Connection(Protocol):
         """
         Tell whether the channel's next answer may come from anywhere.
         """
-        kind = type(channel)
-        return (
-            kind.readable not in _loop._kinds
-            or kind.writable not in _loop._kinds
-            or "readable" in vars(channel)
-            or "writable" in vars(channel)
-        )
+        return _loop._kind(channel) == _loop._ALWAYS
 
     def _set_reading(self) -> None:
         reading = len(self._unread) < UNREAD

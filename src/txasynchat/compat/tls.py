@@ -150,14 +150,7 @@ class TLSSocket:
             taken = self._write(data)
         except ssl.SSLWantReadError:  # TLS 1.2 and a peer that renegotiates
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from None
-        data = self._outgoing.read()
-        try:
-            sent = self._plain_socket.send(data)
-        except (BlockingIOError, InterruptedError):
-            sent = 0
-        if sent < len(data):
-            self._unsent = data[sent:]
-            self.is_quiet = False
+        self.flush()
         return taken
 
     def _prepare_to_send(self) -> None:
