@@ -4,19 +4,13 @@ Peers that stop, vanish, or send what they should not: how long they stay, and w
 
 import contextlib
 import gc
-import re
 import socket
 import ssl
-import struct
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
-from cryptography.hazmat.primitives.hashes import SHA256, SHA384
-from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from OpenSSL.SSL import Connection, Error
 from twisted.internet import reactor, task
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
@@ -34,7 +28,9 @@ from typing_extensions import override
 sys.path.insert(0, str(Path(__file__).parent / "tls_matrix"))
 
 import support
+import wire
 from support import HOST, Notes, Server, client_context, connect, in_thread, server_options, trust
+from wire import HOSTILE, drain, one_byte_records, raw
 
 from txasynchat import errors, transports
 from txasynchat.handshakes import HandshakeLimit, Turns
@@ -42,53 +38,8 @@ from txasynchat.tls import ClientOptions
 from txasynchat.tlslayer import TLSLayer
 
 
-class Memory:
-    """A client of the standard library, by hand: what it would send, as bytes."""
-
-    def __init__(self, version=None, context=None):
-        self.version = version
-        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.tls = (context or client_context(version)).wrap_bio(
-            self.incoming, self.outgoing, server_hostname=HOST
-        )
-
-    def hello(self):
-        try:
-            self.tls.do_handshake()
-        except ssl.SSLWantReadError:
-            return self.outgoing.read()
-        raise AssertionError("a client waits after its hello")
-
-    def shake(self, sock):
-        """The handshake up to our last flight, which is returned instead of sent."""
-        sock.sendall(self.hello())
-        while True:
-            self.incoming.write(sock.recv(65536))
-            try:
-                self.tls.do_handshake()
-            except ssl.SSLWantReadError:
-                flight = self.outgoing.read()
-                if flight:
-                    if self.version == "1.2":
-                        return flight
-                    sock.sendall(flight)
-            else:
-                return self.outgoing.read()
-
-
-def raw(port):
-    sock = socket.create_connection(("127.0.0.1", port), support.PATIENCE)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return sock
-
-
-def drain(sock):
-    """What comes until the other side ends the connection, in order or not."""
-    data = b""
-    with sock, contextlib.suppress(ConnectionResetError):
-        while piece := sock.recv(65536):
-            data += piece
-    return data
+def memory_client(version=None):
+    return wire.Memory(client_context(version), HOST)
 
 
 def read_answers(client):
@@ -107,7 +58,7 @@ class StoppedHandshakes(unittest.TestCase):
             server = await Server(self, options).listen()
 
             def open_all(version=version, server=server):
-                whole = Memory(version).hello()
+                whole = memory_client(version).hello()
                 step = max(1, len(whole) // 120)
                 socks = []
                 for count in [*range(0, len(whole), step), len(whole) - 1, len(whole)]:
@@ -117,7 +68,7 @@ class StoppedHandshakes(unittest.TestCase):
                 # And with the last flight, cut off at each byte of its records' beginning.
                 for count in range(0, 64, 4):
                     sock = raw(server.port)
-                    flight = Memory(version).shake(sock)
+                    flight = memory_client(version).shake(sock)
                     sock.sendall(flight[: min(count, len(flight) - 1)])
                     socks.append(sock)
                 return socks
@@ -305,8 +256,7 @@ class Closing(unittest.TestCase):
     async def test_a_reset_is_a_truncation(self):
         def reset(client):
             read_answers(client)
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            client.close()
+            wire.reset(client)
 
         reason = await self.end(reset)
         self.assertIs(type(reason), errors.TruncatedConnection)
@@ -323,7 +273,7 @@ class Closing(unittest.TestCase):
 
         def run():
             sock = raw(server.port)
-            memory = Memory("1.3")
+            memory = memory_client("1.3")
             sock.sendall(memory.shake(sock))
             memory.tls.write(b"go\n")
             with contextlib.suppress(ssl.SSLWantReadError):
@@ -337,27 +287,6 @@ class Closing(unittest.TestCase):
         await handler.closed
         self.assertIsNone(handler.close_reason)
         self.assertEqual(handler.notes[-1], "close")
-
-
-HELLO = Memory().hello()
-HOSTILE = {
-    "plain HTTP": b"GET / HTTP/1.1\r\nHost: chat.example.org\r\n\r\n",
-    "plain SMTP": b"EHLO chat.example.org\r\n",
-    "a hello in the style of SSLv2": bytes.fromhex(
-        "802e0100020015000000100100800300800700c0060040020080040080"
-        "0000000102030405060708090a0b0c0d0e0f10"
-    ),
-    "an SSLv3 hello": bytes.fromhex("160300002f0100002b0300") + bytes(32) + b"\0\0\4\0\5\0\x0a\1\0",
-    "a record that is too long": b"\x16\x03\x01\x48\x01" + b"\1\0\x48\xfd" + bytes(18_429),
-    "16 KiB and one byte": b"\x16\x03\x01\x40\x01" + b"\1\0\x3f\xfd" + bytes(16_381),
-    "a record of an unknown type": b"\x63\x03\x01\x00\x05hello",
-    "data before the handshake": b"\x17\x03\x03\x00\x05hello",
-    "an alert": b"\x15\x03\x01\x00\x02\x02\x28",
-    "empty records": b"\x16\x03\x01\x00\x00" * 100,
-    "empty data records": b"\x17\x03\x03\x00\x00" * 100,
-    "zeros": bytes(65_536),
-    "a hello that promises 16 MiB": b"\x16\x03\x01\x00\x04\x01\xff\xff\xff",
-}
 
 
 class Telling(LineOnlyReceiver):
@@ -550,10 +479,8 @@ class Hostile(unittest.TestCase):
 
         def run():
             sock = raw(server.port)
-            memory = Memory("1.3")
-            hello = memory.hello()
-            body = hello[5:]
-            sock.sendall(b"".join(b"\x16\x03\x01\0\1" + body[i : i + 1] for i in range(len(body))))
+            memory = memory_client("1.3")
+            sock.sendall(one_byte_records(memory.hello()))
             memory.incoming.write(sock.recv(65536))
             memory.tls.do_handshake()
             sock.sendall(memory.outgoing.read())
@@ -579,7 +506,7 @@ class Hostile(unittest.TestCase):
 
             def run(size=size, server=server):
                 sock = raw(server.port)
-                memory = Memory("1.3")
+                memory = memory_client("1.3")
                 sock.sendall(memory.shake(sock))
                 text = b"".join(b"%d %s\n" % (i, b"x" * (i * 37 % 900)) for i in range(60))
                 for line in text.splitlines(keepends=True):
@@ -630,19 +557,9 @@ class Hostile(unittest.TestCase):
         server = await Server(self, server_options()).listen()
 
         def run():
-            with tempfile.NamedTemporaryFile() as log:
-                context = client_context("1.3")
-                context.keylog_filename = log.name
-                memory = Memory("1.3", context)
-                sock = raw(server.port)
-                sock.sendall(memory.shake(sock))
-                secret = re.search(
-                    rb"CLIENT_TRAFFIC_SECRET_0 \S+ (\S+)", Path(log.name).read_bytes()
-                )
-            keys = TrafficKeys(bytes.fromhex(secret[1].decode()), memory.tls.cipher()[0])
-            for _ in range(1_000):
-                sock.sendall(keys.record(22, b"\x18\0\0\1\1"))
-                keys.update()
+            sock = raw(server.port)
+            keys = wire.TrafficKeys.shake(sock, client_context("1.3"), HOST)
+            sock.sendall(keys.key_updates(1_000))
             sock.sendall(keys.record(23, b"hello\n"))
             sock.shutdown(socket.SHUT_WR)
             return drain(sock)
@@ -657,36 +574,6 @@ class Hostile(unittest.TestCase):
         self.assertGreater(len(answer), 1_000 * 20)
         self.assertEqual(await in_thread(support.talk, server.port, client_context()), b"hello\n")
         await server.handlers[1].closed
-
-
-class TrafficKeys:
-    """The sending side of TLS 1.3 by hand (RFC 8446, section 7), to send what no library sends."""
-
-    def __init__(self, secret, suite):
-        self.hash = SHA384() if "384" in suite else SHA256()
-        self.cipher = ChaCha20Poly1305 if "CHACHA" in suite else AESGCM
-        self.key_size = 16 if "128" in suite else 32
-        self.start(secret)
-
-    def start(self, secret):
-        self.secret = secret
-        self.aead = self.cipher(self.expand(b"key", self.key_size))
-        self.iv = int.from_bytes(self.expand(b"iv", 12))
-        self.sequence = 0
-
-    def expand(self, label, size):
-        label = b"tls13 " + label
-        info = struct.pack(">HB", size, len(label)) + label + b"\0"
-        return HKDFExpand(self.hash, size, info).derive(self.secret)
-
-    def update(self):
-        self.start(self.expand(b"traffic upd", self.hash.digest_size))
-
-    def record(self, kind, data):
-        header = b"\x17\3\3" + struct.pack(">H", len(data) + 17)
-        nonce = (self.iv ^ self.sequence).to_bytes(12)
-        self.sequence += 1
-        return header + self.aead.encrypt(nonce, data + bytes((kind,)), header)
 
 
 class Parts(unittest.TestCase):

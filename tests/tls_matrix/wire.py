@@ -1,0 +1,185 @@
+"""
+TLS by hand: clients as bytes on the wire, and what no client of any library sends.
+
+Nothing here needs Twisted: both the native side and the facade are tried with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import ssl
+import struct
+import tempfile
+from pathlib import Path
+
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
+from cryptography.hazmat.primitives.hashes import SHA256, SHA384
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
+
+PATIENCE = 20.0
+
+#: What is no handshake: each must end its own connection, and that one only.
+HOSTILE = {
+    "plain HTTP": b"GET / HTTP/1.1\r\nHost: chat.example.org\r\n\r\n",
+    "plain SMTP": b"EHLO chat.example.org\r\n",
+    "a hello in the style of SSLv2": bytes.fromhex(
+        "802e0100020015000000100100800300800700c0060040020080040080"
+        "0000000102030405060708090a0b0c0d0e0f10"
+    ),
+    "an SSLv3 hello": bytes.fromhex("160300002f0100002b0300") + bytes(32) + b"\0\0\4\0\5\0\x0a\1\0",
+    "a record that is too long": b"\x16\x03\x01\x48\x01" + b"\1\0\x48\xfd" + bytes(18_429),
+    "16 KiB and one byte": b"\x16\x03\x01\x40\x01" + b"\1\0\x3f\xfd" + bytes(16_381),
+    "a record of an unknown type": b"\x63\x03\x01\x00\x05hello",
+    "data before the handshake": b"\x17\x03\x03\x00\x05hello",
+    "an alert": b"\x15\x03\x01\x00\x02\x02\x28",
+    "empty records": b"\x16\x03\x01\x00\x00" * 100,
+    "empty data records": b"\x17\x03\x03\x00\x00" * 100,
+    "zeros": bytes(65_536),
+    "a hello that promises 16 MiB": b"\x16\x03\x01\x00\x04\x01\xff\xff\xff",
+}
+
+
+class Memory:
+    """A client of the standard library, by hand: what it would send, as bytes."""
+
+    def __init__(self, context, hostname):
+        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = context.wrap_bio(self.incoming, self.outgoing, server_hostname=hostname)
+        self._last_flight_is_ours = context.maximum_version == ssl.TLSVersion.TLSv1_2
+
+    def hello(self):
+        try:
+            self.tls.do_handshake()
+        except ssl.SSLWantReadError:
+            return self.outgoing.read()
+        raise AssertionError("a client waits after its hello")
+
+    def shake(self, sock):
+        """The handshake up to our last flight, which is returned instead of sent."""
+        sock.sendall(self.hello())
+        while True:
+            self.incoming.write(sock.recv(65536))
+            try:
+                self.tls.do_handshake()
+            except ssl.SSLWantReadError:
+                flight = self.outgoing.read()
+                if flight:
+                    if self._last_flight_is_ours:
+                        return flight
+                    sock.sendall(flight)
+            else:
+                return self.outgoing.read()
+
+    def finish(self, sock):
+        """The whole handshake."""
+        sock.sendall(self.shake(sock))
+        while True:
+            try:
+                self.tls.do_handshake()
+            except ssl.SSLWantReadError:
+                self.incoming.write(sock.recv(65536))
+            else:
+                return
+
+    def encrypt(self, data):
+        self.tls.write(data)
+        return self.outgoing.read()
+
+    def goodbye(self):
+        """Our close_notify."""
+        with contextlib.suppress(ssl.SSLWantReadError):
+            self.tls.unwrap()
+        return self.outgoing.read()
+
+    def read(self, sock, size):
+        """So many bytes of plain text."""
+        data = b""
+        while len(data) < size:
+            try:
+                data += self.tls.read(size - len(data))
+            except ssl.SSLWantReadError:
+                piece = sock.recv(65536)
+                if not piece:
+                    break
+                self.incoming.write(piece)
+        return data
+
+
+def one_byte_records(hello):
+    """A hello in as many records as it has bytes."""
+    body = hello[5:]
+    return b"".join(b"\x16\x03\x01\0\1" + body[at : at + 1] for at in range(len(body)))
+
+
+def raw(address):
+    """A plain connection to a port of this host, or to an address."""
+    if isinstance(address, int):
+        address = ("127.0.0.1", address)
+    sock = socket.create_connection(address, PATIENCE)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
+
+
+def reset(sock):
+    """End a connection by RST."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+def drain(sock):
+    """What comes until the other side ends the connection, in order or not."""
+    data = b""
+    with sock, contextlib.suppress(ConnectionResetError):
+        while piece := sock.recv(65536):
+            data += piece
+    return data
+
+
+class TrafficKeys:
+    """The sending side of TLS 1.3 by hand (RFC 8446, section 7), to send what no library sends."""
+
+    def __init__(self, secret, suite):
+        self.hash = SHA384() if "384" in suite else SHA256()
+        self.cipher = ChaCha20Poly1305 if "CHACHA" in suite else AESGCM
+        self.key_size = 16 if "128" in suite else 32
+        self.start(secret)
+
+    @classmethod
+    def shake(cls, sock, context, hostname):
+        """Shake hands in TLS 1.3, then take over what is sent."""
+        with tempfile.NamedTemporaryFile() as log:
+            context.keylog_filename = log.name
+            memory = Memory(context, hostname)
+            sock.sendall(memory.shake(sock))
+            secret = re.search(rb"CLIENT_TRAFFIC_SECRET_0 \S+ (\S+)", Path(log.name).read_bytes())
+        return cls(bytes.fromhex(secret[1].decode()), memory.tls.cipher()[0])
+
+    def start(self, secret):
+        self.secret = secret
+        self.aead = self.cipher(self.expand(b"key", self.key_size))
+        self.iv = int.from_bytes(self.expand(b"iv", 12))
+        self.sequence = 0
+
+    def expand(self, label, size):
+        label = b"tls13 " + label
+        info = struct.pack(">HB", size, len(label)) + label + b"\0"
+        return HKDFExpand(self.hash, size, info).derive(self.secret)
+
+    def update(self):
+        self.start(self.expand(b"traffic upd", self.hash.digest_size))
+
+    def key_updates(self, count):
+        """So many key updates, each of which asks for one in return."""
+        records = []
+        for _ in range(count):
+            records.append(self.record(22, b"\x18\0\0\1\1"))
+            self.update()
+        return b"".join(records)
+
+    def record(self, kind, data):
+        header = b"\x17\3\3" + struct.pack(">H", len(data) + 17)
+        nonce = (self.iv ^ self.sequence).to_bytes(12)
+        self.sequence += 1
+        return header + self.aead.encrypt(nonce, data + bytes((kind,)), header)
