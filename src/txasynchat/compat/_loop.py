@@ -655,40 +655,42 @@ class MapDriver:
         again: whatever else changes it reports by `touch`, or a full pass finds it.
         """
         channels = self.channels
-        entries = self._entries
         read = self.names["read"]
-        fd = None
         try:
             for fd in order:
                 if changed and fd in changed:
                     continue
                 channel = channels.get(fd)
-                if channel is None:
-                    continue
-                read(channel)
-                entry = entries.get(fd)
-                if entry is None:
-                    continue
-                if entry.kind != _CHAT:
-                    sock = getattr(channel, "socket", None)
-                    if entry.kind or type(sock) is not _socket or sock._closed:  # type: ignore[attr-defined] # see above
-                        self._recent[fd] = READ
-                    continue
-                # What the handler wrote in its own event, with no method called, counts too.
-                sock = channel.socket
-                if (
-                    channel.producer_fifo
-                    or not channel.connected
-                    or (
-                        sock._closed  # type: ignore[attr-defined] # see above
-                        if type(sock) is _socket
-                        else not (type(sock) is tls_socket and sock.is_quiet)
-                    )
-                ):
-                    self._recent[fd] = READ
+                if channel is not None:
+                    read(channel)
         except BaseException:
-            self._recent[fd] = READ
+            self._recent.update(dict.fromkeys(order, READ))
             raise
+        # In a loop of its own: after a system call each instruction costs a multiple.
+        entries = self._entries
+        recent = self._recent
+        for fd in order:
+            channel = channels.get(fd)
+            entry = entries.get(fd)
+            if channel is None or entry is None:
+                continue
+            if entry.kind != _CHAT:
+                sock = getattr(channel, "socket", None)
+                if entry.kind or type(sock) is not _socket or sock._closed:  # type: ignore[attr-defined] # see above
+                    recent[fd] = READ
+                continue
+            # What the handler wrote in its own event, with no method called, counts too.
+            sock = channel.socket
+            if (
+                channel.producer_fifo
+                or not channel.connected
+                or (
+                    sock._closed  # type: ignore[attr-defined] # see above
+                    if type(sock) is _socket
+                    else not (type(sock) is tls_socket and sock.is_quiet)
+                )
+            ):
+                recent[fd] = READ
 
     def _hand_out_selected(
         self, order: list[Any], ready: dict[Any, int], changed: set[Any]

@@ -12,7 +12,7 @@ behind them is the engine, which a channel gets with its first bytes.
 from __future__ import annotations
 
 from collections import deque
-from threading import get_ident
+from threading import Lock, get_ident
 from typing import Any
 
 from txasynchat.compat import _loop, asyncore
@@ -23,10 +23,9 @@ __all__ = ["async_chat", "asyncore", "deque", "find_prefix_at_end", "simple_prod
 
 _UNSET = object()
 
-# Channels that are sending, by id: the thread.  Whoever puts its number there has its turn; that
-# it is its own shows by the identity of the number, which is a new object in every call.
-_senders: dict[int, int] = {}
-# Channels on which another thread wanted to send meanwhile.
+# Guards the making of a channel's turn (see `async_chat.initiate_send`).
+_making_turns = Lock()
+# Channels, by id, on which another thread wanted to send while one was sending.
 _pushed_meanwhile: set[int] = set()
 
 
@@ -108,11 +107,24 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
     # get_terminator() has to be asked, not only the attribute behind it.
     __asked = False
     __joining = False
-    # The engine once more, where a channel does nothing out of the ordinary, else None; there
-    # from the first bytes on.  (An attribute that its class does not have is found fastest.)
+    # What follows is missing where a program did not call __init__.  (An attribute that its class
+    # does not have is found fastest.)
+    # The engine once more, from the first bytes on, where a channel does nothing out of the ordinary.
     __quick: Framer | None
+    # A list with one item; whoever has taken that sends. (A lock costs five times as much.) And
+    # the same once more, from the first bytes on, where a channel has no way of its own to send.
+    __turn: list[None]
+    __plain_turn: list[None] | None
+    # The thread that has its turn in `initiate_send`.
+    __sender: int | None = None
 
     def __init__(self, sock: Any = None, map: dict[Any, Any] | None = None) -> None:  # noqa: A002
+        # All attributes at once: CPython gives instances of a class room for those that their first
+        # ones have, and what comes later costs each channel a dict, and each look into it time.
+        self.__framer = self.__quick = self.__plain_turn = None
+        self.__turn = [None]
+        self.__sender = None
+        self.__terminator = self.__terminator
         self.ac_in_buffer = b""
         self.incoming = []
         self.producer_fifo = deque()
@@ -141,11 +153,14 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
             self.__asked = True  # get_terminator() raises what has to be raised
         framer.terminator = self.__terminator
         self.__framer = framer
-        ordinary = (
-            not (self.__asked or self.ac_join_writes)
+        sends_plainly = (
+            not self.ac_join_writes
             and getattr(self.initiate_send, "__func__", None) is _initiate_send
+            and getattr(self.send, "__func__", None) is _send
         )
-        self.__quick = framer if ordinary else None
+        if sends_plainly:
+            self.__plain_turn = self.__make_turn()
+        self.__quick = framer if sends_plainly and not self.__asked else None
         return framer
 
     # -- input
@@ -265,9 +280,36 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
         Raises:
             TypeError: *data* is not bytes, bytearray or memoryview.
         """
-        if type(data) is not bytes and not isinstance(data, (bytes, bytearray, memoryview)):
-            raise TypeError("data argument must be byte-ish (%r)", type(data))
         fifo = self.producer_fifo
+        if not fifo and data and type(data) is bytes and self.connected:
+            # By far the commonest: what `initiate_send` would do, for as few instructions.
+            try:
+                turn = self.__plain_turn
+            except AttributeError:
+                turn = None
+            if turn and len(data) <= self.ac_out_buffer_size:
+                try:
+                    turn.pop()
+                except IndexError:  # another thread was faster
+                    self.__push(data, fifo)
+                    return
+                try:
+                    fifo.append(data)
+                    if fifo and fifo[0] is data:
+                        self.__send_only(data)
+                    else:  # likewise
+                        _pushed_meanwhile.add(id(self))
+                finally:
+                    turn.append(None)
+                    if _pushed_meanwhile and id(self) in _pushed_meanwhile:
+                        self.initiate_send()
+                        _loop.touch(self)
+                return
+        self.__push(data, fifo)
+
+    def __push(self, data: Any, fifo: deque[Any]) -> None:
+        if not isinstance(data, (bytes, bytearray, memoryview)):
+            raise TypeError("data argument must be byte-ish (%r)", type(data))
         waited = len(fifo)
         size = self.ac_out_buffer_size
         length = len(data)
@@ -276,30 +318,13 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
                 fifo.append(data[start : start + size])
         else:
             fifo.append(data)
-            if not waited and length and self.connected:
-                try:
-                    ordinary = self.__quick
-                except AttributeError:
-                    ordinary = None
-                if ordinary is not None:  # initiate_send() may be left out
-                    key = id(self)
-                    me = get_ident()
-                    if _senders.setdefault(key, me) is me:
-                        try:
-                            if fifo and fifo[0] is data:  # else another thread was faster
-                                self.__send_only(data, length)
-                                return
-                        finally:
-                            del _senders[key]
-                            if _pushed_meanwhile and key in _pushed_meanwhile:
-                                self.initiate_send()
         if self.__joining:
             return
         self.initiate_send()
         if waited or self.producer_fifo:
             _loop.touch(self)
 
-    def __send_only(self, data: Any, length: int) -> None:
+    def __send_only(self, data: bytes) -> None:
         """
         What `initiate_send` does in its turn, when *data* is all there is.
         """
@@ -308,7 +333,7 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
         except OSError:
             self.handle_error()
             return
-        if num_sent == length:
+        if num_sent == len(data):
             del self.producer_fifo[0]
             return
         if num_sent:
@@ -353,25 +378,42 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
         Safe from several threads: while one sends, another only notes that there is more, and
         the first goes on with that.
         """
+        try:
+            turn = self.__turn
+        except AttributeError:
+            turn = self.__make_turn()
         key = id(self)
+        noted = False
         while True:
-            me = get_ident()
-            sender = _senders.setdefault(key, me)
-            if sender is me:
-                _pushed_meanwhile.discard(key)
-                try:
+            try:
+                turn.pop()
+            except IndexError:
+                if self.__sender == get_ident():  # a producer, or an overridden send(), that pushes
                     self.__send_chunk()
-                finally:
-                    del _senders[key]
-                if key not in _pushed_meanwhile:
                     return
-            elif sender == me:  # a producer, or an overridden send(), that pushes
-                self.__send_chunk()
-                return
-            else:
+                if noted:
+                    return  # whoever sends looks for the note after its turn
                 _pushed_meanwhile.add(key)
-                if key in _senders:
-                    return
+                noted = True
+                continue
+            _pushed_meanwhile.discard(key)
+            noted = False
+            self.__sender = get_ident()
+            try:
+                self.__send_chunk()
+            finally:
+                self.__sender = None
+                turn.append(None)
+            if key not in _pushed_meanwhile:
+                return
+
+    def __make_turn(self) -> list[None]:
+        with _making_turns:
+            try:
+                return self.__turn
+            except AttributeError:
+                self.__turn = turn = [None]
+                return turn
 
     def __send_chunk(self) -> None:
         if len(self.producer_fifo) > 1 and self.ac_join_writes:
@@ -444,6 +486,7 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
 _terminator = async_chat.__dict__["terminator"]
 _get_terminator = async_chat.get_terminator
 _initiate_send = async_chat.initiate_send
+_send = async_chat.send
 
 
 def find_prefix_at_end(haystack: Any, needle: Any) -> int:
