@@ -81,6 +81,9 @@ def read(obj: Any) -> None:
         obj.handle_error()
 
 
+_loop.own_read = read
+
+
 def write(obj: Any) -> None:
     """
     Hand a write event to *obj*.
@@ -120,7 +123,7 @@ def readwrite(obj: Any, flags: int) -> None:
             obj.handle_write_event()
         if flags & select.POLLPRI:
             obj.handle_expt_event()
-        if flags & (select.POLLHUP | select.POLLERR | select.POLLNVAL):
+        if flags & (select.POLLHUP | select.POLLERR | select.POLLNVAL) and not _was_told(obj):
             obj.handle_close()
     except OSError as error:
         if error.errno in _DISCONNECTED:
@@ -133,7 +136,34 @@ def readwrite(obj: Any, flags: int) -> None:
         obj.handle_error()
 
 
+def _was_told(obj: Any) -> bool:
+    """
+    Returns:
+        whether *obj* speaks TLS and is closed: a read event goes on to the end there.
+    """
+    sock: Any = getattr(obj, "socket", None)
+    return type(sock) is _loop.tls_socket and bool(sock._closed)
+
+
 # -- one pass ------------------------------------------------------------------------------
+
+
+def _ask_tls(obj: Any, is_r: Any, is_w: Any) -> tuple[Any, Any, bool]:
+    """
+    What a channel waits for, where some speak TLS.
+
+    Returns:
+        what its descriptor is to be watched for, and whether a read event is due that no system
+        knows of: something was decrypted, or the time for the handshake or the last bytes is over.
+    """
+    sock: Any = getattr(obj, "socket", None)
+    until = getattr(obj, "_leaves_at", None)
+    is_due = False
+    if type(sock) is _loop.tls_socket:
+        is_due = bool(is_r and sock.pending())
+        is_r, is_w = sock.interest(is_r, is_w)
+        until = sock.deadline
+    return is_r, is_w, is_due or (until is not None and time.monotonic() >= until)
 
 
 def _snapshot(map: Any) -> list[tuple[Any, Any]]:  # noqa: A002 - the stdlib's name
@@ -158,11 +188,15 @@ def poll(timeout: float | None = 0.0, map: dict[Any, Any] | None = None) -> None
     r: list[Any] = []
     w: list[Any] = []
     e: list[Any] = []
+    due: list[Any] = []
+    tls_is_used = _loop.tls_socket is not _loop._NoSocket
     for fd, obj in _snapshot(map):
         is_r = obj.readable()
         is_w = obj.writable()
-        if type(getattr(obj, "socket", None)) is _loop.tls_socket:
-            is_r, is_w = obj.socket.interest(is_r, is_w)
+        if tls_is_used:
+            is_r, is_w, is_due = _ask_tls(obj, is_r, is_w)
+            if is_due:
+                due.append(fd)
         if is_r:
             r.append(fd)
         if is_w and not obj.accepting:  # a listener never waits to write
@@ -172,7 +206,10 @@ def poll(timeout: float | None = 0.0, map: dict[Any, Any] | None = None) -> None
     if not e:
         time.sleep(timeout)  # type: ignore[arg-type] # None is a TypeError here, as ever
         return
-    for call, ready in zip((read, write, _exception), _select(r, w, e, timeout), strict=True):
+    reads, *others = _select(r, w, e, 0.0 if due else timeout)
+    if due:
+        reads = [*due, *(fd for fd in reads if fd not in due)]
+    for call, ready in zip((read, write, _exception), (reads, *others), strict=True):
         for fd in ready:
             obj = map.get(fd)
             if obj is not None:
@@ -228,12 +265,16 @@ def poll2(timeout: float | None = 0.0, map: dict[Any, Any] | None = None) -> Non
     if not map:
         return
     keys = {}
+    due = []
+    tls_is_used = _loop.tls_socket is not _loop._NoSocket
     for fd, obj in _snapshot(map):
         flags = 0
         is_r = obj.readable()
         is_w = obj.writable()
-        if type(getattr(obj, "socket", None)) is _loop.tls_socket:
-            is_r, is_w = obj.socket.interest(is_r, is_w)
+        if tls_is_used:
+            is_r, is_w, is_due = _ask_tls(obj, is_r, is_w)
+            if is_due:
+                due.append(fd)
         if is_r:
             flags |= select.POLLIN | select.POLLPRI
         if is_w and not obj.accepting:
@@ -242,7 +283,11 @@ def poll2(timeout: float | None = 0.0, map: dict[Any, Any] | None = None) -> Non
             pollster.register(fd, flags)
             if type(fd) is not int:
                 keys[fd.fileno()] = fd
-    for fd, flags in pollster.poll(milliseconds):
+    ready = pollster.poll(0 if due else milliseconds)
+    if due:
+        known = dict(ready)
+        ready = [(fd, known.pop(fd, 0) | select.POLLIN) for fd in due] + list(known.items())
+    for fd, flags in ready:
         obj = map.get(keys.get(fd, fd))
         if obj is not None:
             readwrite(obj, flags)
@@ -438,7 +483,14 @@ class dispatcher:  # noqa: N801 - the stdlib's name
             num: as of `socket.socket.listen`.
             tls: an `ssl.SSLContext`: what `accept` gives is a `txasynchat.compat.tls.TLSSocket` then,
                 and a handler that is built with it speaks TLS with no change.  Not in the stdlib.
+
+        Raises:
+            ssl.SSLError: *tls* is a context for clients.
         """
+        if tls is not None:
+            from txasynchat.compat.tls import check_server_context  # noqa: PLC0415 - as below
+
+            check_server_context(tls)
         self._tls_context = tls
         self.accepting = True
         _loop.touch(self)
@@ -616,7 +668,7 @@ class dispatcher:  # noqa: N801 - the stdlib's name
         TLS takes what arrived; `handle_read` is called as long as there is plain text for it.
         """
         sock = self.socket
-        while self.connected and sock.advance():
+        while sock.advance():
             left = sock.pending()
             self.handle_read()
             if self.socket is not sock or not 0 < sock.pending() < left or not self.readable():

@@ -24,7 +24,7 @@ from typing import Any, Final, Literal
 from txasynchat.compat import _loop, asyncore
 from txasynchat.errors import HandshakeTimedOut, PlaintextAfterStartTLS
 
-__all__ = ["TLSSocket", "start_tls", "wrap_accepted"]
+__all__ = ["TLSSocket", "check_server_context", "start_tls", "wrap_accepted"]
 
 #: Seconds that a handshake may take.
 HANDSHAKE_TIMEOUT: Final = 10.0
@@ -36,6 +36,9 @@ LARGEST_SEND: Final = 65_536
 RECORD: Final = 16_384
 #: Bytes of ciphertext read at once.
 READ_SIZE: Final = 65_536
+#: Bytes of ciphertext left to send above which no more is read: more than `send` ever leaves, so
+#: only a peer that has OpenSSL answer (key updates, say) and does not read gets there.
+MOST_UNSENT: Final = 4 * LARGEST_SEND
 # The enumeration's own operators cost as much as a system call.
 _PEEK: Final = int(socket.MSG_PEEK)
 
@@ -84,11 +87,15 @@ class TLSSocket:
         self.truncated = False
         self._timeout = handshake_timeout
         self.deadline: float | None = None
-        # Decrypted and not received; encrypted and not sent; and why there will be no more.
+        # Decrypted and not received; encrypted and not sent.
         self._received = b""
         self._unsent = b""
-        self._end: BaseException | None = None
+        # There will be no more: why, where that is an error; and that recv() did not tell so yet.
         self._ended = False
+        self._end: Exception | None = None
+        self._end_waits = False
+        # TLS cannot be ended in order any more.
+        self._broken = False
         self._closed = False
         # What had to leave in plain has left.
         self._switched = False
@@ -107,12 +114,12 @@ class TLSSocket:
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         """
-        Return up to *size* bytes of plain text; nothing after the peer's close_notify.
+        Return up to *size* bytes of plain text; nothing after the end, however it came about.
 
         Raises:
             BlockingIOError: there is none yet.
             OSError: EBADF, it was closed; ECONNRESET, the peer ended it without close_notify.
-            ssl.SSLError: the peer broke TLS.
+            ssl.SSLError: the peer broke TLS. This and the one before are raised once.
         """
         if self._closed:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
@@ -122,15 +129,25 @@ class TLSSocket:
                 raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
             data = self._received
             if not data:
-                if self._end is not None:
-                    raise self._end
-                return b""
+                return self._tell_end()
         if not flags and len(data) <= size:
             self._received = b""
             return data
         if not flags & _PEEK:
             self._received = data[size:]
         return data[:size]
+
+    def _tell_end(self) -> bytes:
+        self._end_waits = False
+        end, self._end = self._end, None
+        if end is None:
+            return b""
+        try:
+            raise end
+        finally:
+            del (
+                end
+            )  # its traceback has this frame: they would keep each other, and OpenSSL's memory
 
     def send(self, data: Any, flags: int = 0) -> int:  # noqa: ARG002 a socket has them
         """
@@ -166,9 +183,9 @@ class TLSSocket:
 
     def pending(self) -> int:
         """
-        Count the decrypted bytes that were not received: no poller knows of them.
+        Count what `recv` has to say and no poller knows of: decrypted bytes, and one for the end.
         """
-        return len(self._received)
+        return len(self._received) + self._end_waits
 
     def close(self) -> None:
         """
@@ -181,7 +198,7 @@ class TLSSocket:
         self._closed = True
         self.is_quiet = False
         self.deadline = None
-        if self.secure and self._end is None:
+        if self.secure and not self._broken:
             self._say_goodbye()
         if not self._unsent:
             self._plain_socket.close()
@@ -211,6 +228,8 @@ class TLSSocket:
             return False, writable
         if not self.secure:
             return not self._connecting, self._connecting or bool(self._unsent)
+        if len(self._unsent) > MOST_UNSENT:
+            readable = False
         return readable, writable or self._unsent
 
     def advance(self) -> bool:
@@ -240,19 +259,25 @@ class TLSSocket:
             self._incoming.write(data)
         elif data is not None:
             self._incoming.write_eof()
-        if not self.secure and not self._shake_hands():
-            return False
+        if not self.secure:
+            self._shake_hands()
+            if not self.secure:
+                return False
         if data is not None or self._incoming.pending:
             self._decrypt()
             if data == b"":
                 self._check_end()
         if self._outgoing.pending or self._unsent:
-            self.flush()
+            with suppress(OSError):  # what was received is delivered before the loss is told
+                self.flush()
         return bool(self._received) or self._ended
 
     def flush(self) -> bool:
         """
         Send ciphertext that waits; tell whether none is left, so that plain text has its turn.
+
+        Raises:
+            OSError: the connection is lost, and with it what waited.
         """
         data = self._outgoing.read()
         if self._unsent:
@@ -262,6 +287,9 @@ class TLSSocket:
                 sent = self._plain_socket.send(data)
             except (BlockingIOError, InterruptedError):
                 sent = 0
+            except OSError:
+                self._unsent = b""
+                raise
             self._unsent = data[sent:]
         self.is_quiet = self.secure and not self._unsent and not self._closed
         return not self._unsent
@@ -272,7 +300,9 @@ class TLSSocket:
         """
         if not self._switched:
             return True
-        return self.flush() and (self.secure or self._shake_hands())
+        with suppress(OSError):  # a loss is told by send(), or else by recv()
+            self.flush()
+        return not self._unsent and (self.secure or self._shake_hands())
 
     def is_secure_now(self) -> bool:
         """
@@ -311,18 +341,29 @@ class TLSSocket:
     # -- internals
 
     def _shake_hands(self) -> bool:
+        """
+        Go on with the handshake; tell whether plain text has its turn.
+        """
+        if self._ended:
+            return False
         try:
             self.tls.do_handshake()
         except ssl.SSLWantReadError:
-            self.flush()
-            return False
+            pass
         except OSError as error:  # ssl.SSLError among them
             with suppress(OSError):
                 self.flush()  # the alert that says why
             self._fail(error)
-        self.secure = True
-        self.deadline = None
-        return self.flush()
+        else:
+            self.secure = True
+            self.deadline = None
+        try:
+            flushed = self.flush()
+        except OSError as error:
+            if not self.secure:
+                self._fail(error)
+            return False  # there may be something to receive before that is told
+        return flushed and self.secure
 
     def _decrypt(self) -> None:
         try:
@@ -333,7 +374,7 @@ class TLSSocket:
             self._stop(error)
             return
         if not data:
-            self._ended = True
+            self._ended = self._end_waits = True
         elif self._incoming.pending or len(data) == RECORD:
             # More than one record: read on until there is none, or none that is whole.
             pieces = [data]
@@ -346,7 +387,8 @@ class TLSSocket:
                     self._stop(error)
                     break
                 pieces.append(data)
-            self._ended = self._ended or not data
+            if not data:
+                self._ended = self._end_waits = True
             data = b"".join(pieces)
         self._received += data
 
@@ -362,23 +404,25 @@ class TLSSocket:
         """
         The peer broke off, or broke TLS; `recv` says so when all before it was received.
         """
-        self._ended = True
+        self._ended = self._end_waits = self._broken = True
         if isinstance(error, ssl.SSLEOFError):
             self.truncated = True
             self._end = ConnectionResetError(errno.ECONNRESET, "ended without close_notify")
         else:
             self._end = error
 
-    def _fail(self, error: BaseException) -> None:
+    def _fail(self, error: Exception) -> None:
         """
         Remember why there will be no more; during the handshake, raise it.
+
+        A handler that does not close then is told of the end, as of any other.
         """
-        self._ended = True
-        self._end = error
-        self.truncated = self.secure  # a reset is no orderly end either
+        self._ended = self._end_waits = self._broken = True
         self.deadline = None
         if not self.secure:
             raise error
+        self.truncated = True  # a reset is no orderly end either
+        self._end = error
 
     def _say_goodbye(self) -> None:
         with suppress(OSError):  # SSLWantReadError: the peer's own close_notify is not awaited
@@ -404,6 +448,12 @@ class _Leaving(asyncore.dispatcher):
     def readable(self) -> bool:
         return False
 
+    def handle_read(self) -> None:
+        """
+        Called when the time is over: nothing is read here.
+        """
+        self.close()
+
     def writable(self) -> bool:
         return True
 
@@ -415,7 +465,7 @@ class _Leaving(asyncore.dispatcher):
         except OSError:
             sent = len(self._bytes_left)
         self._bytes_left = self._bytes_left[sent:]
-        if not self._bytes_left or time.monotonic() >= self._leaves_at:
+        if not self._bytes_left:
             self.close()
 
     def handle_close(self) -> None:
@@ -433,6 +483,7 @@ class _Switch:
 
     def more(self) -> bytes:
         self._sock.begin()
+        self._sock._shake_hands()  # a client begins; what came already is in there
         _loop.touch(self._channel)
         return b""
 
@@ -498,8 +549,10 @@ def start_tls(  # noqa: PLR0913 they are settings, by keyword
         sock._incoming.write(early)
     channel.socket = sock
     queue = getattr(channel, "producer_fifo", None)
-    if not channel.connected:
+    if channel.connecting or not (channel.connected or server_side):
         sock.begin(connecting=True)
+    elif not channel.connected:
+        sock.begin()  # the peer left before its connection was accepted, and recv() will tell so
     elif queue:
         queue.append(_Switch(sock, channel))
     elif getattr(channel, "out_buffer", b""):
@@ -513,12 +566,22 @@ def start_tls(  # noqa: PLR0913 they are settings, by keyword
     return sock
 
 
+def check_server_context(context: ssl.SSLContext) -> None:
+    """
+    Find out at the start, not with each connection, that a context is none for servers.
+
+    Raises:
+        ssl.SSLError: it is not.
+    """
+    context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_side=True)
+
+
 def wrap_accepted(plain: socket.socket, context: ssl.SSLContext) -> TLSSocket:
     """
     Put TLS on a connection that was just accepted; its handshake begins when a channel has it.
     """
     plain.setblocking(False)
-    sock = TLSSocket(plain, context, server_side=True)
+    sock = TLSSocket(plain, context, server_side=True, handshake_timeout=HANDSHAKE_TIMEOUT)
     sock.begin()
     return sock
 
