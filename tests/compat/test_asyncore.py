@@ -8,6 +8,7 @@ import select
 import socket
 import sys
 import threading
+from unittest import mock
 
 import pytest
 
@@ -78,6 +79,17 @@ def test_a_broken_socket_is_refused_and_leaves_the_map():
     channels = {}
     with Broken() as sock, pytest.raises(OSError, match="broken"):
         asyncore.dispatcher(sock, channels)
+    assert channels == {}
+
+
+def test_a_stand_in_with_an_attribute_of_any_name_is_a_socket(monkeypatch):
+    channels = {}
+    monkeypatch.setattr(asyncore, "socket_map", channels)
+    stand_in = mock.Mock()
+    channel = asyncore.dispatcher(stand_in)
+    assert channels == {stand_in.fileno(): channel}
+    assert channel.connected
+    channel.close()
     assert channels == {}
 
 

@@ -372,8 +372,10 @@ class dispatcher:  # noqa: N801 - the stdlib's name
 
     def __init__(self, sock: Any = None, map: dict[Any, Any] | None = None) -> None:  # noqa: A002
         if map is None:
-            # A transport worn as a socket (`compat.served`) brings its own.
-            map = getattr(sock, "channel_map", None)  # noqa: A001 - the stdlib's name
+            # A transport worn as a socket (`compat.served`) brings its own; the stand-ins for
+            # sockets in programs' tests have an attribute of any name.
+            own = getattr(sock, "channel_map", None)
+            map = own if isinstance(own, dict) else None  # noqa: A001 - the stdlib's name
         self._map = socket_map if map is None else map
         self._fileno = None
         if not sock:
