@@ -83,7 +83,7 @@ class Listener(asyncore.dispatcher):
         asyncore.dispatcher.__init__(self, map=map)
         self.create_socket(socket.AF_INET, socket.SOCK_STREAM)
         self.bind(("127.0.0.1", 0))
-        self.listen(5, tls=tls)
+        self.listen(400, tls=tls)
         self.address = self.socket.getsockname()
         self.handler = handler
         self.handlers = []
@@ -99,7 +99,7 @@ def drive(channels, done, *, use_poll=False):
     end = time.monotonic() + LIMIT
     while not done():
         assert time.monotonic() < end, "it took too long"
-        asyncore.loop(timeout=0.2, use_poll=use_poll, map=channels, count=1)
+        asyncore.loop(timeout=0.02, use_poll=use_poll, map=channels, count=1)
 
 
 class InThread(threading.Thread):

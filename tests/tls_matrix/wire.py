@@ -47,6 +47,7 @@ class Memory:
     def __init__(self, context, hostname):
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.tls = context.wrap_bio(self.incoming, self.outgoing, server_hostname=hostname)
+        self.ended = False  # by close_notify
         self._last_flight_is_ours = context.maximum_version == ssl.TLSVersion.TLSv1_2
 
     def hello(self):
@@ -73,14 +74,15 @@ class Memory:
                 return self.outgoing.read()
 
     def finish(self, sock):
-        """The whole handshake."""
-        sock.sendall(self.shake(sock))
+        """The whole handshake, or what is left of it."""
         while True:
             try:
                 self.tls.do_handshake()
             except ssl.SSLWantReadError:
+                sock.sendall(self.outgoing.read())
                 self.incoming.write(sock.recv(65536))
             else:
+                sock.sendall(self.outgoing.read())
                 return
 
     def encrypt(self, data):
@@ -94,11 +96,13 @@ class Memory:
         return self.outgoing.read()
 
     def read(self, sock, size):
-        """So many bytes of plain text."""
+        """So many bytes of plain text, or what comes before the end."""
         data = b""
-        while len(data) < size:
+        while len(data) < size and not self.ended:
             try:
-                data += self.tls.read(size - len(data))
+                piece = self.tls.read(size - len(data))
+                data += piece
+                self.ended = not piece
             except ssl.SSLWantReadError:
                 piece = sock.recv(65536)
                 if not piece:

@@ -139,10 +139,10 @@ def readwrite(obj: Any, flags: int) -> None:
 def _was_told(obj: Any) -> bool:
     """
     Returns:
-        whether *obj* speaks TLS and is closed: a read event goes on to the end there.
+        whether *obj*, whose connection is gone, knows it: with TLS, a read event goes on to the end.
     """
     sock: Any = getattr(obj, "socket", None)
-    return type(sock) is _loop.tls_socket and bool(sock._closed)
+    return type(sock) is _loop.tls_socket and bool(sock.hang_up())
 
 
 # -- one pass ------------------------------------------------------------------------------
@@ -672,7 +672,11 @@ class dispatcher:  # noqa: N801 - the stdlib's name
         sock = self.socket
         while sock.advance():
             left = sock.pending()
-            self.handle_read()
+            try:
+                self.handle_read()
+            except BaseException:
+                sock.is_quiet = False  # the loop has to look what was left
+                raise
             if self.socket is not sock or not 0 < sock.pending() < left or not self.readable():
                 return
 

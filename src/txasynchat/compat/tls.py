@@ -198,6 +198,7 @@ class TLSSocket:
         self._closed = True
         self.is_quiet = False
         self.deadline = None
+        self._end = None  # its traceback refers to this
         if self.secure and not self._broken:
             self._say_goodbye()
         if not self._unsent:
@@ -247,13 +248,16 @@ class TLSSocket:
             if self._closed or self._connecting or not self._switched:
                 return False
             if self.deadline is not None and time.monotonic() >= self.deadline:
-                self._fail(HandshakeTimedOut(self._timeout or 0.0))
+                self._fail()
+                raise HandshakeTimedOut(self._timeout or 0.0)
         try:
             data = self._plain_socket.recv(READ_SIZE)
         except (BlockingIOError, InterruptedError):
             data = None
         except OSError as error:
             self._fail(error)
+            if not self.secure:
+                raise
             return True
         if data:
             self._incoming.write(data)
@@ -293,6 +297,15 @@ class TLSSocket:
             self._unsent = data[sent:]
         self.is_quiet = self.secure and not self._unsent and not self._closed
         return not self._unsent
+
+    def hang_up(self) -> bool:
+        """
+        The connection is gone in both directions, with what was not received; tell whether this was
+        closed already.
+        """
+        if not self._ended:
+            self.truncated = self.secure
+        return self._closed
 
     def ready_to_write(self) -> bool:
         """
@@ -350,18 +363,20 @@ class TLSSocket:
             self.tls.do_handshake()
         except ssl.SSLWantReadError:
             pass
-        except OSError as error:  # ssl.SSLError among them
+        except OSError:  # ssl.SSLError among them
             with suppress(OSError):
                 self.flush()  # the alert that says why
-            self._fail(error)
+            self._fail()
+            raise
         else:
             self.secure = True
             self.deadline = None
         try:
             flushed = self.flush()
-        except OSError as error:
+        except OSError:
             if not self.secure:
-                self._fail(error)
+                self._fail()
+                raise
             return False  # there may be something to receive before that is told
         return flushed and self.secure
 
@@ -411,18 +426,19 @@ class TLSSocket:
         else:
             self._end = error
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: Exception | None = None) -> None:
         """
-        Remember why there will be no more; during the handshake, raise it.
+        Remember that there will be no more, and why, for `recv`.
 
-        A handler that does not close then is told of the end, as of any other.
+        During the handshake the caller raises it: here it would be an argument of a frame that its
+        traceback has, and both would keep each other. A handler that does not close then is told of
+        the end, as of any other.
         """
         self._ended = self._end_waits = self._broken = True
         self.deadline = None
-        if not self.secure:
-            raise error
-        self.truncated = True  # a reset is no orderly end either
-        self._end = error
+        if self.secure:
+            self.truncated = True  # a reset is no orderly end either
+            self._end = error
 
     def _say_goodbye(self) -> None:
         with suppress(OSError):  # SSLWantReadError: the peer's own close_notify is not awaited
@@ -525,6 +541,8 @@ def start_tls(  # noqa: PLR0913 they are settings, by keyword
         ValueError: the channel listens, has no socket, or has TLS already.
         PlaintextAfterStartTLS: *leftover* is "reject" and there is some. It is dropped; left alone,
             the exception goes to ``handle_error``, which closes.
+        OSError: a client's connection is lost; or, an `ssl.SSLError`, *leftover* is "feed" and there
+            is no handshake.
     """
     plain = channel.socket
     if plain is None or channel.accepting:
@@ -560,8 +578,8 @@ def start_tls(  # noqa: PLR0913 they are settings, by keyword
         raise ValueError(f"out_buffer is not empty, and has no place for TLS to begin: {channel!r}")
     else:
         sock.begin()
-    if channel.connected and sock._switched:
-        sock.advance()
+    if sock._switched and not sock._connecting and (early or not server_side):
+        sock._shake_hands()  # nothing else is read here: what the peer does is not the caller's
     _loop.touch(channel)
     return sock
 
