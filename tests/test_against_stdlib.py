@@ -307,7 +307,7 @@ def test_a_count_lowered_too_far_ends_the_message_early_on_both_sides_without_an
     assert log(LoweringStdlib(0, []), b"aaaa", b"b") == [b"aaaa", b"", "found", b"b"]
 
 
-@pytest.mark.parametrize("wrong", ["\n", 1.5, True, (), ("\n",), object()], ids=repr)
+@pytest.mark.parametrize("wrong", ["\n", 1.5, True, (), ("\n",), object], ids=repr)
 def test_wrong_terminators_are_refused_when_set_and_not_when_data_comes(wrong):
     stdlib = asynchat.async_chat()
     stdlib.set_terminator(wrong)

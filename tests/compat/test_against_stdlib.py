@@ -19,8 +19,8 @@ import differential
 import stdlib_modules
 import streams
 
-PROGRAMS = 1_000
-STREAMS = 20_000
+PROGRAMS = 250
+STREAMS = 5_000
 
 
 @pytest.fixture(scope="module")
