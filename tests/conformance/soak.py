@@ -441,9 +441,9 @@ class Soak:
         if report["counts"].get("open at once", 0) < options.connections // 2:
             self.wrong.append("too few connections were open at once for the figure to mean much")
 
-    def _empty(self, maps: list[dict], threads: list[threading.Thread]) -> None:
+    def _empty(self, maps: list[dict], threads: list[threading.Thread], seconds: float) -> None:
         """The peers are gone; close the listeners from outside, and see that loops end."""
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and any(len(m) > 1 for m in maps):
             threads[0].join(0.05)
         left = [len(m) - 1 for m in maps]
@@ -471,7 +471,7 @@ class Soak:
             thread.daemon = True
             thread.start()
         self._load(ports, options)
-        self._empty(maps, threads)
+        self._empty(maps, threads, min(10, options.grace))
         self.wrong += self.died
         for error, count in self.Line.errors.items():
             print(f"handlers saw {count} times: {error}")
