@@ -38,6 +38,7 @@ from support import (
     server_options,
     trust,
 )
+from wire import drain, raw
 
 from txasynchat import AsyncChat, Leftovers, errors
 from txasynchat.tls import ClientOptions
@@ -92,25 +93,24 @@ class Asking(Notes):
         self.secure.callback(info)
 
 
-def raw(port):
-    sock = socket.create_connection(("127.0.0.1", port), support.PATIENCE)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return sock
-
-
-def read_to_end(sock):
-    data = b""
-    with contextlib.suppress(ConnectionResetError):
-        while piece := sock.recv(65536):
-            data += piece
-    return data
-
-
 def upgrade(sock, version=None):
     """Ask for TLS, wait, and shake hands."""
     sock.sendall(b"STARTTLS\n")
     assert read_line(sock) == b"go\n"
     return client_context(version).wrap_socket(sock, server_hostname=HOST)
+
+
+def hello(tls):
+    """One line there and back, and an orderly end."""
+    tls.sendall(b"hello\n")
+    answer = read_line(tls)
+    tls.unwrap().close()
+    return answer
+
+
+def upgrade_and_talk(port):
+    with raw(port) as sock, upgrade(sock) as tls:
+        return hello(tls)
 
 
 class Servers(unittest.TestCase):
@@ -132,9 +132,7 @@ class Servers(unittest.TestCase):
                     sock.sendall(b"hello\n")
                     before = read_line(sock)
                     with upgrade(sock, version) as tls:
-                        tls.sendall(b"hello\n")
-                        after = read_line(tls)
-                        tls.unwrap().close()
+                        after = hello(tls)
                 return before, after
 
             self.assertEqual(await in_thread(run), (b"clear hello\n", b"secret hello\n"))
@@ -153,9 +151,9 @@ class Servers(unittest.TestCase):
                     sock.sendall(attack[:cut])
                     if cut > 8:
                         # Whatever is glued on in the same segment.
-                        return read_to_end(sock) if cut > 9 else None
+                        return drain(sock) if cut > 9 else None
                     sock.sendall(attack[cut:])
-                    return read_to_end(sock)
+                    return drain(sock)
 
             said = await in_thread(run)
             handler = await self.finished(server)
@@ -175,7 +173,7 @@ class Servers(unittest.TestCase):
                     sock.sendall(b"STARTTLS\n")
                     assert read_line(sock) == b"go\n"
                     sock.sendall(b"EVIL\nEVIL\n")
-                    return read_to_end(sock)
+                    return drain(sock)
 
             answer = await in_thread(run)
             self.assertIn(answer[:1], (b"", b"\x15"), "an alert at most")
@@ -192,7 +190,7 @@ class Servers(unittest.TestCase):
                 with raw(server.port) as sock:
                     sock.sendall(attack[:cut])
                     sock.sendall(attack[cut:])
-                    return read_to_end(sock)
+                    return drain(sock)
 
             answer = await in_thread(run)
             self.assertIn(answer[:4], (b"", b"go\n", b"go\n\x15"))
@@ -253,15 +251,7 @@ class Servers(unittest.TestCase):
                     self.push(data + b"\n")
 
         server = await self.serve(Collecting)
-
-        def run():
-            with raw(server.port) as sock, upgrade(sock) as tls:
-                tls.sendall(b"hello\n")
-                answer = read_line(tls)
-                tls.unwrap().close()
-                return answer
-
-        self.assertEqual(await in_thread(run), b"hello\n")
+        self.assertEqual(await in_thread(upgrade_and_talk, server.port), b"hello\n")
         await self.finished(server)
 
     async def test_what_was_queued_before_goes_out_in_the_clear_and_the_rest_through_tls(self):
@@ -286,10 +276,7 @@ class Servers(unittest.TestCase):
                 while not clear.endswith(b"end\n"):
                     clear += sock.recv(65536)
                 with client_context().wrap_socket(sock, server_hostname=HOST) as tls:
-                    secret = read_line(tls)
-                    tls.sendall(b"hello\n")
-                    secret += read_line(tls)
-                    tls.unwrap().close()
+                    secret = read_line(tls) + hello(tls)
             return clear, secret
 
         clear, secret = await in_thread(run)
@@ -428,7 +415,7 @@ class Servers(unittest.TestCase):
             (handler,) = server.handlers
             handler.close_when_done()
             handler.start_tls(server_options())
-            self.assertEqual(await in_thread(read_to_end, sock), b"")
+            self.assertEqual(await in_thread(drain, sock), b"")
         await handler.closed
 
     async def test_a_peer_that_does_not_begin_is_gone_after_the_limit(self):
@@ -440,7 +427,7 @@ class Servers(unittest.TestCase):
         def run():
             with raw(server.port) as sock:
                 sock.sendall(b"STARTTLS\n")
-                return read_to_end(sock)
+                return drain(sock)
 
         self.assertEqual(await in_thread(run), b"go\n")
         handler = await self.finished(server)
@@ -448,15 +435,7 @@ class Servers(unittest.TestCase):
 
     async def test_below_a_policy_wrapper(self):
         server = await self.serve(wrap=WrappingFactory)
-
-        def run():
-            with raw(server.port) as sock, upgrade(sock) as tls:
-                tls.sendall(b"hello\n")
-                answer = read_line(tls)
-                tls.unwrap().close()
-                return answer
-
-        self.assertEqual(await in_thread(run), b"secret hello\n")
+        self.assertEqual(await in_thread(upgrade_and_talk, server.port), b"secret hello\n")
         await self.finished(server)
 
     async def test_the_connection_may_close_during_the_handshake(self):
@@ -465,7 +444,7 @@ class Servers(unittest.TestCase):
             await in_thread(lambda: (sock.sendall(b"STARTTLS\n"), read_line(sock)))
             (handler,) = server.handlers
             handler.abort()
-            self.assertEqual(await in_thread(read_to_end, sock), b"")
+            self.assertEqual(await in_thread(drain, sock), b"")
         await handler.closed
         self.assertIsNone(handler.close_reason)
 
@@ -527,7 +506,7 @@ class Clients(unittest.TestCase):
                     accepted.sendall(attack[:cut])
                     with contextlib.suppress(ConnectionError):
                         accepted.sendall(attack[cut:])
-                    return read_to_end(accepted)
+                    return drain(accepted)
 
             said = await in_thread(run)
             await client.closed
