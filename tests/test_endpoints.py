@@ -12,12 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import (
     IStreamClientEndpoint,
     IStreamClientEndpointStringParserWithReactor,
     IStreamServerEndpoint,
     IStreamServerEndpointStringParser,
 )
+from twisted.internet.protocol import Factory
 from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock
 from twisted.plugin import IPlugin
@@ -254,6 +256,34 @@ def twistd(folder, *arguments):
             process.stdout.close()
 
 
+@pytest.mark.parametrize(
+    "inner", [r"tcp\:8443\:interface=127.0.0.1", r"tcp\:8443\:interface\=127.0.0.1", r"tcp\:8443"]
+)
+def test_an_inner_string_may_be_written_as_one_argument(files, inner):
+    certificate, key, _ = files
+    reactor = MemoryReactorClock()
+    text = rf"secure:{inner}:certificate={certificate}:key={key}"
+    serverFromString(reactor, text).listen(Factory())
+    ((port, _, _, interface),) = reactor.tcpServers
+    assert port == 8443
+    assert interface == ("127.0.0.1" if "interface" in inner else "")
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ({"client": "optional"}, "client=optional needs client_ca="),
+        ({"alpn": "tch\xfcss"}, "alpn= are in ASCII"),
+        ({"alpn": "!"}, "would refuse everybody"),
+        ({"alpn": "chat/1,,chat/2"}, "an ALPN protocol is 1 to 255 bytes"),
+    ],
+)
+def test_words_that_make_no_sense_are_refused(files, words, complaint):
+    certificate, key, _ = files
+    with pytest.raises(ValueError, match=complaint):
+        server_options(certificate=certificate, key=key, **words)
+
+
 def free_port():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         return taken.getsockname()[1]
@@ -291,6 +321,10 @@ def test_twistd_serves_all_of_it(files, tmp_path):
         ("secure:tcp:0:certificate={certificate}", "server.pem: has no private key in PEM"),
         ("secure:tcp:0:certificate={certificate}:key={key}:colour=red", "colour"),
         ("secure:nonsense:certificate={certificate}:key={key}", "nonsense"),
+        (
+            "secure:tcp:0:certificate={certificate}:key={key}:client=required",
+            "client=required needs client_ca=",
+        ),
     ],
 )
 def test_twistd_says_in_one_line_what_is_wrong(files, tmp_path, listen, complaint):

@@ -160,14 +160,15 @@ def server_options(  # noqa: PLR0913 one for each word
     keys: list[str | None] = [*key.split(",")] if key else [None] * len(certificates)
     if len(keys) != len(certificates):
         raise ValueError(f"certificate names {len(certificates)} files, key {len(keys)}")
-    mode = client or ("required" if client_ca else "off")
+    modes = {one.name.lower(): one for one in ClientCertificate}
+    mode = _one_of("client", client or ("required" if client_ca else "off"), modes)
+    if mode is not ClientCertificate.OFF and not client_ca:
+        raise ValueError(f"client={client} needs client_ca=")
     lowest, highest = _versions(version)
     return ServerOptions(
         [Credentials(one, its) for one, its in zip(certificates, keys, strict=True)],
         strict_names=_one_of("names", names, {"any": False, "strict": True}),
-        client_certificate=_one_of(
-            "client", mode, {one.name.lower(): one for one in ClientCertificate}
-        ),
+        client_certificate=mode,
         client_authorities=client_ca or None,
         alpn=_protocols(alpn.removesuffix("!")),
         require_alpn=alpn.endswith("!"),
@@ -258,6 +259,10 @@ def _split(
     """
     Write the inner endpoint's string, and pick the words that are ours.
     """
+    first = next(iter(words), "")
+    if not arguments and ":" in first:
+        # An inner string written as one argument, with a word in it: taken for one word itself.
+        arguments = (f"{first}={words.pop(first)}",)
     if not arguments:
         raise ValueError("secure: needs another endpoint behind it, as in secure:tcp:8443")
     ours = {
@@ -270,7 +275,9 @@ def _split(
 
 
 def _protocols(text: str) -> tuple[bytes, ...]:
-    return tuple(one.encode("ascii") for one in text.split(",")) if text else ()
+    if not text.isascii():
+        raise ValueError(f"protocols of alpn= are in ASCII: {text!r}")
+    return tuple(one.encode() for one in text.split(",")) if text else ()
 
 
 def _versions(text: str) -> tuple[Version, Version]:

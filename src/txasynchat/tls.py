@@ -137,6 +137,8 @@ class ServerOptions:
                 f" {self.client_certificate}, {self.client_authorities!r}"
             )
         _check_alpn(self.alpn)
+        if self.require_alpn and not self.alpn:
+            raise ValueError("require_alpn without alpn would refuse everybody")
         object.__setattr__(self, "limit", HandshakeLimit(self.max_handshakes))
         object.__setattr__(self, "_contexts", _Contexts(self))
 
