@@ -181,8 +181,9 @@ class Framer:
         self.paused = False
         self.closed = False
         self._terminator: Any = check_terminator(terminator)
-        # The terminator, once `receive` found it to be a delimiter and nothing to be in the way of
-        # the short way.  Whatever gets into that way puts an object here that is no terminator.
+        # The terminator, once `receive` found it to be a delimiter and its short way to be free:
+        # _position is 0 then when nothing is left.  Whatever gets in the way puts an object here
+        # that is no terminator.
         self._delimiter: Any = _NO_SHORT_WAY
         # What is left: _buffer from _position on, then _backlog.
         self._buffer = b""
@@ -295,6 +296,7 @@ class Framer:
         self._buffer = data
         self._position = self._searched = 0
         self._backlog = None
+        self._delimiter = _NO_SHORT_WAY  # a cut that is still to come may go beyond it
 
     @property
     def in_message(self) -> bool:
@@ -374,31 +376,30 @@ class Framer:
         after the system call that gave the bytes.
         """
         delimiter = self._delimiter
-        if delimiter is not self._terminator or self._buffer or not data:
+        if delimiter is not self._terminator or self._buffer:
             self._receive_otherwise(receiver, data)
             return
-        # Nothing is left over, so no batch is running; a cut may have gone beyond a replaced buffer.
-        self._position = 0
         self._buffer = data
-        index = data.find(delimiter)
-        if index < 0:
-            self._receive_piece(receiver, data, delimiter)
-            return
+        message, found, rest = data.partition(delimiter)
         if (
-            index + len(delimiter) != len(data)
+            rest
+            or not found
             or self._count
-            or (self.limit is not None and index > self.limit)
+            or (self.limit is not None and len(message) > self.limit)
         ):
-            self._searched = 0
-            self.deliver(receiver)
+            if found:
+                self._searched = 0
+                self.deliver(receiver)
+            else:
+                self._receive_piece(receiver, data, delimiter)
             return
         if self.whole:
             self._buffer = b""
             self.matched = delimiter
-            receiver.message_received(data[:index])
+            receiver.message_received(message)
         else:
-            if index:
-                receiver.collect_incoming_data(data[:index])
+            if message:
+                receiver.collect_incoming_data(message)
             if self._buffer is data and self._backlog is None:
                 self._buffer = b""
             elif self.closed:
@@ -416,10 +417,11 @@ class Framer:
         `receive` where the short way was not open, at least until now.
         """
         terminator = self._terminator
-        if self._buffer or self.paused or self._skipping is not None or not data:
+        if self._buffer or self._backlog or self.paused or self._skipping is not None or not data:
             self.feed(data)
             self.deliver(receiver)
         elif type(terminator) is bytes and terminator and not self._unlimited:
+            self._position = 0  # a cut may have gone beyond a replaced buffer
             self._delimiter = terminator
             self.receive(receiver, data)
         elif terminator or self.whole:
@@ -437,11 +439,12 @@ class Framer:
         """
         `receive` of a chunk that is all there is and has no delimiter in it.
         """
+        if not data:
+            return
         length = len(delimiter)
         size = len(data)
         if (
-            length > 1
-            and data.find(delimiter[0], size - length + 1 if size >= length else 0) >= 0
+            length > 1 and data.find(delimiter[0], size - length + 1 if size >= length else 0) >= 0
         ) or not self._pass_rest(receiver, data):
             self._searched = max(0, size - length + 1)
             self.deliver(receiver)

@@ -85,6 +85,9 @@ class _NoSocket:
 #: The type of sockets that know TLS; `txasynchat.compat.tls` puts it here when it is loaded.
 tls_socket: Any = _NoSocket
 
+#: ``asyncore.read`` as it is, unless a program has put its own in its place.
+own_read: Any = None
+
 _F = TypeVar("_F", bound="Callable[..., Any]")
 _kinds: dict[Any, int] = {}
 _monotonic = time.monotonic
@@ -655,20 +658,31 @@ class MapDriver:
         again: whatever else changes it reports by `touch`, or a full pass finds it.
         """
         channels = self.channels
-        read = self.names["read"]
+        recent = self._recent
+        names = self.names
+        read = names["read"]
+        is_own = read is own_read
         try:
             for fd in order:
                 if changed and fd in changed:
                     continue
                 channel = channels.get(fd)
-                if channel is not None:
+                if channel is None:
+                    continue
+                if not is_own:
                     read(channel)
+                    continue
+                try:  # what it does, for a call less
+                    channel.handle_read_event()
+                except names["_reraised_exceptions"]:
+                    raise
+                except:  # noqa: E722 - see asyncore.read
+                    channel.handle_error()
         except BaseException:
-            self._recent.update(dict.fromkeys(order, READ))
+            recent.update(dict.fromkeys(order, READ))
             raise
         # In a loop of its own: after a system call each instruction costs a multiple.
         entries = self._entries
-        recent = self._recent
         for fd in order:
             channel = channels.get(fd)
             entry = entries.get(fd)

@@ -11,13 +11,17 @@ behind them is the engine, which a channel gets with its first bytes.
 
 from __future__ import annotations
 
+import sys
 from collections import deque
-from threading import Lock, get_ident
-from typing import Any
+from threading import Lock
+from typing import TYPE_CHECKING, Any
 
 from txasynchat.compat import _loop, asyncore
 from txasynchat.framing import Framer
 from txasynchat.producers import simple_producer
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 __all__ = ["async_chat", "asyncore", "deque", "find_prefix_at_end", "simple_producer"]
 
@@ -115,15 +119,12 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
     # the same once more, from the first bytes on, where a channel has no way of its own to send.
     __turn: list[None]
     __plain_turn: list[None] | None
-    # The thread that has its turn in `initiate_send`.
-    __sender: int | None = None
 
     def __init__(self, sock: Any = None, map: dict[Any, Any] | None = None) -> None:  # noqa: A002
         # All attributes at once: CPython gives instances of a class room for those that their first
         # ones have, and what comes later costs each channel a dict, and each look into it time.
         self.__framer = self.__quick = self.__plain_turn = None
         self.__turn = [None]
-        self.__sender = None
         self.__terminator = self.__terminator
         self.ac_in_buffer = b""
         self.incoming = []
@@ -289,19 +290,28 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
                 turn = None
             if turn and len(data) <= self.ac_out_buffer_size:
                 try:
-                    turn.pop()
+                    mine = turn.pop()
                 except IndexError:  # another thread was faster
                     self.__push(data, fifo)
                     return
                 try:
                     fifo.append(data)
                     if fifo and fifo[0] is data:
-                        self.__send_only(data)
-                    else:  # likewise
+                        num_sent = self.send(data)
+                        if num_sent == len(data):
+                            del self.producer_fifo[0]
+                            return
+                        if num_sent:
+                            self.producer_fifo[0] = data[num_sent:]
+                        _loop.touch(self)
+                    else:  # another thread was faster
                         _pushed_meanwhile.add(id(self))
+                except OSError:
+                    self.handle_error()
                 finally:
-                    turn.append(None)
+                    turn.append(mine)
                     if _pushed_meanwhile and id(self) in _pushed_meanwhile:
+                        del mine
                         self.initiate_send()
                         _loop.touch(self)
                 return
@@ -323,22 +333,6 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
         self.initiate_send()
         if waited or self.producer_fifo:
             _loop.touch(self)
-
-    def __send_only(self, data: bytes) -> None:
-        """
-        What `initiate_send` does in its turn, when *data* is all there is.
-        """
-        try:
-            num_sent = self.send(data)
-        except OSError:
-            self.handle_error()
-            return
-        if num_sent == len(data):
-            del self.producer_fifo[0]
-            return
-        if num_sent:
-            self.producer_fifo[0] = data[num_sent:]
-        _loop.touch(self)
 
     def push_with_producer(self, producer: Any) -> None:
         """
@@ -386,24 +380,23 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
         noted = False
         while True:
             try:
-                turn.pop()
+                mine = turn.pop()
             except IndexError:
-                if self.__sender == get_ident():  # a producer, or an overridden send(), that pushes
-                    self.__send_chunk()
-                    return
                 if noted:
                     return  # whoever sends looks for the note after its turn
+                if _is_sending(self):  # and there a producer, or a handle_close(), pushes
+                    self.__send_chunk()
+                    return
                 _pushed_meanwhile.add(key)
                 noted = True
                 continue
             _pushed_meanwhile.discard(key)
             noted = False
-            self.__sender = get_ident()
             try:
                 self.__send_chunk()
             finally:
-                self.__sender = None
-                turn.append(None)
+                turn.append(mine)
+                del mine
             if key not in _pushed_meanwhile:
                 return
 
@@ -486,7 +479,24 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
 _terminator = async_chat.__dict__["terminator"]
 _get_terminator = async_chat.get_terminator
 _initiate_send = async_chat.initiate_send
+_sends = async_chat.push.__code__, async_chat.initiate_send.__code__
 _send = async_chat.send
+
+
+def _is_sending(channel: async_chat) -> bool:
+    """
+    Whether the turn to send that *channel* has given away is this thread's.
+
+    Hardly ever asked, so that to have a turn need not cost a note of whose it is.
+    """
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        if frame.f_code in _sends:
+            names = frame.f_locals
+            if "mine" in names and names["self"] is channel:
+                return True
+        frame = frame.f_back
+    return False
 
 
 def find_prefix_at_end(haystack: Any, needle: Any) -> int:
