@@ -27,6 +27,9 @@ __all__ = ["async_chat", "asyncore", "deque", "find_prefix_at_end", "simple_prod
 
 _UNSET = object()
 
+# In place of a channel's turn to send, while what it pushes is joined.
+_JOINING: Any = ("joining",)
+
 # Guards the making of a channel's turn (see `async_chat.initiate_send`).
 _making_turns = Lock()
 # Channels, by id, on which another thread wanted to send while one was sending.
@@ -110,14 +113,14 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
     __terminator: Any = _UNSET
     # get_terminator() has to be asked, not only the attribute behind it.
     __asked = False
-    __joining = False
     # What follows is missing where a program did not call __init__.  (An attribute that its class
     # does not have is found fastest.)
     # The engine once more, from the first bytes on, where a channel does nothing out of the ordinary.
     __quick: Framer | None
-    # A list with one item; whoever has taken that sends. (A lock costs five times as much.) And
-    # the same once more, from the first bytes on, where a channel has no way of its own to send.
+    # A list with one item; whoever has taken that sends. (A lock costs five times as much.)
     __turn: list[None]
+    # The same once more, from the first bytes on, where a channel has no way of its own to send; or
+    # _JOINING.
     __plain_turn: list[None] | None
 
     def __init__(self, sock: Any = None, map: dict[Any, Any] | None = None) -> None:  # noqa: A002
@@ -154,14 +157,14 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
             self.__asked = True  # get_terminator() raises what has to be raised
         framer.terminator = self.__terminator
         self.__framer = framer
-        sends_plainly = (
-            not self.ac_join_writes
-            and getattr(self.initiate_send, "__func__", None) is _initiate_send
+        self.__quick = self.__plain_turn = None
+        if (
+            getattr(self.initiate_send, "__func__", None) is _initiate_send
             and getattr(self.send, "__func__", None) is _send
-        )
-        if sends_plainly:
+        ):
             self.__plain_turn = self.__make_turn()
-        self.__quick = framer if sends_plainly and not self.__asked else None
+            if not (self.__asked or self.ac_join_writes):
+                self.__quick = framer
         return framer
 
     # -- input
@@ -240,15 +243,19 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
         framer = self.__framer
         if framer is None:
             framer = self.__start()
-        if self.__joining or not self.ac_join_writes:
+        turn = self.__plain_turn
+        if turn is _JOINING or not self.ac_join_writes:
             self.__deliver(framer, data)
             return
-        self.__joining = True
+        self.__plain_turn = _JOINING
         try:
             self.__deliver(framer, data)
         finally:
-            self.__joining = False
-            if self.producer_fifo:
+            self.__plain_turn = turn
+            fifo = self.producer_fifo
+            if len(fifo) == 1 and type(fifo[0]) is bytes:
+                self.push(fifo.popleft())
+            elif fifo:
                 self.initiate_send()
                 if self.producer_fifo:
                     _loop.touch(self)
@@ -282,39 +289,43 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
             TypeError: *data* is not bytes, bytearray or memoryview.
         """
         fifo = self.producer_fifo
-        if not fifo and data and type(data) is bytes and self.connected:
+        if data and type(data) is bytes:
             # By far the commonest: what `initiate_send` would do, for as few instructions.
             try:
                 turn = self.__plain_turn
             except AttributeError:
                 turn = None
             if turn and len(data) <= self.ac_out_buffer_size:
-                try:
-                    mine = turn.pop()
-                except IndexError:  # another thread was faster
-                    self.__push(data, fifo)
-                    return
-                try:
+                if turn is _JOINING:
                     fifo.append(data)
-                    if fifo and fifo[0] is data:
-                        num_sent = self.send(data)
-                        if num_sent == len(data):
-                            del self.producer_fifo[0]
-                            return
-                        if num_sent:
-                            self.producer_fifo[0] = data[num_sent:]
-                        _loop.touch(self)
-                    else:  # another thread was faster
-                        _pushed_meanwhile.add(id(self))
-                except OSError:
-                    self.handle_error()
-                finally:
-                    turn.append(mine)
-                    if _pushed_meanwhile and id(self) in _pushed_meanwhile:
-                        del mine
-                        self.initiate_send()
-                        _loop.touch(self)
-                return
+                    return
+                if not fifo and self.connected:
+                    try:
+                        mine = turn.pop()
+                    except IndexError:  # another thread was faster
+                        self.__push(data, fifo)
+                        return
+                    try:
+                        fifo.append(data)
+                        if fifo and fifo[0] is data:
+                            num_sent = self.send(data)
+                            if num_sent == len(data):
+                                del self.producer_fifo[0]
+                                return
+                            if num_sent:
+                                self.producer_fifo[0] = data[num_sent:]
+                            _loop.touch(self)
+                        else:  # another thread was faster
+                            _pushed_meanwhile.add(id(self))
+                    except OSError:
+                        self.handle_error()
+                    finally:
+                        turn.append(mine)
+                        if _pushed_meanwhile and id(self) in _pushed_meanwhile:
+                            del mine
+                            self.initiate_send()
+                            _loop.touch(self)
+                    return
         self.__push(data, fifo)
 
     def __push(self, data: Any, fifo: deque[Any]) -> None:
@@ -328,18 +339,24 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
                 fifo.append(data[start : start + size])
         else:
             fifo.append(data)
-        if self.__joining:
+        if self.__is_joining():
             return
         self.initiate_send()
         if waited or self.producer_fifo:
             _loop.touch(self)
+
+    def __is_joining(self) -> bool:
+        try:
+            return self.__plain_turn is _JOINING
+        except AttributeError:
+            return False
 
     def push_with_producer(self, producer: Any) -> None:
         """
         Send what ``producer.more()`` gives, until that is empty.
         """
         self.producer_fifo.append(producer)
-        if self.__joining:
+        if self.__is_joining():
             return
         self.initiate_send()
         _loop.touch(self)
