@@ -192,6 +192,39 @@ def test_passes_by_hand_end_a_stalled_handshake_too(channels, monkeypatch, poll)
     assert list(channels.values()) == [listener]
 
 
+@BOTH_WAYS
+def test_handshakes_that_come_together_leave_everybody_else_his_turn(
+    channels, monkeypatch, use_poll
+):
+    monkeypatch.setattr("txasynchat.compat.tls.HANDSHAKES_SHARE", 0.0)  # one step in each pass
+    listener = Listener(channels, server_context())
+    hello = memory().hello()
+    socks = []
+
+    def connect():
+        socks.extend(raw(listener.address) for _ in range(10))
+
+    running = InThread(connect)
+    drive(channels, lambda: running.done() and len(listener.handlers) == 10, use_poll=use_poll)
+    handler, theirs = pair(channels, Lines)
+    for sock in socks:
+        sock.sendall(hello)
+        sock.setblocking(False)
+    answered = []
+    theirs.sendall(b"hello\n")
+    for turn in range(1, 11):
+        asyncore.loop(timeout=LIMIT, use_poll=use_poll, map=channels, count=1)
+        assert handler.lines == [b"hello"]
+        for sock in socks:
+            with suppress(BlockingIOError):
+                if sock not in answered and sock.recv(100):
+                    answered.append(sock)
+        assert len(answered) == turn
+    theirs.close()
+    for sock in socks:
+        sock.close()
+
+
 # -- slow, and good
 
 

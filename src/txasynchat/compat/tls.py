@@ -39,8 +39,15 @@ READ_SIZE: Final = 65_536
 #: Bytes of ciphertext left to send above which no more is read: more than `send` ever leaves, so
 #: only a peer that has OpenSSL answer (key updates, say) and does not read gets there.
 MOST_UNSENT: Final = 4 * LARGEST_SEND
+#: Seconds of one pass that handshakes may take, at least one step in each: whoever has one to do then
+#: stays readable and has his turn in the next pass, and everybody else is served in between.
+HANDSHAKES_SHARE: Final = 0.02
 # The enumeration's own operators cost as much as a system call.
 _PEEK: Final = int(socket.MSG_PEEK)
+
+
+# What handshakes took of this pass.
+_taken = [0.0]
 
 
 class TLSSocket:
@@ -228,6 +235,7 @@ class TLSSocket:
         if not self._switched:
             return False, writable
         if not self.secure:
+            _taken[0] = 0.0  # channels are asked between passes
             return not self._connecting, self._connecting or bool(self._unsent)
         if len(self._unsent) > MOST_UNSENT:
             readable = False
@@ -250,6 +258,9 @@ class TLSSocket:
             if self.deadline is not None and time.monotonic() >= self.deadline:
                 self._fail()
                 raise HandshakeTimedOut(self._timeout or 0.0)
+            if _taken[0] > HANDSHAKES_SHARE and not self.secure:
+                self._start_clock()  # it is us who are late
+                return False
         try:
             data = self._plain_socket.recv(READ_SIZE)
         except (BlockingIOError, InterruptedError):
@@ -359,6 +370,7 @@ class TLSSocket:
         """
         if self._ended:
             return False
+        began = time.perf_counter()
         try:
             self.tls.do_handshake()
         except ssl.SSLWantReadError:
@@ -371,6 +383,8 @@ class TLSSocket:
         else:
             self.secure = True
             self.deadline = None
+        finally:
+            _taken[0] += time.perf_counter() - began
         try:
             flushed = self.flush()
         except OSError:
