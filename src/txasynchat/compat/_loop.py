@@ -148,7 +148,7 @@ class MapDriver:
         self._entries: dict[Any, _Entry] = {}
         # Grow along the map: events are handed out in the map's order.
         self._ranks: dict[Any, int] = {}
-        self._always: dict[Any, None] = {}
+        self._always: dict[Any, _Entry] = {}
         self._rank = 0
         # Keys of the map that are no numbers but have a fileno().
         self._keys: dict[int, Any] = {}
@@ -263,10 +263,10 @@ class MapDriver:
         if entry.kind:
             self._always.pop(fd, None)
         elif fd not in self._always:
-            self._always[fd] = None
+            self._always[fd] = entry
             if self._ranks[fd] < self._rank:  # not the map's last: keep the map's order
                 order = sorted(self._always, key=self._ranks.__getitem__)
-                self._always = dict.fromkeys(order)
+                self._always = {one: self._entries[one] for one in order}
 
     def _ask(self, fd: Any, channel: Any) -> None:
         """
@@ -329,15 +329,13 @@ class MapDriver:
         Ask those that are asked on every pass; done for each of them, so it is lean.
         """
         channels = self.channels
-        entries = self._entries
         masks = self.hub.masks
         plain = not (self._penance or self._closed) and tls_socket is _NoSocket
-        for fd in tuple(self._always):
+        for fd, entry in tuple(self._always.items()):
             channel = channels.get(fd)
             if channel is None:
                 continue
-            entry = entries.get(fd)
-            if entry is None or entry.channel is not channel:
+            if entry.channel is not channel:
                 self._adopt(fd, channel)
             is_readable = channel.readable()
             is_writable = channel.writable()
@@ -456,7 +454,7 @@ class MapDriver:
         self._entries = {fd: old[fd] for fd in snapshot if fd in old}
         self._ranks = {fd: rank for rank, fd in enumerate(self._entries)}
         self._rank = len(self._ranks)
-        self._always = {fd: None for fd, entry in self._entries.items() if not entry.kind}
+        self._always = {fd: entry for fd, entry in self._entries.items() if not entry.kind}
 
     # -- passes
 
@@ -684,27 +682,31 @@ class MapDriver:
         # In a loop of its own: after a system call each instruction costs a multiple.
         entries = self._entries
         for fd in order:
-            channel = channels.get(fd)
             entry = entries.get(fd)
-            if channel is None or entry is None:
+            if entry is None:
                 continue
-            if entry.kind != _CHAT:
+            channel = entry.channel
+            if channel is None:
+                continue
+            if entry.kind == _CHAT:
+                # What the handler wrote in its own event, with no method called, counts too.
+                sock = channel.socket
+                kind = type(sock)
+                if (
+                    (
+                        not sock._closed
+                        if kind is _socket
+                        else kind is tls_socket and sock.is_quiet
+                    )
+                    and channel.connected
+                    and not channel.producer_fifo
+                ):
+                    continue
+            elif not entry.kind:
                 sock = getattr(channel, "socket", None)
-                if entry.kind or type(sock) is not _socket or sock._closed:  # type: ignore[attr-defined] # see above
-                    recent[fd] = READ
-                continue
-            # What the handler wrote in its own event, with no method called, counts too.
-            sock = channel.socket
-            if (
-                channel.producer_fifo
-                or not channel.connected
-                or (
-                    sock._closed  # type: ignore[attr-defined] # see above
-                    if type(sock) is _socket
-                    else not (type(sock) is tls_socket and sock.is_quiet)
-                )
-            ):
-                recent[fd] = READ
+                if type(sock) is _socket and not sock._closed:  # type: ignore[attr-defined] # see above
+                    continue
+            recent[fd] = READ
 
     def _hand_out_selected(
         self, order: list[Any], ready: dict[Any, int], changed: set[Any]
