@@ -32,7 +32,7 @@ import wire
 from support import HOST, Notes, Server, client_context, connect, in_thread, server_options, trust
 from wire import HOSTILE, drain, one_byte_records, raw
 
-from txasynchat import errors, transports
+from txasynchat import errors, tlslayer, transports
 from txasynchat.handshakes import HandshakeLimit, Turns
 from txasynchat.tls import ClientOptions
 from txasynchat.tlslayer import TLSLayer
@@ -574,6 +574,34 @@ class Hostile(unittest.TestCase):
         self.assertGreater(len(answer), 1_000 * 20)
         self.assertEqual(await in_thread(support.talk, server.port, client_context()), b"hello\n")
         await server.handlers[1].closed
+
+    async def test_who_asks_for_key_updates_and_reads_none_is_gone(self):
+        self.patch(tlslayer, "_UNASKED", 10_000)
+
+        class Small(Notes):
+            def handle_connect(self):
+                self.transport.transport.socket.setsockopt(
+                    socket.SOL_SOCKET, socket.SO_SNDBUF, 4096
+                )
+                super().handle_connect()
+
+        server = await Server(self, server_options(), handler=Small).listen()
+
+        def run():
+            with socket.socket() as sock:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                sock.settimeout(support.PATIENCE)
+                sock.connect(("127.0.0.1", server.port))
+                keys = wire.TrafficKeys.shake(sock, client_context("1.3"), HOST)
+                with contextlib.suppress(ConnectionError):
+                    for _ in range(30):
+                        sock.sendall(keys.key_updates(1_000))
+
+        await in_thread(run)
+        (handler,) = server.handlers
+        await handler.closed
+        self.assertIs(type(handler.close_reason), errors.TLSError)
+        self.assertIn("key updates", str(handler.close_reason))
 
 
 class Parts(unittest.TestCase):

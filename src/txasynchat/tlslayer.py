@@ -63,6 +63,9 @@ _RECORD = 16_384
 _WHOLE_RECORD = _RECORD + 512
 #: Bytes written while data is handled, above which they are sent at once.
 _JOINED = 65_536
+#: Bytes that OpenSSL may have to send on its own (answers to key updates) behind what the peer has not
+#: read: enough for ten thousand of them.
+_UNASKED = 262_144
 #: Connections accepted in one turn of the reactor while handshakes go on.
 _ACCEPTS = 10
 #: As many records as there are.
@@ -111,6 +114,8 @@ class TLSLayer(TLSMemoryBIOProtocol):
     #: What was written while received data is handled.
     _outgoing: list[bytes] | None = None
     _outgoing_size = 0
+    #: What OpenSSL had to send on its own since there was last nothing unsent.
+    _unasked = 0
     #: Where the records are in what arrives: bytes missing of the last one, or a part of its header.
     #: None: no longer known.
     _missing: int | None = 0
@@ -546,8 +551,20 @@ class TLSLayer(TLSMemoryBIOProtocol):
         except Error:
             # There is no more.
             if pieces:
-                self._send_ciphertext(b"".join(pieces))
+                data = b"".join(pieces)
+                self._send_ciphertext(data)
+                if self._handshakeDone:
+                    self._limit_unasked(len(data))
         return bool(pieces)
+
+    def _limit_unasked(self, size: int) -> None:
+        """
+        Abort a connection whose peer has OpenSSL answer, and reads no answers.
+        """
+        self._unasked = self._unasked + size if transports.unsent_bytes(self.transport) else 0
+        if self._unasked > _UNASKED and not self._aborted:
+            self._reason = Failure(TLSError("the peer reads no answers to its key updates"))
+            self.abortConnection()
 
     def _send_ciphertext(self, data: bytes) -> None:
         transport = self.transport
