@@ -105,6 +105,11 @@ PROGRAMS = {
         ("pysnmp==4.4.12", "pyasn1<0.5"),
         ("try_pysnmp.py",),
     ),
+    "bacpypes": Program(
+        "BACnet over UDP and TCP: scheduled tasks between passes of count=1, wakes through a pipe",
+        ("bacpypes==0.19.0",),
+        ("try_bacpypes.py",),
+    ),
     "PodSixNet": Program(
         "a library for network games: poll called directly, pushes between channels",
         ("PodSixNet==0.11.0",),
