@@ -657,6 +657,57 @@ def test_a_peer_that_never_answers_close_notify_keeps_nothing(channels, use_poll
         assert sock.recv(1) == b""
 
 
+@BOTH_WAYS
+def test_a_peer_that_reads_slowly_gets_the_last_bytes_all_the_same(channels, monkeypatch, use_poll):
+    monkeypatch.setattr("txasynchat.compat.tls.CLOSE_TIMEOUT", 0.5)
+
+    class Leaving(Lines):
+        def line_received(self, line):
+            while self.send(b"z" * 60_000):
+                pass
+            self.close()
+
+    class Small(Listener):
+        def handle_accepted(self, sock, addr):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            Listener.handle_accepted(self, sock, addr)
+
+    listener = Small(channels, server_context(), Leaving)
+    client = memory()
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.settimeout(LIMIT)
+    sock.connect(listener.address)
+
+    def run():
+        client.finish(sock)
+        sock.sendall(client.encrypt(b"go\n"))
+
+    running = InThread(run)
+    drive(channels, is_over_or_closed(listener), use_poll=use_poll)
+    running()
+    listener.close()
+    received = 0
+    began = time.monotonic()
+    with sock:
+        sock.setblocking(False)
+        while not client.ended and time.monotonic() - began < LIMIT:
+            idle_passes(channels, 0.1, use_poll=use_poll)
+            with suppress(BlockingIOError):
+                client.incoming.write(sock.recv(8192))
+            with suppress(ssl.SSLWantReadError):
+                received += len(client.tls.read(60_000))
+                while client.incoming.pending:
+                    received += len(client.tls.read(60_000))
+            with suppress(ssl.SSLWantReadError):
+                client.ended = client.tls.read(1) == b""
+    assert client.ended
+    assert time.monotonic() - began > 0.5
+    assert received % 60_000 == 0
+    assert received > 0
+    assert not channels
+
+
 def is_over_or_closed(listener):
     return lambda: listener.handlers and not listener.handlers[-1].connected
 

@@ -28,8 +28,8 @@ __all__ = ["TLSSocket", "check_server_context", "start_tls", "wrap_accepted"]
 
 #: Seconds that a handshake may take.
 HANDSHAKE_TIMEOUT: Final = 10.0
-#: Seconds in which a closed connection's last bytes, close_notify among them, must be taken.
-CLOSE_TIMEOUT: Final = 3.0
+#: Seconds without progress in sending a closed connection's last bytes, close_notify among them.
+CLOSE_TIMEOUT: Final = 10.0
 #: Bytes of plain text that one ``send`` takes: what OpenSSL makes of them waits in memory.
 LARGEST_SEND: Final = 65_536
 #: The largest record of TLS.
@@ -356,7 +356,7 @@ class TLSSocket:
 
     def leave(self, channels: Any) -> None:
         """
-        After `close`: see the last bytes out, as a channel of its own, within `CLOSE_TIMEOUT`.
+        After `close`: see the last bytes out, as a channel of its own, while that makes progress.
         """
         if self._closed and self._unsent:
             _Leaving(self._plain_socket, self._unsent, channels)
@@ -497,6 +497,10 @@ class _Leaving(asyncore.dispatcher):
         self._bytes_left = self._bytes_left[sent:]
         if not self._bytes_left:
             self.close()
+        elif sent:
+            self._leaves_at = time.monotonic() + CLOSE_TIMEOUT
+            self.del_channel()
+            self.set_socket(self.socket)  # the loop takes note of the time
 
     def handle_close(self) -> None:
         self.close()
