@@ -671,13 +671,18 @@ class dispatcher:  # noqa: N801 - the stdlib's name
         """
         sock = self.socket
         while sock.advance():
-            left = sock.pending()
+            left = len(sock.received) + sock.end_waits  # pending(), without a call
             try:
                 self.handle_read()
             except BaseException:
                 sock.is_quiet = False  # the loop has to look what was left
                 raise
-            if self.socket is not sock or not 0 < sock.pending() < left or not self.readable():
+            if (
+                not (sock.received or sock.end_waits)
+                or self.socket is not sock
+                or sock.pending() >= left
+                or not self.readable()
+            ):
                 return
 
     def handle_expt_event(self) -> None:

@@ -69,6 +69,8 @@ class TLSSocket:
         tls: the `ssl.SSLObject`, for the peer's certificate, the version, the cipher, ALPN.
         truncated: the peer ended the connection without close_notify: what was received may not be
             all that was sent.
+        received: what was decrypted, and not yet asked for by `recv`.
+        end_waits: `recv` has not yet told of the end.
         deadline: by `time.monotonic`, when the handshake must be done; None when there is no limit.
     """
 
@@ -87,20 +89,26 @@ class TLSSocket:
         self.tls = context.wrap_bio(
             self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname
         )
-        self._read = self.tls.read
-        self._write = self.tls.write
+        # What each message needs: bound once, and without the layer of Python that SSLObject is.
+        engine = getattr(self.tls, "_sslobj", self.tls)
+        self._read = engine.read
+        self._write = engine.write
+        self._feed = self._incoming.write
+        self._take_outgoing = self._outgoing.read
+        self._recv_plain = plain.recv
+        self._send_plain = plain.send
         self.secure = False
         self.is_quiet = False
         self.truncated = False
         self._timeout = handshake_timeout
         self.deadline: float | None = None
-        # Decrypted and not received; encrypted and not sent.
-        self._received = b""
+        self.received = b""
+        # Encrypted and not sent.
         self._unsent = b""
-        # There will be no more: why, where that is an error; and that recv() did not tell so yet.
+        self.end_waits = False
+        # There will be no more; and why, where that is an error.
         self._ended = False
         self._end: Exception | None = None
-        self._end_waits = False
         # TLS cannot be ended in order any more.
         self._broken = False
         self._closed = False
@@ -128,24 +136,24 @@ class TLSSocket:
             OSError: EBADF, it was closed; ECONNRESET, the peer ended it without close_notify.
             ssl.SSLError: the peer broke TLS. This and the one before are raised once.
         """
+        data = self.received
+        if data and not flags and len(data) <= size and not self._closed:
+            self.received = b""
+            return data
         if self._closed:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        data = self._received
         if not data:
             if not (self._ended or self.advance()):
                 raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-            data = self._received
+            data = self.received
             if not data:
                 return self._tell_end()
-        if not flags and len(data) <= size:
-            self._received = b""
-            return data
         if not flags & _PEEK:
-            self._received = data[size:]
+            self.received = data[size:]
         return data[:size]
 
     def _tell_end(self) -> bytes:
-        self._end_waits = False
+        self.end_waits = False
         end, self._end = self._end, None
         if end is None:
             return b""
@@ -174,7 +182,19 @@ class TLSSocket:
             taken = self._write(data)
         except ssl.SSLWantReadError:  # TLS 1.2 and a peer that renegotiates
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from None
-        self.flush()
+        if not self.is_quiet:
+            self.flush()
+            return taken
+        record = self._take_outgoing()
+        try:
+            sent = self._send_plain(record)
+        except OSError:
+            self._unsent = record
+            self.flush()
+            return taken
+        if sent != len(record):
+            self._unsent = record[sent:]
+            self.is_quiet = False
         return taken
 
     def _prepare_to_send(self) -> None:
@@ -192,7 +212,7 @@ class TLSSocket:
         """
         Count what `recv` has to say and no poller knows of: decrypted bytes, and one for the end.
         """
-        return len(self._received) + self._end_waits
+        return len(self.received) + self.end_waits
 
     def close(self) -> None:
         """
@@ -250,7 +270,7 @@ class TLSSocket:
             HandshakeTimedOut: it took too long.
             OSError: the connection was lost during the handshake.
         """
-        if self._received or self._ended:
+        if self.received or self._ended:
             return not self._closed
         if not self.is_quiet:
             if self._closed or self._connecting or not self._switched:
@@ -262,7 +282,7 @@ class TLSSocket:
                 self._start_clock()  # it is us who are late
                 return False
         try:
-            data = self._plain_socket.recv(READ_SIZE)
+            data = self._recv_plain(READ_SIZE)
         except (BlockingIOError, InterruptedError):
             data = None
         except OSError as error:
@@ -271,7 +291,7 @@ class TLSSocket:
                 raise
             return True
         if data:
-            self._incoming.write(data)
+            self._feed(data)
         elif data is not None:
             self._incoming.write_eof()
         if not self.secure:
@@ -279,13 +299,23 @@ class TLSSocket:
             if not self.secure:
                 return False
         if data is not None or self._incoming.pending:
-            self._decrypt()
+            try:
+                text = self._read(RECORD)
+            except OSError as error:  # SSLWantReadError among them: no record is whole
+                self._stop(error)
+            else:
+                if not text:
+                    self._ended = self.end_waits = True
+                elif len(text) < RECORD and not self._incoming.pending:
+                    self.received = text  # by far the commonest: one record
+                else:
+                    self._decrypt_more(text)
             if data == b"":
                 self._check_end()
         if self._outgoing.pending or self._unsent:
             with suppress(OSError):  # what was received is delivered before the loss is told
                 self.flush()
-        return bool(self._received) or self._ended
+        return True if self.received else self._ended
 
     def flush(self) -> bool:
         """
@@ -394,32 +424,21 @@ class TLSSocket:
             return False  # there may be something to receive before that is told
         return flushed and self.secure
 
-    def _decrypt(self) -> None:
-        try:
-            data = self._read(RECORD)
-        except ssl.SSLWantReadError:
-            return
-        except OSError as error:
-            self._stop(error)
-            return
-        if not data:
-            self._ended = self._end_waits = True
-        elif self._incoming.pending or len(data) == RECORD:
-            # More than one record: read on until there is none, or none that is whole.
-            pieces = [data]
-            while data and (self._incoming.pending or self.tls.pending()):
-                try:
-                    data = self._read(RECORD)
-                except ssl.SSLWantReadError:
-                    break
-                except OSError as error:
-                    self._stop(error)
-                    break
-                pieces.append(data)
-            if not data:
-                self._ended = self._end_waits = True
-            data = b"".join(pieces)
-        self._received += data
+    def _decrypt_more(self, text: bytes) -> None:
+        """
+        Read on behind *text* until there is no record, or none that is whole.
+        """
+        pieces = [text]
+        while text and (self._incoming.pending or self.tls.pending()):
+            try:
+                text = self._read(RECORD)
+            except OSError as error:
+                self._stop(error)
+                break
+            pieces.append(text)
+        if not text:
+            self._ended = self.end_waits = True
+        self.received = b"".join(pieces)
 
     def _check_end(self) -> None:
         """
@@ -433,7 +452,9 @@ class TLSSocket:
         """
         The peer broke off, or broke TLS; `recv` says so when all before it was received.
         """
-        self._ended = self._end_waits = self._broken = True
+        if isinstance(error, ssl.SSLWantReadError):
+            return
+        self._ended = self.end_waits = self._broken = True
         if isinstance(error, ssl.SSLEOFError):
             self.truncated = True
             self._end = ConnectionResetError(errno.ECONNRESET, "ended without close_notify")
@@ -448,7 +469,7 @@ class TLSSocket:
         traceback has, and both would keep each other. A handler that does not close then is told of
         the end, as of any other.
         """
-        self._ended = self._end_waits = self._broken = True
+        self._ended = self.end_waits = self._broken = True
         self.deadline = None
         if self.secure:
             self.truncated = True  # a reset is no orderly end either
