@@ -693,11 +693,7 @@ class MapDriver:
                 sock = channel.socket
                 kind = type(sock)
                 if (
-                    (
-                        not sock._closed
-                        if kind is _socket
-                        else kind is tls_socket and sock.is_quiet
-                    )
+                    (not sock._closed if kind is _socket else kind is tls_socket and sock.is_quiet)
                     and channel.connected
                     and not channel.producer_fifo
                 ):
