@@ -59,6 +59,7 @@ from txasynchat.tlsinfo import TLSInfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Self
 
     from twisted.internet.interfaces import IReactorTime
     from twisted.python.failure import Failure
@@ -167,33 +168,16 @@ class AsyncChat(Protocol):
     close_reason: PeerError | None = None
 
     _log = Logger()
-    _state = State.CONNECTING
     #: The terminator that a connection begins with.
     _first_terminator: ClassVar[Terminator] = None
-    #: Why delivery and reading are held; 0 for not at all.
-    _held = _BY_CLOSE
     #: The transport was last told to read.
     _reading = True
-    #: Handlers are running; when they have run, there is something to do; delivery goes on then.
-    _delivering = False
-    _after = False
-    _resumed = False
     #: `get_terminator` is overridden, and is asked.
     _asks: ClassVar[bool] = False
     #: handle_secure is overridden.
     _hears_of_tls: ClassVar[bool] = False
-    #: CLOSING or CLOSED: what is pushed is dropped.
-    _ending = False
     #: What arrived while handlers were running.
     _received: list[bytes] | None = None
-    #: The transport is ready for both directions.
-    _opened = False
-    #: Bytes are being taken from the queue; the transport has no room for more.
-    _flushing = False
-    _full = False
-    #: This is the transport's producer; how to send without the reactor's next turn.
-    _registered = False
-    _send_now: Callable[[Any, bytes], bytes] | None = None
     #: `close` or `abort` was called; the peer will send no more; input was thrown away.
     _close_requested = False
     _peer_finished = False
@@ -206,11 +190,49 @@ class AsyncChat(Protocol):
     _upgrade: Upgrade | None = None
     #: The end of the connection, once it was asked for.
     _closing: Closing | None = None
-    #: Bytes taken from the queue, ever.
-    _taken = 0
     _incoming: list[bytes] | None = None
-    _lazy_framer: Framer | None = None
-    _lazy_output: OutputQueue | None = None
+
+    # What each message needs. It is set before __init__, all at once, and is nothing of the class's:
+    # CPython gives instances room for the attributes that the first ones of their class have, up to
+    # thirty; with later ones, or more, each connection has a dict, and each look into it takes
+    # longer, as it does where the class has an attribute of that name.
+    _state: State
+    #: Why delivery and reading are held; 0 for not at all.
+    _held: int
+    #: Handlers are running; when they have run, there is something to do; delivery goes on then.
+    _delivering: bool
+    _after: bool
+    _resumed: bool
+    #: CLOSING or CLOSED: what is pushed is dropped.
+    _ending: bool
+    #: The transport is ready for both directions.
+    _opened: bool
+    #: Bytes are being taken from the queue; the transport has no room for more.
+    _flushing: bool
+    _full: bool
+    #: This is the transport's producer; how to send without the reactor's next turn.
+    _registered: bool
+    _send_now: Callable[[Any, bytes], bytes] | None
+    #: Bytes taken from the queue, ever.
+    _taken: int
+    _lazy_framer: Framer | None
+    _lazy_output: OutputQueue | None
+
+    def __new__(cls, *_arguments: Any, **_named: Any) -> Self:
+        """
+        Set the state up, so that subclasses need not call this class's ``__init__``.
+        """
+        chat = super().__new__(cls)
+        chat._state = State.CONNECTING
+        chat._held = _BY_CLOSE
+        chat._delivering = chat._after = chat._resumed = False
+        chat._ending = chat._opened = False
+        chat._flushing = chat._full = chat._registered = False
+        chat._send_now = None
+        chat._taken = 0
+        chat._lazy_framer = None
+        chat._lazy_output = None
+        return chat
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         """
