@@ -50,7 +50,7 @@ def test_no_init_file_shadows_twisted(root):
 @pytest.mark.parametrize(
     "statement",
     [
-        "import txasynchat",
+        "from txasynchat import *",
         "import txasynchat.compat.asyncore, txasynchat.compat.asynchat",
         "import txasynchat.twistd, txasynchat.server, txasynchat.tls",
         "import txasynchat.endpoints, txasynchat.testing, txasynchat.program",
@@ -60,6 +60,17 @@ def test_no_init_file_shadows_twisted(root):
 def test_no_reactor_is_installed_by(statement):
     program = f"{statement}; import sys; print('twisted.internet.reactor' in sys.modules)"
     assert run_python(program) == "False"
+
+
+def test_each_public_name_is_found_when_it_is_asked_for():
+    program = """
+import sys, txasynchat
+assert not any(name.startswith("twisted") for name in sys.modules)
+assert set(dir(txasynchat)) > set(txasynchat.__all__)
+print(all(hasattr(txasynchat, name) for name in (*txasynchat.__all__, "compat")))
+print(hasattr(txasynchat, "nothing"), hasattr(txasynchat, "attach"))
+"""
+    assert run_python(program) == "True\nFalse False"
 
 
 def test_listing_plugins_finds_ours_and_imports_none_of_the_package():

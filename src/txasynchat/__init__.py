@@ -6,41 +6,46 @@ asynchat's semantics on Twisted's reactor.
 * `txasynchat.compat`: the ``asyncore`` and ``asynchat`` modules themselves, for programs that stay as
   they are.
 
-Importing this package installs no reactor.
+Importing this package installs no reactor, and loads no more of Twisted than what is asked for needs:
+a legacy program that runs on `txasynchat.compat` alone starts without any.
 """
 
-from txasynchat.compat import install, uninstall
-from txasynchat.errors import (
-    CertificateExpired,
-    CertificateRejected,
-    ChatError,
-    CloseTimedOut,
-    CredentialsError,
-    HandshakeFailed,
-    HandshakeTimedOut,
-    ListenError,
-    MessageTooLong,
-    MissingClientCertificate,
-    NoCommonProtocol,
-    PeerError,
-    PlaintextAfterStartTLS,
-    ProducerError,
-    SelfSigned,
-    TLSError,
-    TruncatedConnection,
-    UnknownAuthority,
-    UnknownServerName,
-    UnsentLimitExceeded,
-    WrongName,
-)
-from txasynchat.framing import Framer, Overflow
-from txasynchat.producers import FileProducer, OutputQueue, simple_producer
-from txasynchat.program import CannotStart, Program, serve
-from txasynchat.protocol import AsyncChat, State
-from txasynchat.server import ChatFactory, Connections, Server
-from txasynchat.starttls import Leftovers
-from txasynchat.terminators import LengthPrefix, Terminator
-from txasynchat.tlsinfo import TLSInfo
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from txasynchat.compat import install, uninstall
+    from txasynchat.errors import (
+        CertificateExpired,
+        CertificateRejected,
+        ChatError,
+        CloseTimedOut,
+        CredentialsError,
+        HandshakeFailed,
+        HandshakeTimedOut,
+        ListenError,
+        MessageTooLong,
+        MissingClientCertificate,
+        NoCommonProtocol,
+        PeerError,
+        PlaintextAfterStartTLS,
+        ProducerError,
+        SelfSigned,
+        TLSError,
+        TruncatedConnection,
+        UnknownAuthority,
+        UnknownServerName,
+        UnsentLimitExceeded,
+        WrongName,
+    )
+    from txasynchat.framing import Framer, Overflow
+    from txasynchat.producers import FileProducer, OutputQueue, simple_producer
+    from txasynchat.program import CannotStart, Program, serve
+    from txasynchat.protocol import AsyncChat, State
+    from txasynchat.server import ChatFactory, Connections, Server
+    from txasynchat.starttls import Leftovers
+    from txasynchat.terminators import LengthPrefix, Terminator
+    from txasynchat.tlsinfo import TLSInfo
 
 __all__ = [
     "AsyncChat",
@@ -84,3 +89,33 @@ __all__ = [
     "simple_producer",
     "uninstall",
 ]
+
+# Where the names are: what is loaded fastest comes first.
+_HOMES = (
+    "compat",
+    "errors",
+    "terminators",
+    "framing",
+    "producers",
+    "tlsinfo",
+    "starttls",
+    "protocol",
+    "server",
+    "program",
+)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return import_module(f"{__name__}.{name}")
+    if name in __all__:
+        for home in _HOMES:
+            module = import_module(f"{__name__}.{home}")
+            if name in module.__all__:
+                found = globals()[name] = getattr(module, name)
+                return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

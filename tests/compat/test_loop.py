@@ -1014,14 +1014,28 @@ a.close()
     assert (done.returncode, done.stdout, done.stderr) == (0, "7\n8\n", "")
 
 
-def test_a_plain_program_installs_no_reactor(pair):
+def test_a_plain_program_starts_without_twisted():
     script = """
-import sys
-from txasynchat.compat import asyncore
-asyncore.loop(count=1)
-assert "twisted.internet.reactor" not in sys.modules
+import socket, sys
+import txasynchat
+txasynchat.install()
+import asynchat, asyncore
+here, there = socket.socketpair()
+class Once(asynchat.async_chat):
+    def collect_incoming_data(self, data):
+        self.push(data)
+        self.close_when_done()
+channel = Once(here)
+channel.set_terminator(None)
+there.send(b"hello")
+asyncore.loop()
+assert there.recv(9) == b"hello"
+print([name for name in sys.modules if name.partition(".")[0] in ("twisted", "zope")])
 """
-    subprocess.run([sys.executable, "-c", script], timeout=30, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, timeout=30, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
 
 
 # -- where somebody else's loop runs

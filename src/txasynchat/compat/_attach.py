@@ -7,8 +7,6 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from twisted.logger import Logger
-
 from txasynchat.compat import _loop
 
 if TYPE_CHECKING:
@@ -20,8 +18,6 @@ __all__ = ["Attachment", "attach"]
 TICK = 0.1
 #: Events handled before the reactor's other users get their turn.
 BATCH = 512
-
-_log = Logger()
 
 
 class _TwistedClock:
@@ -112,7 +108,9 @@ class Attachment:
             self.detach()
             if isinstance(error, KeyboardInterrupt):
                 raise
-            _log.failure("a map of asyncore channels is detached: loop() would have been left")
+            from twisted.logger import Logger  # noqa: PLC0415 - most attachments end in order
+
+            Logger().failure("a map of asyncore channels is detached: loop() would have been left")
             return
         if self._detached:
             return

@@ -17,9 +17,6 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.error import ConnectionAborted
-from twisted.python.failure import Failure
-
 if TYPE_CHECKING:
     from twisted.internet.base import ReactorBase
 
@@ -32,16 +29,19 @@ class _Private:
     """
 
     def __init__(self) -> None:
+        from twisted.internet.error import ConnectionAborted  # noqa: PLC0415 - see current_reactor
+        from twisted.python.failure import Failure  # noqa: PLC0415 - see current_reactor
+
         self.reactor = _new_reactor()
+        self.lost = Failure(ConnectionAborted())  # type: ignore[no-untyped-call] # no types there
 
     def __del__(self) -> None:
         with suppress(Exception):  # at interpreter exit modules may be gone
             reactor: Any = self.reactor
             _rest(reactor)
-            lost = Failure(ConnectionAborted())  # type: ignore[no-untyped-call] # no types there
             for one in (*reactor.removeAll(), *reactor._internalReaders):
                 reactor.removeReader(one)
-                one.connectionLost(lost)
+                one.connectionLost(self.lost)
             poller: Any = getattr(reactor, "_poller", None)
             if hasattr(poller, "close"):
                 poller.close()
