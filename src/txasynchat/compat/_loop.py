@@ -23,14 +23,17 @@ Handlers are called by the functions found in the facade's asyncore module (`rea
 from __future__ import annotations
 
 import errno
+import math
 import os
 import socket
+import sys
 import threading
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from txasynchat.compat import _reactor
+from txasynchat.compat._deadlines import Deadlines
 from txasynchat.hub import ERROR, HANGUP, INVALID, READ, URGENT, WRITE, Hub
 
 if TYPE_CHECKING:
@@ -91,6 +94,7 @@ own_read: Any = None
 _F = TypeVar("_F", bound="Callable[..., Any]")
 _kinds: dict[Any, int] = {}
 _monotonic = time.monotonic
+_modules = sys.modules
 _socket = socket.socket
 
 
@@ -162,9 +166,14 @@ class MapDriver:
         self._buffered: dict[Any, None] = {}
         self._closed: dict[Any, None] = {}
         self._ends: dict[Any, int] = {}
-        self._penance: dict[Any, float] = {}
+        self._penance = Deadlines()
         # When the handshake of a channel must be done, or its last bytes be gone.
-        self._deadlines: dict[Any, float] = {}
+        self._deadlines = Deadlines()
+        # The map's last item when it was last seen to be that of the entries, too.
+        self._last_key: Any = None
+        self._last_channel: Any = None
+        # How many modules and private reactors there were when this thread had no reactor.
+        self._without_reactor = -1
         self._next_full = 0.0
         self._next_classify = 0.0
         self._waiting = False
@@ -195,6 +204,7 @@ class MapDriver:
     def _leave(self, fd: Any) -> None:
         for batch in self._batches:
             batch.add(fd)
+        self._last_channel = None
         entry = self._entries.get(fd)
         if entry is not None:
             entry.channel = None
@@ -202,8 +212,8 @@ class MapDriver:
             self._buffered.pop(fd, None)
             self._closed.pop(fd, None)
             self._ends.pop(fd, None)
-            self._penance.pop(fd, None)
-            self._deadlines.pop(fd, None)
+            self._penance.drop(fd)
+            self._deadlines.drop(fd)
 
     def touch(self, fd: Any) -> None:
         """
@@ -229,7 +239,7 @@ class MapDriver:
         """
         count = self._ends[fd] = self._ends.get(fd, 0) + 1
         if count > PATIENCE:
-            self._penance[fd] = _monotonic() + PENANCE
+            self._penance.set(fd, _monotonic() + PENANCE)
             self._touched[fd] = None
 
     # -- asking
@@ -255,7 +265,7 @@ class MapDriver:
             self._buffered[fd] = None
         leaves_at = getattr(channel, "_leaves_at", None)
         if leaves_at is not None:
-            self._deadlines[fd] = leaves_at
+            self._deadlines.set(fd, leaves_at)
         return entry
 
     def _classify(self, fd: Any, entry: _Entry) -> None:
@@ -280,7 +290,7 @@ class MapDriver:
         if tls_socket is not _NoSocket and type(getattr(channel, "socket", None)) is tls_socket:
             is_readable, is_writable = channel.socket.interest(is_readable, is_writable)
             if channel.socket.deadline is not None:
-                self._deadlines[fd] = channel.socket.deadline
+                self._deadlines.set(fd, channel.socket.deadline)
         if self.poll_mode:
             mask = READ | URGENT if is_readable else 0
             if is_writable and not channel.accepting:
@@ -291,7 +301,7 @@ class MapDriver:
                 mask |= READ
         else:
             mask = READ | URGENT if is_readable else 0
-        if self._penance and fd in self._penance:
+        if fd in self._penance:
             mask &= ~(READ | URGENT | WRITE if self.poll_mode else READ | URGENT)
         if self._closed:
             self._closed.pop(fd, None)
@@ -317,7 +327,12 @@ class MapDriver:
             self._ask_recent()
         if self._touched:
             self._ask_touched(ask_always)
-        if len(channels) != len(entries) or not self._ends_alike():
+        try:
+            last = next(reversed(channels))
+            alike = last is self._last_key and channels[last] is self._last_channel
+        except (KeyError, RuntimeError, StopIteration, TypeError):  # see _ends_alike
+            alike = False
+        if len(channels) != len(entries) or not (alike or self._ends_alike()):
             self._refresh_all(ask_always=ask_always)
             return True
         if ask_always and self._always:
@@ -330,7 +345,7 @@ class MapDriver:
         """
         channels = self.channels
         masks = self.hub.masks
-        plain = not (self._penance or self._closed) and tls_socket is _NoSocket
+        plain = not self._closed and self._penance.next == math.inf and tls_socket is _NoSocket
         for fd, entry in tuple(self._always.items()):
             channel = channels.get(fd)
             if channel is None:
@@ -395,7 +410,12 @@ class MapDriver:
             known = next(reversed(self._entries))
         except (RuntimeError, StopIteration, TypeError):  # changed by a thread; no plain dict
             return False
-        return last == known and self.channels.get(last) is self._entries[known].channel
+        channel = self.channels.get(last)
+        if last != known or channel is not self._entries[known].channel:
+            return False
+        self._last_key = last
+        self._last_channel = channel
+        return True
 
     def _refresh_all(self, *, ask_always: bool = True) -> None:
         """
@@ -408,6 +428,7 @@ class MapDriver:
         if self._recent:
             self._ask_recent()
         self._touched.clear()
+        self._without_reactor = -1
         entries = self._entries
         ranks = self._ranks
         masks = self.hub.masks
@@ -466,9 +487,9 @@ class MapDriver:
             timeout: seconds, `None` for ever.
         """
         now = _monotonic()
-        if self._penance:
+        if now >= self._penance.next:
             self._forgive(now)
-        if self._deadlines:
+        if now >= self._deadlines.next:
             self._expire(now)
         if now >= self._next_full:
             self._refresh_all()
@@ -490,9 +511,9 @@ class MapDriver:
             whether another turn is due at once, with nothing that would tell the reactor so.
         """
         now = _monotonic()
-        if self._penance:
+        if now >= self._penance.next:
             self._forgive(now)
-        if self._deadlines:
+        if now >= self._deadlines.next:
             self._expire(now)
         if now >= self._next_full:
             self._refresh_all()
@@ -513,13 +534,12 @@ class MapDriver:
         A ``loop()`` begins: the next pass is a full one.
         """
         self._next_full = 0.0
+        self._without_reactor = -1
         self.poll_mode = poll_mode
 
     def _forgive(self, now: float) -> None:
-        for fd, until in list(self._penance.items()):
-            if now >= until:
-                self._penance.pop(fd, None)
-                self._touched[fd] = None
+        for fd, _ in self._penance.take_due(now):
+            self._touched[fd] = None
 
     def _expire(self, now: float) -> bool:
         """
@@ -528,9 +548,8 @@ class MapDriver:
         Returns:
             whether there were any.
         """
-        over = [fd for fd, until in list(self._deadlines.items()) if now >= until]
-        for fd in over:
-            until = self._deadlines.pop(fd, 0.0)
+        over = self._deadlines.take_due(now)
+        for fd, until in over:
             channel = self.channels.get(fd)
             sock: Any = getattr(channel, "socket", None)
             if type(sock) is tls_socket and sock.deadline == until:
@@ -541,15 +560,16 @@ class MapDriver:
         return bool(over)
 
     def _wait(self, timeout: float | None, now: float, full: bool) -> Events:
-        deadline = None if timeout is None else now + timeout
+        deadline = math.inf if timeout is None else now + timeout
         while True:
             if self._closed and not self.poll_mode:
                 raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-            limit = None if deadline is None else max(0.0, deadline - now)
-            if not full:
-                limit = _least(limit, max(0.0, self._next_full - now))
-            for until in (*self._penance.values(), *self._deadlines.values()):
-                limit = _least(limit, max(0.0, until - now))
+            until = deadline
+            if not full and self._next_full < until:
+                until = self._next_full
+            until = min(until, self._penance.next)
+            until = min(until, self._deadlines.next)
+            limit = None if until == math.inf else max(0.0, until - now)
             if self._closed or self._buffered:
                 limit = self._no_limit_for_ready(limit)
             events = self._sleep(limit)
@@ -558,12 +578,12 @@ class MapDriver:
             if events or not self.channels:
                 return events
             now = _monotonic()
-            if deadline is not None and now >= deadline:
+            if now >= deadline:
                 return events
             # Woken, or only half the wait is over, or the reactor had something to do.
-            if self._penance:
+            if now >= self._penance.next:
                 self._forgive(now)
-            if self._deadlines and self._expire(now):
+            if now >= self._deadlines.next and self._expire(now):
                 return []
             if now >= self._next_full and not full:
                 self._refresh_all(ask_always=False)
@@ -572,7 +592,12 @@ class MapDriver:
                 self._refresh(ask_always=_reactor.here() is not None)
 
     def _sleep(self, limit: float | None) -> Events:
-        reactor = _reactor.here()
+        # None until something is imported, or made, that could be one; asking costs more.
+        known = len(_modules) + _reactor.private_reactors
+        reactor = None
+        if known != self._without_reactor:
+            reactor = _reactor.here()
+            self._without_reactor = -1 if reactor else known
         hub = self.hub
         self._waiting = True
         try:
@@ -622,7 +647,10 @@ class MapDriver:
             order = [fd for fd, _ in events]
         ranks = self._ranks
         try:
-            order.sort(key=ranks.__getitem__)
+            if len(order) == 1:
+                ranks[order[0]]
+            else:
+                order.sort(key=ranks.__getitem__)
         except KeyError:  # nobody's
             order = []
             for fd, _ in events:
@@ -768,6 +796,7 @@ class MapDriver:
         The outermost ``loop()`` ends.
         """
         self.hub.detach()
+        self._last_channel = None
         _reactor.rest()
 
     def close(self) -> None:
@@ -777,10 +806,6 @@ class MapDriver:
         self.hub.close()
         self._entries.clear()
         self._ranks.clear()
-
-
-def _least(limit: float | None, other: float) -> float:
-    return other if limit is None or other < limit else limit
 
 
 def _copy(channels: Any) -> dict[Any, Any]:
