@@ -30,6 +30,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from operator import is_
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from txasynchat.compat import _reactor
@@ -73,6 +74,9 @@ _GONE = HANGUP | ERROR | INVALID
 
 # What a chat channel waits for that has nothing to send.
 _IDLE = READ | URGENT
+
+# The values of the commonest batch by far.
+_ALL_READ = {READ}
 
 # How a channel is asked: on every pass; when it may have changed; and so that the answer of
 # async_chat's own predicates can be read off its attributes.
@@ -169,6 +173,10 @@ class MapDriver:
         self._penance = Deadlines()
         # When the handshake of a channel must be done, or its last bytes be gone.
         self._deadlines = Deadlines()
+        # Who was asked on the last pass, and the answers, reversed; None when what the hub knows may
+        # not be what they said.
+        self._asked: list[Any] = []
+        self._answers: list[tuple[bool, bool]] | None = None
         # The map's last item when it was last seen to be that of the entries, too.
         self._last_key: Any = None
         self._last_channel: Any = None
@@ -204,7 +212,7 @@ class MapDriver:
     def _leave(self, fd: Any) -> None:
         for batch in self._batches:
             batch.add(fd)
-        self._last_channel = None
+        self._last_channel = self._answers = None
         entry = self._entries.get(fd)
         if entry is not None:
             entry.channel = None
@@ -260,6 +268,7 @@ class MapDriver:
         elif entry.channel is not None:  # replaced with no method called
             self._leave(fd)
         entry.channel = channel
+        self._answers = None
         self._classify(fd, entry)
         if _has_pending(getattr(channel, "socket", None)):
             self._buffered[fd] = None
@@ -343,20 +352,47 @@ class MapDriver:
         """
         Ask those that are asked on every pass; done for each of them, so it is lean.
         """
+        fds = tuple(self._always)
+        current: list[Any] = list(map(self.channels.get, fds))
+        asked = self._asked
+        if not (
+            self._answers is not None
+            and len(asked) == len(current)
+            and all(map(is_, current, asked))
+            and not self._closed
+            and self._penance.next == math.inf
+            and tls_socket is _NoSocket
+        ):
+            self._ask_each_of(fds)
+            return
+        answers = [(not channel.readable(), not channel.writable()) for channel in current]
+        before = self._answers
+        if answers == before:
+            return  # by far the commonest
+        for fd, channel, answer, old in zip(fds, current, answers, before, strict=True):
+            if answer != old:
+                self._want(fd, channel, not answer[0], not answer[1])
+        self._asked = current
+        self._answers = answers
+
+    def _ask_each_of(self, fds: tuple[Any, ...]) -> None:
         channels = self.channels
-        masks = self.hub.masks
-        plain = not self._closed and self._penance.next == math.inf and tls_socket is _NoSocket
-        for fd, entry in tuple(self._always.items()):
+        entries = self._entries
+        asked = []
+        answers = []
+        for fd in fds:
             channel = channels.get(fd)
             if channel is None:
                 continue
-            if entry.channel is not channel:
+            entry = entries.get(fd)
+            if entry is None or entry.channel is not channel:
                 self._adopt(fd, channel)
-            is_readable = channel.readable()
-            is_writable = channel.writable()
-            if is_readable and not is_writable and plain and masks.get(fd) == _IDLE:
-                continue  # by far the commonest answer
-            self._want(fd, channel, is_readable, is_writable)
+            answer = (not channel.readable(), not channel.writable())
+            self._want(fd, channel, not answer[0], not answer[1])
+            asked.append(channel)
+            answers.append(answer)
+        self._asked = asked
+        self._answers = answers
 
     def _ask_recent(self) -> None:
         """
@@ -378,6 +414,7 @@ class MapDriver:
                 if bits & READ and _has_pending(sock):
                     self._buffered[fd] = None
             elif sock._closed:  # type: ignore[attr-defined] # fileno() costs ten times as much
+                self._answers = None
                 self.hub.verify(self._number(fd))
             if entry.kind:
                 self._ask(fd, channel)
@@ -397,6 +434,7 @@ class MapDriver:
             if entry is None or entry.channel is not channel:
                 entry = self._adopt(fd, channel)
             if entry.kind or not ask_always:
+                self._answers = None
                 self._ask(fd, channel)
 
     def _ends_alike(self) -> bool:
@@ -428,6 +466,7 @@ class MapDriver:
         if self._recent:
             self._ask_recent()
         self._touched.clear()
+        self._answers = None
         self._without_reactor = -1
         entries = self._entries
         ranks = self._ranks
@@ -641,31 +680,22 @@ class MapDriver:
     def _hand_out(self, events: Events) -> None:
         if self._keys:
             events = [(self._keys.get(fd, fd), bits) for fd, bits in events]
-        order = [fd for fd, bits in events if bits == READ]
-        all_read = len(order) == len(events) and not self.poll_mode
-        if not all_read:
-            order = [fd for fd, _ in events]
+        ready = dict(events)
         ranks = self._ranks
         try:
-            if len(order) == 1:
-                ranks[order[0]]
-            else:
-                order.sort(key=ranks.__getitem__)
+            order = sorted(ready, key=ranks.__getitem__)
         except KeyError:  # nobody's
-            order = []
-            for fd, _ in events:
-                if fd in ranks:
-                    order.append(fd)
-                else:
+            for fd in tuple(ready):
+                if fd not in ranks:
+                    del ready[fd]
                     self.hub.quiet(self._number(fd))
-            order.sort(key=ranks.__getitem__)
+            order = sorted(ready, key=ranks.__getitem__)
         changed: set[Any] = set()
         self._batches.append(changed)
         try:
-            if all_read:
+            if not self.poll_mode and set(ready.values()) == _ALL_READ:
                 self._hand_out_reads(order, changed)
             else:
-                ready = dict(events)
                 try:
                     if self.poll_mode:
                         self._hand_out_polled(order, ready, changed)
@@ -796,7 +826,8 @@ class MapDriver:
         The outermost ``loop()`` ends.
         """
         self.hub.detach()
-        self._last_channel = None
+        self._last_channel = self._answers = None
+        self._asked = []
         _reactor.rest()
 
     def close(self) -> None:
