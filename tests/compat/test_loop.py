@@ -203,6 +203,31 @@ class TestPasses:
         assert seen == [b"!"]
 
     @both_modes
+    def test_urgent_data_that_nobody_takes_costs_no_processor(self, channels, pair, use_poll):
+        near, far = pair()
+        told = []
+
+        class Indifferent(Recorder):
+            def handle_expt(self):
+                told.append(time.monotonic())
+
+        channel = Indifferent(far, channels)
+        near.send(b"!", socket.MSG_OOB)
+        end = time.monotonic() + 0.5
+        while time.monotonic() < end:
+            asyncore.loop(timeout=0.05, use_poll=use_poll, map=channels, count=1)
+        assert driving.PATIENCE < len(told) < driving.PATIENCE + 10
+        # What comes behind it is read, and urgent data is told of at once again.
+        near.send(b"on")
+        while channel.got[-1:] != [b"on"]:
+            asyncore.loop(timeout=LIMIT, use_poll=use_poll, map=channels, count=1)
+        del told[:]
+        near.send(b"!", socket.MSG_OOB)
+        while len(told) < driving.PATIENCE:
+            asyncore.loop(timeout=LIMIT, use_poll=use_poll, map=channels, count=1)
+        assert told[-1] - told[0] < driving.PATIENCE * driving.PENANCE / 2
+
+    @both_modes
     def test_a_channel_that_is_not_readable_does_not_notice_the_end(self, channels, pair, use_poll):
         near, far = pair()
 

@@ -61,9 +61,10 @@ FULL_PASS_LATEST = 0.1
 FULL_PASS_SHARE = 40
 #: Seconds between two looks for predicates that were put on a channel, in place of its class's.
 CLASSIFY = 1.0
-#: Seconds: how long a channel that saw the end of its stream again and again is left alone.
+#: Seconds: how long a channel is left alone that was told the same thing again and again: the end
+#: of its stream, or urgent data that it does not take.
 PENANCE = 0.1
-#: So many ends of one stream are delivered without delay.
+#: So often it is told without delay.
 PATIENCE = 100
 
 # What select(2) counts as readable and as writable.
@@ -166,10 +167,12 @@ class MapDriver:
         # Descriptors that changed hands, one set for each batch that is being handed out.
         self._batches: list[set[Any]] = []
         # Channels with decrypted bytes inside OpenSSL; whose descriptor is not open; that were
-        # told of the end of their stream, how often; and until when they are left alone.
+        # told of the end of their stream, how often; of urgent data, how often since they last
+        # could read; and until when they are left alone.
         self._buffered: dict[Any, None] = {}
         self._closed: dict[Any, None] = {}
         self._ends: dict[Any, int] = {}
+        self._urged: dict[Any, int] = {}
         self._penance = Deadlines()
         # When the handshake of a channel must be done, or its last bytes be gone.
         self._deadlines = Deadlines()
@@ -220,6 +223,7 @@ class MapDriver:
             self._buffered.pop(fd, None)
             self._closed.pop(fd, None)
             self._ends.pop(fd, None)
+            self._urged.pop(fd, None)
             self._penance.drop(fd)
             self._deadlines.drop(fd)
 
@@ -245,7 +249,13 @@ class MapDriver:
 
         The stdlib would tell it again at once, for ever, with the processor at 100 %.
         """
-        count = self._ends[fd] = self._ends.get(fd, 0) + 1
+        self._bear(fd, self._ends)
+
+    def _bear(self, fd: Any, told: dict[Any, int]) -> None:
+        """
+        Count what a channel is told again and again, and leave it alone for a while in the end.
+        """
+        count = told[fd] = told.get(fd, 0) + 1
         if count > PATIENCE:
             self._penance.set(fd, _monotonic() + PENANCE)
             self._touched[fd] = None
@@ -737,6 +747,9 @@ class MapDriver:
         except BaseException:
             recent.update(dict.fromkeys(order, READ))
             raise
+        if self._urged:
+            for fd in order:
+                self._urged.pop(fd, None)
         # In a loop of its own: after a system call each instruction costs a multiple.
         entries = self._entries
         for fd in order:
@@ -802,6 +815,10 @@ class MapDriver:
                 channel = channels.get(fd)
                 if channel is not None:
                     call(channel)
+                    if fds is urgent and channels.get(fd) is channel:
+                        self._bear(fd, self._urged)
+                    elif fds is reads:
+                        self._urged.pop(fd, None)
 
     def _hand_out_polled(self, order: list[Any], ready: dict[Any, int], changed: set[Any]) -> None:
         """
@@ -816,8 +833,10 @@ class MapDriver:
             if channel is not None:
                 bits = ready[fd]
                 readwrite(channel, bits)
-                if bits & _GONE and channels.get(fd) is channel:
-                    self.end(fd)
+                if bits & READ:
+                    self._urged.pop(fd, None)
+                if bits & (_GONE | URGENT) and channels.get(fd) is channel:
+                    self._bear(fd, self._ends if bits & _GONE else self._urged)
 
     # -- the end
 
