@@ -43,9 +43,17 @@ STOCK_SERVER = Competitor(
 FACADE_SERVER = Competitor(
     FACADE,
     "on_asyncore.py",
-    ("facade", "--join"),
+    ("facade",),
     roles=("echo", "source", "sink"),
     module="txasynchat.compat.asynchat",
+)
+JOINING_SERVER = Competitor(
+    f"{FACADE}, writes joined",
+    "on_asyncore.py",
+    ("facade", "--join"),
+    roles=("echo",),
+    module="txasynchat.compat.asynchat",
+    essential=False,
 )
 HANDSHAKES = {"full": 2000, "quick": 200, "smoke": 10}
 
@@ -121,7 +129,9 @@ def handshake_table(competitors: list[Competitor], size: str, repeats: int) -> l
 
 def main(size: str, repeats: int) -> list[Verdict]:
     sizes = SIZES[size]
-    everybody = present([*COMPETITORS[:2], STOCK_SERVER, FACADE_SERVER, *COMPETITORS[2:]], size)
+    everybody = present(
+        [*COMPETITORS[:2], STOCK_SERVER, FACADE_SERVER, JOINING_SERVER, *COMPETITORS[2:]], size
+    )
     competitors = [c for c in everybody if c.tls]
     chosen = shortened(scenarios(sizes), size)
     verdicts = run_scenarios("TLS", competitors, chosen, sizes, repeats, tls=True)

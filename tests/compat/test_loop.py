@@ -18,8 +18,8 @@ from twisted.internet import defer, endpoints, protocol, task
 from twisted.internet.selectreactor import SelectReactor
 from twisted.trial.unittest import TestCase
 
-from txasynchat.compat import _loop as driving
-from txasynchat.compat import asynchat, asyncore, attach, current_reactor
+from txasynchat.compat import _driver as driving
+from txasynchat.compat import _loop, asynchat, asyncore, attach, current_reactor
 
 LIMIT = 10.0
 
@@ -78,7 +78,7 @@ def until(condition, what="what was waited for"):
 
 def waits(channels):
     """Whether a loop() sits in its wait."""
-    driver = driving.driver_of(channels)
+    driver = _loop.driver_of(channels)
     return driver is not None and driver._waiting
 
 
@@ -884,7 +884,7 @@ def test_two_threads_with_one_map(channels, pair):
 
     Stopping(far, channels)
     with in_thread(asyncore.loop, 0.01, False, channels):
-        until(lambda: driving.driver_of(channels) is not None, "the first loop")
+        until(lambda: _loop.driver_of(channels) is not None, "the first loop")
         with in_thread(asyncore.loop, 0.01, True, channels):
             near.send(b"stop\n")
 
@@ -909,15 +909,15 @@ def test_nothing_is_left_open_when_a_map_is_empty(pair):
     Chat(far, own)
     near.close()
     asyncore.loop(timeout=LIMIT, map=own)
-    assert driving.driver_of(own) is None
+    assert _loop.driver_of(own) is None
     # And where the last channel is closed with no loop() running.
     near, far = pair()
     chat = Chat(far, own)
     asyncore.loop(timeout=0, map=own, count=1)
-    assert driving.driver_of(own) is not None
+    assert _loop.driver_of(own) is not None
     chat.close()
     near.close()
-    assert driving.driver_of(own) is None
+    assert _loop.driver_of(own) is None
     asyncore.loop(timeout=0, map=own, count=1)
     assert len(os.listdir("/dev/fd")) <= before
 
@@ -928,7 +928,7 @@ def test_a_thread_that_ends_gives_back_what_it_kept(pair):
     chat = Chat(far, own)
     with in_thread(asyncore.loop, 0, False, own, 1):
         pass
-    until(lambda: driving.driver_of(own) is None, "the end of the driver")
+    until(lambda: _loop.driver_of(own) is None, "the end of the driver")
     chat.close()
     near.close()
 

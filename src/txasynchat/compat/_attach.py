@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from txasynchat.compat import _loop
 
 if TYPE_CHECKING:
-    from txasynchat.compat._loop import MapDriver
+    from txasynchat.compat._driver import MapDriver
 
 __all__ = ["Attachment", "attach"]
 

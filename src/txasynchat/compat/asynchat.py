@@ -16,7 +16,7 @@ from collections import deque
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from txasynchat.compat import _loop, asyncore
+from txasynchat.compat import _interest, _loop, asyncore
 from txasynchat.framing import Framer
 from txasynchat.producers import simple_producer
 
@@ -361,14 +361,14 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
         self.initiate_send()
         _loop.touch(self)
 
-    @_loop.chat
+    @_interest.chat
     def readable(self) -> Any:
         """
         Asked on every pass: always 1.
         """
         return 1
 
-    @_loop.chat
+    @_interest.chat
     def writable(self) -> Any:
         """
         Asked on every pass: true while something waits to be sent, or while not connected.

@@ -36,12 +36,17 @@ from errno import (
 )
 from typing import Any
 
-from txasynchat.compat import _loop
+from txasynchat.compat import _driver, _interest, _loop
 
 _DISCONNECTED = frozenset({ECONNRESET, ENOTCONN, ESHUTDOWN, ECONNABORTED, EPIPE, EBADF})
 
 #: The map of channels that is used where none is given: descriptor to channel.
 socket_map: dict[Any, Any] = {}
+
+
+# Further reads of a full buffer of ciphertext that one event may bring: bulk data is worth it, and
+# the other channels wait meanwhile.
+_TLS_READS = 3
 
 
 def _strerror(err: int) -> str:
@@ -81,7 +86,7 @@ def read(obj: Any) -> None:
         obj.handle_error()
 
 
-_loop.own_read = read
+_driver.own_read = read
 
 
 def write(obj: Any) -> None:
@@ -142,7 +147,7 @@ def _was_told(obj: Any) -> bool:
         whether *obj*, whose connection is gone, knows it: with TLS, a read event goes on to the end.
     """
     sock: Any = getattr(obj, "socket", None)
-    return type(sock) is _loop.tls_socket and bool(sock.hang_up())
+    return type(sock) is _interest.tls_socket and bool(sock.hang_up())
 
 
 # -- one pass ------------------------------------------------------------------------------
@@ -159,7 +164,7 @@ def _ask_tls(obj: Any, is_r: Any, is_w: Any) -> tuple[Any, Any, bool]:
     sock: Any = getattr(obj, "socket", None)
     until = getattr(obj, "_leaves_at", None)
     is_due = False
-    if type(sock) is _loop.tls_socket:
+    if type(sock) is _interest.tls_socket:
         is_due = bool(is_r and sock.pending())
         is_r, is_w = sock.interest(is_r, is_w)
         until = sock.deadline
@@ -171,7 +176,7 @@ def _snapshot(map: Any) -> list[tuple[Any, Any]]:  # noqa: A002 - the stdlib's n
     Returns:
         the items of a map that another thread may change meanwhile.
     """
-    return list(_loop._copy(map).items())
+    return list(_driver.copy_of(map).items())
 
 
 def poll(timeout: float | None = 0.0, map: dict[Any, Any] | None = None) -> None:  # noqa: A002
@@ -189,7 +194,7 @@ def poll(timeout: float | None = 0.0, map: dict[Any, Any] | None = None) -> None
     w: list[Any] = []
     e: list[Any] = []
     due: list[Any] = []
-    tls_is_used = _loop.tls_socket is not _loop._NoSocket
+    tls_is_used = _interest.tls_socket is not _interest.NoSocket
     for fd, obj in _snapshot(map):
         is_r = obj.readable()
         is_w = obj.writable()
@@ -266,7 +271,7 @@ def poll2(timeout: float | None = 0.0, map: dict[Any, Any] | None = None) -> Non
         return
     keys = {}
     due = []
-    tls_is_used = _loop.tls_socket is not _loop._NoSocket
+    tls_is_used = _interest.tls_socket is not _interest.NoSocket
     for fd, obj in _snapshot(map):
         flags = 0
         is_r = obj.readable()
@@ -461,14 +466,14 @@ class dispatcher:  # noqa: N801 - the stdlib's name
 
     # -- what to wait for
 
-    @_loop.steady
+    @_interest.steady
     def readable(self) -> Any:
         """
         Asked on every pass: is this channel interested in reading?
         """
         return True
 
-    @_loop.steady
+    @_interest.steady
     def writable(self) -> Any:
         """
         Asked on every pass: is this channel interested in writing?
@@ -601,7 +606,7 @@ class dispatcher:  # noqa: N801 - the stdlib's name
             except OSError as why:
                 if why.errno not in (ENOTCONN, EBADF):
                     raise
-            if type(self.socket) is _loop.tls_socket:
+            if type(self.socket) is _interest.tls_socket:
                 self.socket.leave(self._map)
 
     # -- logging
@@ -630,7 +635,7 @@ class dispatcher:  # noqa: N801 - the stdlib's name
             return
         if not self.connected and self.connecting:
             self.handle_connect_event()
-        if type(self.socket) is _loop.tls_socket:
+        if type(self.socket) is _interest.tls_socket:
             self._handle_tls_read()
         else:
             self.handle_read()
@@ -645,7 +650,7 @@ class dispatcher:  # noqa: N801 - the stdlib's name
         err = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if err != 0:
             raise OSError(err, _strerror(err))
-        if type(self.socket) is _loop.tls_socket and not self.socket.is_secure_now():
+        if type(self.socket) is _interest.tls_socket and not self.socket.is_secure_now():
             return  # called again, for each event of the handshake
         self.handle_connect()
         self.connected = True
@@ -659,7 +664,7 @@ class dispatcher:  # noqa: N801 - the stdlib's name
             return
         if not self.connected and self.connecting:
             self.handle_connect_event()
-        if type(self.socket) is not _loop.tls_socket or (
+        if type(self.socket) is not _interest.tls_socket or (
             # It may have been TLS alone that had something to write.
             self.connected and self.socket.ready_to_write() and self.writable()
         ):
@@ -670,6 +675,7 @@ class dispatcher:  # noqa: N801 - the stdlib's name
         TLS takes what arrived; `handle_read` is called as long as there is plain text for it.
         """
         sock = self.socket
+        more = _TLS_READS
         while sock.advance():
             left = len(sock.received) + sock.end_waits  # pending(), without a call
             try:
@@ -677,12 +683,13 @@ class dispatcher:  # noqa: N801 - the stdlib's name
             except BaseException:
                 sock.is_quiet = False  # the loop has to look what was left
                 raise
-            if (
-                not (sock.received or sock.end_waits)
-                or self.socket is not sock
-                or sock.pending() >= left
-                or not self.readable()
-            ):
+            if not (sock.received or sock.end_waits):
+                if not (sock.has_more and more):
+                    return
+                more -= 1
+            elif sock.pending() >= left:
+                return
+            if self.socket is not sock or not self.readable():
                 return
 
     def handle_expt_event(self) -> None:
@@ -785,7 +792,7 @@ class dispatcher_with_send(dispatcher):  # noqa: N801 - the stdlib's name
         """
         self.initiate_send()
 
-    @_loop.steady
+    @_interest.steady
     def writable(self) -> Any:
         """
         True while not connected, or while something is kept.

@@ -33,7 +33,7 @@ from typing_extensions import override
 from zope.interface import implementer
 
 from txasynchat import transports
-from txasynchat.compat import _loop, asyncore
+from txasynchat.compat import _interest, _loop, asyncore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -510,7 +510,7 @@ class Connection(Protocol):
         """
         Tell whether the channel's next answer may come from anywhere.
         """
-        return _loop._kind(channel) == _loop._ALWAYS
+        return _interest.kind_of(channel) == _interest.ALWAYS
 
     def _set_reading(self) -> None:
         reading = len(self._unread) < UNREAD

@@ -19,9 +19,9 @@ import socket
 import ssl
 import time
 from contextlib import suppress
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
-from txasynchat.compat import _loop, asyncore
+from txasynchat.compat import _interest, _loop, asyncore
 from txasynchat.errors import HandshakeTimedOut, PlaintextAfterStartTLS
 
 __all__ = ["TLSSocket", "check_server_context", "start_tls", "wrap_accepted"]
@@ -71,6 +71,7 @@ class TLSSocket:
             all that was sent.
         received: what was decrypted, and not yet asked for by `recv`.
         end_waits: `recv` has not yet told of the end.
+        has_more: what arrived last filled the buffer, so that there is probably more.
         deadline: by `time.monotonic`, when the handshake must be done; None when there is no limit.
     """
 
@@ -106,6 +107,7 @@ class TLSSocket:
         # Encrypted and not sent.
         self._unsent = b""
         self.end_waits = False
+        self.has_more = False
         # There will be no more; and why, where that is an error.
         self._ended = False
         self._end: Exception | None = None
@@ -122,8 +124,9 @@ class TLSSocket:
             f"<TLSSocket {'secure' if self.secure else 'in handshake'} on {self._plain_socket!r}>"
         )
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._plain_socket, name)
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
 
     # -- what a channel calls
 
@@ -178,16 +181,19 @@ class TLSSocket:
                 return self._plain_socket.send(data)
         if len(data) > LARGEST_SEND:
             data = memoryview(data)[:LARGEST_SEND]
+        write = self._write
         try:
-            taken = self._write(data)
+            taken = write(data)
         except ssl.SSLWantReadError:  # TLS 1.2 and a peer that renegotiates
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from None
         if not self.is_quiet:
             self.flush()
             return taken
-        record = self._take_outgoing()
+        take = self._take_outgoing
+        record = take()
+        send = self._send_plain
         try:
-            sent = self._send_plain(record)
+            sent = send(record)
         except OSError:
             self._unsent = record
             self.flush()
@@ -281,8 +287,10 @@ class TLSSocket:
             if _taken[0] > HANDSHAKES_SHARE and not self.secure:
                 self._start_clock()  # it is us who are late
                 return False
+        # Into a name first, here and below: a call of an instance's attribute is not a method's.
+        recv = self._recv_plain
         try:
-            data = self._recv_plain(READ_SIZE)
+            data = recv(READ_SIZE)
         except (BlockingIOError, InterruptedError):
             data = None
         except OSError as error:
@@ -291,7 +299,8 @@ class TLSSocket:
                 raise
             return True
         if data:
-            self._feed(data)
+            feed = self._feed
+            feed(data)
         elif data is not None:
             self._incoming.write_eof()
         if not self.secure:
@@ -299,8 +308,9 @@ class TLSSocket:
             if not self.secure:
                 return False
         if data is not None or self._incoming.pending:
+            read = self._read
             try:
-                text = self._read(RECORD)
+                text = read(RECORD)
             except OSError as error:  # SSLWantReadError among them: no record is whole
                 self._stop(error)
             else:
@@ -308,9 +318,12 @@ class TLSSocket:
                     self._ended = self.end_waits = True
                 elif len(text) < RECORD and not self._incoming.pending:
                     self.received = text  # by far the commonest: one record
+                    if self.has_more:
+                        self.has_more = False
                 else:
                     self._decrypt_more(text)
-            if data == b"":
+                    self.has_more = data is not None and len(data) == READ_SIZE
+            if not data and data is not None:
                 self._check_end()
         if self._outgoing.pending or self._unsent:
             with suppress(OSError):  # what was received is delivered before the loss is told
@@ -484,6 +497,16 @@ class TLSSocket:
             self._unsent = b""
 
 
+def _of_plain_socket(name: str) -> property:
+    return property(lambda self: getattr(self._plain_socket, name))
+
+
+# Not by __getattr__: CPython then takes the long way to every attribute of the class.
+for _name in set(dir(socket.socket)).difference(dir(TLSSocket)):
+    if not _name.startswith("_"):
+        setattr(TLSSocket, _name, _of_plain_socket(_name))
+
+
 class _Leaving(asyncore.dispatcher):
     """
     The last bytes of a closed connection.
@@ -643,4 +666,4 @@ def wrap_accepted(plain: socket.socket, context: ssl.SSLContext) -> TLSSocket:
     return sock
 
 
-_loop.tls_socket = TLSSocket
+_interest.tls_socket = TLSSocket
