@@ -295,11 +295,11 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
                 turn = self.__plain_turn
             except AttributeError:
                 turn = None
-            if turn and len(data) <= self.ac_out_buffer_size:
+            if turn:
                 if turn is _JOINING:
                     fifo.append(data)
                     return
-                if not fifo and self.connected:
+                if not fifo and self.connected and len(data) <= self.ac_out_buffer_size:
                     try:
                         mine = turn.pop()
                     except IndexError:  # another thread was faster

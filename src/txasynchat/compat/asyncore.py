@@ -677,7 +677,8 @@ class dispatcher:  # noqa: N801 - the stdlib's name
         sock = self.socket
         more = _TLS_READS
         while sock.advance():
-            left = len(sock.received) + sock.end_waits  # pending(), without a call
+            received = sock.received
+            ends = sock.end_waits
             try:
                 self.handle_read()
             except BaseException:
@@ -687,7 +688,7 @@ class dispatcher:  # noqa: N801 - the stdlib's name
                 if not (sock.has_more and more):
                     return
                 more -= 1
-            elif sock.pending() >= left:
+            elif sock.pending() >= len(received) + ends:
                 return
             if self.socket is not sock or not self.readable():
                 return

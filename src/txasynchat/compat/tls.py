@@ -316,7 +316,7 @@ class TLSSocket:
             else:
                 if not text:
                     self._ended = self.end_waits = True
-                elif len(text) < RECORD and not self._incoming.pending:
+                elif not self._incoming.pending:
                     self.received = text  # by far the commonest: one record
                     if self.has_more:
                         self.has_more = False
