@@ -117,7 +117,7 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
     # does not have is found fastest.)
     # The engine once more, from the first bytes on, where a channel does nothing out of the ordinary.
     __quick: Framer | None
-    # A list with one item; whoever has taken that sends. (A lock costs five times as much.)
+    # A list with one item; whoever has taken that sends. (A lock costs several times as much.)
     __turn: list[None]
     # The same once more, from the first bytes on, where a channel has no way of its own to send; or
     # _JOINING.
@@ -298,6 +298,9 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
             if turn:
                 if turn is _JOINING:
                     fifo.append(data)
+                    if self.__plain_turn is not _JOINING:  # this is another thread, and too late
+                        self.initiate_send()
+                        _loop.touch(self)
                     return
                 if not fifo and self.connected and len(data) <= self.ac_out_buffer_size:
                     try:
