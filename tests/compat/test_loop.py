@@ -203,6 +203,33 @@ class TestPasses:
         assert seen == [b"!"]
 
     @both_modes
+    def test_a_predicate_that_changes_the_map_spoils_no_other_answer(
+        self, channels, pair, use_poll
+    ):
+        near, far = pair()
+        passes = []
+
+        class Asked(Recorder):
+            def readable(self):
+                return len(passes) < 2
+
+        class Closing(Recorder):
+            def readable(self):
+                passes.append(1)
+                if len(passes) == 3:
+                    victim.close()
+                    near.send(b"nobody wants it")
+                return True
+
+        deaf_since = Asked(far, channels)
+        victim = Asked(pair()[1], channels)
+        Closing(pair()[1], channels)
+        asyncore.loop(timeout=0, use_poll=use_poll, map=channels, count=6)
+        assert len(passes) == 6
+        assert deaf_since.got == []
+        assert len(channels) == 2
+
+    @both_modes
     def test_urgent_data_that_nobody_takes_costs_no_processor(self, channels, pair, use_poll):
         near, far = pair()
         told = []

@@ -131,7 +131,7 @@ class MapDriver:
         # Who was asked on the last pass, and the answers, reversed; None when what the hub knows may
         # not be what they said.
         self._asked: list[Any] = []
-        self._answers: list[tuple[bool, bool]] | None = None
+        self._answers: list[Any] | None = None
         # The map's last item when it was last seen to be that of the entries, too.
         self._last_key: Any = None
         self._last_channel: Any = None
@@ -316,27 +316,30 @@ class MapDriver:
         Ask those that are asked on every pass; done for each of them, so it is lean.
         """
         fds = tuple(self._always)
-        current: list[Any] = list(map(self.channels.get, fds))
+        channels = self.channels
+        current: list[Any] = list(map(channels.get, fds))
         asked = self._asked
-        if not (
-            self._answers is not None
-            and len(asked) == len(current)
-            and all(map(is_, current, asked))
-            and not self._closed
-            and self._penance.next == math.inf
-            and _interest.tls_socket is NoSocket
+        before = self._answers
+        if (
+            before is None
+            or len(asked) != len(current)
+            or not all(map(is_, current, asked))
+            or self._closed
+            or self._penance.next != math.inf
+            or _interest.tls_socket is not NoSocket
         ):
             self._ask_each_of(fds)
             return
         answers = [(not channel.readable(), not channel.writable()) for channel in current]
-        before = self._answers
-        if answers == before:
+        if self._answers is None:  # one of them changed the map, say
+            before = [None] * len(answers)
+        elif answers == before:
             return  # by far the commonest
+        else:
+            self._answers = answers
         for fd, channel, answer, old in zip(fds, current, answers, before, strict=True):
-            if answer != old:
+            if answer != old and channels.get(fd) is channel:
                 self._want(fd, channel, not answer[0], not answer[1])
-        self._asked = current
-        self._answers = answers
 
     def _ask_each_of(self, fds: tuple[Any, ...]) -> None:
         channels = self.channels
@@ -396,8 +399,9 @@ class MapDriver:
                 continue
             if entry is None or entry.channel is not channel:
                 entry = self._adopt(fd, channel)
+            if not entry.kind:
+                self._answers = None  # to listen changes what the same answers mean
             if entry.kind or not ask_always:
-                self._answers = None
                 self._ask(fd, channel)
 
     def _ends_alike(self) -> bool:
