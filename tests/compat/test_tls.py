@@ -172,6 +172,38 @@ def test_starttls_in_mid_stream(channels):
     assert handler.lines == [b"hello", b"STARTTLS", b"secret", b"quit"]
 
 
+def test_starttls_begins_where_what_is_queued_in_plain_is_discarded(channels):
+    discarded = threading.Event()
+
+    class Impatient(Lines):
+        def line_received(self, line):
+            if line != b"STARTTLS":
+                Lines.line_received(self, line)
+                return
+            self.push(b"p" * 3_000_000)
+            start_tls(self, server_context(), server_side=True)
+            self.sent = 3_000_000 - sum(map(len, list(self.producer_fifo)[:-1]))
+            self.discard_buffers()
+            discarded.set()
+
+    handler, theirs = pair(channels, Impatient)
+
+    def client():
+        with theirs:
+            theirs.sendall(b"STARTTLS\n")
+            assert discarded.wait(10)
+            left = handler.sent
+            while left:
+                left -= len(theirs.recv(left))
+            with client_context().wrap_socket(theirs, server_hostname="localhost") as secure:
+                secure.sendall(b"quit\n")
+                return secure.recv(100)
+
+    running = InThread(client)
+    drive(channels, running.done)
+    assert running() == b"bye\n"
+
+
 def test_starttls_waits_for_what_is_queued_in_plain(channels):
     class Busy(Upgrading):
         def line_received(self, line):
