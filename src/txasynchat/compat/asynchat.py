@@ -493,7 +493,8 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
         self.ac_in_buffer = b""
         del self.incoming[:]
         self.producer_fifo.clear()
-        if type(sock := getattr(self, "socket", None)) is _interest.tls_socket:
+        sock: Any = getattr(self, "socket", None)
+        if type(sock) is _interest.tls_socket:
             sock.begin()  # what had to leave in plain before it will not
         _loop.touch(self)
 
