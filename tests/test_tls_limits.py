@@ -6,7 +6,6 @@ import contextlib
 import gc
 import socket
 import ssl
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -30,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent / "tls_matrix"))
 import support
 import wire
 from support import HOST, Notes, Server, client_context, connect, in_thread, server_options, trust
-from wire import HOSTILE, drain, one_byte_records, raw
+from wire import HOSTILE, ask_for_renegotiation, drain, one_byte_records, raw
 
 from txasynchat import errors, tlslayer, transports
 from txasynchat.handshakes import HandshakeLimit, Turns
@@ -531,23 +530,7 @@ class Hostile(unittest.TestCase):
     async def test_renegotiation_of_tls_1_2_is_refused(self):
         server = await Server(self, server_options()).listen()
 
-        def run():
-            with subprocess.Popen(
-                [*("openssl", "s_client", "-connect", f"127.0.0.1:{server.port}"), "-tls1_2"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-            ) as client:
-                client.stdin.write(b"hello\n")
-                client.stdin.flush()
-                said = b""
-                while not said.endswith(b"\nhello\n"):
-                    said += client.stdout.readline()
-                client.stdin.write(b"R\n")
-                client.stdin.flush()
-                return client.stdout.read()
-
-        said = await in_thread(run)
+        said = await in_thread(lambda: ask_for_renegotiation(server.port))
         self.assertIn(b"no renegotiation", said.lower())
         (handler,) = server.handlers
         await handler.closed

@@ -8,7 +8,6 @@ import itertools
 import shutil
 import socket
 import ssl
-import subprocess
 import sys
 import time
 from contextlib import suppress
@@ -30,7 +29,16 @@ from channels import (
     server_context,
     talk,
 )
-from wire import HOSTILE, Memory, TrafficKeys, drain, one_byte_records, raw, reset
+from wire import (
+    HOSTILE,
+    Memory,
+    TrafficKeys,
+    ask_for_renegotiation,
+    drain,
+    one_byte_records,
+    raw,
+    reset,
+)
 
 from txasynchat.compat import asyncore, start_tls
 from txasynchat.errors import HandshakeTimedOut, PlaintextAfterStartTLS
@@ -289,26 +297,9 @@ def test_every_chunking_of_the_wire_is_the_same_to_the_handler(channels, size):
 def test_renegotiation_of_tls_1_2_is_refused(channels):
     listener = Listener(channels, server_context())
 
-    def run():
-        command = ["openssl", "s_client", "-connect", f"127.0.0.1:{listener.address[1]}"]
-        with subprocess.Popen(
-            [*command, "-tls1_2"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        ) as client:
-            client.stdin.write(b"hello\n")
-            client.stdin.flush()
-            said = b""
-            while not said.endswith(b"\nhello\n"):
-                said += client.stdout.readline()
-            client.stdin.write(b"R\n")
-            client.stdin.flush()
-            return client.stdout.read()
-
-    running = InThread(run)
+    running = InThread(lambda: ask_for_renegotiation(listener.address[1]))
     drive(channels, running.done)
-    said = running().lower()
+    said = running()
     assert b"no renegotiation" in said or b"no_renegotiation" in said
     drive(channels, is_over(listener))
     (handler,) = listener.handlers

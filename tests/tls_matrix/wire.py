@@ -11,6 +11,7 @@ import re
 import socket
 import ssl
 import struct
+import subprocess
 import tempfile
 from pathlib import Path
 
@@ -187,3 +188,21 @@ class TrafficKeys:
         nonce = (self.iv ^ self.sequence).to_bytes(12)
         self.sequence += 1
         return header + self.aead.encrypt(nonce, data + bytes((kind,)), header)
+
+
+def ask_for_renegotiation(port):
+    """What ``openssl s_client`` says after a line was echoed, and it was told to renegotiate 1.2."""
+    with subprocess.Popen(
+        ["openssl", "s_client", "-connect", f"127.0.0.1:{port}", "-tls1_2"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    ) as client:
+        client.stdin.write(b"hello\n")
+        client.stdin.flush()
+        said = b""
+        while not said.endswith(b"\nhello\n"):
+            said += client.stdout.readline()
+        client.stdin.write(b"R\n")
+        client.stdin.flush()
+        return client.stdout.read().lower()

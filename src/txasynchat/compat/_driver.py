@@ -493,15 +493,7 @@ class MapDriver:
             timeout: seconds, `None` for ever.
         """
         now = _monotonic()
-        if now >= self._penance.next:
-            self._forgive(now)
-        if now >= self._deadlines.next:
-            self._expire(now)
-        if now >= self._next_full:
-            self._refresh_all()
-            full = True
-        else:
-            full = self._refresh()
+        full = self._get_ready(now)
         events = self._wait(timeout, now, full)
         if events:
             self._hand_out(events)
@@ -516,15 +508,7 @@ class MapDriver:
         Returns:
             whether another turn is due at once, with nothing that would tell the reactor so.
         """
-        now = _monotonic()
-        if now >= self._penance.next:
-            self._forgive(now)
-        if now >= self._deadlines.next:
-            self._expire(now)
-        if now >= self._next_full:
-            self._refresh_all()
-        else:
-            self._refresh()
+        self._get_ready(_monotonic())
         if self._closed:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         events = self.hub.wait(0.0, limit)
@@ -534,6 +518,22 @@ class MapDriver:
             self._hand_out(events)
             self._refresh()
         return self.hub.busy or self._no_limit_for_ready(None) == 0.0
+
+    def _get_ready(self, now: float) -> bool:
+        """
+        See to what is due, and ask those whose answer may have changed.
+
+        Returns:
+            whether everyone was asked.
+        """
+        if now >= self._penance.next:
+            self._forgive(now)
+        if now >= self._deadlines.next:
+            self._expire(now)
+        if now >= self._next_full:
+            self._refresh_all()
+            return True
+        return self._refresh()
 
     def start(self, poll_mode: bool) -> None:
         """
