@@ -171,7 +171,7 @@ def test_a_peer_that_stops_at_any_byte_is_gone_after_the_limit_and_costs_nothing
 
 @EACH_VERSION
 def test_a_peer_that_stops_within_its_last_flight_is_gone_too(channels, monkeypatch, version):
-    monkeypatch.setattr("txasynchat.compat.tls.HANDSHAKE_TIMEOUT", 0.5)
+    monkeypatch.setattr("txasynchat.compat.tls.HANDSHAKE_TIMEOUT", 1.0)
     listener = Listener(channels, server_context(version))
     for count in (0, 1, 4, 5, 6, 20, -1):
         sock = raw(listener.address)

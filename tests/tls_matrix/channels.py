@@ -108,7 +108,7 @@ class InThread(threading.Thread):
     """
 
     def __init__(self, client, *arguments):
-        super().__init__()
+        super().__init__(daemon=True)  # a test that failed must not wait for it at the end
         self.call = client, arguments
         self.result = None
         self.start()

@@ -42,6 +42,13 @@ HOSTILE = {
 }
 
 
+def _more(sock):
+    data = sock.recv(65536)
+    if not data:
+        raise ConnectionError("the peer ended in the middle of the handshake")
+    return data
+
+
 class Memory:
     """A client of the standard library, by hand: what it would send, as bytes."""
 
@@ -62,7 +69,7 @@ class Memory:
         """The handshake up to our last flight, which is returned instead of sent."""
         sock.sendall(self.hello())
         while True:
-            self.incoming.write(sock.recv(65536))
+            self.incoming.write(_more(sock))
             try:
                 self.tls.do_handshake()
             except ssl.SSLWantReadError:
@@ -81,7 +88,7 @@ class Memory:
                 self.tls.do_handshake()
             except ssl.SSLWantReadError:
                 sock.sendall(self.outgoing.read())
-                self.incoming.write(sock.recv(65536))
+                self.incoming.write(_more(sock))
             else:
                 sock.sendall(self.outgoing.read())
                 return
