@@ -163,9 +163,8 @@ class TLSSocket:
         try:
             raise end
         finally:
-            del (
-                end
-            )  # its traceback has this frame: they would keep each other, and OpenSSL's memory
+            # Its traceback has this frame: they would keep each other, and OpenSSL's memory.
+            del end
 
     def send(self, data: Any, flags: int = 0) -> int:  # noqa: ARG002 a socket has them
         """
