@@ -52,7 +52,7 @@ from txasynchat.errors import (
 )
 from txasynchat.framing import Framer, Overflow
 from txasynchat.producers import Buffer, OutputQueue, refuse
-from txasynchat.rarely import Rarely
+from txasynchat.log import Throttle
 from txasynchat.starttls import Leftovers, start_tls
 from txasynchat.terminators import check_terminator
 from txasynchat.tlsinfo import TLSInfo
@@ -88,7 +88,7 @@ class State(enum.Enum):
 
 
 #: Once a second for each kind.
-_tls_errors = Rarely(1.0)
+_tls_errors = Throttle(1.0)
 
 # Why delivery and reading are held: bits of AsyncChat._held.
 _BY_APPLICATION = 1
@@ -904,7 +904,7 @@ class AsyncChat(Protocol):
         if not isinstance(error, TLSError):
             self._log.warn("{peer}: {error}", **about)
         # Scanners, and peers that just go, would fill the log.
-        elif (hidden := _tls_errors.hidden(type(error).__name__)) is not None:
+        elif (hidden := _tls_errors.suppressed(type(error).__name__)) is not None:
             before = f" ({hidden} of these before it were not logged)" if hidden else ""
             self._log.info("{peer}: {error}{before}", before=before, **about)
 
