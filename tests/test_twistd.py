@@ -513,9 +513,16 @@ def here(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stderr", sys.stderr)
     (tmp_path / "broken.py").write_text("nonsense\n")
     (tmp_path / "garbled.py").write_text("def (:\n")
+    (tmp_path / "noted.py").write_text(
+        "error = ValueError('what it is')\nerror.add_note('one\\nmore')\nraise error\n"
+    )
+    # As on a Python that does not have it.
+    (tmp_path / "departed.py").write_text(
+        "raise ModuleNotFoundError(\"No module named 'smtpd'\", name='smtpd')\n"
+    )
     yield tmp_path
     uninstall()
-    for name in {"handlers", "broken", "garbled"} - known:
+    for name in {"handlers", "broken", "garbled", "departed", "noted"} - known:
         sys.modules.pop(name, None)
 
 
@@ -595,6 +602,17 @@ MISTAKES = {
     "broken module": (
         ["--handler", "broken:Handler"],
         re.compile(r"cannot import broken: NameError: name 'nonsense' .*broken\.py, line 1"),
+    ),
+    "a module that left Python": (
+        ["--handler", "departed:Handler"],
+        re.compile(
+            r"No module named 'smtpd' \(.*departed\.py, line 1\); smtpd left Python with 3\.12; "
+            r"pip install standard-smtpd brings it back, and runs on txasynchat where "
+        ),
+    ),
+    "an exception with a note": (
+        ["--handler", "noted:Handler"],
+        re.compile(r"cannot import noted: ValueError: what it is \(.*noted\.py, line 3\)$"),
     ),
     "no syntax": (["--handler", "garbled:Handler"], "cannot import garbled: SyntaxError: "),
     "no endpoint": (["--listen", "pigeon:1"], "cannot listen on 'pigeon:1': Unknown endpoint"),

@@ -18,6 +18,7 @@ from twisted.python import usage
 from typing_extensions import override
 
 from txasynchat.compat import install
+from txasynchat.compat._install import what_brings_back
 from txasynchat.handlers import Hears, hears, is_legacy, wanted
 from txasynchat.program import CannotStart, Program
 from txasynchat.protocol import AsyncChat
@@ -276,7 +277,9 @@ def _import(name: str) -> Any:
         install()
         found = importlib.import_module(module_name)
     except Exception as error:  # noqa: BLE001 - it is the user's, and is told
-        raise CannotStart(f"cannot import {module_name}: {_what_and_where(error)}") from None
+        told = what_brings_back(error)
+        more = f"; {told}" if told else ""
+        raise CannotStart(f"cannot import {module_name}: {_what_and_where(error)}{more}") from None
     for attribute in path.split("."):
         try:
             found = getattr(found, attribute)
@@ -289,7 +292,8 @@ def _what_and_where(error: Exception) -> str:
     """
     Put an exception into one line, with the place in the user's file that raised it.
     """
-    what = " ".join(traceback.format_exception_only(error)[-1].split())
+    notes = sum(str(note).count("\n") + 1 for note in getattr(error, "__notes__", ()))
+    what = " ".join(traceback.format_exception_only(error)[-1 - notes].split())
     frames = traceback.extract_tb(error.__traceback__)
     if isinstance(error, SyntaxError):
         return f"{what} ({error.filename}, line {error.lineno})"
