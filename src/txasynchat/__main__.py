@@ -248,7 +248,8 @@ def _run_text(text: str | bytes, name: str, arguments: list[str]) -> None:
     module.__loader__ = BuiltinImporter
     if name == "<stdin>":
         module.__file__ = name
-        module.__dict__["__cached__"] = None
+        if sys.version_info < (3, 15):
+            module.__dict__["__cached__"] = None
     elif sys.version_info >= (3, 13) and isinstance(text, str):
         # A traceback shows the lines.
         linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)

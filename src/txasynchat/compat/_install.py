@@ -31,8 +31,9 @@ def install() -> None:
     """
     Make ``import asyncore`` and ``import asynchat`` give this package's modules, in this process.
 
-    Call it before the program's own modules are imported: names that those took from the
-    stdlib's modules (Python 3.11) or a backport stay what they were.  May be called again.
+    Call it before the program's own modules are imported, and before smtpd (which a package brings
+    back): names that those took from the stdlib's modules (Python 3.11) or a backport stay what they
+    were.  May be called again.
 
     Raises:
         RuntimeError: another ``asyncore`` was imported before, and channels live in its map.
