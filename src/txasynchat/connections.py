@@ -120,7 +120,14 @@ class _Watch:
         del protocol.makeConnection
         protocol.connectionLost = self.lost
         self.connections._live[transport] = protocol
-        make(transport)
+        try:
+            make(transport)
+        except RuntimeError:
+            if getattr(protocol, "transport", transport) is not transport:
+                # It has another connection, and did not take this one.
+                protocol.connectionLost = self.original
+                self.connections._forget(transport)
+            raise
 
     def lost(self, reason: Failure = connectionDone) -> None:
         del self.protocol.connectionLost

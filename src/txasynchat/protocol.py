@@ -260,7 +260,16 @@ class AsyncChat(Protocol):
         Set up, call ``connectionMade``, and open the connection: at once, or after a TLS handshake.
 
         All of it happens here, so that ``connectionMade`` belongs to the subclass altogether.
+
+        Raises:
+            RuntimeError: this object has, or had, another connection; the new one is aborted.
         """
+        if self.transport is not None:
+            error = RuntimeError(
+                f"{self!r} is used for a second connection; a factory makes a new protocol for each"
+            )
+            transports.turn_away(transport, self, error)
+            raise error
         tlslayer.adopt(transport)
         self._send_now = transports.immediate_sender(transport)
         framer = self._framer
@@ -274,7 +283,7 @@ class AsyncChat(Protocol):
         if self._left:
             self._abort_transport()  # abort() was called before there was anything to abort
         elif transports.when_secure(transport, self):
-            self._open()
+            self._open_if_introduced()
         elif self._ending:
             self._leave()
 
@@ -345,7 +354,7 @@ class AsyncChat(Protocol):
         """
         self._upgrade = None
         if not self._opened:
-            self._open()
+            self._open_if_introduced()
 
     # -- IPushProducer: called by the transport
 
@@ -786,6 +795,15 @@ class AsyncChat(Protocol):
         self._ending = state is _CLOSING or state is _CLOSED
         if state is _CLOSED:
             self.connected = False
+
+    def _open_if_introduced(self) -> None:
+        """
+        Open the connection as soon as `addr` is the peer's, and not a proxy's.
+        """
+        if transports.when_introduced(self.transport, self._open):
+            self._open()
+        elif self._ending:
+            self._leave()
 
     def _open(self) -> None:
         """

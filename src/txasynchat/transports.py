@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakMethod
@@ -17,6 +18,7 @@ from twisted.internet import address
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.endpoints import _WrappingProtocol
 from twisted.internet.interfaces import IHalfCloseableProtocol, IHandshakeListener
+from twisted.internet.protocol import Protocol
 from twisted.internet.tcp import Connection
 from twisted.internet.unix import _SendmsgMixin
 from twisted.protocols.policies import ProtocolWrapper
@@ -39,7 +41,9 @@ __all__ = [
     "real_socket",
     "tell_of_half_close",
     "tls_layer",
+    "turn_away",
     "unsent_bytes",
+    "when_introduced",
     "when_secure",
 ]
 
@@ -167,6 +171,34 @@ def when_secure(transport: Any, listener: Any) -> bool:
     return False
 
 
+def when_introduced(transport: Any, then: Callable[[], None]) -> bool:
+    """
+    Return whether it is known who the peer is: no proxy has still to tell.
+
+    Behind an endpoint ``haproxy:`` the first bytes say whose connection the proxy passes on. Otherwise
+    *then* is called when they have come, before anything behind them is delivered.
+    """
+    # Nobody who has no such endpoint needs the module.
+    haproxy = sys.modules.get("twisted.protocols.haproxy._wrapper")
+    if haproxy is None or not isinstance(transport, ProtocolWrapper):
+        return True
+    for layer in _layers(transport):
+        if isinstance(layer, haproxy.HAProxyProtocolWrapper) and layer._proxyInfo is None:
+            layer.dataReceived = partial(_introduce, layer, then)
+            return False
+    return True
+
+
+def _introduce(layer: Any, then: Callable[[], None], data: bytes) -> None:
+    """
+    Pass bytes on to a proxied connection that does not know its peer yet.
+    """
+    type(layer).dataReceived(layer, data)
+    if layer._proxyInfo is not None and "dataReceived" in vars(layer):
+        del layer.dataReceived
+        then()
+
+
 def tell_of_half_close(transport: Any, listener: Any) -> None:
     """
     See to it that *listener*, an `IHalfCloseableProtocol`, hears of the end of the peer's bytes.
@@ -222,6 +254,22 @@ def link_to(transport: Any, protocol: Any) -> tuple[Any, str] | None:
                 return above, above_attribute
             above, above_attribute = found, "_wrappedProtocol"
     return None
+
+
+def turn_away(transport: Any, protocol: Any, error: Exception) -> None:
+    """
+    End the connection of *transport*, which *protocol* does not want, and hears no more of.
+
+    Where an endpoint made the connection, its caller is told *error*.
+    """
+    link = link_to(transport, protocol)
+    if link is not None:
+        above, attribute = link
+        setattr(above, attribute, Protocol())
+        connected = getattr(above, "_connectedDeferred", None)
+        if connected is not None and not connected.called:
+            connected.errback(error)
+    getattr(transport, "abortConnection", transport.loseConnection)()
 
 
 def accept_fewer(transport: Any, count: int) -> None:

@@ -33,7 +33,8 @@ from typing_extensions import override
 from zope.interface import implementer
 
 from txasynchat import transports
-from txasynchat.compat import _interest, _loop, asyncore
+from txasynchat.compat import _interest, _loop, asynchat, asyncore
+from txasynchat.handlers import Hears, arguments_for, hears, wanted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -242,21 +243,24 @@ class Connection(Protocol):
         if register is not None:
             register(self, True)
         if transports.when_secure(transport, self):
-            self._build()
+            self.handshakeCompleted()
 
     def handshakeCompleted(self) -> None:  # noqa: N802 Twisted's name
         """
         The TLS handshake is done: now there is somebody to talk to.
         """
-        if self.socket is None and not self.closed:
+        if transports.when_introduced(self.transport, self._build):
             self._build()
 
     def _build(self) -> None:
+        if self.socket is not None or self.closed:
+            return
         self._reactor = transports.reactor_of(self.transport) or self.factory.reactor
         self.socket = TransportSocket(self, self.factory.channels)
         self.factory.connections[self.socket.fileno()] = self
+        made = None
         try:
-            self.factory.build_channel(self.socket, self.socket.getpeername())
+            made = self.factory.build_channel(self.socket, self.socket.getpeername())
         except asyncore._reraised_exceptions:
             self._stop_reactor()
         except Exception:  # noqa: BLE001 it is the application's, and is logged
@@ -264,7 +268,7 @@ class Connection(Protocol):
             self.close()
             return
         if self.channel is None and not self.closed:
-            self._log.error("{peer}: the handler took no socket", peer=self.transport.getPeer())
+            self._log.error("{peer}: {what}", peer=self.transport.getPeer(), what=_not_ours(made))
             self.close()
             return
         self.schedule()
@@ -550,7 +554,8 @@ class LegacyFactory(ServerFactory):
         keywords: keyword arguments for the handler.
 
     Raises:
-        TypeError: neither or both of *handler* and *build*.
+        TypeError: neither or both of *handler* and *build*; *handler* cannot be called so, or is a
+            class that listens.
     """
 
     protocol = Connection
@@ -663,14 +668,81 @@ def _builder(
     """
     Find out by the names of its parameters how *handler* wants its socket and its address.
     """
+    name = getattr(handler, "__qualname__", None) or repr(handler)
+    if not callable(handler):
+        raise TypeError(f"{name} is not a class of handlers, nor can it be called to make one")
+    if _listens(handler):
+        raise TypeError(
+            f"{name} listens by itself, as it overrides handle_accept or handle_accepted: serve the "
+            f"class that it makes for each connection; write {_example('', inspect.Signature())}"
+        )
     names: list[str] = []
-    for name, parameter in inspect.signature(handler).parameters.items():
+    for each, parameter in inspect.signature(handler).parameters.items():
         if parameter.kind not in {parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD}:
             break
-        names.append(name)
-    with_address = len(names) > 1 and names[1] in _ADDRESS_NAMES
-    if names and names[0] in _ADDRESS_NAMES and len(names) > 1 and names[1] in _SOCKET_NAMES:
-        return lambda sock, addr: handler(addr, sock, *arguments, **keywords)
-    if with_address:
-        return lambda sock, addr: handler(sock, addr, *arguments, **keywords)
-    return lambda sock, _addr: handler(sock, *arguments, **keywords)
+        names.append(each)
+    first, second = [*names, "", ""][:2]
+    if first in _ADDRESS_NAMES and second in _SOCKET_NAMES:
+        given = ["addr", "sock"]
+        build = lambda sock, addr: handler(addr, sock, *arguments, **keywords)  # noqa: E731 one of three
+    elif second in _ADDRESS_NAMES:
+        given = ["sock", "addr"]
+        build = lambda sock, addr: handler(sock, addr, *arguments, **keywords)  # noqa: E731 see above
+    else:
+        given = ["sock"]
+        build = lambda sock, _addr: handler(sock, *arguments, **keywords)  # noqa: E731 see above
+    want = wanted(handler, (*given, *arguments), keywords)
+    if want is not None:
+        called = ", ".join([*given, *map(repr, arguments), *keywords])
+        raise TypeError(
+            f"{name} wants {want}, and would be called with ({called}); "
+            f"write {_example(name, want)}"
+        )
+    return build
+
+
+def _not_ours(made: Any) -> str:
+    """
+    Say why a handler that was built is not in the factory's map.
+    """
+    if isinstance(getattr(made, "socket", None), TransportSocket):
+        return (
+            f"{type(made).__qualname__} registered in another map, which nobody drives here; "
+            "leave map= out, or give it sock.channel_map"
+        )
+    return "the handler took no socket"
+
+
+def _example(name: str, wants: inspect.Signature) -> str:
+    """
+    Write a factory that gives a handler the socket and the address, as far as they can be told.
+    """
+    arguments = [
+        "sock" if one in _SOCKET_NAMES else "addr" if one in _ADDRESS_NAMES else one
+        for one in arguments_for(wants)
+    ]
+    if "sock" not in arguments:
+        return "LegacyFactory(build=make), where make(sock, addr) makes one for a socket"
+    return f"LegacyFactory(build=lambda sock, addr: {name}({', '.join(arguments)}))"
+
+
+def _listens(handler: Any) -> bool:
+    accepts = ("handle_accept", "handle_accepted")
+    return (
+        isinstance(handler, type)
+        and issubclass(handler, asyncore.dispatcher)
+        and any(getattr(handler, one) is not getattr(asyncore.dispatcher, one) for one in accepts)
+        and takes_data(handler) is not Hears.YES
+    )
+
+
+def takes_data(handler: type[asyncore.dispatcher]) -> Hears:
+    """
+    Return whether a legacy handler takes what a peer sends.
+    """
+    hooks = ["handle_read", "handle_read_event", "recv"]
+    if issubclass(handler, asynchat.async_chat):
+        return hears(
+            handler, asynchat.async_chat, [*hooks, "collect_incoming_data", "found_terminator"]
+        )
+    return hears(handler, asyncore.dispatcher, hooks)
