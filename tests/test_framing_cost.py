@@ -200,7 +200,8 @@ def near_misses_of_long_terminators(n):
         (an_over_long_message_in_parts, 4_000),
         (an_over_long_message_of_several_delimiters_in_parts, 2_000),
         (near_misses_of_a_long_terminator, 2_000),
-        (near_misses_of_a_long_terminator_in_one_chunk, 2_000),
+        # Enough that one and the same way of the interpreter to search is taken for both sizes.
+        (near_misses_of_a_long_terminator_in_one_chunk, 32_000),
         (near_misses_of_long_terminators, 2_000),
     ],
     ids=lambda value: getattr(value, "__name__", None),
