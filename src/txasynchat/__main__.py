@@ -221,7 +221,8 @@ def _run_program(path: str, arguments: list[str]) -> None:
     else:
         code = compile(source, module.__file__, "exec", dont_inherit=True)
         module.__loader__ = SourceFileLoader("__main__", module.__file__)
-    module.__dict__["__cached__"] = None
+    if sys.version_info < (3, 15):
+        module.__dict__["__cached__"] = None
     exec(code, module.__dict__)  # noqa: S102 - this is what running a program is
 
 

@@ -602,8 +602,8 @@ def start_tls(  # noqa: PLR0913 they are settings, by keyword
         ValueError: the channel listens, has no socket, or has TLS already.
         PlaintextAfterStartTLS: *leftover* is "reject" and there is some. It is dropped; left alone,
             the exception goes to ``handle_error``, which closes.
-        OSError: a client's connection is lost; or, an `ssl.SSLError`, *leftover* is "feed" and there
-            is no handshake.
+        OSError: a client's connection is lost; or, an `ssl.SSLError`, *context* is for clients and
+            this side is the server, or *leftover* is "feed" and there is no handshake.
     """
     plain = channel.socket
     if plain is None or channel.accepting:
@@ -612,6 +612,8 @@ def start_tls(  # noqa: PLR0913 they are settings, by keyword
         raise ValueError(f"TLS is on already: {channel!r}")  # noqa: TRY004 its state, not its type
     if server_side is None:
         server_side = context.protocol != ssl.PROTOCOL_TLS_CLIENT and server_hostname is None
+    if server_side:
+        check_server_context(context)
     early = getattr(channel, "ac_in_buffer", b"")
     if early:
         channel.ac_in_buffer = b""
@@ -647,12 +649,22 @@ def start_tls(  # noqa: PLR0913 they are settings, by keyword
 
 def check_server_context(context: ssl.SSLContext) -> None:
     """
-    Find out at the start, not with each connection, that a context is none for servers.
+    Find out at the start, not with each connection, that a context cannot serve.
 
     Raises:
-        ssl.SSLError: it is not.
+        ssl.SSLError: it is for clients.
     """
-    context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_side=True)
+    # Asked here, because `ssl` itself raises ValueError first on newer patch releases when the
+    # context checks host names, and PyPy's only warns of that.
+    if context.protocol == ssl.PROTOCOL_TLS_CLIENT:
+        raise ssl.SSLError(
+            "a server cannot use a context for clients (PROTOCOL_TLS_CLIENT); make it by"
+            " ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)"
+        )
+    try:
+        context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_side=True)
+    except ValueError as why:
+        raise ssl.SSLError(f"a server cannot use this context: {why}") from why
 
 
 def wrap_accepted(plain: socket.socket, context: ssl.SSLContext) -> TLSSocket:
