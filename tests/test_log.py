@@ -30,7 +30,7 @@ def logged_failure(raise_error):
     log = Logger(observer=FileLogObserver(text, formatEventAsClassicLogText))
     try:
         raise_error()
-    except Exception:
+    except Exception:  # noqa: BLE001 - whatever is raised
         failure(log, "{peer}: {handler} raised", peer="a peer", handler="Handler")
     return text.getvalue()
 

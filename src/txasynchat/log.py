@@ -1,10 +1,10 @@
 """
 What the log of a server needs that a peer may try to fill or to forge.
 
-A peer chooses what it sends, and an exception that quotes it brings its bytes into the log: line ends
-that begin a forged entry, escape sequences that a terminal obeys. `escape` makes them visible; `failure`
-logs the exception being handled that way, with its traceback. What a peer can cause again and again is
-throttled: `Throttle` says when it may be logged, and how many times it was not.
+A peer chooses what it sends, and an exception that quotes it brings its bytes into the log: line
+ends that begin a forged entry, escape sequences that a terminal obeys. `escape` makes them visible;
+`failure` logs the exception being handled that way, with its traceback. What a peer can cause again
+and again is throttled: `Throttle` says when it may be logged, and how many times it was not.
 
 Importing this module imports nothing of Twisted: legacy programs that never log need none of it.
 """
@@ -55,7 +55,7 @@ def failure(log: Logger, message: str, **details: Any) -> None:
         def getTraceback(self, *_arguments: Any, **_named: Any) -> str:  # noqa: N802 - Twisted's name
             return _format(self.value)
 
-    log.failure(message, failure=Escaped(), **details)
+    log.failure(message, failure=Escaped(), **details)  # type: ignore[no-untyped-call] # Twisted's
 
 
 def _format(error: BaseException | None) -> str:

@@ -51,8 +51,8 @@ from txasynchat.errors import (
     UnsentLimitExceeded,
 )
 from txasynchat.framing import Framer, Overflow
-from txasynchat.producers import Buffer, OutputQueue, refuse
 from txasynchat.log import Throttle
+from txasynchat.producers import Buffer, OutputQueue, refuse
 from txasynchat.starttls import Leftovers, start_tls
 from txasynchat.terminators import check_terminator
 from txasynchat.tlsinfo import TLSInfo
