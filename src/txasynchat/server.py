@@ -3,8 +3,9 @@
 
 Stopping has three steps. The ports close, so nobody new comes. Every connection is asked to finish
 (`AsyncChat.handle_shutdown`): idle ones are gone at once, busy ones when they are done. What is left
-after `stop_timeout` seconds is aborted; so it is at once when stopping is asked for a second time, by
-`Server.stopService` or by a second signal.
+after `stop_timeout` seconds is ended; so it is at once when stopping is asked for a second time, by
+`Server.stopService` or by a second signal. To end a connection is to abort it, unless the operating
+system has everything that was to be sent: that is still delivered, also when the process is gone.
 
 No reactor is imported here: whoever makes a `Server` says which.
 """
@@ -204,7 +205,7 @@ class Server(Service):
     @override
     def stopService(self) -> Deferred[None]:
         """
-        Close the ports, let connections finish, abort what is left after `stop_timeout`.
+        Close the ports, let connections finish, `abort` what is left after `stop_timeout`.
 
         Called again meanwhile, it aborts what is left at once.
 
@@ -227,7 +228,7 @@ class Server(Service):
 
     def abort(self) -> None:
         """
-        End every connection now; what was not sent is lost.
+        End every connection now; what the operating system has not been given is lost.
         """
         if self.connections:
             self._log.warn("aborting {count} connections", count=len(self.connections))

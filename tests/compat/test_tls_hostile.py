@@ -650,7 +650,11 @@ def test_a_peer_that_never_answers_close_notify_keeps_nothing(channels, use_poll
 
 
 @BOTH_WAYS
-def test_a_peer_that_reads_slowly_gets_the_last_bytes_all_the_same(channels, monkeypatch, use_poll):
+@pytest.mark.parametrize("send_buffer", [4096, 131_072], ids=["small buffer", "large buffer"])
+def test_a_peer_that_reads_slowly_gets_the_last_bytes_all_the_same(
+    channels, monkeypatch, use_poll, send_buffer
+):
+    """A large buffer is not writable for longer than the limit, while the peer empties it."""
     monkeypatch.setattr("txasynchat.compat.tls.CLOSE_TIMEOUT", 0.5)
 
     class Leaving(Lines):
@@ -661,7 +665,7 @@ def test_a_peer_that_reads_slowly_gets_the_last_bytes_all_the_same(channels, mon
 
     class Small(Listener):
         def handle_accepted(self, sock, addr):
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
             Listener.handle_accepted(self, sock, addr)
 
     listener = Small(channels, server_context(), Leaving)

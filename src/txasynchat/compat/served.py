@@ -32,8 +32,9 @@ from twisted.logger import Logger
 from typing_extensions import override
 from zope.interface import implementer
 
-from txasynchat import transports
+from txasynchat import endings, tlslayer, transports
 from txasynchat.compat import _interest, _loop, asynchat, asyncore
+from txasynchat.delivery import Progress
 from txasynchat.handlers import Hears, arguments_for, hears, wanted
 
 if TYPE_CHECKING:
@@ -230,18 +231,20 @@ class Connection(Protocol):
         self._scheduled = False
         self._sent = 0
         self._thread = threading.get_ident()
-        self._watched: int | None = -1
+        # The transport's producer: only while something waits, or TLS would not close.
+        self._registered = False
+        self._shut = False
+        self._progress = Progress()
         self._watcher: Any = None
 
     # -- IProtocol, IHalfCloseableProtocol, IHandshakeListener: called by the transport
 
     @override
     def makeConnection(self, transport: Any) -> None:
+        tlslayer.adopt(transport)
+        endings.let_protocol_end(transport)
         self._send_now = transports.immediate_sender(transport)
         super().makeConnection(transport)  # type: ignore[no-untyped-call] # Twisted's, untyped
-        register = getattr(transport, "registerProducer", None)
-        if register is not None:
-            register(self, True)
         if transports.when_secure(transport, self):
             self.handshakeCompleted()
 
@@ -297,7 +300,7 @@ class Connection(Protocol):
         if not self._ended and not isinstance(reason.value, ConnectionDone):
             self._end = _error(errno.ECONNRESET)
         self._ended = True
-        self._full = False
+        self._full = self._registered = False
         self.connected = False
         if self._watcher is not None:
             self._watcher.cancel()
@@ -331,6 +334,7 @@ class Connection(Protocol):
         The transport has room again.
         """
         self._full = False
+        self._unregister()
         self.run_pass()
 
     def stopProducing(self) -> None:  # noqa: N802 Twisted's name
@@ -363,7 +367,7 @@ class Connection(Protocol):
         """
         if self.closed:
             raise _error(errno.EBADF)
-        if self._end is not None or not self.connected:
+        if self._end is not None or not self.connected or self._shut:
             raise _error(errno.EPIPE)
         if (self._full and not ignore_full) or threading.get_ident() != self._thread:
             self.schedule()
@@ -374,7 +378,10 @@ class Connection(Protocol):
             send_now = self._send_now
             rest = piece if send_now is None else send_now(self.transport, piece)
             if rest:
+                self._register()
                 self.transport.write(rest)
+                if not self._full:
+                    self._unregister()
             self.schedule()
         return len(piece)
 
@@ -400,6 +407,9 @@ class Connection(Protocol):
         if self.closed:
             raise _error(errno.EBADF)
         if how != socket.SHUT_RD:
+            self._shut = True
+            self._full = False
+            self._unregister()
             half = getattr(self.transport, "loseWriteConnection", None)
             if how == socket.SHUT_WR and half is not None:
                 half()
@@ -410,26 +420,48 @@ class Connection(Protocol):
             self._ended = True
             self.schedule()
 
+    def _register(self) -> None:
+        register = getattr(self.transport, "registerProducer", None)
+        if register is not None and not self._registered:
+            self._registered = True
+            register(self, True)
+
+    def _unregister(self) -> None:
+        if self._registered:
+            self._registered = False
+            self.transport.unregisterProducer()
+
     def _lose(self) -> None:
-        unregister = getattr(self.transport, "unregisterProducer", None)
-        if unregister is not None:
-            unregister()
+        self._unregister()
+        if not self._reading:
+            self.transport.resumeProducing()  # TLS waits for what the peer says at the end
         self.transport.loseConnection()
         if not transports.closes_by_itself(self.transport):
             self._watch()
 
+    def _takes_closing(self) -> bool:
+        """
+        Called by the transport, which somebody told to close: see to it that this ends.
+
+        Returns:
+            False: it may close, when all that it was given is sent.
+        """
+        if not self.closed and self.socket is not None:
+            self._watch()
+        return False
+
     def _watch(self) -> None:
         """
-        Abort a closing transport that made no progress since this was called last.
+        End a closing transport whose peer has taken nothing since this was called last.
         """
+        if self._watcher is not None and self._watcher.active():
+            return
         self._watcher = None
         if not self.connected or self._reactor is None:
             return
-        unsent = transports.unsent_bytes(self.transport)
-        if unsent == self._watched:
-            self.transport.abortConnection()
+        if not self._progress.made(*transports.outstanding_bytes(self.transport)):
+            endings.end(self.transport)
             return
-        self._watched = unsent
         self._watcher = self._reactor.callLater(CLOSE_TIMEOUT, self._watch)
 
     # -- the passes over the one channel

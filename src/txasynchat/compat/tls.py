@@ -22,13 +22,15 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from txasynchat.compat import _interest, _loop, asyncore
+from txasynchat.delivery import Progress, unacknowledged
 from txasynchat.errors import HandshakeTimedOut, PlaintextAfterStartTLS
 
 __all__ = ["TLSSocket", "check_server_context", "start_tls", "wrap_accepted"]
 
 #: Seconds that a handshake may take.
 HANDSHAKE_TIMEOUT: Final = 10.0
-#: Seconds without progress in sending a closed connection's last bytes, close_notify among them.
+#: Seconds in which the peer must take something of a closed connection's last bytes, close_notify
+#: among them.
 CLOSE_TIMEOUT: Final = 10.0
 #: Bytes of plain text that one ``send`` takes: what OpenSSL makes of them waits in memory.
 LARGEST_SEND: Final = 65_536
@@ -514,6 +516,8 @@ class _Leaving(asyncore.dispatcher):
     def __init__(self, plain: socket.socket, unsent: bytes, channels: Any) -> None:
         super().__init__(None, channels)
         self._bytes_left = unsent
+        self._progress = Progress()
+        self._progress.made(len(unsent), unacknowledged(plain))
         self._leaves_at = time.monotonic() + CLOSE_TIMEOUT
         self.connected = True
         self.set_socket(plain)
@@ -525,7 +529,12 @@ class _Leaving(asyncore.dispatcher):
         """
         Called when the time is over: nothing is read here.
         """
-        self.close()
+        if not self._progress.made(len(self._bytes_left), unacknowledged(self.socket)):
+            self.close()
+            return
+        self._leaves_at = time.monotonic() + CLOSE_TIMEOUT
+        self.del_channel()
+        self.set_socket(self.socket)  # the loop takes note of the time
 
     def writable(self) -> bool:
         return True
@@ -540,10 +549,6 @@ class _Leaving(asyncore.dispatcher):
         self._bytes_left = self._bytes_left[sent:]
         if not self._bytes_left:
             self.close()
-        elif sent:
-            self._leaves_at = time.monotonic() + CLOSE_TIMEOUT
-            self.del_channel()
-            self.set_socket(self.socket)  # the loop takes note of the time
 
     def handle_close(self) -> None:
         self.close()
