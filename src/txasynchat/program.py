@@ -154,7 +154,7 @@ def serve(
 
 def _is_logging() -> bool:
     """
-    Return whether somebody has begun to log, or writes to where he likes what Twisted logs.
+    Return whether logging has begun, or an observer that writes the log somewhere was added.
     """
     temporary = getattr(globalLogBeginner, "_temporaryObserver", globalLogBeginner)
     if temporary is None:

@@ -20,6 +20,8 @@ FACADE = [str(OURS / "compat/asyncore.py"), str(OURS / "compat/asynchat.py")]
 # Where the modules are without us.
 STDLIB = [f"{sysconfig.get_path('stdlib')}/{name}.py" for name in ("asyncore", "asynchat")]
 SECONDS = 60
+# Nothing from outside leads to other modules.
+_CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
 
 # The ways in which programs start others, and themselves again; each prints where the modules are.
 STARTS = {
@@ -74,7 +76,7 @@ class Environment:
         done = subprocess.run(
             [program or self.python, *arguments],
             cwd=self.folder,
-            env={**os.environ, "PYTHONWARNINGS": "ignore", **environment},
+            env={**_CLEAN, "PYTHONWARNINGS": "ignore", **environment},
             capture_output=True,
             text=True,
             timeout=SECONDS,
@@ -87,7 +89,7 @@ class Environment:
         """Where a program that starts now finds the two modules; nothing if it does not."""
         done = subprocess.run(
             [self.python, "-W", "ignore", "-c", WHERE],
-            cwd=self.folder, capture_output=True, text=True, timeout=SECONDS, check=False,
+            cwd=self.folder, env=_CLEAN, capture_output=True, text=True, timeout=SECONDS, check=False,
         )  # fmt: skip
         if done.returncode:
             assert "No module named 'asyncore'" in done.stderr
