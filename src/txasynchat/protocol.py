@@ -53,6 +53,7 @@ from txasynchat.errors import (
     UnsentLimitExceeded,
 )
 from txasynchat.framing import Framer, Overflow
+from txasynchat.handlers import unawaited
 from txasynchat.log import Throttle
 from txasynchat.producers import Buffer, OutputQueue, refuse
 from txasynchat.starttls import Leftovers, start_tls
@@ -110,6 +111,29 @@ _CLOSING = State.CLOSING
 _CLOSED = State.CLOSED
 
 
+# What may be overridden, and is not waited for.
+_HOOKS = (
+    "connectionMade",
+    "handle_connect",
+    "handle_secure",
+    "message_received",
+    "collect_incoming_data",
+    "found_terminator",
+    "message_too_long",
+    "handle_shutdown",
+    "handle_error",
+    "handle_close",
+    "handle_end",
+)
+
+
+def _is_field(value: object) -> bool:
+    """
+    Return whether *value* stands in a class body for a field of `dataclasses` or of attrs.
+    """
+    return type(value).__module__.partition(".")[0] in {"attr", "attrs", "dataclasses"}
+
+
 if TYPE_CHECKING:
     _shown = property
 else:
@@ -128,6 +152,19 @@ else:
 
         def __get__(self, chat: Any, owner: Any = None) -> Any:
             return self if chat is None else self._read(chat)
+
+
+class _Terminator:
+    """
+    The attribute `AsyncChat.terminator`: of a class, the terminator that its connections begin with; of
+    a connection, the one in force.
+    """
+
+    def __get__(self, chat: Any, owner: Any) -> Any:
+        return owner._first_terminator if chat is None else chat._framer.terminator
+
+    def __set__(self, chat: Any, term: Terminator) -> None:
+        chat._framer.set_terminator(term)
 
 
 @implementer(IPushProducer, IConsumer, IHalfCloseableProtocol, IHandshakeListener)
@@ -185,6 +222,9 @@ class AsyncChat(Protocol):
     _asks: ClassVar[bool] = False
     #: handle_secure is overridden.
     _hears_of_tls: ClassVar[bool] = False
+    #: Set in the namespace of each class that had a connection, or was told of its mistake.
+    _is_set_up: ClassVar[bool]
+    _has_told: ClassVar[bool]
     #: What arrived while handlers were running.
     _received: list[bytes] | None = None
     #: `close` or `abort` was called; the peer will send no more; input was thrown away.
@@ -233,6 +273,8 @@ class AsyncChat(Protocol):
         """
         Set the state up, so that subclasses need not call this class's ``__init__``.
         """
+        if "_is_set_up" not in cls.__dict__:
+            cls._set_up()
         chat = super().__new__(cls)
         chat._state = State.CONNECTING
         chat._held = _BY_CLOSE
@@ -256,10 +298,24 @@ class AsyncChat(Protocol):
         cls._asks = cls.get_terminator is not AsyncChat.get_terminator
         cls._hears_of_tls = cls.handle_secure is not AsyncChat.handle_secure
         terminator = inspect.getattr_static(cls, "terminator")
-        if not isinstance(terminator, property):
-            # Its own, or that of a class mixed in, which would hide the property.
+        # Whatever has __get__ or is a field is somebody else's, who puts a value there later.
+        if not hasattr(terminator, "__get__") and not _is_field(terminator):
             cls._first_terminator = check_terminator(terminator)
+
+    @classmethod
+    def _set_up(cls) -> None:
+        """
+        Prepare the class for its first connection; decorators such as ``dataclass`` are done with it.
+        """
+        terminator = inspect.getattr_static(cls, "terminator")
+        if not isinstance(terminator, _Terminator):
+            # Its own, or that of a class mixed in, which would hide ours.
+            if not hasattr(terminator, "__get__"):
+                cls._first_terminator = check_terminator(terminator)
             cls.terminator = vars(AsyncChat)["terminator"]
+        for hook, why in unawaited(cls, _HOOKS):
+            cls._log.warn("{handler}.{hook} {why}", handler=cls.__qualname__, hook=hook, why=why)
+        cls._is_set_up = True
 
     # -- IProtocol: called by the transport
 
@@ -533,23 +589,9 @@ class AsyncChat(Protocol):
         else:
             framer.set_terminator(term)
 
-    if not TYPE_CHECKING:
-
-        @property
-        def terminator(self) -> Any:
-            """
-            The terminator in force; in a class body, the one that a connection begins with.
-
-            Assigning it is `set_terminator`, reading it `get_terminator`.
-            """
-            return self._framer.terminator
-
-        @terminator.setter
-        def terminator(self, term: Terminator) -> None:
-            self._framer.set_terminator(term)
-
-    else:
-        terminator: Any
+    #: The terminator in force; in a class body, or as a field of a dataclass, the one that a connection
+    #: begins with. Assigning it is `set_terminator`, reading it `get_terminator`.
+    terminator: Any = _Terminator()
 
     def get_terminator(self) -> Any:
         """
@@ -559,7 +601,7 @@ class AsyncChat(Protocol):
         """
         return self._framer.terminator
 
-    @property
+    @_shown
     def matched_terminator(self) -> bytes | None:
         """
         The delimiter that ended the latest message; None where its length did.
@@ -728,7 +770,7 @@ class AsyncChat(Protocol):
         """
         return 0 if self._lazy_output is None else self._lazy_output.size
 
-    @property
+    @_shown
     def tls(self) -> TLSInfo | None:
         """
         What was agreed on in the TLS handshake; None before, and without TLS.
@@ -825,13 +867,30 @@ class AsyncChat(Protocol):
             if not self._framer.closed:
                 if first:
                     self._held &= ~_BY_CLOSE
-                if self._hears_of_tls and (info := self.tls) is not None:
+                if self._hears_of_tls and (info := TLSInfo.of(self.transport)) is not None:
                     self._call(self.handle_secure, info)
                 if first and self._state is _OPEN:
                     self._call(self.handle_connect)
+                    if self._framer.whole and not self._framer.terminator:
+                        self._tell_of_no_terminator()
             self._settle()
         finally:
             self._delivering = False
+
+    def _tell_of_no_terminator(self) -> None:
+        """
+        Warn, once for each class, that `message_received` waits for a message that never ends.
+        """
+        cls = type(self)
+        if self._asks or "_has_told" in cls.__dict__:
+            return
+        cls._has_told = True
+        self._log.warn(
+            "{handler} has message_received and no terminator, so that no message ever ends: set "
+            "terminator in the class, or by set_terminator in handle_connect{hint}",
+            handler=cls.__qualname__,
+            hint=" (delimiter is a name of LineReceiver's)" if hasattr(self, "delimiter") else "",
+        )
 
     def _close(self) -> None:
         """
