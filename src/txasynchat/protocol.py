@@ -31,6 +31,7 @@ import inspect
 import sys
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import (
     IConsumer,
     IHalfCloseableProtocol,
@@ -222,9 +223,10 @@ class AsyncChat(Protocol):
     _asks: ClassVar[bool] = False
     #: handle_secure is overridden.
     _hears_of_tls: ClassVar[bool] = False
-    #: Set in the namespace of each class that had a connection, or was told of its mistake.
+    #: Set in the namespace of each class that had a connection, or was warned of.
     _is_set_up: ClassVar[bool]
-    _has_told: ClassVar[bool]
+    _warned_of_terminator: ClassVar[bool]
+    _warned_of_result: ClassVar[bool]
     #: What arrived while handlers were running.
     _received: list[bytes] | None = None
     #: `close` or `abort` was called; the peer will send no more; input was thrown away.
@@ -314,6 +316,7 @@ class AsyncChat(Protocol):
                 cls._first_terminator = check_terminator(terminator)
             cls.terminator = vars(AsyncChat)["terminator"]
         for hook, why in unawaited(cls, _HOOKS):
+            cls._warned_of_result = True
             cls._log.warn("{handler}.{hook} {why}", handler=cls.__qualname__, hook=hook, why=why)
         cls._is_set_up = True
 
@@ -525,7 +528,10 @@ class AsyncChat(Protocol):
 
         Stdlib: asynchat.async_chat.found_terminator.
         """
-        self.message_received(self._get_data())
+        hook: Callable[[bytes], object] = self.message_received
+        result = hook(self._get_data())
+        if result is not None:
+            self.hook_returned(result)
 
     def message_too_long(self, error: MessageTooLong) -> None:
         """
@@ -829,6 +835,7 @@ class AsyncChat(Protocol):
                 whole=cls.found_terminator is AsyncChat.found_terminator
                 and cls.collect_incoming_data is AsyncChat.collect_incoming_data,
             )
+            framer.checks_results = True
         return framer
 
     @property
@@ -882,9 +889,9 @@ class AsyncChat(Protocol):
         Warn, once for each class, that `message_received` waits for a message that never ends.
         """
         cls = type(self)
-        if self._asks or "_has_told" in cls.__dict__:
+        if self._asks or "_warned_of_terminator" in cls.__dict__:
             return
-        cls._has_told = True
+        cls._warned_of_terminator = True
         self._log.warn(
             "{handler} has message_received and no terminator, so that no message ever ends: set "
             "terminator in the class, or by set_terminator in handle_connect{hint}",
@@ -936,9 +943,12 @@ class AsyncChat(Protocol):
         Call a handler of the application; an exception ends this connection only.
         """
         try:
-            handler(*arguments)
+            result = handler(*arguments)
         except Exception:  # noqa: BLE001 it is the application's, and is logged
             self._failed()
+        else:
+            if result is not None:
+                self.hook_returned(result)
 
     def _failed(self) -> None:
         """
@@ -1003,6 +1013,23 @@ class AsyncChat(Protocol):
         self.message_too_long(error)
         if closes:
             self._close()
+
+    def hook_returned(self, result: object) -> None:
+        """
+        Called when a hook returned something: warn, once for each class, if nobody waits for it.
+        """
+        cls = type(self)
+        if "_warned_of_result" in cls.__dict__ or not (
+            isinstance(result, Deferred) or inspect.isawaitable(result)
+        ):
+            return
+        cls._warned_of_result = True
+        self._log.warn(
+            "a hook of {handler} returned a {kind}, which nobody waits for: "
+            "the next hook may come before it",
+            handler=cls.__qualname__,
+            kind=type(result).__name__,
+        )
 
     def _receive_otherwise(self, data: bytes) -> None:
         """
