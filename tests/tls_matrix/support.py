@@ -9,6 +9,7 @@ import datetime as dt
 import socket
 import ssl
 import subprocess
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from OpenSSL import SSL
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint, connectProtocol
@@ -178,6 +180,32 @@ def openssl(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess:
     return subprocess.run(
         ["openssl", *arguments], input=stdin, capture_output=True, timeout=PATIENCE, check=False
     )
+
+
+def use_certificate(context) -> None:
+    """Give a context of pyOpenSSL the certificate of `leaf`."""
+    loaded = credentials().load()
+    context.use_certificate(loaded.chain[0])
+    context.use_privatekey(loaded.key)
+
+
+def in_memory_handshake(context: ssl.SSLContext, options: ServerOptions) -> ssl.SSLSession | None:
+    """Shake hands without a network; return the session that the client can come back with."""
+    server = options.serverConnectionForTLS(None)
+    server.set_accept_state()
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = context.wrap_bio(incoming, outgoing, server_hostname=HOST)
+    # The server's tickets come after its handshake, before its data.
+    for step in (client.do_handshake, server.do_handshake) * 3:
+        with suppress(ssl.SSLWantReadError, SSL.WantReadError):
+            step()
+        if sent := outgoing.read():
+            server.bio_write(sent)
+        with suppress(SSL.WantReadError):
+            incoming.write(server.bio_read(65_536))
+    with suppress(ssl.SSLWantReadError):
+        client.read()
+    return client.session
 
 
 class Server:
