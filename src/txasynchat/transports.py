@@ -40,6 +40,7 @@ __all__ = [
     "tell_of_half_close",
     "tls_layer",
     "unsent_bytes",
+    "was_accepted",
     "when_secure",
 ]
 
@@ -233,6 +234,13 @@ def accept_fewer(transport: Any, count: int) -> None:
     port: Any = getattr(transport, "server", None)
     if getattr(port, "numberAccepts", 0) > count:
         port.numberAccepts = count
+
+
+def was_accepted(transport: Any) -> bool:
+    """
+    Return whether *transport* is known to be that of a connection that a port accepted.
+    """
+    return getattr(_layers(transport)[-1], "server", None) is not None
 
 
 def closes_by_itself(transport: Any) -> bool:

@@ -136,15 +136,17 @@ def client_context(version: str | None = None, **files) -> ssl.SSLContext:
 
 
 def stdlib_client(
-    port: int | str, context: ssl.SSLContext, name: str | None = HOST
+    port: int | str | socket.socket, context: ssl.SSLContext, name: str | None = HOST
 ) -> ssl.SSLSocket:
-    """Connect and shake hands."""
+    """Connect, unless there is a connection already, and shake hands."""
     if isinstance(port, str):
         plain = socket.socket(socket.AF_UNIX)
         plain.settimeout(PATIENCE)
         plain.connect(port)
-    else:
+    elif isinstance(port, int):
         plain = socket.create_connection(("127.0.0.1", port), PATIENCE)
+    else:
+        plain = port
     try:
         return context.wrap_socket(plain, server_hostname=name)
     except BaseException:
@@ -162,7 +164,9 @@ def read_line(client: socket.socket) -> bytes:
     return line
 
 
-def talk(port: int | str, context: ssl.SSLContext, line: bytes = b"hello\n") -> bytes:
+def talk(
+    port: int | str | socket.socket, context: ssl.SSLContext, line: bytes = b"hello\n"
+) -> bytes:
     """One line there and back, and an orderly end; blocking."""
     with stdlib_client(port, context) as client:
         client.sendall(line)
