@@ -14,7 +14,7 @@ import pytest
 from OpenSSL.SSL import Connection
 from twisted.internet import reactor, task
 from twisted.internet.defer import gatherResults
-from twisted.internet.endpoints import SSL4ServerEndpoint, TCP4ServerEndpoint
+from twisted.internet.endpoints import SSL4ServerEndpoint, TCP4ServerEndpoint, serverFromString
 from twisted.internet.protocol import Factory
 from twisted.internet.ssl import PrivateCertificate
 from twisted.internet.testing import StringTransport
@@ -97,9 +97,14 @@ class Floods(unittest.TestCase):
         elif way == "served":
             legacy = LegacyFactory(LegacyEcho)
             port = await SecureServerEndpoint(reactor, inner, options).listen(legacy)
+        elif way == "behind a proxy":
+            inner = serverFromString(reactor, "haproxy:tcp:0:interface=127.0.0.1:backlog=1000")
+            port = await SecureServerEndpoint(reactor, inner, options).listen(factory)
         else:
             if way == "ssl, Twisted's options":
                 options = PrivateCertificate.loadPEM(pem(leaf())).options()
+            if way == "served, ssl":
+                factory = LegacyFactory(LegacyEcho)
             endpoint = SSL4ServerEndpoint(reactor, 0, options, 1000, "127.0.0.1")
             port = await endpoint.listen(factory)
             if way == "ssl, Twisted's options":
@@ -120,7 +125,7 @@ class Floods(unittest.TestCase):
 
     async def test_others_are_served_at_once(self):
         """Whatever the server is, and those do that flood it, from one address or from many."""
-        for way in ("secure", "served", "ssl", "ssl, Twisted's options"):
+        for way in ("secure", "served", "ssl", "ssl, Twisted's options", "served, ssl"):
             for what, data in ATTACKS.items():
                 for addresses in (None, many_addresses()):
                     port, limit = await self.serve(way, max_handshakes=2)
@@ -135,7 +140,7 @@ class Floods(unittest.TestCase):
                         sock.close()
 
     async def test_too_many_of_one_address_give_way_and_a_slow_client_from_elsewhere_does_not(self):
-        for way in ("secure", "served", "ssl"):
+        for way in ("secure", "served", "ssl", "served, ssl"):
             for what, data in ATTACKS.items():
                 port, limit = await self.serve(way, max_pending=20)
                 slow = raw_from(OURS, port)
@@ -162,6 +167,17 @@ class Floods(unittest.TestCase):
         for sock in others:
             self.assertEqual(await in_thread(support.talk, sock, client_context()), b"hello\n")
         first[0].close()
+
+    async def test_clients_behind_a_proxy_count_by_their_own_addresses(self):
+        port, limit = await self.serve("behind a proxy", max_pending=20)
+        one, other = (b"PROXY TCP4 192.0.2.%d 198.51.100.1 4711 443\r\n" % last for last in (1, 2))
+        (slow,) = self.attack(port, 1, other + hello())
+        self.assertNotEqual(await in_thread(slow.recv, 1), b"")
+        socks = self.attack(port, 60, one + hello())
+        await gatherResults([in_thread(drain, sock) for sock in socks[:40]])
+        await until(lambda: limit.pending._counts == {"192.0.2.1": 19, "192.0.2.2": 1})
+        for sock in (slow, *socks):
+            sock.close()
 
     async def test_who_gives_way_is_told_why(self):
         server = await Server(self, server_options(max_pending=2)).listen()
@@ -279,8 +295,8 @@ class Parts(unittest.SynchronousTestCase):
         return HandshakeLimit(count, None)
 
     def enter(self, limit, member, host):
-        limit.connected(member, (host, 1))
-        if limit.enter(member, self.clock, lambda: self.admitted.append(member.name)):
+        limit.connected(member, ("proxy", 1))
+        if limit.enter(member, (host, 1), self.clock, lambda: self.admitted.append(member.name)):
             self.admitted.append(member.name)
 
     def test_each_address_has_its_turn_among_those_that_wait(self):

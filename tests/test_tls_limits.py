@@ -610,9 +610,9 @@ class Parts(unittest.TestCase):
         clock = task.Clock()
         limit = HandshakeLimit(1, None)
         admitted = []
-        self.assertTrue(limit.enter("a", clock, lambda: admitted.append("a")))
-        self.assertFalse(limit.enter("b", clock, lambda: admitted.append("b")))
-        self.assertFalse(limit.enter("c", clock, lambda: admitted.append("c")))
+        self.assertTrue(limit.enter("a", None, clock, lambda: admitted.append("a")))
+        self.assertFalse(limit.enter("b", None, clock, lambda: admitted.append("b")))
+        self.assertFalse(limit.enter("c", None, clock, lambda: admitted.append("c")))
         limit.leave("b", clock)
         limit.leave("a", clock)
         self.assertEqual(admitted, ["c"])

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives import serialization
 from twisted.logger import Logger
 
 from txasynchat.errors import CredentialsError
-from txasynchat.rarely import Rarely
+from txasynchat.log import Throttle
 
 __all__ = ["Credentials", "Loaded", "Watched", "load_authorities"]
 
@@ -153,7 +153,7 @@ class Watched(Generic[T]):
         self._interval = interval
         self._now = now
         self._describe = describe
-        self._complaints = Rarely(_REMINDER, now)
+        self._complaints = Throttle(_REMINDER, now)
         self._looked = now()
         # Before the reading: a change in between is then seen, at worst twice. None after a failure.
         self._state: object = self._look()
@@ -174,11 +174,11 @@ class Watched(Generic[T]):
             self.made = self._make()
         except CredentialsError as error:
             self._state = None
-            if self._complaints.hidden(str(error)) is not None:
+            if self._complaints.suppressed(str(error)) is not None:
                 self._log.warn(f"kept {self._what} in use: {{error}}", error=str(error))
             return False
         self._state = state
-        self._complaints = Rarely(_REMINDER, self._now)
+        self._complaints = Throttle(_REMINDER, self._now)
         self._log.info(
             "took up {source}{more}", source=self._files[0], more=self._describe(self.made)
         )

@@ -20,6 +20,8 @@ from twisted.logger import Logger
 from twisted.protocols.policies import ProtocolWrapper
 from zope.interface import directlyProvides, implementer, providedBy
 
+from txasynchat import endings
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -88,10 +90,10 @@ class Connections:
 
     def abort(self) -> None:
         """
-        End every connection now; what was not sent is lost.
+        End every connection now; what the operating system has not been given is lost.
         """
         for transport in list(self._live):
-            _abort(transport)
+            endings.end(transport)
 
     def _forget(self, transport: Any) -> None:
         self._live.pop(transport, None)
@@ -120,7 +122,14 @@ class _Watch:
         del protocol.makeConnection
         protocol.connectionLost = self.lost
         self.connections._live[transport] = protocol
-        make(transport)
+        try:
+            make(transport)
+        except RuntimeError:
+            if getattr(protocol, "transport", transport) is not transport:
+                # It has another connection, and did not take this one.
+                protocol.connectionLost = self.original
+                self.connections._forget(transport)
+            raise
 
     def lost(self, reason: Failure = connectionDone) -> None:
         del self.protocol.connectionLost

@@ -155,20 +155,28 @@ class HandshakeLimit:
         """
         self.pending.add(who, network_of(address))
 
-    def enter(self, who: Member, clock: IReactorTime | None, admit: Callable[[], object]) -> bool:
+    def enter(
+        self, who: Member, address: Any, clock: IReactorTime | None, admit: Callable[[], object]
+    ) -> bool:
         """
         The hello of *who* is whole: take a place, or call *admit* when there is one.
+
+        Args:
+            who: was given to `connected`.
+            address: its peer's, which may be known only now: a proxy may have told it.
+            clock: measures `patience`.
+            admit: not called from inside.
 
         Returns:
             whether there is one now.
         """
-        self.pending.progressed(who)
+        network = network_of(address)
+        self.pending.comes_from(who, network)
         if self.count is None or clock is None:
             return True
         if not self._waiting and self._has_room(clock):
             self._admitted.add(who)
             return True
-        network = self.pending.network(who)
         self._waiting[who] = (network, clock.seconds())
         self._queues.setdefault(network, {})[who] = admit
         self._look_later(clock)

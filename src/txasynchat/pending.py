@@ -61,8 +61,7 @@ class Pending:
         Hold *member*; another one gives way if that is too many.
         """
         with self._lock:
-            self._members[member] = network
-            self._counts[network] = self._counts.get(network, 0) + 1
+            self._insert(member, network)
             if self.limit is None or len(self._members) <= self.limit:
                 return
             other = self._choose()
@@ -77,6 +76,15 @@ class Pending:
             if member in self._members:
                 self._members[member] = self._members.pop(member)
 
+    def comes_from(self, member: Member, network: Hashable) -> None:
+        """
+        As `progressed`; and *network* is known now, where something stood in for it.
+        """
+        with self._lock:
+            if member in self._members:
+                self._remove(member)
+                self._insert(member, network)
+
     def discard(self, member: Member) -> None:
         """
         Hold *member* no longer; harmless if it is not held.
@@ -85,15 +93,13 @@ class Pending:
             if member in self._members:
                 self._remove(member)
 
-    def network(self, member: Member) -> Hashable:
-        """
-        Return the network of *member*; None if it is not held.
-        """
-        return self._members.get(member)
-
     def _choose(self) -> Member:
         most = max(self._counts.values())
         return next(one for one, its in self._members.items() if self._counts[its] == most)
+
+    def _insert(self, member: Member, network: Hashable) -> None:
+        self._members[member] = network
+        self._counts[network] = self._counts.get(network, 0) + 1
 
     def _remove(self, member: Member) -> None:
         network = self._members.pop(member)

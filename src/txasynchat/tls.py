@@ -105,12 +105,13 @@ class ServerOptions:
         reload_interval: seconds for which the files are not looked at again; they are looked at
             during handshakes. None: never again.
         handshake_timeout: seconds for the handshake; None for no limit.
-        close_timeout: seconds for the peer to answer when the connection is closed.
-        flush_timeout: seconds without progress in sending what is left when it is closed.
+        close_timeout: seconds for the peer to answer when the connection is closed, once it has
+            everything.
+        flush_timeout: seconds in which the peer must take something of what is left then.
         max_handshakes: how many go on at once, over all connections that have this object: their
             ClientHello has arrived, and they are not over. More of them wait, and each network (an
             IPv4 address, 64 bits of an IPv6 address) has its turn; one whose client has not answered
-            for 0.1 seconds goes on, and makes room. None for no limit.
+            goes on, and makes room for another that has waited for 0.1 seconds. None for no limit.
         max_pending: how many connections may exist whose handshake is not over, silent ones among
             them. When there are more, one is aborted: of the network that has most of them, the one
             whose client has let the server wait longest. None for no limit; not given, 1,024, or half
@@ -305,8 +306,9 @@ class ClientOptions:
         maximum: the highest version.
         ciphers: for TLS 1.2, as OpenSSL writes them.
         handshake_timeout: seconds for the handshake; None for no limit.
-        close_timeout: seconds for the peer to answer when the connection is closed.
-        flush_timeout: seconds without progress in sending what is left when it is closed.
+        close_timeout: seconds for the peer to answer when the connection is closed, once it has
+            everything.
+        flush_timeout: seconds in which the peer must take something of what is left then.
 
     Raises:
         CredentialsError: a file is missing, unreadable or not what it should be, key and certificate

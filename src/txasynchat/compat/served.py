@@ -32,8 +32,10 @@ from twisted.logger import Logger
 from typing_extensions import override
 from zope.interface import implementer
 
-from txasynchat import transports
-from txasynchat.compat import _interest, _loop, asyncore
+from txasynchat import endings, tlslayer, transports
+from txasynchat.compat import _interest, _loop, asynchat, asyncore
+from txasynchat.delivery import Progress
+from txasynchat.handlers import Hears, arguments_for, hears, wanted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -229,34 +231,39 @@ class Connection(Protocol):
         self._scheduled = False
         self._sent = 0
         self._thread = threading.get_ident()
-        self._watched: int | None = -1
+        # The transport's producer: only while something waits, or TLS would not close.
+        self._registered = False
+        self._shut = False
+        self._progress = Progress()
         self._watcher: Any = None
 
     # -- IProtocol, IHalfCloseableProtocol, IHandshakeListener: called by the transport
 
     @override
     def makeConnection(self, transport: Any) -> None:
+        tlslayer.adopt(transport)
+        endings.let_protocol_end(transport)
         self._send_now = transports.immediate_sender(transport)
         super().makeConnection(transport)  # type: ignore[no-untyped-call] # Twisted's, untyped
-        register = getattr(transport, "registerProducer", None)
-        if register is not None:
-            register(self, True)
         if transports.when_secure(transport, self):
-            self._build()
+            self.handshakeCompleted()
 
     def handshakeCompleted(self) -> None:  # noqa: N802 Twisted's name
         """
         The TLS handshake is done: now there is somebody to talk to.
         """
-        if self.socket is None and not self.closed:
+        if transports.when_introduced(self.transport, self._build):
             self._build()
 
     def _build(self) -> None:
+        if self.socket is not None or self.closed:
+            return
         self._reactor = transports.reactor_of(self.transport) or self.factory.reactor
         self.socket = TransportSocket(self, self.factory.channels)
         self.factory.connections[self.socket.fileno()] = self
+        made = None
         try:
-            self.factory.build_channel(self.socket, self.socket.getpeername())
+            made = self.factory.build_channel(self.socket, self.socket.getpeername())
         except asyncore._reraised_exceptions:
             self._stop_reactor()
         except Exception:  # noqa: BLE001 it is the application's, and is logged
@@ -264,7 +271,7 @@ class Connection(Protocol):
             self.close()
             return
         if self.channel is None and not self.closed:
-            self._log.error("{peer}: the handler took no socket", peer=self.transport.getPeer())
+            self._log.error("{peer}: {what}", peer=self.transport.getPeer(), what=_not_ours(made))
             self.close()
             return
         self.schedule()
@@ -293,7 +300,7 @@ class Connection(Protocol):
         if not self._ended and not isinstance(reason.value, ConnectionDone):
             self._end = _error(errno.ECONNRESET)
         self._ended = True
-        self._full = False
+        self._full = self._registered = False
         self.connected = False
         if self._watcher is not None:
             self._watcher.cancel()
@@ -327,6 +334,7 @@ class Connection(Protocol):
         The transport has room again.
         """
         self._full = False
+        self._unregister()
         self.run_pass()
 
     def stopProducing(self) -> None:  # noqa: N802 Twisted's name
@@ -359,7 +367,7 @@ class Connection(Protocol):
         """
         if self.closed:
             raise _error(errno.EBADF)
-        if self._end is not None or not self.connected:
+        if self._end is not None or not self.connected or self._shut:
             raise _error(errno.EPIPE)
         if (self._full and not ignore_full) or threading.get_ident() != self._thread:
             self.schedule()
@@ -370,7 +378,10 @@ class Connection(Protocol):
             send_now = self._send_now
             rest = piece if send_now is None else send_now(self.transport, piece)
             if rest:
+                self._register()
                 self.transport.write(rest)
+                if not self._full:
+                    self._unregister()
             self.schedule()
         return len(piece)
 
@@ -396,6 +407,9 @@ class Connection(Protocol):
         if self.closed:
             raise _error(errno.EBADF)
         if how != socket.SHUT_RD:
+            self._shut = True
+            self._full = False
+            self._unregister()
             half = getattr(self.transport, "loseWriteConnection", None)
             if how == socket.SHUT_WR and half is not None:
                 half()
@@ -406,26 +420,48 @@ class Connection(Protocol):
             self._ended = True
             self.schedule()
 
+    def _register(self) -> None:
+        register = getattr(self.transport, "registerProducer", None)
+        if register is not None and not self._registered:
+            self._registered = True
+            register(self, True)
+
+    def _unregister(self) -> None:
+        if self._registered:
+            self._registered = False
+            self.transport.unregisterProducer()
+
     def _lose(self) -> None:
-        unregister = getattr(self.transport, "unregisterProducer", None)
-        if unregister is not None:
-            unregister()
+        self._unregister()
+        if not self._reading:
+            self.transport.resumeProducing()  # TLS waits for what the peer says at the end
         self.transport.loseConnection()
         if not transports.closes_by_itself(self.transport):
             self._watch()
 
+    def _takes_closing(self) -> bool:
+        """
+        Called by the transport, which somebody told to close: see to it that this ends.
+
+        Returns:
+            False: it may close, when all that it was given is sent.
+        """
+        if not self.closed and self.socket is not None:
+            self._watch()
+        return False
+
     def _watch(self) -> None:
         """
-        Abort a closing transport that made no progress since this was called last.
+        End a closing transport whose peer has taken nothing since this was called last.
         """
+        if self._watcher is not None and self._watcher.active():
+            return
         self._watcher = None
         if not self.connected or self._reactor is None:
             return
-        unsent = transports.unsent_bytes(self.transport)
-        if unsent == self._watched:
-            self.transport.abortConnection()
+        if not self._progress.made(*transports.outstanding_bytes(self.transport)):
+            endings.end(self.transport)
             return
-        self._watched = unsent
         self._watcher = self._reactor.callLater(CLOSE_TIMEOUT, self._watch)
 
     # -- the passes over the one channel
@@ -550,7 +586,8 @@ class LegacyFactory(ServerFactory):
         keywords: keyword arguments for the handler.
 
     Raises:
-        TypeError: neither or both of *handler* and *build*.
+        TypeError: neither or both of *handler* and *build*; *handler* cannot be called so, or is a
+            class that listens.
     """
 
     protocol = Connection
@@ -663,14 +700,81 @@ def _builder(
     """
     Find out by the names of its parameters how *handler* wants its socket and its address.
     """
+    name = getattr(handler, "__qualname__", None) or repr(handler)
+    if not callable(handler):
+        raise TypeError(f"{name} is not a class of handlers, nor can it be called to make one")
+    if _listens(handler):
+        raise TypeError(
+            f"{name} listens by itself, as it overrides handle_accept or handle_accepted: serve the "
+            f"class that it makes for each connection; write {_example('', inspect.Signature())}"
+        )
     names: list[str] = []
-    for name, parameter in inspect.signature(handler).parameters.items():
+    for each, parameter in inspect.signature(handler).parameters.items():
         if parameter.kind not in {parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD}:
             break
-        names.append(name)
-    with_address = len(names) > 1 and names[1] in _ADDRESS_NAMES
-    if names and names[0] in _ADDRESS_NAMES and len(names) > 1 and names[1] in _SOCKET_NAMES:
-        return lambda sock, addr: handler(addr, sock, *arguments, **keywords)
-    if with_address:
-        return lambda sock, addr: handler(sock, addr, *arguments, **keywords)
-    return lambda sock, _addr: handler(sock, *arguments, **keywords)
+        names.append(each)
+    first, second = [*names, "", ""][:2]
+    if first in _ADDRESS_NAMES and second in _SOCKET_NAMES:
+        given = ["addr", "sock"]
+        build = lambda sock, addr: handler(addr, sock, *arguments, **keywords)  # noqa: E731 one of three
+    elif second in _ADDRESS_NAMES:
+        given = ["sock", "addr"]
+        build = lambda sock, addr: handler(sock, addr, *arguments, **keywords)  # noqa: E731 see above
+    else:
+        given = ["sock"]
+        build = lambda sock, _addr: handler(sock, *arguments, **keywords)  # noqa: E731 see above
+    want = wanted(handler, (*given, *arguments), keywords)
+    if want is not None:
+        called = ", ".join([*given, *map(repr, arguments), *keywords])
+        raise TypeError(
+            f"{name} wants {want}, and would be called with ({called}); "
+            f"write {_example(name, want)}"
+        )
+    return build
+
+
+def _not_ours(made: Any) -> str:
+    """
+    Say why a handler that was built is not in the factory's map.
+    """
+    if isinstance(getattr(made, "socket", None), TransportSocket):
+        return (
+            f"{type(made).__qualname__} registered in another map, which nobody drives here; "
+            "leave map= out, or give it sock.channel_map"
+        )
+    return "the handler took no socket"
+
+
+def _example(name: str, wants: inspect.Signature) -> str:
+    """
+    Write a factory that gives a handler the socket and the address, as far as they can be told.
+    """
+    arguments = [
+        "sock" if one in _SOCKET_NAMES else "addr" if one in _ADDRESS_NAMES else one
+        for one in arguments_for(wants)
+    ]
+    if "sock" not in arguments:
+        return "LegacyFactory(build=make), where make(sock, addr) makes one for a socket"
+    return f"LegacyFactory(build=lambda sock, addr: {name}({', '.join(arguments)}))"
+
+
+def _listens(handler: Any) -> bool:
+    accepts = ("handle_accept", "handle_accepted")
+    return (
+        isinstance(handler, type)
+        and issubclass(handler, asyncore.dispatcher)
+        and any(getattr(handler, one) is not getattr(asyncore.dispatcher, one) for one in accepts)
+        and takes_data(handler) is not Hears.YES
+    )
+
+
+def takes_data(handler: type[asyncore.dispatcher]) -> Hears:
+    """
+    Return whether a legacy handler takes what a peer sends.
+    """
+    hooks = ["handle_read", "handle_read_event", "recv"]
+    if issubclass(handler, asynchat.async_chat):
+        return hears(
+            handler, asynchat.async_chat, [*hooks, "collect_incoming_data", "found_terminator"]
+        )
+    return hears(handler, asyncore.dispatcher, hooks)

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 from weakref import WeakKeyDictionary, ref
 
 from txasynchat.compat import _interest, _loop, asyncore
+from txasynchat.delivery import Progress, unacknowledged
 from txasynchat.errors import HandshakeFailed, HandshakeTimedOut, PlaintextAfterStartTLS
 from txasynchat.pending import GAVE_WAY, Pending, default_limit, network_of
 
@@ -30,7 +31,8 @@ __all__ = ["TLSSocket", "check_server_context", "start_tls", "wrap_accepted"]
 
 #: Seconds that a handshake may take.
 HANDSHAKE_TIMEOUT: Final = 10.0
-#: Seconds without progress in sending a closed connection's last bytes, close_notify among them.
+#: Seconds in which the peer must take something of a closed connection's last bytes, close_notify
+#: among them.
 CLOSE_TIMEOUT: Final = 10.0
 #: Bytes of plain text that one ``send`` takes: what OpenSSL makes of them waits in memory.
 LARGEST_SEND: Final = 65_536
@@ -596,6 +598,8 @@ class _Leaving(asyncore.dispatcher):
     def __init__(self, plain: socket.socket, unsent: bytes, channels: Any) -> None:
         super().__init__(None, channels)
         self._bytes_left = unsent
+        self._progress = Progress()
+        self._progress.made(len(unsent), unacknowledged(plain))
         self._leaves_at = time.monotonic() + CLOSE_TIMEOUT
         self.connected = True
         self.set_socket(plain)
@@ -607,7 +611,12 @@ class _Leaving(asyncore.dispatcher):
         """
         Called when the time is over: nothing is read here.
         """
-        self.close()
+        if not self._progress.made(len(self._bytes_left), unacknowledged(self.socket)):
+            self.close()
+            return
+        self._leaves_at = time.monotonic() + CLOSE_TIMEOUT
+        self.del_channel()
+        self.set_socket(self.socket)  # the loop takes note of the time
 
     def writable(self) -> bool:
         return True
@@ -622,10 +631,6 @@ class _Leaving(asyncore.dispatcher):
         self._bytes_left = self._bytes_left[sent:]
         if not self._bytes_left:
             self.close()
-        elif sent:
-            self._leaves_at = time.monotonic() + CLOSE_TIMEOUT
-            self.del_channel()
-            self.set_socket(self.socket)  # the loop takes note of the time
 
     def handle_close(self) -> None:
         self.close()
@@ -685,8 +690,8 @@ def start_tls(  # noqa: PLR0913 they are settings, by keyword
             names (``check_hostname``), and *server_hostname* is missing.
         PlaintextAfterStartTLS: *leftover* is "reject" and there is some. It is dropped; left alone,
             the exception goes to ``handle_error``, which closes.
-        OSError: a client's connection is lost; or, an `ssl.SSLError`, *leftover* is "feed" and there
-            is no handshake.
+        OSError: a client's connection is lost; or, an `ssl.SSLError`, *context* is for clients and
+            this side is the server, or *leftover* is "feed" and there is no handshake.
     """
     plain = channel.socket
     if plain is None or channel.accepting:
@@ -696,6 +701,8 @@ def start_tls(  # noqa: PLR0913 they are settings, by keyword
     if server_side is None:
         is_client = context.protocol == ssl.PROTOCOL_TLS_CLIENT or context.check_hostname
         server_side = not is_client and server_hostname is None
+    if server_side:
+        check_server_context(context)
     sock = TLSSocket(
         plain,
         context,
@@ -730,12 +737,22 @@ def start_tls(  # noqa: PLR0913 they are settings, by keyword
 
 def check_server_context(context: ssl.SSLContext) -> None:
     """
-    Find out at the start, not with each connection, that a context is none for servers.
+    Find out at the start, not with each connection, that a context cannot serve.
 
     Raises:
-        ssl.SSLError: it is not.
+        ssl.SSLError: it is for clients.
     """
-    context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_side=True)
+    # Asked here, because `ssl` itself raises ValueError first on newer patch releases when the
+    # context checks host names, and PyPy's only warns of that.
+    if context.protocol == ssl.PROTOCOL_TLS_CLIENT:
+        raise ssl.SSLError(
+            "a server cannot use a context for clients (PROTOCOL_TLS_CLIENT); make it by"
+            " ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)"
+        )
+    try:
+        context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_side=True)
+    except ValueError as why:
+        raise ssl.SSLError(f"a server cannot use this context: {why}") from why
 
 
 def wrap_accepted(plain: socket.socket, context: ssl.SSLContext) -> TLSSocket:
