@@ -48,6 +48,7 @@ __all__ = [
     "tls_layer",
     "turn_away",
     "unsent_bytes",
+    "was_accepted",
     "when_introduced",
     "when_secure",
 ]
@@ -303,6 +304,13 @@ def accept_fewer(transport: Any, count: int) -> None:
     port: Any = getattr(transport, "server", None)
     if getattr(port, "numberAccepts", 0) > count:
         port.numberAccepts = count
+
+
+def was_accepted(transport: Any) -> bool:
+    """
+    Return whether *transport* is known to be that of a connection that a port accepted.
+    """
+    return getattr(_layers(transport)[-1], "server", None) is not None
 
 
 def closes_by_itself(transport: Any) -> bool:

@@ -134,6 +134,11 @@ def raw(address):
     return sock
 
 
+def raw_from(host, port):
+    """A plain connection to a port of this host, from another of its addresses."""
+    return socket.create_connection(("127.0.0.1", port), PATIENCE, source_address=(host, 0))
+
+
 def reset(sock):
     """End a connection by RST."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -19,11 +19,13 @@ import socket
 import ssl
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
+from weakref import WeakKeyDictionary, ref
 
 from txasynchat.compat import _interest, _loop, asyncore
 from txasynchat.delivery import Progress, unacknowledged
-from txasynchat.errors import HandshakeTimedOut, PlaintextAfterStartTLS
+from txasynchat.errors import HandshakeFailed, HandshakeTimedOut, PlaintextAfterStartTLS
+from txasynchat.pending import GAVE_WAY, Pending, default_limit, network_of
 
 __all__ = ["TLSSocket", "check_server_context", "start_tls", "wrap_accepted"]
 
@@ -65,6 +67,9 @@ class TLSSocket:
         server_hostname: the name, or IP address, that the peer's certificate is verified against.
         handshake_timeout: seconds; None for no limit.
 
+    Raises:
+        ValueError: the context verifies names (``check_hostname``), and there is none to verify.
+
     Attributes:
         secure: the handshake is done.
         is_quiet: it is, and nothing waits to be sent: what the handler waits for is all there is.
@@ -86,6 +91,13 @@ class TLSSocket:
         server_hostname: str | None = None,
         handshake_timeout: float | None = HANDSHAKE_TIMEOUT,
     ) -> None:
+        if context.check_hostname and not (server_side or server_hostname):
+            # Some releases of Python would verify no name.
+            raise ValueError(
+                "the context verifies the server's name, and there is none: pass server_hostname="
+                " (the name that the server's certificate must be for), or set"
+                " context.check_hostname = False to verify none"
+            )
         self._plain_socket = plain
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
@@ -120,6 +132,9 @@ class TLSSocket:
         self._switched = False
         # The plain socket is still connecting.
         self._connecting = False
+        # A server's: the handshake is going on, and is one of those that may have to give way.
+        self._held: _Held | None = None
+        self._gave_way = False
 
     def __repr__(self) -> str:
         return (
@@ -231,7 +246,7 @@ class TLSSocket:
             return
         self._closed = True
         self.is_quiet = False
-        self.deadline = None
+        self._handshake_is_over()
         self._end = None  # its traceback refers to this
         if self.secure and not self._broken:
             self._say_goodbye()
@@ -275,6 +290,7 @@ class TLSSocket:
         Raises:
             ssl.SSLError: the handshake failed, the peer's certificate was not accepted.
             HandshakeTimedOut: it took too long.
+            HandshakeFailed: it gave way to others.
             OSError: the connection was lost during the handshake.
         """
         if self.received or self._ended:
@@ -282,6 +298,9 @@ class TLSSocket:
         if not self.is_quiet:
             if self._closed or self._connecting or not self._switched:
                 return False
+            if self._gave_way and not self.secure:
+                self._fail()
+                raise HandshakeFailed(GAVE_WAY)
             if self.deadline is not None and time.monotonic() >= self.deadline:
                 self._fail()
                 raise HandshakeTimedOut(self._timeout or 0.0)
@@ -393,6 +412,16 @@ class TLSSocket:
         self._connecting = connecting
         if not connecting:
             self._start_clock()
+        if self.tls.server_side:
+            self._held = _Held(self, self._plain_socket, self.tls.context)
+
+    def give_way(self) -> None:
+        """
+        End, so that others have room: the poller and `advance` are told.
+        """
+        self._gave_way = True
+        with suppress(OSError):
+            self._plain_socket.shutdown(socket.SHUT_RDWR)
 
     def _start_clock(self) -> None:
         if self._timeout is not None:
@@ -418,7 +447,8 @@ class TLSSocket:
         try:
             self.tls.do_handshake()
         except ssl.SSLWantReadError:
-            pass
+            if self._held is not None and self._outgoing.pending:
+                self._held.progressed()
         except OSError:  # ssl.SSLError among them
             with suppress(OSError):
                 self.flush()  # the alert that says why
@@ -426,7 +456,7 @@ class TLSSocket:
             raise
         else:
             self.secure = True
-            self.deadline = None
+            self._handshake_is_over()
         finally:
             _taken[0] += time.perf_counter() - began
         try:
@@ -484,10 +514,16 @@ class TLSSocket:
         the end, as of any other.
         """
         self._ended = self.end_waits = self._broken = True
-        self.deadline = None
+        self._handshake_is_over()
         if self.secure:
             self.truncated = True  # a reset is no orderly end either
             self._end = error
+
+    def _handshake_is_over(self) -> None:
+        self.deadline = None
+        if self._held is not None:
+            self._held.release()
+            self._held = None
 
     def _say_goodbye(self) -> None:
         with suppress(OSError):  # SSLWantReadError: the peer's own close_notify is not awaited
@@ -506,6 +542,52 @@ def _of_plain_socket(name: str) -> property:
 for _name in set(dir(socket.socket)).difference(dir(TLSSocket)):
     if not _name.startswith("_"):
         setattr(TLSSocket, _name, _of_plain_socket(_name))
+
+
+class _Held:
+    """
+    One of the connections to a server that are in their handshake: a member of `Pending`.
+
+    The socket is known weakly, since programs drop sockets without closing them.
+    """
+
+    __slots__ = ("_pending", "_sock")
+
+    #: By context, which is one for each server.
+    _all: ClassVar[WeakKeyDictionary[ssl.SSLContext, Pending]] = WeakKeyDictionary()
+
+    def __init__(self, sock: TLSSocket, plain: socket.socket, context: ssl.SSLContext) -> None:
+        pending = self._all.get(context)
+        if pending is None:
+            pending = self._all.setdefault(context, Pending(default_limit()))
+        self._pending = pending
+        self._sock: ref[TLSSocket] | None = ref(sock, self.release)
+        try:
+            address = plain.getpeername()
+        except OSError:
+            address = None
+        pending.add(self, network_of(address))
+
+    def progressed(self) -> None:
+        """
+        It is the client's turn again.
+        """
+        self._pending.progressed(self)
+
+    def release(self, _: object = None) -> None:
+        """
+        The handshake is over, or the socket gone.
+        """
+        self._sock = None  # whose callback refers to this
+        self._pending.discard(self)
+
+    def give_way(self) -> None:
+        """
+        Called by `Pending`.
+        """
+        sock = None if self._sock is None else self._sock()
+        if sock is not None:
+            sock.give_way()
 
 
 class _Leaving(asyncore.dispatcher):
@@ -604,7 +686,8 @@ def start_tls(  # noqa: PLR0913 they are settings, by keyword
         the channel's new ``socket``.
 
     Raises:
-        ValueError: the channel listens, has no socket, or has TLS already.
+        ValueError: the channel listens, has no socket, or has TLS already; or *context* verifies
+            names (``check_hostname``), and *server_hostname* is missing.
         PlaintextAfterStartTLS: *leftover* is "reject" and there is some. It is dropped; left alone,
             the exception goes to ``handle_error``, which closes.
         OSError: a client's connection is lost; or, an `ssl.SSLError`, *context* is for clients and
@@ -616,14 +699,10 @@ def start_tls(  # noqa: PLR0913 they are settings, by keyword
     if isinstance(plain, TLSSocket):
         raise ValueError(f"TLS is on already: {channel!r}")  # noqa: TRY004 its state, not its type
     if server_side is None:
-        server_side = context.protocol != ssl.PROTOCOL_TLS_CLIENT and server_hostname is None
+        is_client = context.protocol == ssl.PROTOCOL_TLS_CLIENT or context.check_hostname
+        server_side = not is_client and server_hostname is None
     if server_side:
         check_server_context(context)
-    early = getattr(channel, "ac_in_buffer", b"")
-    if early:
-        channel.ac_in_buffer = b""
-        if leftover == "reject":
-            raise PlaintextAfterStartTLS(len(early))
     sock = TLSSocket(
         plain,
         context,
@@ -631,7 +710,11 @@ def start_tls(  # noqa: PLR0913 they are settings, by keyword
         server_hostname=server_hostname,
         handshake_timeout=handshake_timeout,
     )
+    early = getattr(channel, "ac_in_buffer", b"")
     if early:
+        channel.ac_in_buffer = b""
+        if leftover == "reject":
+            raise PlaintextAfterStartTLS(len(early))
         sock._incoming.write(early)
     channel.socket = sock
     queue = getattr(channel, "producer_fifo", None)
