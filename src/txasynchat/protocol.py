@@ -55,7 +55,7 @@ from txasynchat.errors import (
 )
 from txasynchat.framing import Framer, Overflow
 from txasynchat.handlers import unawaited
-from txasynchat.log import Throttle
+from txasynchat.log import Throttle, escape
 from txasynchat.producers import Buffer, OutputQueue, refuse
 from txasynchat.starttls import Leftovers, start_tls
 from txasynchat.terminators import check_terminator
@@ -91,8 +91,7 @@ class State(enum.Enum):
     CLOSED = "closed"
 
 
-#: Once a second for each kind.
-_tls_errors = Throttle(1.0)
+_peer_errors = Throttle(1.0)
 
 # Why delivery and reading are held: bits of AsyncChat._held.
 _BY_APPLICATION = 1
@@ -990,16 +989,25 @@ class AsyncChat(Protocol):
     def _report(self, error: PeerError) -> None:
         """
         Log a peer's mistake: what it is and its numbers, none of its data.
+
+        Once a second for each kind, since a peer can repeat it, and scanners do.
         """
         if not isinstance(error, MessageTooLong) or self.overflow is Overflow.CLOSE:
             self.close_reason = error
-        about = self._about() | {"error": str(error), "kind": type(error).__name__}
-        if not isinstance(error, TLSError):
-            self._log.warn("{peer}: {error}", **about)
-        # Scanners, and peers that just go, would fill the log.
-        elif (hidden := _tls_errors.suppressed(type(error).__name__)) is not None:
-            before = f" ({hidden} of these before it were not logged)" if hidden else ""
-            self._log.info("{peer}: {error}{before}", before=before, **about)
+        kind = type(error).__name__
+        suppressed = _peer_errors.suppressed(kind)
+        if suppressed is None:
+            return
+        # What a scanner does, or a peer that just goes, is no reason to look.
+        log = self._log.info if isinstance(error, TLSError) else self._log.warn
+        log(
+            "{peer}: {error}{before}",
+            error=escape(str(error)),
+            kind=kind,
+            suppressed=suppressed,
+            before=f" ({suppressed} of these before it were not logged)" if suppressed else "",
+            **self._about(),
+        )
 
     # -- internals: input
 

@@ -28,6 +28,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from typing_extensions import override
 
+from txasynchat import transports
 from txasynchat.connections import Connections, WatchedFactory
 from txasynchat.errors import ListenError
 from txasynchat.handlers import arguments_for, is_legacy, wanted
@@ -262,6 +263,8 @@ class Server(Service):
                 raise ListenError(
                     description, result.value, why(description, result.value)
                 ) from result.value
+        for port in ports:
+            transports.throttle_refusals(port)
         self.ports = ports
         self.listening()
 
