@@ -72,7 +72,8 @@ class TLSSocket:
         received: what was decrypted, and not yet asked for by `recv`.
         end_waits: `recv` has not yet told of the end.
         has_more: what arrived last filled the buffer, so that there is probably more.
-        deadline: by `time.monotonic`, when the handshake must be done; None when there is no limit.
+        deadline: by `time.monotonic`, when the handshake must be done, or more of what leaves in plain
+            before it be taken; None when there is no limit.
     """
 
     def __init__(
@@ -177,7 +178,9 @@ class TLSSocket:
         if not self.is_quiet:
             self._prepare_to_send()
             if not self._switched:
-                return self._plain_socket.send(data)
+                sent = self._plain_socket.send(data)
+                self._start_clock()
+                return sent
         if len(data) > LARGEST_SEND:
             data = memoryview(data)[:LARGEST_SEND]
         write = self._write
@@ -278,11 +281,13 @@ class TLSSocket:
         if self.received or self._ended:
             return not self._closed
         if not self.is_quiet:
-            if self._closed or self._connecting or not self._switched:
+            if self._closed or self._connecting:
                 return False
             if self.deadline is not None and time.monotonic() >= self.deadline:
                 self._fail()
                 raise HandshakeTimedOut(self._timeout or 0.0)
+            if not self._switched:
+                return False
             if _taken[0] > HANDSHAKES_SHARE and not self.secure:
                 self._start_clock()  # it is us who are late
                 return False
@@ -590,8 +595,9 @@ def start_tls(  # noqa: PLR0913 they are settings, by keyword
         server_side: this side waits for the ClientHello; by default, unless *server_hostname* or a
             context for clients says otherwise.
         server_hostname: for a client, the name or address to verify.
-        handshake_timeout: seconds, then ``handle_error`` is called with `HandshakeTimedOut`; None
-            for no limit.
+        handshake_timeout: seconds for the handshake, and before it for the peer to take more of what is
+            queued in plain; then ``handle_error`` is called with `HandshakeTimedOut`. None for no
+            limit.
         leftover: what to do with plain text that arrived already: refuse it, or take it for the
             beginning of the handshake.
 
@@ -634,6 +640,7 @@ def start_tls(  # noqa: PLR0913 they are settings, by keyword
         sock.begin()  # the peer left before its connection was accepted, and recv() will tell so
     elif queue:
         queue.append(_Switch(sock, channel))
+        sock._start_clock()
     elif getattr(channel, "out_buffer", b""):
         channel.socket = plain
         raise ValueError(f"out_buffer is not empty, and has no place for TLS to begin: {channel!r}")
