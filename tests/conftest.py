@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 
 import hypothesis
@@ -28,6 +29,22 @@ ROOT = Path(__file__).resolve().parent.parent
 SETTLE_SECONDS = 2.0
 START_SECONDS = 30.0
 DESCRIPTORS = Path("/proc/self/fd" if sys.platform == "linux" else "/dev/fd")
+
+# What some tests ask for and not every interpreter has: their marker, whether it is here, and why not.
+NEEDED = [
+    (
+        "counts_references",
+        sys.implementation.name == "cpython",
+        "no references are counted here: what is forgotten goes at the next collection",
+    ),
+    ("traces_memory", find_spec("_tracemalloc") is not None, "no tracemalloc here"),
+]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for marker, is_here, reason in NEEDED:
+        if not is_here and item.get_closest_marker(marker):
+            pytest.skip(reason)
 
 
 @pytest.fixture

@@ -56,6 +56,26 @@ def test_what_is_watched_is_reported_and_nothing_else(hub, ends):
     assert hub.masks == {}
 
 
+class NumbersPoller(PollPoller):
+    """
+    Its times are numbers, as those of PyPy's `select.epoll`, which takes no None.
+    """
+
+    def poll(self, timeout, maxevents):
+        return super().poll(float(timeout), maxevents)
+
+
+@pytest.mark.parametrize("hub", [new_poller, PollPoller, NumbersPoller], indirect=True)
+def test_a_wait_for_ever_ends_with_an_event_or_a_wake_up(hub, ends):
+    a, b = ends
+    hub.watch(a.fileno(), READ)
+    b.send(b"x")
+    assert hub.wait(None) == [(a.fileno(), READ)]
+    a.recv(1)
+    hub.wake()
+    assert hub.wait(None) == []
+
+
 def test_a_limit_cuts_the_batch(hub):
     pairs = [socket.socketpair() for _ in range(5)]
     for a, _ in pairs:
@@ -243,6 +263,11 @@ def test_closing_gives_everything_back():
     hub.close()
     hub.wake()
     assert len(os.listdir("/dev/fd")) == before
+
+
+@pytest.mark.counts_references
+def test_a_forgotten_hub_gives_everything_back():
+    before = len(os.listdir("/dev/fd"))
     forgotten = Hub()
     del forgotten
     assert len(os.listdir("/dev/fd")) == before

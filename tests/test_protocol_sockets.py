@@ -17,7 +17,6 @@ import struct
 import subprocess
 import sys
 import threading
-import tracemalloc
 import weakref
 from pathlib import Path
 
@@ -424,8 +423,11 @@ class LastWordTests(SocketCase):
 class SlowReaderTests(SocketCase):
     size = 96 * MIB
 
+    @pytest.mark.traces_memory
     async def test_a_producer_is_asked_only_for_what_the_peer_takes(self):
         """96 MiB to a reader that reads 1 MiB, waits, and then reads the rest."""
+        import tracemalloc
+
         asked = [0]
 
         def rows():
@@ -776,9 +778,11 @@ class GarbageTests(SocketCase):
             gc.enable()
             await port.stopListening()
 
+    @pytest.mark.counts_references
     async def test_a_lost_connection_is_freed_at_once(self):
         await self.freed(lambda factory: factory)
 
+    @pytest.mark.counts_references
     async def test_a_lost_connection_under_a_policy_is_freed_at_once(self):
         await self.freed(WrappingFactory)
 
@@ -1038,6 +1042,7 @@ print(round(ours), round(bare))
 """
 
 
+@pytest.mark.traces_memory
 def test_an_idle_connection_takes_less_than_one_kib_more_than_a_bare_protocol():
     """2,000 connections, or as many as there are descriptors for."""
     count = 2_000

@@ -200,6 +200,44 @@ class FactoryTests(ServerTestCase):
         client.transport.abortConnection()
         await until(lambda: not server.connections)
 
+    async def test_a_handler_is_not_used_for_a_second_connection(self):
+        """It says so in the log; the second client is sent away, the first is served as before."""
+        shared = Echo()
+        server = self.serve(ChatFactory(lambda: shared))
+        first = await connect(server.ports[0])
+        await ask(first, b"hello\n")
+        second = await connect(server.ports[0])
+        assert await second.lost == b""
+        [logged] = self.flushLoggedErrors(RuntimeError)
+        assert "is used for a second connection; a factory makes a new protocol for each" in str(
+            logged.value
+        )
+        await ask(first, b"still here\n")
+        assert list(server.connections) == [shared]
+        first.transport.loseConnection()
+        await first.lost
+        await until(lambda: not server.connections)
+        # Nor when the first connection is over.
+        third = await connect(server.ports[0])
+        assert await third.lost == b""
+        assert len(self.flushLoggedErrors(RuntimeError)) == 1
+        assert not server.connections
+
+    async def test_a_client_that_connects_again_with_the_same_handler_is_told_so(self):
+        """The endpoint's Deferred fails with the mistake's name, instead of never firing."""
+        server = self.serve(ChatFactory(Echo))
+        port = server.ports[0].getHost().port
+        endpoint = clientFromString(reactor, f"tcp:127.0.0.1:{port}")
+        chat = await connectProtocol(endpoint, Echo())
+        chat.close()
+        await until(lambda: not server.connections)
+        with self.assertRaises(RuntimeError) as caught:
+            await connectProtocol(endpoint, chat)
+        assert "is used for a second connection" in str(caught.exception)
+        await deferLater(reactor, 0)
+        assert len(self.flushLoggedErrors(RuntimeError)) == 1
+        await until(lambda: not server.connections)
+
     async def test_a_handler_that_cannot_be_built_does_not_count(self):
         def refuse():
             raise ValueError("no handler today")

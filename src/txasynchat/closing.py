@@ -6,7 +6,9 @@ Leaving
 
 What is queued is written first, then the transport is let go. What a transport does with late writes
 differs from one to the next, so none is ever made. If the peer takes nothing for `close_timeout`
-seconds the connection is aborted; a peer that takes little, but something, is not.
+seconds the connection is aborted; a peer that takes little, but something, is not. Once the operating
+system has everything the connection is never aborted, but closed: then the peer gets the rest, if it
+reads on, and we have waited long enough.
 
 Lingering
 =========
@@ -21,7 +23,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from txasynchat import transports
+from txasynchat import endings, transports
+from txasynchat.delivery import Progress
 from txasynchat.errors import CloseTimedOut
 
 if TYPE_CHECKING:
@@ -37,15 +40,14 @@ class Closing:
     The end of one connection, from the call that asked for it until ``connectionLost``.
     """
 
-    __slots__ = ("_chat", "_lingers", "_progress", "_timer")
+    __slots__ = ("_chat", "_lingers", "_progress", "_timer", "_watched")
 
     def __init__(self, chat: AsyncChat) -> None:
         self._chat = chat
         # Only the sending was ended so far.
         self._lingers = False
-        # How far the writing was when the timer was set: bytes taken from the queue, bytes that wait in
-        # the transport.
-        self._progress: tuple[int, int | None] | None = None
+        self._watched = False
+        self._progress = Progress()
         self._timer: IDelayedCall | None = None
 
     def proceed(self) -> None:
@@ -65,9 +67,10 @@ class Closing:
                 transport.loseWriteConnection()
             else:
                 transport.loseConnection()
-                if transports.closes_by_itself(transport):
+                if chat._closing is None or transports.closes_by_itself(transport):
                     return
-        if self._progress is None:
+        if not self._watched:
+            self._watched = True
             self._watch()
 
     def peer_finished(self) -> None:
@@ -103,22 +106,19 @@ class Closing:
 
     def _watch(self) -> None:
         """
-        Give up if nothing more was written since this was called last; else call it again later.
+        Give up if the peer took nothing since this was called last; else call it again later.
         """
         chat = self._chat
         self._timer = None
         if chat.close_timeout is None:
             return
-        unsent = transports.unsent_bytes(chat.transport)
-        progress = (chat._taken, unsent)
-        if progress != self._progress:
-            self._progress = progress
+        unsent, unacknowledged = transports.outstanding_bytes(chat.transport)
+        if self._progress.made(chat._taken, unsent, unacknowledged):
             clock = chat.clock or transports.reactor_of(chat.transport)
             if clock is not None:
                 self._timer = clock.callLater(chat.close_timeout, self._watch)
-        elif self._lingers and not unsent:
-            # The peer had all the time it needs to read what was said.
-            chat.transport.loseConnection()
+        elif chat._left and unsent == 0:
+            endings.end(chat.transport)
         else:
             chat._report(CloseTimedOut(chat.close_timeout, chat._output.size + (unsent or 0)))
             chat._abort()

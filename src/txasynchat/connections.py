@@ -20,6 +20,8 @@ from twisted.logger import Logger
 from twisted.protocols.policies import ProtocolWrapper
 from zope.interface import directlyProvides, implementer, providedBy
 
+from txasynchat import endings
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -87,7 +89,7 @@ class Connections:
 
     def abort(self) -> None:
         """
-        End every connection now; what was not sent is lost.
+        End every connection now; what the operating system has not been given is lost.
 
         One where that raises is logged and counts no more; the others are ended all the same.
         """
@@ -96,7 +98,7 @@ class Connections:
 
     def _abort(self, transport: Any) -> None:
         try:
-            getattr(transport, "abortConnection", transport.loseConnection)()
+            endings.end(transport)
         except BaseException:  # noqa: BLE001 see finish()
             self._log.failure("cannot end the connection of {transport!r}", transport=transport)
             # Nobody will report its end.
@@ -129,7 +131,14 @@ class _Watch:
         del protocol.makeConnection
         protocol.connectionLost = self.lost
         self.connections._live[transport] = protocol
-        make(transport)
+        try:
+            make(transport)
+        except RuntimeError:
+            if getattr(protocol, "transport", transport) is not transport:
+                # It has another connection, and did not take this one.
+                protocol.connectionLost = self.original
+                self.connections._forget(transport)
+            raise
 
     def lost(self, reason: Failure = connectionDone) -> None:
         del self.protocol.connectionLost

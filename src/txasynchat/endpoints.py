@@ -22,11 +22,12 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import clientFromString, quoteStringArgument, serverFromString
+from twisted.internet.endpoints import clientFromString, quoteStringArgument
 from twisted.internet.interfaces import IStreamClientEndpoint, IStreamServerEndpoint
 from zope.interface import implementer
 
 from txasynchat.certificates import Credentials
+from txasynchat.listening import parse
 from txasynchat.tls import ClientCertificate, ClientOptions, ServerOptions, Version
 from txasynchat.tlslayer import TLSFactory
 
@@ -234,7 +235,7 @@ def parse_server(reactor: Any, *arguments: str, **words: str) -> SecureServerEnd
     inner, ours = _split(server_options, arguments, words)
     if "certificate" not in ours:
         raise ValueError("secure: needs certificate=")
-    return SecureServerEndpoint(reactor, serverFromString(reactor, inner), server_options(**ours))
+    return SecureServerEndpoint(reactor, parse(reactor, inner), server_options(**ours))
 
 
 def parse_client(reactor: Any, *arguments: str, **words: str) -> SecureClientEndpoint:

@@ -14,8 +14,6 @@ Told apart by whose fault they describe:
 
 from __future__ import annotations
 
-import re
-
 __all__ = [
     "CertificateExpired",
     "CertificateRejected",
@@ -131,28 +129,18 @@ class ListenError(ChatError):
     Attributes:
         endpoint: the endpoint's description.
         reason: what the endpoint raised.
+        problem: what went wrong, for a person, and what to do about it.
     """
 
-    def __init__(self, endpoint: str, reason: BaseException) -> None:
-        super().__init__(endpoint, reason)
+    def __init__(self, endpoint: str, reason: BaseException, problem: str = "") -> None:
+        super().__init__(endpoint, reason, problem)
         self.endpoint = endpoint
         self.reason = reason
+        self.problem = problem or f"{type(reason).__name__}: {reason}"
 
     def __str__(self) -> str:
-        """Name the endpoint and the reason."""
-        # Twisted's CannotListenError names the port again, and has the reason inside.
-        reason = getattr(self.reason, "socketError", None) or self.reason
-        if isinstance(reason, OSError) and reason.strerror:
-            text = reason.strerror
-            if reason.filename is not None:
-                text += f": {reason.filename!r}"
-        elif isinstance(reason, KeyError | TypeError | ValueError) and str(reason):
-            text = re.sub(
-                r"^\w+\(\) ", "", str(reason)
-            )  # the function is no business of the reader
-        else:
-            text = f"{type(reason).__name__}: {reason}"
-        return f"cannot listen on {self.endpoint!r}: {text}"
+        """Name the endpoint and the problem."""
+        return f"cannot listen on {self.endpoint!r}: {self.problem}"
 
 
 class CredentialsError(ChatError, ValueError):

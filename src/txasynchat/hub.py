@@ -261,7 +261,7 @@ class Hub:
             events = self._poller.poll(0, limit)
             events += [(fd, self.masks[fd] & (READ | WRITE)) for fd in self._always]
         else:
-            events = self._poller.poll(timeout, limit)
+            events = self._poller.poll(-1 if timeout is None else timeout, limit)
         if self._woken:
             with self._lock:  # or the flag would go before its byte has come
                 self._woken = False

@@ -44,13 +44,14 @@ class Poller(Protocol):
     """
     What a hub needs from the system: `select.epoll`'s own methods, in its units.
 
-    `poll` takes seconds (negative or `None` for ever) and the largest number of events.
+    `poll` takes seconds (a negative number: for ever; PyPy's epoll takes no `None`) and the
+    largest number of events.
     """
 
     def register(self, fd: int, events: int, /) -> None: ...  # noqa: D102 - see the class
     def modify(self, fd: int, events: int, /) -> None: ...  # noqa: D102 - see the class
     def unregister(self, fd: int, /) -> None: ...  # noqa: D102 - see the class
-    def poll(self, timeout: float | None, maxevents: int, /) -> Events: ...  # noqa: D102
+    def poll(self, timeout: float, maxevents: int, /) -> Events: ...  # noqa: D102
     def close(self) -> None: ...  # noqa: D102 - see the class
 
 
@@ -91,11 +92,11 @@ class PollPoller:
         self._known.discard(fd)
         self._poll.unregister(fd)
 
-    def poll(self, timeout: float | None, maxevents: int) -> Events:
+    def poll(self, timeout: float, maxevents: int) -> Events:
         """
-        Wait up to *timeout* seconds.
+        Wait up to *timeout* seconds; for ever if that is negative.
         """
-        milliseconds = None if timeout is None or timeout < 0 else int(timeout * 1000 + 0.999)
+        milliseconds = None if timeout < 0 else int(timeout * 1000 + 0.999)
         return self._poll.poll(milliseconds)[:maxevents]
 
     def close(self) -> None:
@@ -163,15 +164,13 @@ class KqueuePoller:
         finally:
             self._masks.pop(fd, None)
 
-    def poll(self, timeout: float | None, maxevents: int) -> Events:
+    def poll(self, timeout: float, maxevents: int) -> Events:
         """
-        Wait up to *timeout* seconds.
+        Wait up to *timeout* seconds; for ever if that is negative.
         """
-        if timeout is not None and timeout < 0:
-            timeout = None
         s = self._select
         ready: dict[int, int] = {}
-        for event in self._kqueue.control(None, maxevents, timeout):
+        for event in self._kqueue.control(None, maxevents, None if timeout < 0 else timeout):
             bits = READ if event.filter == s.KQ_FILTER_READ else WRITE
             if event.flags & s.KQ_EV_EOF and event.filter == s.KQ_FILTER_WRITE:
                 bits |= HANGUP

@@ -19,7 +19,9 @@ here, where it is counted. Only while something waits, because a transport with 
 close: a policy's ``loseConnection`` on an idle TLS connection would never be done.
 
 *Closing.* One `State`, changed by one method. CLOSING takes nothing new, sends what is queued, and
-then lets the transport go; see `txasynchat.closing`.
+then lets the transport go; see `txasynchat.closing`. Others may call ``loseConnection`` or
+``loseWriteConnection`` of the transport: the application, a mixin, a policy. The transport asks us
+first (`endings.let_protocol_end`), so that what is queued goes before the end, in limited time.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ from twisted.logger import Logger
 from typing_extensions import override
 from zope.interface import implementer
 
-from txasynchat import tlslayer, transports
+from txasynchat import endings, tlslayer, transports
 from txasynchat.closing import Closing
 from txasynchat.errors import (
     MessageTooLong,
@@ -51,8 +53,8 @@ from txasynchat.errors import (
     UnsentLimitExceeded,
 )
 from txasynchat.framing import Framer, Overflow
+from txasynchat.log import Throttle
 from txasynchat.producers import Buffer, OutputQueue, refuse
-from txasynchat.rarely import Rarely
 from txasynchat.starttls import Leftovers, start_tls
 from txasynchat.terminators import check_terminator
 from txasynchat.tlsinfo import TLSInfo
@@ -88,7 +90,7 @@ class State(enum.Enum):
 
 
 #: Once a second for each kind.
-_tls_errors = Rarely(1.0)
+_tls_errors = Throttle(1.0)
 
 # Why delivery and reading are held: bits of AsyncChat._held.
 _BY_APPLICATION = 1
@@ -96,6 +98,10 @@ _BY_OUTPUT = 2
 _BY_CLOSE = 4
 # A value of AsyncChat._after.
 _REPLY = "reply"
+# Values of AsyncChat._half_close, in their order.
+_NOT_ASKED = 0
+_WHEN_SENT = 1
+_DONE = 2
 
 # A name of the module costs a tenth of a member of an enum, and these are asked for on every message.
 _CONNECTING = State.CONNECTING
@@ -153,7 +159,8 @@ class AsyncChat(Protocol):
     low_water: int = 16_384
     #: Bytes waiting to be sent above which the connection is aborted; None for no limit.
     max_unsent: int | None = 8 << 20
-    #: Seconds without progress, while closing, after which the connection is aborted; None: wait.
+    #: Seconds, while closing, in which the peer must take something, or the connection is aborted;
+    #: None: wait.
     close_timeout: float | None = 10.0
     #: Bytes asked of a producer, or written, at once.
     ac_out_buffer_size: int = 65_536
@@ -186,6 +193,8 @@ class AsyncChat(Protocol):
     _discarded = False
     #: The transport was let go, or is lost.
     _left = False
+    #: The sending alone is to be ended, or was.
+    _half_close = _NOT_ASKED
     #: `start_tls` was called, and the handshake is not over.
     _upgrade: Upgrade | None = None
     #: The end of the connection, once it was asked for.
@@ -204,7 +213,7 @@ class AsyncChat(Protocol):
     _delivering: bool
     _after: object
     _resumed: bool
-    #: CLOSING or CLOSED: what is pushed is dropped; `close_when_idle` was called.
+    #: What is pushed is dropped: CLOSING, CLOSED or half-closed; `close_when_idle` was called.
     _ending: bool
     _close_when_idle: bool
     #: The transport is ready for both directions.
@@ -260,8 +269,18 @@ class AsyncChat(Protocol):
         Set up, call ``connectionMade``, and open the connection: at once, or after a TLS handshake.
 
         All of it happens here, so that ``connectionMade`` belongs to the subclass altogether.
+
+        Raises:
+            RuntimeError: this object has, or had, another connection; the new one is aborted.
         """
+        if self.transport is not None:
+            error = RuntimeError(
+                f"{self!r} is used for a second connection; a factory makes a new protocol for each"
+            )
+            transports.turn_away(transport, self, error)
+            raise error
         tlslayer.adopt(transport)
+        endings.let_protocol_end(transport)
         self._send_now = transports.immediate_sender(transport)
         framer = self._framer
         framer.limit = self.max_message_length
@@ -274,8 +293,8 @@ class AsyncChat(Protocol):
         if self._left:
             self._abort_transport()  # abort() was called before there was anything to abort
         elif transports.when_secure(transport, self):
-            self._open()
-        elif self._ending:
+            self._open_if_introduced()
+        elif self._state is _CLOSING:
             self._leave()
 
     @override
@@ -346,7 +365,7 @@ class AsyncChat(Protocol):
         """
         self._upgrade = None
         if not self._opened:
-            self._open()
+            self._open_if_introduced()
 
     # -- IPushProducer: called by the transport
 
@@ -573,8 +592,6 @@ class AsyncChat(Protocol):
         if self._delivering and output.size < self.ac_out_buffer_size:
             if not self._after:
                 self._after = _REPLY
-                if self._send_now is None:
-                    self._register()
         else:
             self._pushed()
 
@@ -605,7 +622,7 @@ class AsyncChat(Protocol):
 
         Messages are delivered until then, as in ``asynchat``. `handle_close` is called at the end.
         """
-        if self._ending:
+        if self._state is _CLOSING or self._state is _CLOSED:
             return
         self._output.close_when_done()
         self._set_state(_CLOSING)
@@ -672,7 +689,7 @@ class AsyncChat(Protocol):
         self._drop_output()
         if self._upgrade is not None:
             self._upgrade.discarded()
-        if self._state is _CLOSING:
+        if self._ending and self._state is not _CLOSED:
             self._output.close_when_done()
         if self._state is not _CLOSED:
             self._pushed()
@@ -784,9 +801,18 @@ class AsyncChat(Protocol):
 
     def _set_state(self, state: State) -> None:
         self._state = state
-        self._ending = state is _CLOSING or state is _CLOSED
+        self._ending = state is _CLOSING or state is _CLOSED or self._half_close != _NOT_ASKED
         if state is _CLOSED:
             self.connected = False
+
+    def _open_if_introduced(self) -> None:
+        """
+        Open the connection as soon as `addr` is the peer's, and not a proxy's.
+        """
+        if transports.when_introduced(self.transport, self._open):
+            self._open()
+        elif self._ending:
+            self._leave()
 
     def _open(self) -> None:
         """
@@ -795,8 +821,6 @@ class AsyncChat(Protocol):
         self._opened = True
         first = self._state is _CONNECTING
         self._set_state(_OPEN if first else self._state)
-        if self._send_now is None:
-            self._register()
         self._delivering = self._after = self._resumed = True
         try:
             if not self._framer.closed:
@@ -905,7 +929,7 @@ class AsyncChat(Protocol):
         if not isinstance(error, TLSError):
             self._log.warn("{peer}: {error}", **about)
         # Scanners, and peers that just go, would fill the log.
-        elif (hidden := _tls_errors.hidden(type(error).__name__)) is not None:
+        elif (hidden := _tls_errors.suppressed(type(error).__name__)) is not None:
             before = f" ({hidden} of these before it were not logged)" if hidden else ""
             self._log.info("{peer}: {error}{before}", before=before, **about)
 
@@ -1064,8 +1088,11 @@ class AsyncChat(Protocol):
         output = self._output
         if not self._full:
             self._write(output)
-        if self._state is _CLOSING and not self._left:
-            self._leave()
+        if self._state is _CLOSING:
+            if not self._left:
+                self._leave()
+        elif self._half_close == _WHEN_SENT and output.finished:
+            self._end_sending()
         if output.size or self._held & _BY_OUTPUT:
             self._limit(output.size)
         if self._upgrade is not None and not self._delivering:
@@ -1103,6 +1130,8 @@ class AsyncChat(Protocol):
         if left:
             self._register()
             self.transport.write(left)
+            if not self._full:
+                self._unregister()
         return True
 
     def _write(self, output: OutputQueue) -> None:
@@ -1129,9 +1158,7 @@ class AsyncChat(Protocol):
             self._failed()
         finally:
             self._flushing = False
-        if self._registered and not (
-            output or self._full or transports.unsent_bytes(self.transport)
-        ):
+        if self._registered and not (output or self._full):
             self._unregister()
 
     def _register(self) -> None:
@@ -1149,6 +1176,45 @@ class AsyncChat(Protocol):
             self.transport.unregisterProducer()
 
     # -- internals: closing
+
+    def _takes_closing(self) -> bool:
+        """
+        Called by the transport, which somebody told to close: see to it that this comes to an end.
+
+        Returns:
+            False, if it may close at once: we let it go, or have nothing to send yet.
+        """
+        if self._left or not (self._opened or self._lazy_output):
+            return False
+        self._close()
+        return True
+
+    def _takes_half_closing(self) -> bool:
+        """
+        Called by the transport, which somebody told to end the sending: do that when all is sent.
+
+        What is pushed from now on is dropped; messages are delivered as before.
+
+        Returns:
+            False, if it may do so at once: it is we who told it.
+        """
+        if self._left or self._half_close == _DONE:
+            return False
+        if not self._ending:
+            self._half_close = _WHEN_SENT
+            self._output.close_when_done()
+            self._ending = True
+            self._release(_BY_OUTPUT)
+            self._pushed()
+        return True
+
+    def _end_sending(self) -> None:
+        """
+        Everything up to the end of the sending was taken.
+        """
+        self._half_close = _DONE
+        self._unregister()
+        self.transport.loseWriteConnection()
 
     def _leave(self) -> None:
         """

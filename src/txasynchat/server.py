@@ -3,17 +3,22 @@
 
 Stopping has three steps. The ports close, so nobody new comes. Every connection is asked to finish
 (`AsyncChat.handle_shutdown`): idle ones are gone at once, busy ones when they are done. What is left
-after `stop_timeout` seconds is aborted; so it is at once when stopping is asked for a second time, by
-`Server.stopService` or by a second signal. A port, a transport or a handler that raises meanwhile is
-logged, and one that does not report its end is not waited for: the others are stopped all the same.
+after `stop_timeout` seconds is ended; so it is at once when stopping is asked for a second time, by
+`Server.stopService` or by a second signal. To end a connection is to abort it, unless the operating
+system has everything that was to be sent: that is still delivered, also when the process is gone.
+A port, a transport or a handler that raises meanwhile is logged, and one that does not report its end
+is not waited for: the others are stopped all the same.
 
 No reactor is imported here: whoever makes a `Server` says which.
 """
 
 from __future__ import annotations
 
+import atexit
+import os
 import signal
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from twisted.application.service import Service
@@ -24,25 +29,22 @@ from twisted.internet.defer import (
     maybeDeferred,
     succeed,
 )
-from twisted.internet.endpoints import serverFromString
-from twisted.internet.interfaces import IProtocolFactory
+from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 from twisted.internet.protocol import Factory
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from typing_extensions import override
 
 from txasynchat.connections import Connections, WatchedFactory
 from txasynchat.errors import ListenError
+from txasynchat.handlers import arguments_for, is_legacy, wanted
+from txasynchat.listening import make_endpoint, unlock, why
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from twisted.internet.interfaces import (
-        IAddress,
-        IListeningPort,
-        IProtocol,
-        IStreamServerEndpoint,
-    )
-    from twisted.python.failure import Failure
+    from twisted.internet.interfaces import IAddress, IProtocol, IStreamServerEndpoint
 
 __all__ = ["ChatFactory", "Connections", "Server"]
 
@@ -62,6 +64,9 @@ class ChatFactory(Factory):
 
     Attributes:
         connections: the handlers whose connections live; each finds this factory as ``factory``.
+
+    Raises:
+        TypeError: *handler* is an instance or a legacy handler, or cannot be called with these.
     """
 
     noisy = False
@@ -70,6 +75,7 @@ class ChatFactory(Factory):
     def __init__(
         self, handler: Callable[..., IProtocol], /, *arguments: Any, **keywords: Any
     ) -> None:
+        _check_handler(handler, arguments, keywords)
         self.handler = handler
         self.arguments = arguments
         self.keywords = keywords
@@ -87,6 +93,25 @@ class ChatFactory(Factory):
             return None
         handler.factory = self
         return self.connections.watch(handler)
+
+
+def _check_handler(handler: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+    """
+    Raise a TypeError if no connection could ever be served.
+    """
+    name = getattr(handler, "__qualname__", None) or repr(handler)
+    if is_legacy(handler):
+        raise TypeError(f"{name} is a legacy handler; write LegacyFactory({name})")
+    if not callable(handler):
+        remedy = f"; write ChatFactory({type(handler).__qualname__})"
+        raise TypeError(
+            f"{handler!r} is not a class of handlers, nor can it be called to make one"
+            f"{remedy if hasattr(handler, 'makeConnection') else ''}"
+        )
+    want = wanted(handler, arguments, keywords)
+    if want is not None:
+        example = ", ".join([name, *arguments_for(want)])
+        raise TypeError(f"{name} wants {want}; write ChatFactory({example})")
 
 
 class Server(Service):
@@ -124,6 +149,8 @@ class Server(Service):
             raise TypeError(f"{factory!r} is no protocol factory; ChatFactory(Handler) makes one")
         if isinstance(endpoints, str):
             raise TypeError(f"endpoints is the single string {endpoints!r}; give a list of them")
+        if not hasattr(endpoints, "__iter__"):
+            raise TypeError(f"endpoints is {endpoints!r}; give a list of them, as ['tcp:8007']")
         self.reactor = reactor
         self.stop_timeout = stop_timeout
         self.connections: Connections
@@ -134,7 +161,7 @@ class Server(Service):
         else:
             self.connections = Connections()
             self._factory = WatchedFactory(factory, self.connections)
-        self._endpoints = [(str(each), _endpoint(reactor, each)) for each in endpoints]
+        self._endpoints = [(str(each), make_endpoint(reactor, each)) for each in endpoints]
         self.ports: list[IListeningPort] = []
         # The calls of listen() that are not done; whether they were made.
         self._pending: list[Deferred[IListeningPort]] = []
@@ -173,6 +200,8 @@ class Server(Service):
         listening.addErrback(failures.append)
         if failures:
             self._started = False
+            atexit.unregister(_close_ports)
+            atexit.register(_close_ports, self.reactor, os.getpid())
             failures[0].raiseException()
 
     @override
@@ -190,7 +219,7 @@ class Server(Service):
     @override
     def stopService(self) -> Deferred[None]:
         """
-        Close the ports, let connections finish, abort what is left after `stop_timeout`.
+        Close the ports, let connections finish, `abort` what is left after `stop_timeout`.
 
         Called again meanwhile, it aborts what is left at once.
 
@@ -214,7 +243,7 @@ class Server(Service):
 
     def abort(self) -> None:
         """
-        End every connection now; what was not sent is lost.
+        End every connection now; what the operating system has not been given is lost.
         """
         if self.connections:
             self._log.warn("aborting {count} connections", count=len(self.connections))
@@ -246,7 +275,10 @@ class Server(Service):
             if not done:
                 for port in ports:
                     _close(port)
-                raise ListenError(description, result.value) from result.value
+                unlock(self.reactor, result.value)
+                raise ListenError(
+                    description, result.value, why(description, result.value)
+                ) from result.value
         self.ports = ports
         self.listening()
 
@@ -334,20 +366,22 @@ def _cancel(pending: Deferred[Any], log: Logger) -> None:
         log.failure("a port that was not open yet cannot be given up")
 
 
+def _close_ports(reactor: Any, process: int) -> None:
+    """
+    Close what still listens when a program ends in which a server could not start.
+
+    Its other services were never stopped, so their ports would leave the files of Unix sockets.
+    """
+    if os.getpid() != process:
+        return  # forked since, and not the one whose ports these are
+    readers: list[Any] = getattr(reactor, "getReaders", list)()
+    ports: list[Any] = [each for each in readers if IListeningPort.providedBy(each)]
+    for port in ports:
+        with suppress(Exception):
+            port.connectionLost(Failure(ConnectionDone()))  # type: ignore[no-untyped-call] # Twisted's, untyped
+
+
 def _close(port: Any) -> Deferred[Any]:
     # What "stdio:" gives is no port but the connection itself, which is asked like any other.
     stop_listening = getattr(port, "stopListening", None)
     return succeed(None) if stop_listening is None else maybeDeferred(stop_listening)
-
-
-def _endpoint(reactor: Any, endpoint: str | IStreamServerEndpoint) -> IStreamServerEndpoint:
-    if not isinstance(endpoint, str):
-        return endpoint
-    try:
-        parsed: IStreamServerEndpoint = serverFromString(reactor, endpoint)  # type: ignore[no-untyped-call] # Twisted's, untyped
-    except Exception as error:
-        # Each kind of endpoint has its own way of saying that it does not like its arguments.
-        if isinstance(error, LookupError) and "systemd:" in endpoint:
-            error = ValueError("systemd handed over no such socket")
-        raise ListenError(endpoint, error) from error
-    return parsed

@@ -29,6 +29,7 @@ from twisted.internet.interfaces import (
 )
 
 from txasynchat import transports
+from txasynchat.delivery import Progress
 from txasynchat.errors import HandshakeTimedOut, PlaintextAfterStartTLS
 from txasynchat.tlslayer import TLSFactory
 
@@ -102,8 +103,7 @@ class Upgrade:
         self._leftovers = leftovers
         self._link = link
         self._switched = False
-        # How far the writing was when the timer was set: see `txasynchat.closing`.
-        self._progress: tuple[int, int | None] | None = None
+        self._progress = Progress()
         self._timer: IDelayedCall | None = None
 
     def cancel(self) -> None:
@@ -164,20 +164,18 @@ class Upgrade:
 
     def _watch(self) -> None:
         """
-        Give up if nothing more was written since this was called last; else call it again later.
+        Give up if the peer took nothing since this was called last; else call it again later.
         """
         chat = self._chat
         self._timer = None
         limit = self._factory.handshake_timeout
         if limit is None or self._factory.clock is None or chat._left or chat._ending:
             return
-        progress = (chat._taken, transports.unsent_bytes(chat.transport))
-        if progress == self._progress:
+        if self._progress.made(chat._taken, *transports.outstanding_bytes(chat.transport)):
+            self._timer = self._factory.clock.callLater(limit, self._watch)
+        else:
             chat._report(HandshakeTimedOut(limit))
             chat._abort()
-            return
-        self._progress = progress
-        self._timer = self._factory.clock.callLater(limit, self._watch)
 
     def _switch(self, received: bytes) -> None:
         chat = self._chat

@@ -99,8 +99,9 @@ class ServerOptions:
         reload_interval: seconds for which the files are not looked at again; they are looked at
             during handshakes. None: never again.
         handshake_timeout: seconds for the handshake; None for no limit.
-        close_timeout: seconds for the peer to answer when the connection is closed.
-        flush_timeout: seconds without progress in sending what is left when it is closed.
+        close_timeout: seconds for the peer to answer when the connection is closed, once it has
+            everything.
+        flush_timeout: seconds in which the peer must take something of what is left then.
         max_handshakes: how many go on at once, over all connections that have this object; more of
             them wait. None for no limit.
 
@@ -272,8 +273,9 @@ class ClientOptions:
         maximum: the highest version.
         ciphers: for TLS 1.2, as OpenSSL writes them.
         handshake_timeout: seconds for the handshake; None for no limit.
-        close_timeout: seconds for the peer to answer when the connection is closed.
-        flush_timeout: seconds without progress in sending what is left when it is closed.
+        close_timeout: seconds for the peer to answer when the connection is closed, once it has
+            everything.
+        flush_timeout: seconds in which the peer must take something of what is left then.
 
     Raises:
         CredentialsError: a file is missing, unreadable or not what it should be, key and certificate

@@ -21,8 +21,10 @@ written at other times is sent at once.
 admitted it. One timer runs from the beginning to the end of it.
 
 *Ending.* After close_notify was received the other direction still works, if the protocol wants that
-(`IHalfCloseableProtocol`). After it was sent, the peer has `close_timeout` seconds to answer. A
-connection that ends without one was truncated: that is an error, after all data was delivered.
+(`IHalfCloseableProtocol`). After it was sent, and everything before it has come to the peer, the peer
+has `close_timeout` seconds to answer; then the transport is closed, in order, because the peer may
+still be reading. A connection that ends without one was truncated: that is an error, after all data
+was delivered.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ from twisted.python.failure import Failure
 from typing_extensions import override
 from zope.interface import directlyProvides, providedBy
 
-from txasynchat import transports
+from txasynchat import endings, transports
+from txasynchat.delivery import Progress
 from txasynchat.errors import (
     CloseTimedOut,
     HandshakeFailed,
@@ -85,9 +88,9 @@ class TLSLayer(TLSMemoryBIOProtocol):
 
     #: Seconds that the peer may take for the handshake; None for no limit.
     handshake_timeout: float | None = 10.0
-    #: Seconds for the peer to answer our close_notify.
+    #: Seconds for the peer to answer our close_notify, once it has everything.
     close_timeout: float = 3.0
-    #: Seconds without progress in which what was written before must have gone out.
+    #: Seconds in which the peer must have taken something of what was written before.
     flush_timeout: float = 10.0
 
     #: What ``connectionLost`` will tell, from a callback that OpenSSL made.
@@ -122,7 +125,9 @@ class TLSLayer(TLSMemoryBIOProtocol):
     _head = b""
     #: The peer sent close_notify, and the protocol goes on writing.
     _half_closed = False
-    _left_before = -1
+    #: `loseWriteConnection` was called: nothing more is written.
+    _write_closed = False
+    _progress: Progress | None = None
     _stalled = 0.0
 
     # -- IProtocol: called by the transport
@@ -225,7 +230,7 @@ class TLSLayer(TLSMemoryBIOProtocol):
         """
         Encrypt and send: when received data is handled, or at once.
         """
-        if self.disconnecting and self._producer is None:
+        if (self.disconnecting or self._write_closed) and self._producer is None:
             return
         outgoing = self._outgoing
         if outgoing is None:
@@ -248,6 +253,7 @@ class TLSLayer(TLSMemoryBIOProtocol):
             or transport.dataBuffer
             or transport._tempDataBuffer
             or self.disconnecting
+            or self._write_closed
             or not self._handshakeDone
         ):
             return data
@@ -267,9 +273,48 @@ class TLSLayer(TLSMemoryBIOProtocol):
         """
         if self.disconnecting or not self.connected:
             return
+        if endings.asks_protocol(self, "_takes_closing"):
+            return
         self._send_outgoing()
         super().loseConnection()
         self._watch_closing()
+
+    def loseWriteConnection(self) -> None:  # noqa: N802 Twisted's name
+        """
+        Send what was written, then close_notify; go on reading. What is written later is dropped.
+
+        The peer sees the end of the stream, and may go on sending (RFC 8446, section 6.1). Where a
+        producer is registered, this waits until it is not.
+        """
+        if self._write_closed or self.disconnecting or not self.connected:
+            return
+        if endings.asks_protocol(self, "_takes_half_closing"):
+            return
+        self._send_outgoing()
+        self._write_closed = True
+        self._close_writing()
+
+    def _close_writing(self) -> None:
+        """
+        Send close_notify, if everything before it was written.
+        """
+        if self.disconnecting or self._producer or self._appSendBuffer or not self._handshakeDone:
+            return
+        self._shutdownTLS()
+        if self._half_closed:
+            self._watch_closing()
+        elif IHalfCloseableProtocol.providedBy(self.wrappedProtocol):
+            self.wrappedProtocol.writeConnectionLost()
+
+    @override
+    def unregisterProducer(self) -> None:
+        """
+        Do what `loseConnection` or `loseWriteConnection` put off, if one of them was called.
+        """
+        had_one = self._producer is not None
+        super().unregisterProducer()
+        if had_one and self._write_closed:
+            self._close_writing()
 
     @override
     def abortConnection(self) -> None:
@@ -377,6 +422,8 @@ class TLSLayer(TLSMemoryBIOProtocol):
         self._flushSendBIO()
         if self._appSendBuffer:
             self._unbufferPendingWrites()
+        if self._write_closed:
+            self._close_writing()
         if self.disconnecting:
             self._watch_closing()
         if IHandshakeListener.providedBy(self.wrappedProtocol):
@@ -591,7 +638,8 @@ class TLSLayer(TLSMemoryBIOProtocol):
 
     def _watch_closing(self) -> None:
         """
-        Abort if what is left does not go out, or nothing more happens; else look again later.
+        End it if the peer takes nothing of what is left, or has all and does not answer; else look
+        again later.
         """
         self._stop_timer()
         if self._clock is None or not self.connected or self._aborted:
@@ -600,18 +648,26 @@ class TLSLayer(TLSMemoryBIOProtocol):
             # What was written is waiting for the handshake to end, which has its own limit.
             self._start_timer()
             return
-        left = transports.unsent_bytes(self.transport) or 0
-        if self._producer is not None or left != self._left_before:
+        unsent, unacknowledged = transports.outstanding_bytes(self.transport)
+        if self._progress is None:
+            self._progress = Progress()
+        if self._progress.made(unsent, unacknowledged) or self._producer_works():
             self._stalled = 0.0
         else:
             self._stalled += self.close_timeout
-            if not left or self._stalled >= self.flush_timeout:
-                if left:
-                    self._reason = Failure(CloseTimedOut(self.flush_timeout, left))
-                self.abortConnection()
+            if self._stalled >= self.flush_timeout or not (unsent or unacknowledged):
+                if unsent:
+                    self._reason = Failure(CloseTimedOut(self.flush_timeout, unsent))
+                endings.end(self)
                 return
-        self._left_before = left
         self._timer = self._clock.callLater(self.close_timeout, self._watch_closing)
+
+    def _producer_works(self) -> bool:
+        """
+        Tell whether a producer has yet to finish, and it is not the peer that it waits for.
+        """
+        producer: Any = self._producer
+        return producer is not None and not producer._producerPaused
 
     def _explain_loss(self, connection: Any, what: str) -> Any:
         """

@@ -8,7 +8,9 @@ alone, a little slower.
 from __future__ import annotations
 
 import os
+import select
 import socket
+import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakMethod
@@ -17,11 +19,14 @@ from twisted.internet import address
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.endpoints import _WrappingProtocol
 from twisted.internet.interfaces import IHalfCloseableProtocol, IHandshakeListener
+from twisted.internet.protocol import Protocol
 from twisted.internet.tcp import Connection
 from twisted.internet.unix import _SendmsgMixin
 from twisted.protocols.policies import ProtocolWrapper
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from zope.interface import alsoProvides
+
+from txasynchat.delivery import unacknowledged
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,14 +37,18 @@ __all__ = [
     "closes_by_itself",
     "has_unread_bytes",
     "immediate_sender",
+    "innermost",
     "link_to",
+    "outstanding_bytes",
     "own_address",
     "peer_address",
     "reactor_of",
     "real_socket",
     "tell_of_half_close",
     "tls_layer",
+    "turn_away",
     "unsent_bytes",
+    "when_introduced",
     "when_secure",
 ]
 
@@ -87,6 +96,8 @@ def _layers(transport: Any) -> list[Any]:
     """
     List *transport* and what it is wrapped around, outermost first.
     """
+    if isinstance(transport, FileDescriptor):
+        return [transport]  # at once: most are, and are asked for several times
     layers = []
     while transport is not None and transport not in layers:
         layers.append(transport)
@@ -94,14 +105,29 @@ def _layers(transport: Any) -> list[Any]:
     return layers
 
 
+def innermost(transport: Any) -> Any:
+    """
+    Return the transport that *transport* is, or is wrapped around at last.
+    """
+    return transport if isinstance(transport, FileDescriptor) else _layers(transport)[-1]
+
+
 def unsent_bytes(transport: Any) -> int | None:
     """
     Count the bytes that the transports hold and the operating system has not taken; None: unknown.
     """
-    innermost = _layers(transport)[-1]
-    if not isinstance(innermost, FileDescriptor):
+    one = innermost(transport)
+    if not isinstance(one, FileDescriptor):
         return None
-    return len(innermost.dataBuffer) - innermost.offset + innermost._tempDataLen
+    return len(one.dataBuffer) - one.offset + one._tempDataLen
+
+
+def outstanding_bytes(transport: Any) -> tuple[int | None, int | None]:
+    """
+    Count what is on its way to the peer: the `unsent_bytes`, and the unacknowledged ones.
+    """
+    sock = real_socket(transport)
+    return unsent_bytes(transport), None if sock is None else unacknowledged(sock)
 
 
 def has_unread_bytes(transport: Any) -> bool:
@@ -167,6 +193,34 @@ def when_secure(transport: Any, listener: Any) -> bool:
     return False
 
 
+def when_introduced(transport: Any, then: Callable[[], None]) -> bool:
+    """
+    Return whether it is known who the peer is: no proxy has still to tell.
+
+    Behind an endpoint ``haproxy:`` the first bytes say whose connection the proxy passes on. Otherwise
+    *then* is called when they have come, before anything behind them is delivered.
+    """
+    # Nobody who has no such endpoint needs the module.
+    haproxy = sys.modules.get("twisted.protocols.haproxy._wrapper")
+    if haproxy is None or not isinstance(transport, ProtocolWrapper):
+        return True
+    for layer in _layers(transport):
+        if isinstance(layer, haproxy.HAProxyProtocolWrapper) and layer._proxyInfo is None:
+            layer.dataReceived = partial(_introduce, layer, then)
+            return False
+    return True
+
+
+def _introduce(layer: Any, then: Callable[[], None], data: bytes) -> None:
+    """
+    Pass bytes on to a proxied connection that does not know its peer yet.
+    """
+    type(layer).dataReceived(layer, data)
+    if layer._proxyInfo is not None and "dataReceived" in vars(layer):
+        del layer.dataReceived
+        then()
+
+
 def tell_of_half_close(transport: Any, listener: Any) -> None:
     """
     See to it that *listener*, an `IHalfCloseableProtocol`, hears of the end of the peer's bytes.
@@ -178,11 +232,11 @@ def tell_of_half_close(transport: Any, listener: Any) -> None:
     if getattr(transport, "protocol", None) is listener:
         return
     tls = tls_layer(transport)
-    innermost = _layers(transport)[-1]
+    one = innermost(transport)
     if tls is not None:
         above = tls.wrappedProtocol
-    elif isinstance(innermost, Connection):
-        above = innermost.protocol
+    elif isinstance(one, Connection):
+        above = one.protocol
     else:
         return
     if isinstance(above, ProtocolWrapper | _WrappingProtocol):
@@ -224,6 +278,22 @@ def link_to(transport: Any, protocol: Any) -> tuple[Any, str] | None:
     return None
 
 
+def turn_away(transport: Any, protocol: Any, error: Exception) -> None:
+    """
+    End the connection of *transport*, which *protocol* does not want, and hears no more of.
+
+    Where an endpoint made the connection, its caller is told *error*.
+    """
+    link = link_to(transport, protocol)
+    if link is not None:
+        above, attribute = link
+        setattr(above, attribute, Protocol())
+        connected = getattr(above, "_connectedDeferred", None)
+        if connected is not None and not connected.called:
+            connected.errback(error)
+    getattr(transport, "abortConnection", transport.loseConnection)()
+
+
 def accept_fewer(transport: Any, count: int) -> None:
     """
     Let the port that accepted *transport* accept no more than *count* in the reactor's next turn.
@@ -238,15 +308,28 @@ def accept_fewer(transport: Any, count: int) -> None:
 def closes_by_itself(transport: Any) -> bool:
     """
     Tell whether nothing but the reactor's next turn is needed for ``loseConnection`` to be done.
+
+    It waits for the socket to be writable, even with nothing to write.
     """
-    return unsent_bytes(transport) == 0 and tls_layer(transport) is None
+    return unsent_bytes(transport) == 0 and tls_layer(transport) is None and _is_writable(transport)
+
+
+def _is_writable(transport: Any) -> bool:
+    if not hasattr(select, "poll"):
+        return False
+    try:
+        poller = select.poll()
+        poller.register(real_socket(transport) or -1, select.POLLOUT)
+        return bool(poller.poll(0))
+    except (OSError, ValueError):
+        return False
 
 
 def reactor_of(transport: Any) -> Any:
     """
     Return the reactor that drives *transport*; None for one in memory.
     """
-    return getattr(_layers(transport)[-1], "reactor", None)
+    return getattr(innermost(transport), "reactor", None)
 
 
 def peer_address(transport: Any) -> Any:
@@ -281,5 +364,5 @@ def real_socket(transport: Any) -> socket.socket | None:
     """
     Return the socket beneath *transport*, for its options; None where there is none.
     """
-    one = getattr(_layers(transport)[-1], "socket", None)
+    one = getattr(innermost(transport), "socket", None)
     return one if isinstance(one, socket.socket) else None

@@ -949,6 +949,7 @@ def test_nothing_is_left_open_when_a_map_is_empty(pair):
     assert len(os.listdir("/dev/fd")) <= before
 
 
+@pytest.mark.counts_references
 def test_a_thread_that_ends_gives_back_what_it_kept(pair):
     near, far = pair()
     own = {}

@@ -398,7 +398,7 @@ class Transports(TestCase):
         self.assertRaises(TypeError, LegacyFactory, LineHandler, build=LineHandler)
 
     def test_a_loop_for_its_map_is_refused(self):
-        factory = LegacyFactory(LineHandler)
+        factory = LegacyFactory(LineHandler, [])
         factory.channels[-2] = object()
         with pytest.raises(RuntimeError, match="attached"):
             asyncore.loop(map=factory.channels, count=1)

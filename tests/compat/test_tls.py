@@ -370,6 +370,41 @@ def test_last_bytes_leave_after_close_or_are_dropped_in_time(channels, monkeypat
             assert count % 60_000 == 0  # all that send() took, to the last byte
 
 
+def test_a_channel_that_ends_its_sending_goes_on_reading(channels):
+    """What it sent arrives, then the end of the stream, and lines come in as before."""
+
+    class Ending(Lines):
+        sent = 0
+
+        def line_received(self, line):
+            if not self.sent:
+                while taken := self.send(b"z" * 60_000):
+                    self.sent += taken
+                self.socket.shutdown(socket.SHUT_WR)
+
+    listener = Listener(channels, server_context(), Ending)
+
+    def client():
+        with socket.create_connection(listener.address, LIMIT) as plain:
+            secure = client_context().wrap_socket(
+                plain, server_hostname="localhost", suppress_ragged_eofs=False
+            )
+            secure.sendall(b"one\n")
+            count = sum(map(len, iter(lambda: secure.recv(65_536), b"")))
+            secure.sendall(b"two\nthree\n")
+            while len(listener.handlers[0].lines) < 3:
+                go_on.wait(0.01)
+            secure.close()
+            return count
+
+    go_on = threading.Event()
+    running = InThread(client)
+    drive(channels, running.done)
+    (handler,) = listener.handlers
+    assert running() == handler.sent > 60_000
+    assert handler.lines == [b"one", b"two", b"three"]
+
+
 def test_what_is_wrong_is_said_at_the_call(channels):
     listener = Listener(channels, None)
     with pytest.raises(ValueError, match="no connection to put TLS on"):

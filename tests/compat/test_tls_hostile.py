@@ -650,7 +650,11 @@ def test_a_peer_that_never_answers_close_notify_keeps_nothing(channels, use_poll
 
 
 @BOTH_WAYS
-def test_a_peer_that_reads_slowly_gets_the_last_bytes_all_the_same(channels, monkeypatch, use_poll):
+@pytest.mark.parametrize("send_buffer", [4096, 131_072], ids=["small buffer", "large buffer"])
+def test_a_peer_that_reads_slowly_gets_the_last_bytes_all_the_same(
+    channels, monkeypatch, use_poll, send_buffer
+):
+    """A large buffer is not writable for longer than the limit, while the peer empties it."""
     monkeypatch.setattr("txasynchat.compat.tls.CLOSE_TIMEOUT", 0.5)
 
     class Leaving(Lines):
@@ -661,7 +665,7 @@ def test_a_peer_that_reads_slowly_gets_the_last_bytes_all_the_same(channels, mon
 
     class Small(Listener):
         def handle_accepted(self, sock, addr):
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
             Listener.handle_accepted(self, sock, addr)
 
     listener = Small(channels, server_context(), Leaving)
@@ -813,9 +817,29 @@ def test_a_peer_that_reads_slowly_what_comes_before_tls_gets_there(channels, use
     assert time.monotonic() - began > 0.5
 
 
-def test_a_context_for_clients_is_refused_when_listening_begins(channels):
-    with pytest.raises(ssl.SSLError, match="PROTOCOL_TLS_CLIENT"):
-        Listener(channels, client_context())
+@pytest.mark.parametrize("checks_names", [True, False])
+def test_a_context_for_clients_is_refused_when_listening_begins(channels, checks_names):
+    """With what to write instead, and by the same exception in each release of Python."""
+    context = client_context()
+    context.check_hostname = checks_names
+    with pytest.raises(ssl.SSLError, match=r"PROTOCOL_TLS_CLIENT.*Purpose\.CLIENT_AUTH"):
+        Listener(channels, context)
+
+
+@pytest.mark.parametrize("checks_names", [True, False])
+def test_a_context_for_clients_is_refused_where_a_server_starts_tls(channels, checks_names):
+    """The connection stays as it was, in plain."""
+    context = client_context()
+    context.check_hostname = checks_names
+    handler, theirs = pair(channels, Lines)
+    with theirs:
+        plain = handler.socket
+        with pytest.raises(ssl.SSLError, match=r"PROTOCOL_TLS_CLIENT.*Purpose\.CLIENT_AUTH"):
+            start_tls(handler, context, server_side=True)
+        assert handler.socket is plain
+        theirs.sendall(b"a line\n")
+        drive(channels, lambda: handler.lines)
+        assert theirs.recv(100) == b"a line\n"
 
 
 # -- what they leave behind
@@ -834,6 +858,7 @@ def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
+@pytest.mark.counts_references
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/statm")
 def test_hostile_connections_leave_no_memory_behind(channels):
     listener = Listener(channels, server_context(), Forgetting)

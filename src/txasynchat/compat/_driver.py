@@ -549,7 +549,7 @@ class MapDriver:
 
     def _expire(self, now: float) -> bool:
         """
-        Tell the channels whose time is over, by a read event; close those that only stayed behind.
+        Tell the channels whose time is over, by a read event.
 
         Returns:
             whether there were any.
@@ -558,11 +558,10 @@ class MapDriver:
         for fd, until in over:
             channel = self.channels.get(fd)
             sock: Any = getattr(channel, "socket", None)
-            if type(sock) is _interest.tls_socket and sock.deadline == until:
+            is_tls = type(sock) is _interest.tls_socket
+            if until == (sock.deadline if is_tls else getattr(channel, "_leaves_at", None)):
                 self.names["read"](channel)
                 self._touched[fd] = None
-            elif channel is not None and getattr(channel, "_leaves_at", None) == until:
-                channel.close()
         return bool(over)
 
     def _wait(self, timeout: float | None, now: float, full: bool) -> Events:

@@ -38,8 +38,10 @@ from twisted.logger import Logger
 from typing_extensions import override
 from zope.interface import implementer
 
-from txasynchat import tlslayer, transports
-from txasynchat.compat import _interest, _loop, asyncore
+from txasynchat import endings, tlslayer, transports
+from txasynchat.compat import _interest, _loop, asynchat, asyncore
+from txasynchat.delivery import Progress
+from txasynchat.handlers import Hears, arguments_for, hears, wanted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -217,6 +219,12 @@ class TransportSocket:
         """
         return self._host
 
+    def outstanding(self) -> tuple[int | None, int | None]:
+        """
+        Count what is on its way to the peer: see `transports.outstanding_bytes`.
+        """
+        return transports.outstanding_bytes(self.transport)
+
     # -- settings: those of the socket underneath, where there is one
 
     def getsockopt(self, level: int, option: int, *size: int) -> Any:
@@ -281,8 +289,6 @@ class Connection(Protocol):
         # The handler was told of the end; it is told once.
         self._told = False
         self._full = False
-        self._registered = False
-        self._write_shut = False
         self._reading = True
         self._passing = False
         self._scheduled = False
@@ -290,7 +296,10 @@ class Connection(Protocol):
         self._touched = False
         self._sent = 0
         self._thread = threading.get_ident()
-        self._watched: int | None = -1
+        # The transport's producer: only while something waits, or TLS would not close.
+        self._registered = False
+        self._shut = False
+        self._progress = Progress()
         self._watcher: Any = None
         self._reactor: Any = None
 
@@ -299,35 +308,38 @@ class Connection(Protocol):
     @override
     def makeConnection(self, transport: Any) -> None:
         tlslayer.adopt(transport)
+        endings.let_protocol_end(transport)
         self._send_now = transports.immediate_sender(transport)
         transports.tell_of_half_close(transport, self)
         super().makeConnection(transport)  # type: ignore[no-untyped-call] # Twisted's, untyped
         if transports.when_secure(transport, self):
-            self._build()
+            self.handshakeCompleted()
 
     def handshakeCompleted(self) -> None:  # noqa: N802 Twisted's name
         """
         The TLS handshake is done: now there is somebody to talk to.
         """
-        if self._key is None and not self.closed:
+        if transports.when_introduced(self.transport, self._build):
             self._build()
 
     def _build(self) -> None:
+        if self._key is not None or self.closed:
+            return
         self._reactor = transports.reactor_of(self.transport) or self.factory.reactor
-        self._build_channel()
+        made = self._build_channel()
         if self.channel is None and not self.closed:
-            self._log.error("{peer}: the handler took no socket", peer=self.transport.getPeer())
+            self._log.error("{peer}: {what}", peer=self.transport.getPeer(), what=_not_ours(made))
             self.close()
         self.schedule()
 
-    def _build_channel(self) -> None:
+    def _build_channel(self) -> Any:
         # The handler alone refers to the socket afterwards: see `let_go`.
         sock = TransportSocket(self, self.factory.channels)
         self._key = sock.channel_key
         self.factory.connections[self._key] = self
         self._passing = True  # or what it lets go at once would be looked at from here
         try:
-            self.factory.build_channel(sock, sock.getpeername())
+            return self.factory.build_channel(sock, sock.getpeername())
         except asyncore._reraised_exceptions:
             self._stop_reactor()
         except Exception:  # noqa: BLE001 it is the application's, and is logged
@@ -336,6 +348,7 @@ class Connection(Protocol):
             self.close()
         finally:
             self._passing = False
+        return None
 
     @override
     def dataReceived(self, data: bytes) -> None:
@@ -395,6 +408,7 @@ class Connection(Protocol):
         The transport has room again.
         """
         self._full = False
+        self._unregister()
         self.run_pass()
 
     def stopProducing(self) -> None:  # noqa: N802 Twisted's name
@@ -427,7 +441,7 @@ class Connection(Protocol):
         """
         if self.closed:
             raise _error(errno.EBADF)
-        if self._write_shut or not self.connected:
+        if self._shut or not self.connected:
             self._told = self._told or not self.connected
             raise _error(errno.EPIPE)
         if (self._full and not ignore_full) or threading.get_ident() != self._thread:
@@ -441,6 +455,8 @@ class Connection(Protocol):
             if rest:
                 self._register()
                 self.transport.write(rest)
+                if not self._full:
+                    self._unregister()
             if self._passing:
                 self._touched = True
             else:
@@ -475,11 +491,13 @@ class Connection(Protocol):
         """
         if self.closed:
             raise _error(errno.EBADF)
-        if how != socket.SHUT_RD and not self._write_shut:
-            self._write_shut = True
+        if how != socket.SHUT_RD and not self._shut:
+            self._shut = True
+            self._full = False
             self._unregister()  # a transport whose producer is paused forgets it
-            if how == socket.SHUT_WR and transports.can_half_close(self.transport):
-                self.transport.loseWriteConnection()
+            half = getattr(self.transport, "loseWriteConnection", None)
+            if how == socket.SHUT_WR and half is not None:
+                half()
             else:
                 self.transport.loseConnection()
         if how != socket.SHUT_WR:
@@ -491,7 +509,7 @@ class Connection(Protocol):
         """
         Become the transport's producer, while something waits in it.
 
-        Not for longer: a transport with a producer does not close when a policy around it says so.
+        Not for longer: TLS with a producer does not close when a policy around it says so.
         """
         register = getattr(self.transport, "registerProducer", None)
         if register is not None and not self._registered:
@@ -507,22 +525,35 @@ class Connection(Protocol):
         if not self.connected:
             return
         self._unregister()
+        if not self._reading:
+            self.transport.resumeProducing()  # TLS waits for what the peer says at the end
         self.transport.loseConnection()
         if not transports.closes_by_itself(self.transport):
             self._watch()
 
+    def _takes_closing(self) -> bool:
+        """
+        Called by the transport, which somebody told to close: see to it that this ends.
+
+        Returns:
+            False: it may close, when all that it was given is sent.
+        """
+        if not self.closed and self._key is not None:
+            self._watch()
+        return False
+
     def _watch(self) -> None:
         """
-        Abort a closing transport that made no progress since this was called last.
+        End a closing transport whose peer has taken nothing since this was called last.
         """
+        if self._watcher is not None and self._watcher.active():
+            return
         self._watcher = None
         if not self.connected or self._reactor is None:
             return
-        unsent = transports.unsent_bytes(self.transport)
-        if unsent == self._watched:
-            self.transport.abortConnection()
+        if not self._progress.made(*transports.outstanding_bytes(self.transport)):
+            endings.end(self.transport)
             return
-        self._watched = unsent
         self._watcher = self._reactor.callLater(CLOSE_TIMEOUT, self._watch)
 
     # -- the passes over the one channel
@@ -585,8 +616,6 @@ class Connection(Protocol):
         if channel is not None:
             if again or self._touched:
                 self.schedule()
-            if self._registered and not self._full and not transports.unsent_bytes(self.transport):
-                self._unregister()
             if self._is_restless(channel):
                 others.add(self)
                 factory.look_again(self)
@@ -642,7 +671,7 @@ class Connection(Protocol):
 
         One that does not read does not notice the end, and is asked until it does.
         """
-        if (self._ended and not self._told) or self._registered:
+        if self._ended and not self._told:
             return True
         sock: Any = getattr(channel, "socket", None)
         if type(sock) is _interest.tls_socket and (sock.deadline is not None or sock.pending()):
@@ -717,7 +746,8 @@ class LegacyFactory(ServerFactory):
         keywords: keyword arguments for the handler.
 
     Raises:
-        TypeError: neither or both of *handler* and *build*.
+        TypeError: neither or both of *handler* and *build*; *handler* cannot be called so, or is a
+            class that listens.
     """
 
     protocol = Connection
@@ -843,14 +873,81 @@ def _builder(
     """
     Find out by the names of its parameters how *handler* wants its socket and its address.
     """
+    name = getattr(handler, "__qualname__", None) or repr(handler)
+    if not callable(handler):
+        raise TypeError(f"{name} is not a class of handlers, nor can it be called to make one")
+    if _listens(handler):
+        raise TypeError(
+            f"{name} listens by itself, as it overrides handle_accept or handle_accepted: serve the "
+            f"class that it makes for each connection; write {_example('', inspect.Signature())}"
+        )
     names: list[str] = []
-    for name, parameter in inspect.signature(handler).parameters.items():
+    for each, parameter in inspect.signature(handler).parameters.items():
         if parameter.kind not in {parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD}:
             break
-        names.append(name)
-    with_address = len(names) > 1 and names[1] in _ADDRESS_NAMES
-    if names and names[0] in _ADDRESS_NAMES and len(names) > 1 and names[1] in _SOCKET_NAMES:
-        return lambda sock, addr: handler(addr, sock, *arguments, **keywords)
-    if with_address:
-        return lambda sock, addr: handler(sock, addr, *arguments, **keywords)
-    return lambda sock, _addr: handler(sock, *arguments, **keywords)
+        names.append(each)
+    first, second = [*names, "", ""][:2]
+    if first in _ADDRESS_NAMES and second in _SOCKET_NAMES:
+        given = ["addr", "sock"]
+        build = lambda sock, addr: handler(addr, sock, *arguments, **keywords)  # noqa: E731 one of three
+    elif second in _ADDRESS_NAMES:
+        given = ["sock", "addr"]
+        build = lambda sock, addr: handler(sock, addr, *arguments, **keywords)  # noqa: E731 see above
+    else:
+        given = ["sock"]
+        build = lambda sock, _addr: handler(sock, *arguments, **keywords)  # noqa: E731 see above
+    want = wanted(handler, (*given, *arguments), keywords)
+    if want is not None:
+        called = ", ".join([*given, *map(repr, arguments), *keywords])
+        raise TypeError(
+            f"{name} wants {want}, and would be called with ({called}); "
+            f"write {_example(name, want)}"
+        )
+    return build
+
+
+def _not_ours(made: Any) -> str:
+    """
+    Say why a handler that was built is not in the factory's map.
+    """
+    if isinstance(getattr(made, "socket", None), TransportSocket):
+        return (
+            f"{type(made).__qualname__} registered in another map, which nobody drives here; "
+            "leave map= out, or give it sock.channel_map"
+        )
+    return "the handler took no socket"
+
+
+def _example(name: str, wants: inspect.Signature) -> str:
+    """
+    Write a factory that gives a handler the socket and the address, as far as they can be told.
+    """
+    arguments = [
+        "sock" if one in _SOCKET_NAMES else "addr" if one in _ADDRESS_NAMES else one
+        for one in arguments_for(wants)
+    ]
+    if "sock" not in arguments:
+        return "LegacyFactory(build=make), where make(sock, addr) makes one for a socket"
+    return f"LegacyFactory(build=lambda sock, addr: {name}({', '.join(arguments)}))"
+
+
+def _listens(handler: Any) -> bool:
+    accepts = ("handle_accept", "handle_accepted")
+    return (
+        isinstance(handler, type)
+        and issubclass(handler, asyncore.dispatcher)
+        and any(getattr(handler, one) is not getattr(asyncore.dispatcher, one) for one in accepts)
+        and takes_data(handler) is not Hears.YES
+    )
+
+
+def takes_data(handler: type[asyncore.dispatcher]) -> Hears:
+    """
+    Return whether a legacy handler takes what a peer sends.
+    """
+    hooks = ["handle_read", "handle_read_event", "recv"]
+    if issubclass(handler, asynchat.async_chat):
+        return hears(
+            handler, asynchat.async_chat, [*hooks, "collect_incoming_data", "found_terminator"]
+        )
+    return hears(handler, asyncore.dispatcher, hooks)

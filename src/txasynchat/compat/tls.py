@@ -22,13 +22,15 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from txasynchat.compat import _interest, _loop, asyncore
+from txasynchat.delivery import Progress, unacknowledged
 from txasynchat.errors import HandshakeTimedOut, PlaintextAfterStartTLS
 
 __all__ = ["TLSSocket", "check_server_context", "start_tls", "wrap_accepted"]
 
 #: Seconds that a handshake may take.
 HANDSHAKE_TIMEOUT: Final = 10.0
-#: Seconds without progress in sending a closed connection's last bytes, close_notify among them.
+#: Seconds in which the peer must take something of a closed connection's last bytes, close_notify
+#: among them.
 CLOSE_TIMEOUT: Final = 10.0
 #: Bytes of plain text that one ``send`` takes: what OpenSSL makes of them waits in memory.
 LARGEST_SEND: Final = 65_536
@@ -115,8 +117,10 @@ class TLSSocket:
         # TLS cannot be ended in order any more.
         self._broken = False
         self._closed = False
-        # What had to leave in plain has left.
+        # What had to leave in plain has left; until then, how much of it, and what the peer took.
         self._switched = False
+        self._sent_before = 0
+        self._progress: Progress | None = None
         # The plain socket is still connecting.
         self._connecting = False
 
@@ -179,7 +183,7 @@ class TLSSocket:
             self._prepare_to_send()
             if not self._switched:
                 sent = self._plain_socket.send(data)
-                self._start_clock()
+                self._sent_before += sent
                 return sent
         if len(data) > LARGEST_SEND:
             data = memoryview(data)[:LARGEST_SEND]
@@ -284,8 +288,7 @@ class TLSSocket:
             if self._closed or self._connecting:
                 return False
             if self.deadline is not None and time.monotonic() >= self.deadline:
-                self._fail()
-                raise HandshakeTimedOut(self._timeout or 0.0)
+                self._expire()
             if not self._switched:
                 return False
             if _taken[0] > HANDSHAKES_SHARE and not self.secure:
@@ -396,6 +399,27 @@ class TLSSocket:
         self._connecting = connecting
         if not connecting:
             self._start_clock()
+
+    def _expire(self) -> None:
+        """
+        Go on waiting if TLS has not begun, and the peer takes what has to leave before it.
+
+        Raises:
+            HandshakeTimedOut: the time for it is over.
+        """
+        if not self._switched and self._made_progress():
+            self._start_clock()
+            return
+        self._fail()
+        raise HandshakeTimedOut(self._timeout or 0.0)
+
+    def _made_progress(self) -> bool:
+        """
+        Return whether the peer has taken something of what leaves before TLS since the last call.
+        """
+        if self._progress is None:
+            self._progress = Progress()
+        return self._progress.made(self._sent_before, *_outstanding(self._plain_socket))
 
     def _start_clock(self) -> None:
         if self._timeout is not None:
@@ -511,6 +535,14 @@ for _name in set(dir(socket.socket)).difference(dir(TLSSocket)):
         setattr(TLSSocket, _name, _of_plain_socket(_name))
 
 
+def _outstanding(plain: Any) -> tuple[int | None, ...]:
+    """
+    Count what is on its way to the peer, in a transport that is worn as a socket, and in the system.
+    """
+    worn = getattr(plain, "outstanding", None)
+    return (unacknowledged(plain),) if worn is None else worn()
+
+
 class _Leaving(asyncore.dispatcher):
     """
     The last bytes of a closed connection.
@@ -519,6 +551,8 @@ class _Leaving(asyncore.dispatcher):
     def __init__(self, plain: socket.socket, unsent: bytes, channels: Any) -> None:
         super().__init__(None, channels)
         self._bytes_left = unsent
+        self._progress = Progress()
+        self._progress.made(len(unsent), *_outstanding(plain))
         self._leaves_at = time.monotonic() + CLOSE_TIMEOUT
         self.connected = True
         self.set_socket(plain)
@@ -530,7 +564,12 @@ class _Leaving(asyncore.dispatcher):
         """
         Called when the time is over: nothing is read here.
         """
-        self.close()
+        if not self._progress.made(len(self._bytes_left), *_outstanding(self.socket)):
+            self.close()
+            return
+        self._leaves_at = time.monotonic() + CLOSE_TIMEOUT
+        self.del_channel()
+        self.set_socket(self.socket)  # the loop takes note of the time
 
     def writable(self) -> bool:
         return True
@@ -545,10 +584,6 @@ class _Leaving(asyncore.dispatcher):
         self._bytes_left = self._bytes_left[sent:]
         if not self._bytes_left:
             self.close()
-        elif sent:
-            self._leaves_at = time.monotonic() + CLOSE_TIMEOUT
-            self.del_channel()
-            self.set_socket(self.socket)  # the loop takes note of the time
 
     def handle_close(self) -> None:
         self.close()
@@ -608,8 +643,8 @@ def start_tls(  # noqa: PLR0913 they are settings, by keyword
         ValueError: the channel listens, has no socket, or has TLS already.
         PlaintextAfterStartTLS: *leftover* is "reject" and there is some. It is dropped; left alone,
             the exception goes to ``handle_error``, which closes.
-        OSError: a client's connection is lost; or, an `ssl.SSLError`, *leftover* is "feed" and there
-            is no handshake.
+        OSError: a client's connection is lost; or, an `ssl.SSLError`, *context* is for clients and
+            this side is the server, or *leftover* is "feed" and there is no handshake.
     """
     plain = channel.socket
     if plain is None or channel.accepting:
@@ -618,6 +653,8 @@ def start_tls(  # noqa: PLR0913 they are settings, by keyword
         raise ValueError(f"TLS is on already: {channel!r}")  # noqa: TRY004 its state, not its type
     if server_side is None:
         server_side = context.protocol != ssl.PROTOCOL_TLS_CLIENT and server_hostname is None
+    if server_side:
+        check_server_context(context)
     early = getattr(channel, "ac_in_buffer", b"")
     if early:
         channel.ac_in_buffer = b""
@@ -640,6 +677,7 @@ def start_tls(  # noqa: PLR0913 they are settings, by keyword
         sock.begin()  # the peer left before its connection was accepted, and recv() will tell so
     elif queue:
         queue.append(_Switch(sock, channel))
+        sock._made_progress()
         sock._start_clock()
     elif getattr(channel, "out_buffer", b""):
         channel.socket = plain
@@ -654,12 +692,22 @@ def start_tls(  # noqa: PLR0913 they are settings, by keyword
 
 def check_server_context(context: ssl.SSLContext) -> None:
     """
-    Find out at the start, not with each connection, that a context is none for servers.
+    Find out at the start, not with each connection, that a context cannot serve.
 
     Raises:
-        ssl.SSLError: it is not.
+        ssl.SSLError: it is for clients.
     """
-    context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_side=True)
+    # Asked here, because `ssl` itself raises ValueError first on newer patch releases when the
+    # context checks host names, and PyPy's only warns of that.
+    if context.protocol == ssl.PROTOCOL_TLS_CLIENT:
+        raise ssl.SSLError(
+            "a server cannot use a context for clients (PROTOCOL_TLS_CLIENT); make it by"
+            " ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)"
+        )
+    try:
+        context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_side=True)
+    except ValueError as why:
+        raise ssl.SSLError(f"a server cannot use this context: {why}") from why
 
 
 def wrap_accepted(plain: socket.socket, context: ssl.SSLContext) -> TLSSocket:

@@ -1,0 +1,66 @@
+"""
+Whether the peer still takes what it was sent: the question behind every limit on a slow ending.
+
+What was written waits in a transport, then in the operating system, and is on its way until the
+peer's system has acknowledged it. A peer that reads slowly may be noticed at the last of these only:
+a socket takes no more before a third of its buffer is free, and that buffer may hold megabytes.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import socket
+
+__all__ = ["Progress", "unacknowledged"]
+
+
+class Progress:
+    """
+    Compares one look at what waits with the one before.
+    """
+
+    __slots__ = ("_seen",)
+
+    def __init__(self) -> None:
+        self._seen: tuple[int | None, ...] | None = None
+
+    def made(self, *counts: int | None) -> bool:
+        """
+        Return whether any of *counts* has changed since the last call; True for the first one.
+
+        Args:
+            counts: bytes that wait somewhere, or that left, in the same order each time; None where
+                that is not known.
+        """
+        before, self._seen = self._seen, counts
+        return counts != before
+
+
+if sys.platform == "linux":
+    import fcntl
+    import termios
+
+    def unacknowledged(sock: socket.socket) -> int | None:
+        """
+        Count the bytes that the system has taken and the peer's has not acknowledged.
+
+        Returns:
+            The number of bytes; None where the system does not say, or the socket is closed.
+        """
+        try:
+            # The kernel calls it SIOCOUTQ, and answers for TCP and Unix sockets.
+            answer = fcntl.ioctl(sock, termios.TIOCOUTQ, b"\0\0\0\0")
+        except (OSError, ValueError):
+            return None
+        return int.from_bytes(answer, sys.byteorder)
+
+else:
+
+    def unacknowledged(sock: socket.socket) -> int | None:  # noqa: ARG001 see above
+        """
+        Return None: no portable way is known to ask.
+        """
+        return None

@@ -1,0 +1,51 @@
+"""
+What is on its way to a peer, as the operating system counts it.
+"""
+
+import socket
+import sys
+
+import pytest
+
+from txasynchat.delivery import Progress, unacknowledged
+
+
+def test_the_first_look_and_every_change_are_progress():
+    progress = Progress()
+    looks = [(5, 3), (5, 3), (5, 2), (5, 2), (0, 2), (0, None), (0, None)]
+    assert [progress.made(*look) for look in looks] == [True, False, True, False, True, True, False]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no other system is asked")
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_UNIX])
+def test_what_the_peer_has_not_taken_is_counted(family, tmp_path):
+    with socket.socket(family) as listener, socket.socket(family) as client:
+        address = ("127.0.0.1", 0) if family == socket.AF_INET else str(tmp_path / "socket")
+        listener.bind(address)
+        listener.listen()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        client.settimeout(20)
+        client.connect(listener.getsockname())
+        server, _ = listener.accept()
+        with server:
+            assert unacknowledged(server) == 0
+            server.setblocking(False)
+            sent = 0
+            with pytest.raises(BlockingIOError):
+                while True:
+                    sent += server.send(bytes(65_536))
+            waiting = unacknowledged(server)
+            assert waiting > 0
+            taken = 0
+            while taken < sent:
+                taken += len(client.recv(65_536))
+            server.setblocking(True)
+            server.sendall(b"x")  # the peer's system has answered for all before this
+            client.recv(1)
+            assert unacknowledged(server) < waiting
+
+
+def test_a_closed_socket_has_no_answer():
+    sock = socket.socket()
+    sock.close()
+    assert unacknowledged(sock) is None

@@ -1,0 +1,185 @@
+"""
+Answers to peers that read slowly, later, or never, on every way to serve them over Twisted.
+
+What the operating system was given leaves it as slowly as the peer reads. No limit on the end of a
+connection may destroy it, and yet every connection ends.
+"""
+
+import contextlib
+import select
+import socket
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.protocols.policies import WrappingFactory
+
+sys.path.insert(0, str(Path(__file__).parent / "tls_matrix"))
+
+from kinds import KINDS, NATIVE, SERVED, Client, KindsCase
+from support import PATIENCE, in_thread
+
+from txasynchat import AsyncChat, ChatFactory, Server, State, transports
+from txasynchat.compat import asynchat
+from txasynchat.errors import CloseTimedOut
+
+# Twisted's own endpoints hand over certificates in a way that pyOpenSSL will not take for long.
+pytestmark = pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")
+
+
+class Answering(AsyncChat):
+    """Answers a line by so many bytes, and closes."""
+
+    terminator = b"\n"
+    max_unsent = None
+    max_message_length = None
+
+    def __init__(self, size, send_buffer):
+        self.size = size
+        self.send_buffer = send_buffer
+
+    def handle_connect(self):
+        sock = transports.real_socket(self.transport)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self.send_buffer)
+
+    def message_received(self, message):
+        self.push(bytes(self.size))
+        self.close_when_done()
+
+
+class LegacyAnswering(asynchat.async_chat):
+    """The same as it was written for asyncore."""
+
+    def __init__(self, sock, size, send_buffer):
+        super().__init__(sock)
+        self.size = size
+        self.set_terminator(b"\n")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+
+    def collect_incoming_data(self, data):
+        pass
+
+    def found_terminator(self):
+        self.push(bytes(self.size))
+        self.close_when_done()
+
+
+def answering(way, size, send_buffer):
+    """What makes the handlers of one way to serve."""
+    cls = Answering if way in NATIVE else LegacyAnswering
+    return lambda *sock: cls(*sock, size, send_buffer)
+
+
+class SteadyReaders(KindsCase):
+    """The socket takes nothing new for longer than any limit, while the peer reads."""
+
+    async def results(self, ways):
+        self.limits(0.7)
+
+        async def read(way):
+            client, _ = await self.serve(way, answering(way, 1_300_000, 524_288))
+            await in_thread(client.ask)
+            return way, await in_thread(client.read_to_the_end, 200_000)
+
+        return dict(await gatherResults([Deferred.fromCoroutine(read(way)) for way in ways]))
+
+    async def test_get_everything_from_a_native_handler(self):
+        assert await self.results(NATIVE) == dict.fromkeys(NATIVE, (1_300_000, "end"))
+
+    async def test_get_everything_from_a_legacy_handler(self):
+        assert await self.results(SERVED) == dict.fromkeys(SERVED, (1_300_000, "end"))
+
+
+class LateReaders(KindsCase):
+    """Their answer is in the hands of the operating system, and our side has waited long enough."""
+
+    async def test_get_everything_after_our_side_is_gone(self):
+        self.limits(0.3)
+        for way in NATIVE + SERVED:
+            client, handlers = await self.serve(way, answering(way, 200_000, 1 << 20))
+            await in_thread(client.ask)
+            await self.gone(handlers)
+            assert await in_thread(client.read_to_the_end) == (200_000, "end"), way
+
+    async def test_get_everything_though_the_server_stops(self):
+        """The process may be gone when they read it."""
+        self.limits(PATIENCE)
+        for kind in ("secure", "ssl"):
+            factory = ChatFactory(Answering, 200_000, 1 << 20)
+            server = Server(reactor, factory, [self.endpoint(kind)], stop_timeout=0.3)
+            server.startService()
+            host = server.ports[0].getHost()
+            client = Client((host.host, host.port), kind)
+            self.addCleanup(client.close)
+            await in_thread(client.ask)
+            while not [chat for chat in factory.connections if chat.state is State.CLOSING]:
+                await in_thread(lambda: None)
+            await server.stopService()
+            assert await in_thread(client.read_to_the_end) == (200_000, "end"), kind
+
+
+class SilentReaders(KindsCase):
+    """They never read."""
+
+    async def check(self, way, build):
+        self.limits(0.5)
+        client, handlers = await self.serve(way, build)
+        await in_thread(client.ask)
+        began = time.monotonic()
+        handler = await self.gone(handlers)
+        assert time.monotonic() - began < 10, way
+        count, _ = await in_thread(client.read_to_the_end)
+        assert count < 6_000_000, way
+        return handler
+
+    async def test_are_gone_after_the_limit(self):
+        for way in NATIVE:
+            handler = await self.check(way, answering(way, 6_000_000, 65_536))
+            assert isinstance(handler.close_reason, CloseTimedOut), way
+
+    async def test_are_gone_after_a_legacy_handler_has_closed(self):
+        class Closing(LegacyAnswering):
+            def found_terminator(self):
+                self.socket.sendall(bytes(self.size))  # the transport has it then
+                self.close()
+
+        for way in SERVED:
+            await self.check(way, lambda sock: Closing(sock, 6_000_000, 65_536))
+
+    async def test_are_gone_when_nothing_is_left_but_a_full_socket(self):
+        """It cannot be written to, and so does not close by itself."""
+
+        class Filling(Answering):
+            def message_received(self, message):
+                sock = transports.real_socket(self.transport)
+                poller = select.poll()
+                poller.register(sock, select.POLLOUT)
+                while poller.poll(0):
+                    self.size += sock.send(bytes(1_000))
+                self.close()
+
+        self.limits(0.3)
+        for wrap in (lambda factory: factory, WrappingFactory):
+            for way in ("native tcp", "native unix"):
+                client, handlers = await self.serve(way, lambda: Filling(0, 200_000), wrap)
+                await in_thread(client.ask)
+                handler = await self.gone(handlers)
+                assert handler.close_reason is None
+                assert await in_thread(client.read_to_the_end) == (handler.size, "end")
+
+    async def test_are_gone_when_they_talk_for_ever(self):
+        def talk(client):
+            with contextlib.suppress(OSError):
+                while True:
+                    client.socket.sendall(bytes(1_000))
+
+        self.limits(0.5)
+        for kind in KINDS:
+            client, handlers = await self.serve(f"native {kind}", lambda: Answering(100, 65_536))
+            await in_thread(client.ask)
+            talking = in_thread(talk, client)
+            await self.gone(handlers)
+            await talking

@@ -1,0 +1,310 @@
+"""
+Whoever ends a connection by its transport: the application, a mixin, a policy, a legacy handler.
+
+What was sent before arrives, what comes afterwards is as promised, and it does not take for ever.
+"""
+
+import socket
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from twisted.internet import reactor
+from twisted.protocols.policies import TimeoutFactory, TimeoutMixin, WrappingFactory
+from typing_extensions import override
+
+sys.path.insert(0, str(Path(__file__).parent / "tls_matrix"))
+
+from kinds import NATIVE, SERVED, KindsCase
+from support import in_thread, read_line
+
+from txasynchat import AsyncChat, State
+from txasynchat.compat import asynchat
+from txasynchat.errors import CloseTimedOut
+
+# Twisted's own endpoints hand over certificates in a way that pyOpenSSL will not take for long.
+pytestmark = pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")
+
+#: Under a policy, and not.
+WRAPS = (lambda factory: factory, WrappingFactory)
+
+
+class Line(AsyncChat):
+    """Notes what it is told."""
+
+    terminator = b"\n"
+    max_unsent = None
+
+    def __init__(self):
+        self.events = []
+
+    def message_received(self, message):
+        self.events.append(message)
+
+    def handle_close(self):
+        self.events.append("close")
+
+
+class LegacyLine(asynchat.async_chat):
+    """Notes what it is told."""
+
+    def __init__(self, sock):
+        super().__init__(sock)
+        self.events = []
+        self.set_terminator(b"\n")
+
+    def collect_incoming_data(self, data):
+        self._collect_incoming_data(data)
+
+    def found_terminator(self):
+        self.message_received(self._get_data())
+
+    def message_received(self, message):
+        self.events.append(message)
+
+    def handle_close(self):
+        self.events.append("close")
+        self.close()
+
+
+class TimeLimits(KindsCase):
+    async def test_a_policy_ends_a_connection_on_which_nothing_is_said(self):
+        for way in NATIVE + SERVED:
+            build = Line if way in NATIVE else LegacyLine
+            client, handlers = await self.serve(way, build, lambda f: TimeoutFactory(f, 0.3))
+            await in_thread(client.connect)
+            assert await in_thread(client.read_to_the_end) == (0, "end"), way
+            client.socket.close()
+            await self.gone(handlers)
+
+    async def check_never_read(self, way, build, wrap):
+        client, handlers = await self.serve(way, build, wrap)
+        await in_thread(client.ask)
+        began = time.monotonic()
+        handler = await self.gone(handlers)
+        assert time.monotonic() - began < 10, way
+        return handler
+
+    async def test_a_mixin_ends_a_connection_whose_peer_never_reads(self):
+        class Limited(Line, TimeoutMixin):
+            @override
+            def connectionMade(self):
+                self.setTimeout(0.3)
+
+            def message_received(self, message):
+                self.push(bytes(6_000_000))
+
+            @override
+            def connectionLost(self, reason):
+                self.setTimeout(None)
+                super().connectionLost(reason)
+
+        self.limits(0.5)
+        for wrap in WRAPS:
+            for way in NATIVE:
+                handler = await self.check_never_read(way, Limited, wrap)
+                assert isinstance(handler.close_reason, CloseTimedOut), way
+                assert handler.events == ["close"], way
+
+    async def test_a_policy_ends_a_connection_whose_peer_never_reads(self):
+        class Sending(Line):
+            def message_received(self, message):
+                self.push(bytes(6_000_000))
+
+        class LegacySending(LegacyLine):
+            def message_received(self, message):
+                self.push(bytes(6_000_000))
+
+        self.limits(0.5)
+        for way in NATIVE + SERVED:
+            build = Sending if way in NATIVE else LegacySending
+            await self.check_never_read(way, build, lambda f: TimeoutFactory(f, 0.3))
+
+
+class Closing(KindsCase):
+    async def test_everything_pushed_before_arrives_and_nothing_is_delivered_or_sent_later(self):
+        class Ending(Line):
+            def message_received(self, message):
+                super().message_received(message)
+                self.push(bytes(300_000))
+                self.transport.loseConnection()
+                assert self.state is State.CLOSING
+                self.push(b"too late")
+
+        for wrap in WRAPS:
+            for way in NATIVE:
+                client, handlers = await self.serve(way, Ending, wrap)
+                await in_thread(client.connect)
+                await in_thread(client.socket.sendall, b"one\ntwo\n")
+                assert await in_thread(client.read_to_the_end, 1_000_000) == (300_000, "end"), way
+                client.socket.close()
+                handler = await self.gone(handlers)
+                assert handler.events == [b"one", "close"], way
+                assert handler.dropped == len(b"too late")
+
+    async def test_a_greeting_is_sent_to_who_is_turned_away(self):
+        class Busy(Line):
+            @override
+            def connectionMade(self):
+                self.push(b"busy\n")
+                self.transport.loseConnection()
+
+        for wrap in WRAPS:
+            for way in NATIVE:
+                client, handlers = await self.serve(way, Busy, wrap)
+                await in_thread(client.connect)
+                assert await in_thread(read_line, client.socket) == b"busy\n", way
+                assert await in_thread(client.read_to_the_end) == (0, "end"), way
+                client.socket.close()
+                await self.gone(handlers)
+
+    async def test_from_outside_with_nothing_queued(self):
+        for wrap in WRAPS:
+            for way in NATIVE:
+                client, handlers = await self.serve(way, Line, wrap)
+                await in_thread(client.connect)
+                handler = await self.made(handlers)
+                while handler.state is State.CONNECTING:
+                    await in_thread(lambda: None)
+                handler.transport.loseConnection()
+                handler.transport.loseConnection()
+                assert await in_thread(client.read_to_the_end) == (0, "end"), way
+                client.socket.close()
+                await self.gone(handlers)
+                assert handler.events == ["close"]
+
+
+class HalfClosing(KindsCase):
+    """All bytes and then the end of the stream arrive, and reading goes on."""
+
+    async def check(self, way, build, wrap, count):
+        client, handlers = await self.serve(way, build, wrap)
+        await in_thread(client.ask)
+        assert await in_thread(client.read_to_the_end, 1_000_000) == (count, "end"), way
+        handler = await self.made(handlers)
+        assert not self.is_gone(handler)
+        await in_thread(client.socket.sendall, b"and\nanother\n")
+        while len(handler.events) < 3:
+            await in_thread(lambda: None)
+        assert handler.events == [b"go", b"and", b"another"], way
+        await in_thread(client.socket.close)
+        await self.gone(handlers)
+        return handler
+
+    async def check_native(self, count, act):
+        class Ending(Line):
+            def message_received(self, message):
+                super().message_received(message)
+                if message == b"go":
+                    act(self)
+                else:
+                    self.push(b"too late")
+
+        for wrap in WRAPS:
+            for way in NATIVE:
+                handler = await self.check(way, Ending, wrap, count)
+                assert handler.events[3:] == ["close"], way
+                assert handler.dropped == 2 * len(b"too late"), way
+
+    async def test_behind_one_push(self):
+        def act(chat):
+            chat.push(bytes(340_000))
+            chat.transport.loseWriteConnection()
+
+        await self.check_native(340_000, act)
+
+    async def test_behind_pushes_that_are_joined(self):
+        def act(chat):
+            for _ in range(10):
+                chat.push(b"x")
+            chat.transport.loseWriteConnection()
+            chat.transport.loseWriteConnection()
+
+        await self.check_native(10, act)
+
+    async def test_behind_a_producer(self):
+        def act(chat):
+            chat.push_with_producer(bytes(1_000) for _ in range(340))
+            chat.transport.loseWriteConnection()
+
+        await self.check_native(340_000, act)
+
+    async def test_behind_nothing(self):
+        await self.check_native(0, lambda chat: chat.transport.loseWriteConnection())
+
+    async def test_while_the_transport_is_full(self):
+        def act(chat):
+            chat.push(bytes(340_000))
+            reactor.callLater(0.01, chat.transport.loseWriteConnection)
+
+        class Ending(Line):
+            def message_received(self, message):
+                super().message_received(message)
+                if message == b"go":
+                    act(self)
+
+        for wrap in WRAPS:
+            for way in NATIVE:
+                await self.check(way, Ending, wrap, 340_000)
+
+    async def test_before_the_handshake(self):
+        class Greeting(Line):
+            @override
+            def connectionMade(self):
+                self.push(b"hello\n")
+                self.transport.loseWriteConnection()
+
+        for wrap in WRAPS:
+            for way in NATIVE:
+                await self.check(way, Greeting, wrap, 6)
+
+    async def test_then_close(self):
+        class Ending(Line):
+            def message_received(self, message):
+                if message == b"go":
+                    self.push(bytes(340_000))
+                    self.transport.loseWriteConnection()
+                else:
+                    self.close_when_done()
+
+        self.limits(0.3)
+        for wrap in WRAPS:
+            for way in NATIVE:
+                client, handlers = await self.serve(way, Ending, wrap)
+                await in_thread(client.ask)
+                assert await in_thread(client.read_to_the_end) == (340_000, "end"), way
+                await in_thread(client.socket.sendall, b"quit\n")
+                await self.gone(handlers)
+                assert handlers[0].events == ["close"], way
+
+    async def test_by_a_legacy_handler(self):
+        class Ending(LegacyLine):
+            def message_received(self, message):
+                super().message_received(message)
+                if message == b"go":
+                    self.socket.sendall(bytes(340_000))
+                    self.socket.shutdown(socket.SHUT_WR)
+                    with pytest.raises(BrokenPipeError):
+                        self.socket.send(b"too late")
+
+        for wrap in WRAPS:
+            for way in SERVED:
+                await self.check(way, Ending, wrap, 340_000)
+
+    async def test_by_a_legacy_handler_that_closes_later(self):
+        class Ending(LegacyLine):
+            def message_received(self, message):
+                if message == b"go":
+                    self.socket.sendall(bytes(340_000))
+                    self.socket.shutdown(socket.SHUT_WR)
+                else:
+                    self.close_when_done()
+
+        self.limits(0.3)
+        for way in SERVED:
+            client, handlers = await self.serve(way, Ending)
+            await in_thread(client.ask)
+            assert await in_thread(client.read_to_the_end) == (340_000, "end"), way
+            await in_thread(client.socket.sendall, b"quit\n")
+            await self.gone(handlers)

@@ -1,0 +1,138 @@
+"""
+A handler on every kind of transport, native or legacy, and clients that read as they like.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+
+from support import HOST, PATIENCE, client_context, in_thread, server_options
+from twisted.internet import reactor
+from twisted.internet.endpoints import SSL4ServerEndpoint, TCP4ServerEndpoint, UNIXServerEndpoint
+from twisted.internet.protocol import Factory
+from twisted.trial.unittest import TestCase
+
+from txasynchat import AsyncChat, State, transports
+from txasynchat.compat import LegacyFactory, served
+from txasynchat.endpoints import SecureServerEndpoint
+from txasynchat.tlslayer import TLSLayer
+
+#: What is below a handler.
+KINDS = ("tcp", "unix", "secure", "ssl")
+NATIVE = tuple(f"native {kind}" for kind in KINDS)
+SERVED = tuple(f"served {kind}" for kind in KINDS)
+
+
+class Client:
+    """A blocking socket; each method is run in a thread, and ends."""
+
+    def __init__(self, address, kind, receive_buffer=4_096):
+        family = socket.AF_UNIX if kind == "unix" else socket.AF_INET
+        self.socket = socket.socket(family)
+        if kind != "unix":
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self.socket.settimeout(PATIENCE)
+        self.address = address
+        self.kind = kind
+
+    def connect(self):
+        """Connect, and shake hands where there is TLS."""
+        self.socket.connect(self.address)
+        if self.kind in {"secure", "ssl"}:
+            context = client_context()
+            self.socket = context.wrap_socket(
+                self.socket, server_hostname=HOST, suppress_ragged_eofs=False
+            )
+
+    def ask(self):
+        """Connect, and say one line."""
+        self.connect()
+        self.socket.sendall(b"go\n")
+
+    def close(self):
+        self.socket.close()
+
+    def read_to_the_end(self, rate=None):
+        """Read so many bytes a second; return their number, and how they ended."""
+        count = 0
+        began = time.monotonic()
+        pace = threading.Event()
+        try:
+            while data := self.socket.recv(8_192):
+                count += len(data)
+                if rate:
+                    pace.wait(max(0.0, began + count / rate - time.monotonic()))
+        except OSError as error:
+            return count, type(error).__name__
+        return count, "end"
+
+
+class KindsCase(TestCase):
+    timeout = 30
+    #: Seconds that the end of a connection may take; see `limits`.
+    seconds = 5.0
+
+    def limits(self, seconds):
+        """Let every limit on the end of a connection be so long."""
+        self.patch(AsyncChat, "close_timeout", seconds)
+        self.patch(TLSLayer, "close_timeout", seconds / 2)
+        self.patch(TLSLayer, "flush_timeout", seconds)
+        self.patch(served, "CLOSE_TIMEOUT", seconds)
+        self.seconds = seconds
+
+    def endpoint(self, kind):
+        tcp = TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1")
+        if kind == "tcp":
+            return tcp
+        if kind == "unix":
+            return UNIXServerEndpoint(reactor, self.mktemp())
+        if kind == "ssl":
+            return SSL4ServerEndpoint(reactor, 0, server_options(), interface="127.0.0.1")
+        limits = {"close_timeout": self.seconds / 2, "flush_timeout": self.seconds}
+        return SecureServerEndpoint(reactor, tcp, server_options(**limits))
+
+    async def serve(self, way, build, wrap=lambda factory: factory):
+        """
+        Serve what *build* makes: an `AsyncChat`, or, of a socket, a legacy handler.
+
+        Returns:
+            A client of the server, and the list of the handlers that it makes.
+        """
+        style, kind = way.split()
+        handlers = []
+
+        def noted(*sock):
+            handlers.append(build(*sock))
+            return handlers[-1]
+
+        if style == "native":
+            factory = Factory.forProtocol(noted)
+        else:
+            factory = LegacyFactory(build=lambda sock, _: noted(sock))
+        factory.noisy = False
+        port = await self.endpoint(kind).listen(wrap(factory))
+        self.addCleanup(port.stopListening)
+        host = port.getHost()
+        client = Client(host.name if kind == "unix" else (host.host, host.port), kind)
+        self.addCleanup(client.close)
+        return client, handlers
+
+    async def made(self, handlers):
+        """Wait until there is a handler, and return it."""
+        while not handlers:
+            await in_thread(lambda: None)
+        return handlers[0]
+
+    async def gone(self, handlers):
+        """Wait until the handler's connection is gone, and return the handler."""
+        handler = await self.made(handlers)
+        while not self.is_gone(handler):
+            await in_thread(lambda: None)
+        return handler
+
+    def is_gone(self, handler):
+        if isinstance(handler, AsyncChat):
+            return handler.state is State.CLOSED
+        return transports.real_socket(handler.socket.transport) is None
