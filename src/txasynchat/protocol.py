@@ -391,9 +391,10 @@ class AsyncChat(Protocol):
         self._left = True
         self._framer.close()
         self._drop_output()
-        if self._closing is not None:
-            self._closing.cancel()
-            self._closing = None
+        for ending in (self._closing, self._upgrade):
+            if ending is not None:
+                ending.cancel()
+        self._closing = None
         if not self._close_requested:
             self._call(self.handle_close)
 

@@ -452,7 +452,9 @@ class dispatcher:  # noqa: N801 - the stdlib's name
         Make *sock* this channel's, and register it.
         """
         self.socket = sock
-        self._fileno = sock.fileno()
+        # A transport worn as a socket (`compat.served`) has a key, and no descriptor.
+        key = getattr(sock, "channel_key", None)
+        self._fileno = key if type(key) is int else sock.fileno()
         self.add_channel(map)
 
     def set_reuse_addr(self) -> None:
