@@ -326,7 +326,7 @@ def loop(
 
     Raises:
         RuntimeError: a Twisted reactor or an asyncio event loop runs in this thread: use
-            `txasynchat.compat.attach`.
+            `txasynchat.compat.attach`, or a *timeout* of 0 with a *count*, which blocks nobody.
         ExitNow, KeyboardInterrupt, SystemExit: from a handler.
         Exception: whatever `readable`, `writable` or `handle_error` of a channel raised.
         OSError: EBADF, a channel's descriptor is closed; select mode only.
