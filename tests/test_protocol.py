@@ -1141,6 +1141,64 @@ class TestClosing:
         assert chat.events == ["connect", "close"] if told else ["connect"]
         assert chat.state is State.CLOSED
 
+    @pytest.mark.parametrize(
+        ("ending", "expected"),
+        [
+            ("close", [("end", None)]),
+            ("abort", [("end", None)]),
+            ("close_when_done", ["close", ("end", None)]),
+            ("readConnectionLost", ["close", ("end", None)]),
+            ("nothing", ["close", ("end", None)]),
+        ],
+    )
+    def test_every_end_is_told_once_and_last(self, ending, expected):
+        """A table of members that `handle_end` leaves keeps nobody who is gone."""
+
+        class Member(Chat):
+            def nothing(self):
+                pass
+
+            def handle_end(self, reason):
+                self.events.append(("end", reason))
+
+        chat = Member()
+        connected(chat)
+        getattr(chat, ending)()
+        lose(chat)
+        lose(chat)
+        assert chat.events == ["connect", *expected]
+
+    @pytest.mark.parametrize("where", ["connectionMade", "handle_connect", "handle_close"])
+    def test_the_end_is_told_when_a_hook_raised(self, where):
+        """Half a beginning, or a farewell that fails, leaves nobody in the table."""
+
+        def fail(chat, *_):
+            raise ValueError(where)
+
+        ends = []
+        hooks = {where: fail, "handle_end": lambda chat, reason: ends.append((chat.state, reason))}
+        chat = type("Failing", (Chat,), hooks)()
+        with capturedLogs() as logs:
+            connected(chat)
+            lose(chat)
+        assert len(logs) == 1
+        assert ends == [(State.CLOSED, None)]
+
+    def test_a_failing_handle_end_is_logged_once(self):
+        """The traceback is in the log, and the connection is over all the same."""
+
+        class Failing(Chat):
+            def handle_end(self, reason):
+                raise KeyError("late")
+
+        chat = Failing()
+        connected(chat)
+        chat.abort()
+        with capturedLogs() as logs:
+            lose(chat)
+            lose(chat)
+        assert [event["log_failure"].type for event in logs] == [KeyError]
+
     @pytest.mark.parametrize("ending", ["close", "abort", "close_when_done"])
     @pytest.mark.parametrize(
         "where", ["connectionMade", "handle_connect", "message_received", "handle_close"]

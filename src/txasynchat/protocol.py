@@ -173,7 +173,7 @@ class AsyncChat(Protocol):
     #: Bytes pushed too late, which were dropped.
     dropped: int = 0
     #: What the peer did, or what befell it, that ended the connection; None if it ended in order, or
-    #: has not ended. To be read in `handle_close`.
+    #: has not ended. To be read in `handle_close`; `handle_end` is given it.
     close_reason: PeerError | None = None
 
     _log = Logger()
@@ -319,7 +319,7 @@ class AsyncChat(Protocol):
     @override
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """
-        Tell the producers that are left, then `handle_close`, unless the application closed.
+        Tell the producers that are left, `handle_close` unless the application closed, `handle_end`.
 
         A subclass that overrides this calls ``super()``.
         """
@@ -336,8 +336,11 @@ class AsyncChat(Protocol):
         if self._closing is not None:
             self._closing.cancel()
             self._closing = None
-        if not self._close_requested:
-            self._call(self.handle_close)
+        try:
+            if not self._close_requested:
+                self._call(self.handle_close)
+        finally:
+            self._call(self.handle_end, self.close_reason)
 
     # -- IHalfCloseableProtocol, IHandshakeListener: called by the transport
 
@@ -504,6 +507,18 @@ class AsyncChat(Protocol):
         The connection has ended, though not by `close` or `abort`. Called once; `state` is CLOSED.
 
         Stdlib: asyncore.dispatcher.handle_close, which had to close the channel; here it is closed.
+        """
+
+    def handle_end(self, reason: PeerError | None) -> None:
+        """
+        The connection has ended, whatever ended it: the place to leave a registry.
+
+        Called exactly once for each connection that was made, after `handle_close` where that is
+        called: after `close` and `abort` too, when ``connectionMade`` or `handle_connect` raised, and
+        when the TLS handshake failed, so that `handle_connect` was never called.
+
+        Args:
+            reason: the `close_reason`.
         """
 
     # -- asynchat: called by the application
