@@ -21,7 +21,8 @@ close: a policy's ``loseConnection`` on an idle TLS connection would never be do
 *Closing.* One `State`, changed by one method. CLOSING takes nothing new, sends what is queued, and
 then lets the transport go; see `txasynchat.closing`. Others may call ``loseConnection`` or
 ``loseWriteConnection`` of the transport: the application, a mixin, a policy. The transport asks us
-first (`endings.let_protocol_end`), so that what is queued goes before the end, in limited time.
+first (`endings.let_protocol_end`), so that what is queued goes before the end, in limited time. What
+somebody writes to the transport goes behind it in the same way.
 """
 
 from __future__ import annotations
@@ -374,7 +375,11 @@ class AsyncChat(Protocol):
     def pauseProducing(self) -> None:  # noqa: N802
         """
         The transport is full: take nothing more from the queue.
+
+        Raises:
+            RuntimeError: the application called it, who means `pause`.
         """
+        self._check_caller("pauseProducing", "pause() stops delivery and reading")
         self._full = True
         if self._lazy_output is not None:
             try:
@@ -392,7 +397,11 @@ class AsyncChat(Protocol):
     def stopProducing(self) -> None:  # noqa: N802
         """
         The connection is lost; ``connectionLost`` follows and does the rest.
+
+        Raises:
+            RuntimeError: the application called it, who means `abort`.
         """
+        self._check_caller("stopProducing", "abort() ends the connection")
         self._full = True
         self._registered = False
 
@@ -1188,6 +1197,45 @@ class AsyncChat(Protocol):
         if self._registered:
             self._registered = False
             self.transport.unregisterProducer()
+
+    def _check_caller(self, name: str, remedy: str) -> None:
+        """
+        Raise if it is not the transport that tells its producer something.
+        """
+        if self._registered or self._left:
+            return
+        raise RuntimeError(
+            f"{type(self).__qualname__}.{name}() is called by the transport, and stops output; {remedy}"
+        )
+
+    def _takes_write(self, transport: Any, data: bytes) -> bool:
+        """
+        Called by the transport, which somebody told to write: send that behind what is queued.
+
+        Returns:
+            False, if it may be written at once: it is we who wrote it, or nothing is queued. What a
+            policy in between writes is ours, kept for later, unless a handler is running.
+        """
+        if self._flushing or not self._lazy_output:
+            return False
+        if not self._delivering and self.transport is not transport:
+            return False
+        AsyncChat.push(self, data)
+        return True
+
+    def _takes_tls(self) -> None:
+        """
+        Called by the transport, which somebody told to start TLS: send in the clear what is queued.
+
+        Raises:
+            RuntimeError: not all of it can be sent now.
+        """
+        self._flush()
+        if self._lazy_output:
+            raise RuntimeError(
+                "startTLS() with something queued that cannot be sent yet, and would be sent encrypted;"
+                " AsyncChat.start_tls() waits for it"
+            )
 
     # -- internals: closing
 
