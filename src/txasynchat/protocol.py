@@ -56,6 +56,7 @@ from txasynchat.errors import (
 from txasynchat.framing import Framer, Overflow
 from txasynchat.log import Throttle
 from txasynchat.producers import Buffer, OutputQueue, refuse
+from txasynchat.reactor_thread import check_threads
 from txasynchat.starttls import Leftovers, start_tls
 from txasynchat.terminators import check_terminator
 from txasynchat.tlsinfo import TLSInfo
@@ -141,7 +142,8 @@ class AsyncChat(Protocol):
     No ``__init__`` of this class need be called, and ``connectionMade`` belongs to the subclass;
     one that overrides ``connectionLost`` calls ``super()``.
 
-    All methods belong to the reactor's thread.
+    All methods belong to the reactor's thread; another one uses ``reactor.callFromThread``. Under
+    ``python -X dev`` the methods that an application calls raise `RuntimeError` in any other.
 
     Stdlib: asynchat.async_chat (3.11 library reference), whose names and order of calls these are.
     Deliberate differences: `max_message_length`; `set_terminator` checks its argument; `pause` takes
@@ -1297,3 +1299,25 @@ class AsyncChat(Protocol):
         self._set_reading()
         self._left = True
         self._unregister()
+
+
+if sys.flags.dev_mode:
+    check_threads(
+        AsyncChat,
+        (
+            "abort",
+            "close",
+            "close_when_done",
+            "close_when_idle",
+            "discard_buffers",
+            "pause",
+            "push",
+            "push_with_producer",
+            "registerProducer",
+            "resume",
+            "set_terminator",
+            "start_tls",
+            "unregisterProducer",
+            "write",
+        ),
+    )
