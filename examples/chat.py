@@ -9,7 +9,7 @@ import sys
 
 from typing_extensions import override
 
-from txasynchat import AsyncChat, ChatFactory, PeerError, serve
+from txasynchat import AsyncChat, ChatError, ChatFactory, serve
 
 
 class User(AsyncChat):
@@ -30,7 +30,7 @@ class User(AsyncChat):
             self.tell_others(b"%b: %b" % (self.name, message))
 
     @override
-    def handle_end(self, reason: PeerError | None) -> None:
+    def handle_end(self, reason: ChatError | None) -> None:
         # However it ended: handle_close is not called for those whom close() or abort() put out.
         if self.name:
             self.tell_others(b"* %b left" % self.name)

@@ -78,21 +78,21 @@ class Connections:
         One whose ``handle_shutdown`` raises is logged and aborted.
         """
         for transport, protocol in list(self._live.items()):
-            handler = protocol
-            while isinstance(handler, ProtocolWrapper):
-                handler = handler.wrappedProtocol
+            handler = _handler(protocol)
             ask = getattr(handler, "handle_shutdown", transport.loseConnection)
             try:
                 ask()
             except Exception:  # noqa: BLE001 it is the application's, and is logged
                 self._log.failure("handle_shutdown of {handler!r} raised", handler=handler)
+                _tell(handler)
                 _abort(transport)
 
     def abort(self) -> None:
         """
         End every connection now; what the operating system has not been given is lost.
         """
-        for transport in list(self._live):
+        for transport, protocol in list(self._live.items()):
+            _tell(_handler(protocol))
             endings.end(transport)
 
     def _forget(self, transport: Any) -> None:
@@ -137,6 +137,21 @@ class _Watch:
             self.original(reason)
         finally:
             self.connections._forget(self.transport)
+
+
+def _handler(protocol: Any) -> Any:
+    while isinstance(protocol, ProtocolWrapper):
+        protocol = protocol.wrappedProtocol
+    return protocol
+
+
+def _tell(handler: Any) -> None:
+    """
+    Let an `AsyncChat` know that it is the server which ends its connection.
+    """
+    stopped = getattr(type(handler), "_stopped_by_server", None)
+    if stopped is not None:
+        stopped(handler)
 
 
 def _abort(transport: Any) -> None:

@@ -32,6 +32,7 @@ import inspect
 import sys
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from twisted.internet.error import ConnectionAborted, ConnectionLost
 from twisted.internet.interfaces import (
     IConsumer,
     IHalfCloseableProtocol,
@@ -47,14 +48,16 @@ from zope.interface import implementer
 from txasynchat import endings, tlslayer, transports
 from txasynchat.closing import Closing
 from txasynchat.errors import (
+    ConnectionReset,
     MessageTooLong,
     PeerError,
     ProducerError,
+    StoppedByServer,
     TLSError,
     UnsentLimitExceeded,
 )
 from txasynchat.framing import Framer, Overflow
-from txasynchat.log import Throttle
+from txasynchat.log import Throttle, failure
 from txasynchat.producers import Buffer, OutputQueue, refuse
 from txasynchat.reactor_thread import check_threads
 from txasynchat.starttls import Leftovers, start_tls
@@ -68,6 +71,7 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
     from twisted.python.failure import Failure
 
+    from txasynchat.errors import ChatError
     from txasynchat.producers import Producer
     from txasynchat.starttls import Upgrade
     from txasynchat.terminators import Terminator
@@ -160,7 +164,8 @@ class AsyncChat(Protocol):
     high_water: int | None = 65_536
     #: Bytes waiting to be sent at which they go on.
     low_water: int = 16_384
-    #: Bytes waiting to be sent above which the connection is aborted; None for no limit.
+    #: Bytes waiting to be sent above which the connection is aborted; None for no limit. A single
+    #: `push` of more is a ValueError.
     max_unsent: int | None = 8 << 20
     #: Seconds, while closing, in which the peer must take something, or the connection is aborted;
     #: None: wait.
@@ -175,9 +180,10 @@ class AsyncChat(Protocol):
     transport: Any = None
     #: Bytes pushed too late, which were dropped.
     dropped: int = 0
-    #: What the peer did, or what befell it, that ended the connection; None if it ended in order, or
-    #: has not ended. To be read in `handle_close`; `handle_end` is given it.
-    close_reason: PeerError | None = None
+    #: What ended the connection otherwise than in order: what the peer did or what befell it, or
+    #: `StoppedByServer`. None if it ended in order, if this side ended it (by `abort`, or because a
+    #: handler raised), or if it has not ended. To be read in `handle_close`; `handle_end` is given it.
+    close_reason: ChatError | None = None
 
     _log = Logger()
     #: The terminator that a connection begins with.
@@ -332,6 +338,8 @@ class AsyncChat(Protocol):
         error = reason.value
         if isinstance(error, PeerError):
             self._report(error)
+        elif self.close_reason is None and self._broke_off(error):
+            self.close_reason = ConnectionReset()
         self._registered = False
         self._left = True
         self._framer.close()
@@ -433,7 +441,11 @@ class AsyncChat(Protocol):
     def write(self, data: bytes) -> None:
         """
         Take bytes of the registered producer whose turn it is; without one this is `push`.
+
+        Raises:
+            TypeError, ValueError: see `push`.
         """
+        self._check_length(data)
         if self._lazy_output is not None and self._lazy_output.write(data):
             self._pushed()
         else:
@@ -520,7 +532,7 @@ class AsyncChat(Protocol):
         Stdlib: asyncore.dispatcher.handle_close, which had to close the channel; here it is closed.
         """
 
-    def handle_end(self, reason: PeerError | None) -> None:
+    def handle_end(self, reason: ChatError | None) -> None:
         """
         The connection has ended, whatever ended it: the place to leave a registry.
 
@@ -601,6 +613,7 @@ class AsyncChat(Protocol):
 
         Raises:
             TypeError: *data* is not bytes-like.
+            ValueError: *data* alone is longer than `max_unsent`.
         """
         if self._ending:
             data = memoryview(data)
@@ -618,9 +631,14 @@ class AsyncChat(Protocol):
             if not self._after:
                 self._after = _REPLY
         else:
+            limit = self.max_unsent
+            if limit is not None and output.size > limit:
+                self._check_length(data, output)
             self._pushed()
 
-    def push_with_producer(self, producer: Producer | IPushProducer | IPullProducer) -> None:
+    def push_with_producer(
+        self, producer: Producer | Buffer | IPushProducer | IPullProducer
+    ) -> None:
         """
         Send what *producer* gives after everything that is queued; see `txasynchat.producers`.
 
@@ -633,6 +651,8 @@ class AsyncChat(Protocol):
         """
         if self._ending:
             self._refuse(producer)
+        elif isinstance(producer, Buffer):
+            self.push(producer)
         elif IPushProducer.providedBy(producer):
             self.registerProducer(producer, True)
         elif IPullProducer.providedBy(producer):
@@ -844,6 +864,8 @@ class AsyncChat(Protocol):
         The transport is ready for both directions.
         """
         self._opened = True
+        if self.max_unsent is not None and self.max_unsent < self.ac_out_buffer_size:
+            self.ac_out_buffer_size = max(1, self.max_unsent)  # so push() looks at what is longer
         first = self._state is _CONNECTING
         self._set_state(_OPEN if first else self._state)
         self._delivering = self._after = self._resumed = True
@@ -912,7 +934,8 @@ class AsyncChat(Protocol):
         Log the exception that is being handled, ask `handle_error`, and close.
         """
         if isinstance(sys.exc_info()[1], ProducerError):
-            self._log.failure("{peer}: a producer of {handler} failed", **self._about())
+            # With the traceback of the producer's own exception, which is the cause.
+            failure(self._log, "{peer}: a producer of {handler} failed", **self._about())
             # What stands behind it would follow a piece that is cut off.
             self._drop_output()
         else:
@@ -1072,11 +1095,11 @@ class AsyncChat(Protocol):
         if self._lazy_output is None:
             return
         for error in self._lazy_output.stop():
-            self._log.error(
-                "{peer}: a producer of {handler} raised when it was stopped: {error!r}",
-                error=error,
-                **self._about(),
-            )
+            try:
+                raise error
+            except Exception:  # noqa: BLE001 only to be logged with its traceback
+                message = "{peer}: a producer of {handler} raised when it was stopped"
+                failure(self._log, message, **self._about())
 
     def _pushed(self) -> None:
         """
@@ -1088,6 +1111,19 @@ class AsyncChat(Protocol):
         else:
             self._after = True
         self._limit(output.size)
+
+    def _check_length(self, data: Buffer, output: OutputQueue | None = None) -> None:
+        """
+        Raise if *data*, which stands at the end of *output* where that is given, can never be sent.
+        """
+        length = memoryview(data).nbytes
+        if self.max_unsent is not None and length > self.max_unsent and not self._ending:
+            if output is not None:
+                output.take_back()
+            raise ValueError(
+                f"{length} bytes at once are more than max_unsent, {self.max_unsent}; send them by a"
+                " producer"
+            )
 
     def _limit(self, unsent: int) -> None:
         """
@@ -1240,6 +1276,23 @@ class AsyncChat(Protocol):
             )
 
     # -- internals: closing
+
+    def _broke_off(self, error: BaseException | None) -> bool:
+        """
+        Tell whether *error* stands for a connection that did not come to its end.
+        """
+        if not isinstance(error, ConnectionLost) or isinstance(error, ConnectionAborted):
+            return False
+        # The reactor calls it a loss, too, if the peer has closed and it is we who were to close now.
+        over = self._peer_finished and self._left
+        return not over or bool(transports.unsent_bytes(self.transport))
+
+    def _stopped_by_server(self) -> None:
+        """
+        Called by the server that stops, and ends this connection now.
+        """
+        if self.close_reason is None:
+            self.close_reason = StoppedByServer()
 
     def _takes_closing(self) -> bool:
         """
