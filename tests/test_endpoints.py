@@ -182,8 +182,11 @@ def test_a_clients_host_name_is_the_host_that_it_connects_to(files):
         ({"client": "maybe"}, "client is off or optional or required, not 'maybe'"),
         ({"version": "1.1"}, "version is 1.2 or 1.3, not '1.1'"),
         ({"sessions": "1"}, "sessions is no or yes, not '1'"),
-        ({"handshake_timeout": "soon"}, "handshake_timeout is a number above 0, not 'soon'"),
-        ({"max_handshakes": "0"}, "max_handshakes is a number above 0, not '0'"),
+        (
+            {"handshake_timeout": "soon"},
+            "handshake_timeout is a number above 0 to 1,000,000, not 'soon'",
+        ),
+        ({"max_handshakes": "0"}, "max_handshakes is a whole number from 1 up, not '0'"),
         ({"key": "one,two"}, "certificate names 1 files, key 2"),
         ({"client_ca": "missing.pem"}, "missing.pem: No such file or directory"),
         ({"certificate": "missing.pem"}, "missing.pem: No such file or directory"),

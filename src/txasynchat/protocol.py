@@ -45,7 +45,7 @@ from twisted.logger import Logger
 from typing_extensions import override
 from zope.interface import implementer
 
-from txasynchat import endings, tlslayer, transports
+from txasynchat import endings, ranges, tlslayer, transports
 from txasynchat.closing import Closing
 from txasynchat.errors import (
     ConnectionReset,
@@ -154,7 +154,8 @@ class AsyncChat(Protocol):
     effect before the next message; nothing is delivered after `close`.
     """
 
-    # -- settings: class attributes, or instance attributes set before the connection is made
+    # -- settings: class attributes, or instance attributes set before the connection is made. They are
+    # checked there: see `txasynchat.ranges`.
 
     #: The longest message, in bytes without its terminator; None for no limit. See `Framer`.
     max_message_length: int | None = 16_384
@@ -259,9 +260,10 @@ class AsyncChat(Protocol):
         Take ``terminator = …`` in a class body for the terminator that a connection begins with.
 
         Raises:
-            TypeError, ValueError: it is no terminator.
+            TypeError, ValueError: it is no terminator; or a setting is none.
         """
         super().__init_subclass__(**arguments)
+        ranges.check_class(cls, ranges.HANDLER)
         cls._asks = cls.get_terminator is not AsyncChat.get_terminator
         cls._hears_of_tls = cls.handle_secure is not AsyncChat.handle_secure
         terminator = inspect.getattr_static(cls, "terminator")
@@ -297,6 +299,7 @@ class AsyncChat(Protocol):
         transports.tell_of_half_close(transport, self)
         try:
             super().makeConnection(transport)  # type: ignore[no-untyped-call] # Twisted's, untyped
+            ranges.check_owner(self, ranges.HANDLER, AsyncChat)
         except Exception:  # noqa: BLE001 it is the application's, and is logged
             self._failed()
         if self._left:

@@ -40,6 +40,7 @@ from txasynchat.errors import (
     WrongName,
 )
 from txasynchat.handshakes import HandshakeLimit
+from txasynchat.ranges import TLS, check_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -108,7 +109,8 @@ class ServerOptions:
     Raises:
         CredentialsError: a file is missing, unreadable or not what it should be, key and certificate
             do not match, or the certificate is not valid now.
-        ValueError: arguments contradict each other.
+        ValueError: arguments contradict each other, or a number is out of its range.
+        TypeError: what should be a number is none.
     """
 
     credentials: Credentials | Sequence[Credentials]
@@ -132,6 +134,7 @@ class ServerOptions:
     _contexts: _Contexts = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        check_all(self, TLS)
         if (self.client_certificate is ClientCertificate.OFF) != (self.client_authorities is None):
             raise ValueError(
                 "client_certificate and client_authorities need each other:"
@@ -280,7 +283,8 @@ class ClientOptions:
     Raises:
         CredentialsError: a file is missing, unreadable or not what it should be, key and certificate
             do not match, or our certificate is not valid now.
-        ValueError: *hostname* is no name.
+        ValueError: *hostname* is no name, or a number is out of its range.
+        TypeError: what should be a number is none.
     """
 
     hostname: str
@@ -298,6 +302,7 @@ class ClientOptions:
     _server_name: bytes | None = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        check_all(self, TLS)
         _check_alpn(self.alpn)
         hostname = self.hostname
         wanted: DNS_ID | IPAddress_ID
