@@ -2,6 +2,8 @@
 Numbers that make no sense are refused where they are given, on every surface, in one line.
 """
 
+import socket
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.logger import capturedLogs
 
 from txasynchat import AsyncChat, ChatFactory, Server, State, ranges
+from txasynchat.compat import asynchat, start_tls
 from txasynchat.endpoints import parse_client, parse_server
 from txasynchat.program import CannotStart
 from txasynchat.tls import ClientOptions, Credentials, ServerOptions
@@ -121,6 +124,19 @@ def test_as_a_word(files, word, text):
     if word in {"handshake_timeout", "close_timeout"}:
         with pytest.raises(ValueError, match=f"{word} is a number above 0"):
             parse_client(MemoryReactorClock(), "tcp", "localhost", "1", **{word: text})
+
+
+@pytest.mark.parametrize("value", NO_SECONDS)
+def test_of_a_legacy_channel(value):
+    ours, theirs = socket.socketpair()
+    with theirs, ours:
+        channel = asynchat.async_chat(ours, map={})
+        context = ssl.create_default_context()
+        with pytest.raises(
+            (TypeError, ValueError), match=r"^handshake_timeout is a number above 0"
+        ):
+            start_tls(channel, context, server_hostname="localhost", handshake_timeout=value)
+        assert channel.socket is ours
 
 
 @pytest.mark.parametrize("value", [*NEVER, INFINITE, 1e300])
