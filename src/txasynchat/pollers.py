@@ -150,9 +150,11 @@ class SelectPoller:
             ValueError: a descriptor is above 1,023.
         """
         masks = self._masks
-        wanted = [[fd for fd in masks if masks[fd] & bit] for bit in (READ, WRITE, URGENT)]
+        reads, writes, urgent = (
+            [fd for fd in masks if masks[fd] & bit] for bit in (READ, WRITE, URGENT)
+        )
         try:
-            ready = select.select(*wanted, None if timeout < 0 else timeout)
+            ready = select.select(reads, writes, urgent, None if timeout < 0 else timeout)
         except OSError:
             closed = [fd for fd in masks if not _is_open(fd)]
             if not closed:
