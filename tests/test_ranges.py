@@ -30,7 +30,7 @@ COUNTS = {"max_message_length", "high_water", "low_water", "max_unsent", "ac_out
 def wrong(name):
     if name == "clock":
         return [12.5, "x"]
-    return NO_COUNT if name in COUNTS | {"max_handshakes"} else NO_SECONDS
+    return NO_COUNT if name in COUNTS | {"max_handshakes", "max_pending"} else NO_SECONDS
 
 
 HANDLER = [(name, value) for name in ranges.HANDLER for value in wrong(name)]
@@ -112,10 +112,17 @@ def test_as_an_argument_of_tls_options(files, name, value):
     [
         *(
             (word, text)
-            for word in ("reload", "handshake_timeout", "close_timeout", "max_handshakes")
-            for text in ("0", "-1", "nan", "inf", "1e300", "x", "")
+            for word in (
+                "reload",
+                "handshake_timeout",
+                "close_timeout",
+                "max_handshakes",
+                "max_pending",
+            )
+            for text in ("0", "-1", "nan", "inf", "1e300", "x")
         ),
         ("max_handshakes", "0.5"),
+        ("handshake_timeout", ""),
     ],
 )
 def test_as_a_word(files, word, text):

@@ -433,6 +433,48 @@ class Servers(unittest.TestCase):
         handler = await self.finished(server)
         self.assertIs(type(handler.close_reason), errors.HandshakeTimedOut)
 
+    async def test_a_peer_that_never_reads_what_comes_before_is_gone_after_the_limit(self):
+        class Deaf(Chat):
+            options = server_options(handshake_timeout=0.2)
+            before = b"x" * 20_000_000
+            max_unsent = None
+
+        server = await self.serve(Deaf)
+        made = server.next()
+        with await in_thread(raw, server.port) as sock:
+            sock.sendall(b"STARTTLS\n")
+            handler = await made
+            await handler.closed
+        self.assertIs(type(handler.close_reason), errors.HandshakeTimedOut)
+
+    async def test_a_peer_that_reads_slowly_what_comes_before_gets_there(self):
+        class Large(Chat):
+            options = server_options(handshake_timeout=0.5)
+            before = b"x" * 40_000_000
+            max_unsent = None
+
+        server = await self.serve(Large)
+        with await in_thread(raw, server.port) as sock:
+            sock.sendall(b"STARTTLS\n")
+
+            def read(size):
+                while size:
+                    size -= len(sock.recv(min(size, 65536)))
+
+            begun = reactor.seconds()
+            # It takes longer than the limit, each piece does not. The last ones wait in the system,
+            # where the handshake's own time has begun.
+            for _ in range(15):
+                await in_thread(read, 1_000_000)
+                await task.deferLater(reactor, 0.05)
+            self.assertGreater(reactor.seconds() - begun, 0.5)
+            await in_thread(read, 25_000_000)
+            self.assertEqual(await in_thread(read_line, sock), b"go\n")
+            client = client_context()
+            tls = await in_thread(lambda: client.wrap_socket(sock, server_hostname=HOST))
+            self.assertEqual(await in_thread(hello, tls), b"secret hello\n")
+        await self.finished(server)
+
     async def test_below_a_policy_wrapper(self):
         server = await self.serve(wrap=WrappingFactory)
         self.assertEqual(await in_thread(upgrade_and_talk, server.port), b"secret hello\n")

@@ -23,7 +23,12 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import clientFromString, quoteStringArgument
-from twisted.internet.interfaces import IStreamClientEndpoint, IStreamServerEndpoint
+from twisted.internet.interfaces import (
+    IOpenSSLClientConnectionCreator,
+    IOpenSSLServerConnectionCreator,
+    IStreamClientEndpoint,
+    IStreamServerEndpoint,
+)
 from zope.interface import implementer
 
 from txasynchat.certificates import Credentials
@@ -83,10 +88,22 @@ class SecureClientEndpoint:
     Args:
         reactor: whose time the limits are measured in.
         endpoint: makes the connection.
-        options: how TLS is spoken, and with whom.
+        options: how TLS is spoken, and with whom; or what Twisted's ``optionsForClientTLS`` gives.
+
+    Raises:
+        TypeError: *options* are not a client's. Neither are Twisted's ``CertificateOptions``, with
+            which no name would be verified.
     """
 
     def __init__(self, reactor: Any, endpoint: Any, options: ClientOptions) -> None:
+        # CertificateOptions is for both sides, and verifies no name.
+        if not IOpenSSLClientConnectionCreator.providedBy(
+            options
+        ) or IOpenSSLServerConnectionCreator.providedBy(options):
+            raise TypeError(
+                "options must be ClientOptions(hostname), or optionsForClientTLS(hostname) of"
+                f" Twisted's, which verify the server's name: {options!r:.80}"
+            )
         self.options = options
         self._reactor = reactor
         self._endpoint = endpoint
@@ -134,6 +151,7 @@ def server_options(  # noqa: PLR0913 one for each word
     handshake_timeout: str = "10",
     close_timeout: str = "3",
     max_handshakes: str = "128",
+    max_pending: str = "",
 ) -> ServerOptions:
     """
     Make a `ServerOptions` out of the words of a ``secure:`` string.
@@ -153,6 +171,7 @@ def server_options(  # noqa: PLR0913 one for each word
         handshake_timeout: seconds.
         close_timeout: seconds.
         max_handshakes: how many go on at once.
+        max_pending: how many connections may exist whose handshake is not over.
 
     Raises:
         CredentialsError: see `ServerOptions`.
@@ -167,6 +186,9 @@ def server_options(  # noqa: PLR0913 one for each word
     if mode is not ClientCertificate.OFF and not client_ca:
         raise ValueError(f"client={client} needs client_ca=")
     lowest, highest = _versions(version)
+    more: dict[str, Any] = {}
+    if max_pending:
+        more["max_pending"] = _number("max_pending", max_pending)
     return ServerOptions(
         [Credentials(one, its) for one, its in zip(certificates, keys, strict=True)],
         strict_names=_one_of("names", names, {"any": False, "strict": True}),
@@ -183,6 +205,7 @@ def server_options(  # noqa: PLR0913 one for each word
         handshake_timeout=_number("handshake_timeout", handshake_timeout),
         close_timeout=_number("close_timeout", close_timeout),
         max_handshakes=_number("max_handshakes", max_handshakes),
+        **more,
     )
 
 

@@ -28,6 +28,7 @@ __all__ = [
     "MessageTooLong",
     "MissingClientCertificate",
     "NoCommonProtocol",
+    "NotAClientHello",
     "PeerError",
     "PlaintextAfterStartTLS",
     "ProducerError",
@@ -215,6 +216,12 @@ class HandshakeTimedOut(HandshakeFailed):
     def __str__(self) -> str:
         """Name the limit."""
         return f"TLS handshake not done after {self.limit:g} s"
+
+
+class NotAClientHello(HandshakeFailed):
+    """
+    What a client sent first is not TLS, or a ClientHello that breaks the rules of TLS.
+    """
 
 
 class NoCommonProtocol(HandshakeFailed):

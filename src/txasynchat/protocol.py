@@ -32,6 +32,7 @@ import inspect
 import sys
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionAborted, ConnectionLost
 from twisted.internet.interfaces import (
     IConsumer,
@@ -57,7 +58,8 @@ from txasynchat.errors import (
     UnsentLimitExceeded,
 )
 from txasynchat.framing import Framer, Overflow
-from txasynchat.log import Throttle, failure
+from txasynchat.handlers import unawaited
+from txasynchat.log import Throttle, escape, failure
 from txasynchat.producers import Buffer, OutputQueue, refuse
 from txasynchat.reactor_thread import check_threads
 from txasynchat.starttls import Leftovers, start_tls
@@ -95,8 +97,7 @@ class State(enum.Enum):
     CLOSED = "closed"
 
 
-#: Once a second for each kind.
-_tls_errors = Throttle(1.0)
+_peer_errors = Throttle(1.0)
 
 # Why delivery and reading are held: bits of AsyncChat._held.
 _BY_APPLICATION = 1
@@ -114,6 +115,29 @@ _CONNECTING = State.CONNECTING
 _OPEN = State.OPEN
 _CLOSING = State.CLOSING
 _CLOSED = State.CLOSED
+
+
+# What may be overridden, and is not waited for.
+_HOOKS = (
+    "connectionMade",
+    "handle_connect",
+    "handle_secure",
+    "message_received",
+    "collect_incoming_data",
+    "found_terminator",
+    "message_too_long",
+    "handle_shutdown",
+    "handle_error",
+    "handle_close",
+    "handle_end",
+)
+
+
+def _is_field(value: object) -> bool:
+    """
+    Return whether *value* stands in a class body for a field of `dataclasses` or of attrs.
+    """
+    return type(value).__module__.partition(".")[0] in {"attr", "attrs", "dataclasses"}
 
 
 if TYPE_CHECKING:
@@ -134,6 +158,19 @@ else:
 
         def __get__(self, chat: Any, owner: Any = None) -> Any:
             return self if chat is None else self._read(chat)
+
+
+class _Terminator:
+    """
+    The attribute `AsyncChat.terminator`: of a class, the terminator that its connections begin with; of
+    a connection, the one in force.
+    """
+
+    def __get__(self, chat: Any, owner: Any) -> Any:
+        return owner._first_terminator if chat is None else chat._framer.terminator
+
+    def __set__(self, chat: Any, term: Terminator) -> None:
+        chat._framer.set_terminator(term)
 
 
 @implementer(IPushProducer, IConsumer, IHalfCloseableProtocol, IHandshakeListener)
@@ -195,6 +232,10 @@ class AsyncChat(Protocol):
     _asks: ClassVar[bool] = False
     #: handle_secure is overridden.
     _hears_of_tls: ClassVar[bool] = False
+    #: Set in the namespace of each class that had a connection, or was warned of.
+    _is_set_up: ClassVar[bool]
+    _warned_of_terminator: ClassVar[bool]
+    _warned_of_result: ClassVar[bool]
     #: What arrived while handlers were running.
     _received: list[bytes] | None = None
     #: `close` or `abort` was called; the peer will send no more; input was thrown away.
@@ -243,6 +284,8 @@ class AsyncChat(Protocol):
         """
         Set the state up, so that subclasses need not call this class's ``__init__``.
         """
+        if "_is_set_up" not in cls.__dict__:
+            cls._set_up()
         chat = super().__new__(cls)
         chat._state = State.CONNECTING
         chat._held = _BY_CLOSE
@@ -267,10 +310,25 @@ class AsyncChat(Protocol):
         cls._asks = cls.get_terminator is not AsyncChat.get_terminator
         cls._hears_of_tls = cls.handle_secure is not AsyncChat.handle_secure
         terminator = inspect.getattr_static(cls, "terminator")
-        if not isinstance(terminator, property):
-            # Its own, or that of a class mixed in, which would hide the property.
+        # Whatever has __get__ or is a field is somebody else's, who puts a value there later.
+        if not hasattr(terminator, "__get__") and not _is_field(terminator):
             cls._first_terminator = check_terminator(terminator)
+
+    @classmethod
+    def _set_up(cls) -> None:
+        """
+        Prepare the class for its first connection; decorators such as ``dataclass`` are done with it.
+        """
+        terminator = inspect.getattr_static(cls, "terminator")
+        if not isinstance(terminator, _Terminator):
+            # Its own, or that of a class mixed in, which would hide ours.
+            if not hasattr(terminator, "__get__"):
+                cls._first_terminator = check_terminator(terminator)
             cls.terminator = vars(AsyncChat)["terminator"]
+        for hook, why in unawaited(cls, _HOOKS):
+            cls._warned_of_result = True
+            cls._log.warn("{handler}.{hook} {why}", handler=cls.__qualname__, hook=hook, why=why)
+        cls._is_set_up = True
 
     # -- IProtocol: called by the transport
 
@@ -347,9 +405,10 @@ class AsyncChat(Protocol):
         self._left = True
         self._framer.close()
         self._drop_output()
-        if self._closing is not None:
-            self._closing.cancel()
-            self._closing = None
+        for ending in (self._closing, self._upgrade):
+            if ending is not None:
+                ending.cancel()
+        self._closing = None
         try:
             if not self._close_requested:
                 self._call(self.handle_close)
@@ -498,7 +557,10 @@ class AsyncChat(Protocol):
 
         Stdlib: asynchat.async_chat.found_terminator.
         """
-        self.message_received(self._get_data())
+        hook: Callable[[bytes], object] = self.message_received
+        result = hook(self._get_data())
+        if result is not None:
+            self.hook_returned(result)
 
     def message_too_long(self, error: MessageTooLong) -> None:
         """
@@ -574,23 +636,9 @@ class AsyncChat(Protocol):
         else:
             framer.set_terminator(term)
 
-    if not TYPE_CHECKING:
-
-        @property
-        def terminator(self) -> Any:
-            """
-            The terminator in force; in a class body, the one that a connection begins with.
-
-            Assigning it is `set_terminator`, reading it `get_terminator`.
-            """
-            return self._framer.terminator
-
-        @terminator.setter
-        def terminator(self, term: Terminator) -> None:
-            self._framer.set_terminator(term)
-
-    else:
-        terminator: Any
+    #: The terminator in force; in a class body, or as a field of a dataclass, the one that a connection
+    #: begins with. Assigning it is `set_terminator`, reading it `get_terminator`.
+    terminator: Any = _Terminator()
 
     def get_terminator(self) -> Any:
         """
@@ -600,7 +648,7 @@ class AsyncChat(Protocol):
         """
         return self._framer.terminator
 
-    @property
+    @_shown
     def matched_terminator(self) -> bytes | None:
         """
         The delimiter that ended the latest message; None where its length did.
@@ -777,7 +825,7 @@ class AsyncChat(Protocol):
         """
         return 0 if self._lazy_output is None else self._lazy_output.size
 
-    @property
+    @_shown
     def tls(self) -> TLSInfo | None:
         """
         What was agreed on in the TLS handshake; None before, and without TLS.
@@ -836,6 +884,7 @@ class AsyncChat(Protocol):
                 whole=cls.found_terminator is AsyncChat.found_terminator
                 and cls.collect_incoming_data is AsyncChat.collect_incoming_data,
             )
+            framer.checks_results = True
         return framer
 
     @property
@@ -876,13 +925,30 @@ class AsyncChat(Protocol):
             if not self._framer.closed:
                 if first:
                     self._held &= ~_BY_CLOSE
-                if self._hears_of_tls and (info := self.tls) is not None:
+                if self._hears_of_tls and (info := TLSInfo.of(self.transport)) is not None:
                     self._call(self.handle_secure, info)
                 if first and self._state is _OPEN:
                     self._call(self.handle_connect)
+                    if self._framer.whole and not self._framer.terminator:
+                        self._tell_of_no_terminator()
             self._settle()
         finally:
             self._delivering = False
+
+    def _tell_of_no_terminator(self) -> None:
+        """
+        Warn, once for each class, that `message_received` waits for a message that never ends.
+        """
+        cls = type(self)
+        if self._asks or "_warned_of_terminator" in cls.__dict__:
+            return
+        cls._warned_of_terminator = True
+        self._log.warn(
+            "{handler} has message_received and no terminator, so that no message ever ends: set "
+            "terminator in the class, or by set_terminator in handle_connect{hint}",
+            handler=cls.__qualname__,
+            hint=" (delimiter is a name of LineReceiver's)" if hasattr(self, "delimiter") else "",
+        )
 
     def _close(self) -> None:
         """
@@ -928,9 +994,12 @@ class AsyncChat(Protocol):
         Call a handler of the application; an exception ends this connection only.
         """
         try:
-            handler(*arguments)
+            result = handler(*arguments)
         except Exception:  # noqa: BLE001 it is the application's, and is logged
             self._failed()
+        else:
+            if result is not None:
+                self.hook_returned(result)
 
     def _failed(self) -> None:
         """
@@ -973,16 +1042,25 @@ class AsyncChat(Protocol):
     def _report(self, error: PeerError) -> None:
         """
         Log a peer's mistake: what it is and its numbers, none of its data.
+
+        Once a second for each kind, since a peer can repeat it, and scanners do.
         """
         if not isinstance(error, MessageTooLong) or self.overflow is Overflow.CLOSE:
             self.close_reason = error
-        about = self._about() | {"error": str(error), "kind": type(error).__name__}
-        if not isinstance(error, TLSError):
-            self._log.warn("{peer}: {error}", **about)
-        # Scanners, and peers that just go, would fill the log.
-        elif (hidden := _tls_errors.suppressed(type(error).__name__)) is not None:
-            before = f" ({hidden} of these before it were not logged)" if hidden else ""
-            self._log.info("{peer}: {error}{before}", before=before, **about)
+        kind = type(error).__name__
+        suppressed = _peer_errors.suppressed(kind)
+        if suppressed is None:
+            return
+        # What a scanner does, or a peer that just goes, is no reason to look.
+        log = self._log.info if isinstance(error, TLSError) else self._log.warn
+        log(
+            "{peer}: {error}{before}",
+            error=escape(str(error)),
+            kind=kind,
+            suppressed=suppressed,
+            before=f" ({suppressed} of these before it were not logged)" if suppressed else "",
+            **self._about(),
+        )
 
     # -- internals: input
 
@@ -996,6 +1074,23 @@ class AsyncChat(Protocol):
         self.message_too_long(error)
         if closes:
             self._close()
+
+    def hook_returned(self, result: object) -> None:
+        """
+        Called when a hook returned something: warn, once for each class, if nobody waits for it.
+        """
+        cls = type(self)
+        if "_warned_of_result" in cls.__dict__ or not (
+            isinstance(result, Deferred) or inspect.isawaitable(result)
+        ):
+            return
+        cls._warned_of_result = True
+        self._log.warn(
+            "a hook of {handler} returned a {kind}, which nobody waits for: "
+            "the next hook may come before it",
+            handler=cls.__qualname__,
+            kind=type(result).__name__,
+        )
 
     def _receive_otherwise(self, data: bytes) -> None:
         """

@@ -130,6 +130,7 @@ TLS: Mapping[str, Range] = {
     "close_timeout": _seconds(),
     "flush_timeout": _seconds(),
     "max_handshakes": _count(1, optional=True),
+    "max_pending": _count(1, optional=True),
 }
 #: The ``stop_timeout`` of a `Server`.
 STOPPING = Range(0, LONGEST_SECONDS, optional=True)

@@ -13,8 +13,11 @@ from __future__ import annotations
 
 import enum
 import ipaddress
+import os
 import time
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import idna
@@ -28,7 +31,7 @@ from twisted.internet.interfaces import (
 )
 from zope.interface import implementer
 
-from txasynchat.certificates import Credentials, Loaded, WatchedCredentials, load_authorities
+from txasynchat.certificates import Credentials, Loaded, Watched, load_authorities
 from txasynchat.errors import (
     CertificateExpired,
     CertificateRejected,
@@ -39,11 +42,14 @@ from txasynchat.errors import (
     UnknownServerName,
     WrongName,
 )
-from txasynchat.handshakes import HandshakeLimit
+from txasynchat.handshakes import HANDSHAKES, HandshakeLimit
+from txasynchat.pending import default_limit
 from txasynchat.ranges import TLS, check_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from cryptography import x509
 
     from txasynchat.errors import TLSError
 
@@ -103,8 +109,14 @@ class ServerOptions:
         close_timeout: seconds for the peer to answer when the connection is closed, once it has
             everything.
         flush_timeout: seconds in which the peer must take something of what is left then.
-        max_handshakes: how many go on at once, over all connections that have this object; more of
-            them wait. None for no limit.
+        max_handshakes: how many go on at once, over all connections that have this object: their
+            ClientHello has arrived, and they are not over. More of them wait, and each network (an
+            IPv4 address, 64 bits of an IPv6 address) has its turn; one whose client has not answered
+            goes on, and makes room for another that has waited for 0.1 seconds. None for no limit.
+        max_pending: how many connections may exist whose handshake is not over, silent ones among
+            them. When there are more, one is aborted: of the network that has most of them, the one
+            whose client has let the server wait longest. None for no limit; not given, 1,024, or half
+            of the descriptors that the process may open if that is less.
 
     Raises:
         CredentialsError: a file is missing, unreadable or not what it should be, key and certificate
@@ -128,7 +140,8 @@ class ServerOptions:
     handshake_timeout: float | None = 10.0
     close_timeout: float = 3.0
     flush_timeout: float = 10.0
-    max_handshakes: int | None = 128
+    max_handshakes: int | None = HANDSHAKES
+    max_pending: int | None = field(default_factory=default_limit)
     #: Who is in his handshake now.
     limit: HandshakeLimit = field(init=False, repr=False, compare=False)
     _contexts: _Contexts = field(init=False, repr=False, compare=False)
@@ -143,7 +156,7 @@ class ServerOptions:
         _check_alpn(self.alpn)
         if self.require_alpn and not self.alpn:
             raise ValueError("require_alpn without alpn would refuse everybody")
-        object.__setattr__(self, "limit", HandshakeLimit(self.max_handshakes))
+        object.__setattr__(self, "limit", HandshakeLimit(self.max_handshakes, self.max_pending))
         object.__setattr__(self, "_contexts", _Contexts(self))
 
     def serverConnectionForTLS(  # noqa: N802 Twisted's name
@@ -177,33 +190,49 @@ class _Contexts:
         several = [credentials] if isinstance(credentials, Credentials) else list(credentials)
         if not several:
             raise ValueError("a server needs credentials")
-        interval = options.reload_interval
+        interval = float("inf") if options.reload_interval is None else options.reload_interval
+        authorities = options.client_authorities
+        files: tuple[str, ...] = ()
+        if isinstance(authorities, str | os.PathLike):
+            authorities = str(Path(authorities).absolute())
+            files = (authorities,)
+        watched = partial(Watched, interval=interval, now=now)
+        self._authorities = watched(
+            "the authorities of clients", files, partial(_load_authorities, authorities)
+        )
         self._watched = [
-            WatchedCredentials(one, float("inf") if interval is None else interval, now)
+            watched("the certificate", one.files, partial(self._load, one), describe=_validity)
             for one in several
         ]
-        authorities = options.client_authorities
-        self._authorities = () if authorities is None else load_authorities(authorities)
         # Tickets of one context are good for all of them.
-        self._made = [self._make(one.loaded) for one in self._watched]
+        self._made = [watched.made[1] for watched in self._watched]
         self._by_name = self._index()
 
     def default(self) -> SSL.Context:
         """
         Return the context to begin with, after a look at the files if it is time for one.
         """
+        others = self._authorities.renewed()
         for position, watched in enumerate(self._watched):
             if watched.renewed():
-                self._made[position] = self._make(watched.loaded)
-                self._by_name = self._index()
+                self._made[position] = watched.made[1]
+            elif others:
+                self._made[position] = self._make(watched.made[0])
+            else:
+                continue
+            self._by_name = self._index()
         return self._made[0]
 
     def _index(self) -> dict[str, SSL.Context]:
         names: dict[str, SSL.Context] = {}
         for watched, context in zip(self._watched, self._made, strict=True):
-            for name in watched.loaded.names:
+            for name in watched.made[0].names:
                 names.setdefault(name, context)
         return names
+
+    def _load(self, credentials: Credentials) -> tuple[Loaded, SSL.Context]:
+        loaded = credentials.load()
+        return loaded, self._make(loaded)
 
     def _make(self, loaded: Loaded) -> SSL.Context:
         options = self._options
@@ -213,7 +242,7 @@ class _Contexts:
         if not options.sessions:
             context.set_options(SSL.OP_NO_TICKET)
         context.set_verify(options.client_certificate.value, _verify_chain)
-        for authority in self._authorities:
+        for authority in self._authorities.made:
             _store(context).add_cert(crypto.X509.from_cryptography(authority))
             context.add_client_ca(authority)
         context.set_tlsext_servername_callback(self._choose_by_name)
@@ -305,6 +334,11 @@ class ClientOptions:
         check_all(self, TLS)
         _check_alpn(self.alpn)
         hostname = self.hostname
+        if type(hostname) is not str or hostname[:1] in ("", "."):
+            raise ValueError(
+                "hostname is the name or address that the server's certificate must be for, a str:"
+                f" {hostname!r}"
+            )
         wanted: DNS_ID | IPAddress_ID
         if _is_address(hostname):
             # An address is not told (RFC 6066, section 3).
@@ -349,6 +383,26 @@ class ClientOptions:
         if self.alpn and self.strict_alpn and not connection.get_alpn_proto_negotiated():
             return NoCommonProtocol("the server takes none of our protocols")
         return None
+
+
+def _validity(made: tuple[Loaded, SSL.Context]) -> str:
+    return f", valid until {made[0].chain[0].not_valid_after_utc.isoformat()}"
+
+
+def _load_authorities(authorities: Any) -> tuple[x509.Certificate, ...]:
+    """
+    Read trust roots, none for None, and let OpenSSL say whether it can use them.
+    """
+    if authorities is None:
+        return ()
+    certificates = load_authorities(authorities)
+    store = crypto.X509Store()
+    try:
+        for certificate in certificates:
+            store.add_cert(crypto.X509.from_cryptography(certificate))
+    except crypto.Error as error:
+        raise CredentialsError(str(authorities)[:80], f"OpenSSL says: {error}") from error
+    return certificates
 
 
 def _is_address(hostname: str) -> bool:

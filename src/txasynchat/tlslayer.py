@@ -17,8 +17,9 @@ there an exception, and only then may OpenSSL have something to send on its own.
 written while received data is handled is joined, encrypted and sent when the handling is done; what is
 written at other times is sent at once.
 
-*Handshake.* Its steps run when `Turns` has time for them, and on a server after `HandshakeLimit`
-admitted it. One timer runs from the beginning to the end of it.
+*Handshake.* A server starts OpenSSL when the client's hello is whole (`Greeting`) and `HandshakeLimit`
+has admitted the handshake. Its steps run when `Turns` has time for them. One timer runs from the
+beginning to the end of it.
 
 *Ending.* After close_notify was received the other direction still works, if the protocol wants that
 (`IHalfCloseableProtocol`). After it was sent, and everything before it has come to the peer, the peer
@@ -35,6 +36,7 @@ from weakref import WeakKeyDictionary
 from OpenSSL.SSL import RECEIVED_SHUTDOWN, Error, SysCallError, WantReadError, ZeroReturnError
 from twisted.internet.interfaces import IHalfCloseableProtocol, IHandshakeListener
 from twisted.internet.protocol import Protocol, connectionDone
+from twisted.logger import Logger
 from twisted.protocols.policies import ProtocolWrapper
 from twisted.protocols.tls import BufferingTLSTransport, TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
@@ -52,7 +54,9 @@ from txasynchat.errors import (
     TLSError,
     TruncatedConnection,
 )
+from txasynchat.greeting import Greeting
 from txasynchat.handshakes import HandshakeLimit, Turns
+from txasynchat.pending import GAVE_WAY
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -86,6 +90,8 @@ class TLSLayer(TLSMemoryBIOProtocol):
     The protocol's ``connectionLost`` gets a `TLSError` as reason where TLS failed.
     """
 
+    _log = Logger()
+
     #: Seconds that the peer may take for the handshake; None for no limit.
     handshake_timeout: float | None = 10.0
     #: Seconds for the peer to answer our close_notify, once it has everything.
@@ -101,6 +107,8 @@ class TLSLayer(TLSMemoryBIOProtocol):
     disconnecting: bool
     __provides__: Any
     _tlsConnection: Any  # noqa: N815 Twisted's name
+    #: What a server has received, until OpenSSL is started.
+    _greeting: Greeting | None
     _reason: Failure | None
 
     _clock: IReactorTime | None = None
@@ -139,10 +147,11 @@ class TLSLayer(TLSMemoryBIOProtocol):
         """
         Connect the protocol above, unless it is connected already; then begin the handshake.
         """
-        factory: Any = self.factory
-        # Older versions of Twisted have a method of the factory for it.
-        create = getattr(factory, "_creatorCallable", None) or factory._createConnection
-        self._tlsConnection = create(self)
+        self._greeting = self._tlsConnection = None
+        if getattr(self.factory, "is_client", True):
+            self._create_connection()
+        else:
+            self._greeting = Greeting(transport, self._greeted)
         self._appSendBuffer = []
         _provide(self, transport, half_close=False)
         Protocol.makeConnection(self, transport)
@@ -156,8 +165,12 @@ class TLSLayer(TLSMemoryBIOProtocol):
         """
         Decrypt, deliver, and send what that made the protocol write.
         """
+        if self._greeting is not None:
+            if not self._lostTLSConnection:
+                self._greeting.receive(data)
+            return
         connection = self._tlsConnection
-        if connection is None or self._reads_no_more():
+        if connection is None or self._lostTLSConnection or self._half_closed:
             return
         connection.bio_write(data)
         if (
@@ -201,7 +214,7 @@ class TLSLayer(TLSMemoryBIOProtocol):
         if isinstance(self.factory, TLSFactory) and self.factory.on_ready is not None:
             self.factory.on_ready(self, reason)
         # The connection refers to this object as its data.
-        self._tlsConnection = None
+        self._greeting = self._tlsConnection = None
 
     def readConnectionLost(self) -> None:  # noqa: N802 Twisted's name
         """
@@ -329,7 +342,36 @@ class TLSLayer(TLSMemoryBIOProtocol):
         self._stop_timer()
         super().abortConnection()
 
+    @override
+    def _shutdownTLS(self) -> None:
+        if self._tlsConnection is not None:
+            super()._shutdownTLS()
+
+    @override
+    def getHandle(self) -> Any:
+        """
+        Return OpenSSL's connection; None when the connection is lost.
+        """
+        if self._greeting is not None:
+            self._create_connection()
+        return self._tlsConnection
+
+    @override
+    def getPeerCertificate(self) -> Any:
+        """
+        Return the peer's certificate; None if it has not sent one, or not yet.
+        """
+        connection = self._tlsConnection
+        return None if connection is None else connection.get_peer_certificate()
+
     # -- the handshake
+
+    def _create_connection(self) -> None:
+        if self._tlsConnection is None:
+            factory: Any = self.factory
+            # Older versions of Twisted have a method of the factory for it.
+            create = getattr(factory, "_creatorCallable", None) or factory._createConnection
+            self._tlsConnection = create(self)
 
     @override
     def _checkHandshakeStatus(self) -> None:
@@ -353,13 +395,24 @@ class TLSLayer(TLSMemoryBIOProtocol):
             self.flush_timeout = factory.flush_timeout
         else:
             self._clock = transports.reactor_of(transport)
+            if self._greeting is not None:
+                options = self._tlsConnection.get_context().get_app_data()
+                self._limit = getattr(options, "limit", None) or HandshakeLimit.of(factory)
         self._start_timer()
-        if self._limit is not None and not self._limit.enter(self, self._clock, self._admitted):
-            pause = getattr(transport, "pauseProducing", None)
-            if pause is not None:
-                pause()
-            return
-        self._step()
+        if self._limit is not None:
+            self._limit.connected(self, transports.peer_address(transport))
+        if self._greeting is None:
+            self._step()
+
+    def _greeted(self) -> None:
+        """
+        The client's hello is whole, or is none.
+        """
+        limit = self._limit
+        if limit is None or limit.enter(
+            self, transports.peer_address(self.transport), self._clock, self._admitted
+        ):
+            self._go_on()
 
     def _admitted(self) -> None:
         """
@@ -368,10 +421,14 @@ class TLSLayer(TLSMemoryBIOProtocol):
         if self._lostTLSConnection or self._aborted:
             return
         self._start_timer()
-        resume = getattr(self.transport, "resumeProducing", None)
-        if resume is not None:
-            resume()
-        self._step()
+        self._go_on()
+
+    def give_way(self) -> None:
+        """
+        Called when too many handshakes are not over, and this one kept the server waiting longest.
+        """
+        self._reason = Failure(HandshakeFailed(GAVE_WAY))
+        self.abortConnection()
 
     def _go_on(self) -> None:
         """
@@ -394,23 +451,36 @@ class TLSLayer(TLSMemoryBIOProtocol):
         if self._step_waits and self._answered:
             self._step()
 
+    def _ended(self) -> bool:
+        return self._aborted or self._lostTLSConnection or self._handshakeDone
+
     def _step(self) -> None:
         self._step_waits = False
         if self._waits_since and self._clock is not None:
             self._waited += self._clock.seconds() - self._waits_since
             self._waits_since = 0.0
+        if self._ended():
+            return
+        begins = self._greeting is not None
+        if begins:
+            self._start_openssl()
         connection = self._tlsConnection
-        if connection is None or self._aborted or self._lostTLSConnection or self._handshakeDone:
+        if connection is None:
             return
         try:
             connection.do_handshake()
         except WantReadError:
             if self.refusal is None:
-                self._answered = self._flushSendBIO() or self._answered
+                answered = self._flushSendBIO()
+                self._answered = answered or self._answered
+                if self._limit is not None and (answered or begins):
+                    self._limit.answered(self, self._clock)
                 return
         except (Error, PeerError) as error:
             self._tlsShutdownFinished(Failure(self._explain(error)))
             return
+        if self._ended():
+            return  # by a callback of the options'
         if self.refusal is not None:
             self._refuse_name(self.refusal)
             return
@@ -438,6 +508,23 @@ class TLSLayer(TLSMemoryBIOProtocol):
         if self._tlsConnection is not None:
             # What came behind the last flight; how many records that is was not counted.
             self._receive(connection, _ALL)
+
+    def _start_openssl(self) -> None:
+        """
+        Let OpenSSL have the hello, and what else has arrived.
+        """
+        greeting, self._greeting = self._greeting, None
+        try:
+            self._create_connection()
+        except Exception:  # noqa: BLE001 it is the application's, and is logged
+            self._log.failure("no connection could be made by {options!r}", options=self.factory)
+            self._reason = Failure()
+            self.abortConnection()
+            return
+        if greeting is not None:
+            data = greeting.finish()
+            self._tlsConnection.bio_write(data)
+            self._count_records(data)
 
     def _refuse_name(self, refusal: TLSError) -> None:
         """
@@ -561,12 +648,12 @@ class TLSLayer(TLSMemoryBIOProtocol):
 
     @override
     def _write(self, data: bytes) -> None:
-        connection = self._tlsConnection
-        if connection is None or self._lostTLSConnection or not data:
+        if self._lostTLSConnection or not data:
             return
         if not self._handshakeDone:
             self._bufferedWrite(data)
             return
+        connection = self._tlsConnection
         sent = 0
         try:
             if len(data) <= _RECORD:
@@ -720,6 +807,7 @@ class TLSFactory(TLSMemoryBIOFactory):
         # Only Twisted's own layer uses this clock; without one given it would install a reactor.
         super().__init__(options, is_client, factory, clock=clock or _NO_CLOCK)
         self.options = options
+        self.is_client = is_client
         self.clock = clock
         #: Called with a layer and None when its handshake is done, and why when it is lost.
         self.on_ready: Callable[[TLSLayer, Failure | None], object] | None = None
@@ -755,6 +843,9 @@ def adopt(transport: Any) -> None:
         layer._aggregator.flush()  # close() is newer than the oldest Twisted
         del layer.write, layer._aggregator
         layer.__class__ = TLSLayer  # type: ignore[assignment] # it differs in methods only
+        adopted: Any = layer
+        accepted = transports.was_accepted(layer.transport)
+        adopted._greeting = Greeting(layer.transport, adopted._greeted) if accepted else None
 
 
 # What layers provide, by what their transports do: zope takes longer to work it out than a message.

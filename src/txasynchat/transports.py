@@ -22,14 +22,18 @@ from twisted.internet.interfaces import IHalfCloseableProtocol, IHandshakeListen
 from twisted.internet.protocol import Protocol
 from twisted.internet.tcp import Connection
 from twisted.internet.unix import _SendmsgMixin
+from twisted.logger import ILogObserver, Logger, LogLevel
 from twisted.protocols.policies import ProtocolWrapper
 from twisted.protocols.tls import TLSMemoryBIOProtocol
-from zope.interface import alsoProvides
+from zope.interface import alsoProvides, implementer
 
 from txasynchat.delivery import unacknowledged
+from txasynchat.log import Throttle
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from twisted.logger import LogEvent
 
 __all__ = [
     "accept_fewer",
@@ -45,9 +49,11 @@ __all__ = [
     "reactor_of",
     "real_socket",
     "tell_of_half_close",
+    "throttle_refusals",
     "tls_layer",
     "turn_away",
     "unsent_bytes",
+    "was_accepted",
     "when_introduced",
     "when_secure",
 ]
@@ -303,6 +309,60 @@ def accept_fewer(transport: Any, count: int) -> None:
     port: Any = getattr(transport, "server", None)
     if getattr(port, "numberAccepts", 0) > count:
         port.numberAccepts = count
+
+
+def was_accepted(transport: Any) -> bool:
+    """
+    Return whether *transport* is known to be that of a connection that a port accepted.
+    """
+    return getattr(_layers(transport)[-1], "server", None) is not None
+
+
+def throttle_refusals(port: Any) -> None:
+    """
+    Let a port log once a second that it cannot accept, with the number of connections.
+
+    At the limit on descriptors Twisted writes a line for each connection that it has to refuse.
+    """
+    logger = getattr(port, "_logger", None)
+    if isinstance(logger, Logger):
+        port._logger = Logger(namespace=logger.namespace, observer=_Refusals(logger.observer))
+
+
+@implementer(ILogObserver)
+class _Refusals:
+    """
+    Passes on a port's log events; those that tell of refused connections are summed up.
+    """
+
+    def __init__(self, observer: ILogObserver) -> None:
+        self._observer = observer
+        self._throttle = Throttle(1.0)
+        self._refused = 0
+
+    def __call__(self, event: LogEvent) -> None:
+        text = str(event.get("log_format"))
+        if text.startswith("EMFILE encountered"):
+            return  # each of them follows, and then the end
+        if text.startswith("EMFILE recovery"):
+            self._refused += 1
+            return
+        if text.startswith("Could not accept"):
+            self._refused += 1  # it stays in the queue, and is tried again
+        elif not text.startswith("Re-reserving EMFILE"):
+            self._observer(event)
+            return
+        if self._throttle.suppressed("refused") is not None:
+            refused, self._refused = self._refused, 0
+            self._observer(
+                event
+                | {
+                    "log_level": LogLevel.warn,
+                    "log_format": "no descriptor is left for {refused} connections, which are refused; "
+                    "raise the limit on open files (ulimit -n)",
+                    "refused": refused,
+                }
+            )
 
 
 def closes_by_itself(transport: Any) -> bool:
