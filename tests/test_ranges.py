@@ -112,10 +112,17 @@ def test_as_an_argument_of_tls_options(files, name, value):
     [
         *(
             (word, text)
-            for word in ("reload", "handshake_timeout", "close_timeout", "max_handshakes", "max_pending")
-            for text in ("0", "-1", "nan", "inf", "1e300", "x", "")
+            for word in (
+                "reload",
+                "handshake_timeout",
+                "close_timeout",
+                "max_handshakes",
+                "max_pending",
+            )
+            for text in ("0", "-1", "nan", "inf", "1e300", "x")
         ),
         ("max_handshakes", "0.5"),
+        ("handshake_timeout", ""),
     ],
 )
 def test_as_a_word(files, word, text):

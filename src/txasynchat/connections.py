@@ -96,7 +96,10 @@ class Connections:
 
     def _abort(self, transport: Any, handler: Any) -> None:
         try:
-            _tell(handler)
+            # An AsyncChat is told that it is the server which ends its connection.
+            stopped = getattr(type(handler), "_stopped_by_server", None)
+            if stopped is not None:
+                stopped(handler)
             endings.end(transport)
         except BaseException:  # noqa: BLE001 see finish()
             self._log.failure("cannot end the connection of {transport!r}", transport=transport)
@@ -151,15 +154,6 @@ def _handler(protocol: Any) -> Any:
     while isinstance(protocol, ProtocolWrapper):
         protocol = protocol.wrappedProtocol
     return protocol
-
-
-def _tell(handler: Any) -> None:
-    """
-    Let an `AsyncChat` know that it is the server which ends its connection.
-    """
-    stopped = getattr(type(handler), "_stopped_by_server", None)
-    if stopped is not None:
-        stopped(handler)
 
 
 @implementer(IProtocolFactory)

@@ -724,8 +724,8 @@ def start_tls(  # noqa: PLR0913 they are settings, by keyword
 
     Raises:
         ValueError: the channel listens, has no socket, or has TLS already; *context* verifies names
-            (``check_hostname``), and *server_hostname* is missing; or *handshake_timeout* is out of its
-            range.
+            (``check_hostname``), and *server_hostname* is missing; or *handshake_timeout* is out of
+            its range.
         PlaintextAfterStartTLS: *leftover* is "reject" and there is some. It is dropped; left alone,
             the exception goes to ``handle_error``, which closes.
         OSError: a client's connection is lost; or, an `ssl.SSLError`, *context* is for clients and
