@@ -531,31 +531,43 @@ class Ends:
 # -- what one handler changes in another
 
 
-class Room(asyncore.dispatcher):
-    """What one says goes to all others, who have predicates of their own."""
+class Room:
+    """What one says goes to all others, by way of their queues."""
 
     members = ()
+
+    def enter(self):
+        type(self).members += (self,)
+
+    def say(self, data):
+        for member in self.members:
+            if member is not self:
+                member.put(data)
+
+    def handle_close(self):
+        type(self).members = ()
+        self.close()
+
+
+class OwnQueueRoom(Room, asyncore.dispatcher):
+    """A queue that nobody else knows of, and predicates that look at it."""
 
     def __init__(self, sock):
         asyncore.dispatcher.__init__(self, sock)
         self.queue = b""
-        type(self).members += (self,)
+        self.enter()
+
+    def put(self, data):
+        self.queue += data
 
     def handle_read(self):
-        data = self.recv(1000)
-        for member in self.members:
-            if member is not self:
-                member.queue += data
+        self.say(self.recv(1000))
 
     def writable(self):
         return bool(self.queue)
 
     def handle_write(self):
         self.queue = self.queue[self.send(self.queue) :]
-
-    def handle_close(self):
-        type(self).members = ()
-        self.close()
 
 
 class Paused(Lines):
@@ -581,11 +593,31 @@ class Neighbours:
         # Who is asked only now and then is asked too late.
         self.patch(served, "RESTLESS", 3600.0)
 
-    async def test_what_one_puts_into_anothers_queue_is_sent(self):
-        Room.members = ()
-        await self.serve(Room)
+    async def check_room(self, room):
+        room.members = ()
+        await self.serve(room)
         speaker, listener = await self.client(), await self.client()
-        await self.until(lambda: len(Room.members) == 2)
+        await self.until(lambda: len(room.members) == 2)
+        for _ in range(20):
+            speaker.send(b"hello\n")
+            assert await in_thread(listener.read, 6) == b"hello\n"
+        # From no handler at all: a timer, another protocol.
+        room.members[1].put(b"from outside\n")
+        assert await in_thread(listener.read, 13) == b"from outside\n"
+        for client in (speaker, listener):
+            client.sock.close()
+        await self.all_gone()
+
+    async def test_what_only_a_predicate_knows_of_is_sent(self):
+        # What no handler has done is noticed at the next look.
+        self.patch(served, "RESTLESS", 0.1)
+        await self.check_room(OwnQueueRoom)
+
+    async def test_what_a_handler_does_to_a_predicate_of_another_takes_effect_at_once(self):
+        OwnQueueRoom.members = ()
+        await self.serve(OwnQueueRoom)
+        speaker, listener = await self.client(), await self.client()
+        await self.until(lambda: len(OwnQueueRoom.members) == 2)
         for _ in range(20):
             speaker.send(b"hello\n")
             assert await in_thread(listener.read, 6) == b"hello\n"
