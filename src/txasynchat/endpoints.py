@@ -88,15 +88,15 @@ class SecureClientEndpoint:
     Args:
         reactor: whose time the limits are measured in.
         endpoint: makes the connection.
-        options: how TLS is spoken, and with whom; or what Twisted's ``optionsForClientTLS`` gives.
+        options: how TLS is spoken, and with whom; or what Twisted's ``optionsForClientTLS`` returns.
 
     Raises:
-        TypeError: *options* are not a client's. Neither are Twisted's ``CertificateOptions``, with
-            which no name would be verified.
+        TypeError: *options* are not for a client only. Twisted's ``CertificateOptions`` are not: they
+            verify no name.
     """
 
     def __init__(self, reactor: Any, endpoint: Any, options: ClientOptions) -> None:
-        # CertificateOptions is for both sides, and verifies no name.
+        # CertificateOptions provides both, and verifies no name.
         if not IOpenSSLClientConnectionCreator.providedBy(
             options
         ) or IOpenSSLServerConnectionCreator.providedBy(options):
@@ -171,7 +171,7 @@ def server_options(  # noqa: PLR0913 one for each word
         handshake_timeout: seconds.
         close_timeout: seconds.
         max_handshakes: how many go on at once.
-        max_pending: how many connections may exist whose handshake is not over.
+        max_pending: how many connections may have an unfinished handshake.
 
     Raises:
         CredentialsError: see `ServerOptions`.

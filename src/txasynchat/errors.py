@@ -220,7 +220,7 @@ class HandshakeTimedOut(HandshakeFailed):
 
 class NotAClientHello(HandshakeFailed):
     """
-    What a client sent first is not TLS, or a ClientHello that breaks the rules of TLS.
+    A client's first bytes are not TLS, or are a malformed ClientHello.
     """
 
 

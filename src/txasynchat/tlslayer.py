@@ -17,7 +17,7 @@ there an exception, and only then may OpenSSL have something to send on its own.
 written while received data is handled is joined, encrypted and sent when the handling is done; what is
 written at other times is sent at once.
 
-*Handshake.* A server starts OpenSSL when the client's hello is whole (`Greeting`) and `HandshakeLimit`
+*Handshake.* A server starts OpenSSL when the ClientHello is complete (`Greeting`) and `HandshakeLimit`
 has admitted the handshake. Its steps run when `Turns` has time for them. One timer runs from the
 beginning to the end of it.
 
@@ -56,7 +56,7 @@ from txasynchat.errors import (
 )
 from txasynchat.greeting import Greeting
 from txasynchat.handshakes import HandshakeLimit, Turns
-from txasynchat.pending import GAVE_WAY
+from txasynchat.pending import EVICTED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -107,7 +107,7 @@ class TLSLayer(TLSMemoryBIOProtocol):
     disconnecting: bool
     __provides__: Any
     _tlsConnection: Any  # noqa: N815 Twisted's name
-    #: What a server has received, until OpenSSL is started.
+    #: What a server has received before OpenSSL is started; None from then on, and for a client.
     _greeting: Greeting | None
     _reason: Failure | None
 
@@ -406,7 +406,7 @@ class TLSLayer(TLSMemoryBIOProtocol):
 
     def _greeted(self) -> None:
         """
-        The client's hello is whole, or is none.
+        The ClientHello is complete, or the client does not speak TLS.
         """
         limit = self._limit
         if limit is None or limit.enter(
@@ -423,11 +423,11 @@ class TLSLayer(TLSMemoryBIOProtocol):
         self._start_timer()
         self._go_on()
 
-    def give_way(self) -> None:
+    def evict(self) -> None:
         """
-        Called when too many handshakes are not over, and this one kept the server waiting longest.
+        Called by `Pending`.
         """
-        self._reason = Failure(HandshakeFailed(GAVE_WAY))
+        self._reason = Failure(HandshakeFailed(EVICTED))
         self.abortConnection()
 
     def _go_on(self) -> None:
@@ -480,7 +480,7 @@ class TLSLayer(TLSMemoryBIOProtocol):
             self._tlsShutdownFinished(Failure(self._explain(error)))
             return
         if self._ended():
-            return  # by a callback of the options'
+            return  # a callback of the options aborted it
         if self.refusal is not None:
             self._refuse_name(self.refusal)
             return
@@ -511,13 +511,13 @@ class TLSLayer(TLSMemoryBIOProtocol):
 
     def _start_openssl(self) -> None:
         """
-        Let OpenSSL have the hello, and what else has arrived.
+        Create the connection and give it what has arrived.
         """
         greeting, self._greeting = self._greeting, None
         try:
             self._create_connection()
         except Exception:  # noqa: BLE001 it is the application's, and is logged
-            self._log.failure("no connection could be made by {options!r}", options=self.factory)
+            self._log.failure("the options of {factory!r} raised", factory=self.factory)
             self._reason = Failure()
             self.abortConnection()
             return

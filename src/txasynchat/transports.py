@@ -313,7 +313,7 @@ def accept_fewer(transport: Any, count: int) -> None:
 
 def was_accepted(transport: Any) -> bool:
     """
-    Return whether *transport* is known to be that of a connection that a port accepted.
+    Return whether a port accepted the connection of *transport*, as far as that is known.
     """
     return getattr(_layers(transport)[-1], "server", None) is not None
 

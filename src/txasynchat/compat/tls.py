@@ -26,7 +26,7 @@ from txasynchat import ranges
 from txasynchat.compat import _interest, _loop, asyncore
 from txasynchat.delivery import Progress, unacknowledged
 from txasynchat.errors import HandshakeFailed, HandshakeTimedOut, PlaintextAfterStartTLS
-from txasynchat.pending import GAVE_WAY, Pending, default_limit, network_of
+from txasynchat.pending import EVICTED, Pending, default_limit, network_of
 
 __all__ = ["TLSSocket", "check_server_context", "start_tls", "wrap_accepted"]
 
@@ -69,7 +69,7 @@ class TLSSocket:
         handshake_timeout: seconds; None for no limit.
 
     Raises:
-        ValueError: the context verifies names (``check_hostname``), and there is none to verify.
+        ValueError: the context verifies names (``check_hostname``), and *server_hostname* is missing.
 
     Attributes:
         secure: the handshake is done.
@@ -94,11 +94,11 @@ class TLSSocket:
         handshake_timeout: float | None = HANDSHAKE_TIMEOUT,
     ) -> None:
         if context.check_hostname and not (server_side or server_hostname):
-            # Some releases of Python would verify no name.
+            # Some patch releases of Python accept any name then.
             raise ValueError(
-                "the context verifies the server's name, and there is none: pass server_hostname="
-                " (the name that the server's certificate must be for), or set"
-                " context.check_hostname = False to verify none"
+                f"server_hostname is {server_hostname!r}, and the context verifies it: pass"
+                " server_hostname= (the name in the server's certificate), or set"
+                " context.check_hostname = False to accept any name"
             )
         self._plain_socket = plain
         self._incoming = ssl.MemoryBIO()
@@ -136,9 +136,9 @@ class TLSSocket:
         self._progress: Progress | None = None
         # The plain socket is still connecting.
         self._connecting = False
-        # A server's: the handshake is going on, and is one of those that may have to give way.
-        self._held: _Held | None = None
-        self._gave_way = False
+        # A server's place among the pending handshakes, until its own has finished.
+        self._place: _Place | None = None
+        self._evicted = False
 
     def __repr__(self) -> str:
         return (
@@ -252,7 +252,7 @@ class TLSSocket:
             return
         self._closed = True
         self.is_quiet = False
-        self._handshake_is_over()
+        self._leave_pending()
         self._end = None  # its traceback refers to this
         if self.secure and not self._broken:
             self._say_goodbye()
@@ -296,7 +296,7 @@ class TLSSocket:
         Raises:
             ssl.SSLError: the handshake failed, the peer's certificate was not accepted.
             HandshakeTimedOut: it took too long.
-            HandshakeFailed: it gave way to others.
+            HandshakeFailed: it was evicted, because too many handshakes were unfinished.
             OSError: the connection was lost during the handshake.
         """
         if self.received or self._ended:
@@ -304,9 +304,9 @@ class TLSSocket:
         if not self.is_quiet:
             if self._closed or self._connecting:
                 return False
-            if self._gave_way and not self.secure:
+            if self._evicted and not self.secure:
                 self._fail()
-                raise HandshakeFailed(GAVE_WAY)
+                raise HandshakeFailed(EVICTED)
             if self.deadline is not None and time.monotonic() >= self.deadline:
                 self._expire()
             if not self._switched:
@@ -420,13 +420,13 @@ class TLSSocket:
         if not connecting:
             self._start_clock()
         if self.tls.server_side:
-            self._held = _Held(self, self._plain_socket, self.tls.context)
+            self._place = _Place(self, self._plain_socket, self.tls.context)
 
-    def give_way(self) -> None:
+    def evict(self) -> None:
         """
-        End, so that others have room: the poller and `advance` are told.
+        End the connection to make room for others; `advance` raises the reason.
         """
-        self._gave_way = True
+        self._evicted = True
         with suppress(OSError):
             self._plain_socket.shutdown(socket.SHUT_RDWR)
 
@@ -475,8 +475,8 @@ class TLSSocket:
         try:
             self.tls.do_handshake()
         except ssl.SSLWantReadError:
-            if self._held is not None and self._outgoing.pending:
-                self._held.progressed()
+            if self._place is not None and self._outgoing.pending:
+                self._place.progressed()
         except OSError:  # ssl.SSLError among them
             with suppress(OSError):
                 self.flush()  # the alert that says why
@@ -484,7 +484,7 @@ class TLSSocket:
             raise
         else:
             self.secure = True
-            self._handshake_is_over()
+            self._leave_pending()
         finally:
             _taken[0] += time.perf_counter() - began
         try:
@@ -542,16 +542,16 @@ class TLSSocket:
         the end, as of any other.
         """
         self._ended = self.end_waits = self._broken = True
-        self._handshake_is_over()
+        self._leave_pending()
         if self.secure:
             self.truncated = True  # a reset is no orderly end either
             self._end = error
 
-    def _handshake_is_over(self) -> None:
+    def _leave_pending(self) -> None:
         self.deadline = None
-        if self._held is not None:
-            self._held.release()
-            self._held = None
+        if self._place is not None:
+            self._place.release()
+            self._place = None
 
     def _say_goodbye(self) -> None:
         with suppress(OSError):  # SSLWantReadError: the peer's own close_notify is not awaited
@@ -572,16 +572,15 @@ for _name in set(dir(socket.socket)).difference(dir(TLSSocket)):
         setattr(TLSSocket, _name, _of_plain_socket(_name))
 
 
-class _Held:
+class _Place:
     """
-    One of the connections to a server that are in their handshake: a member of `Pending`.
-
-    The socket is known weakly, since programs drop sockets without closing them.
+    A socket's place in `Pending`. It refers to the socket weakly, because programs drop sockets
+    without closing them.
     """
 
     __slots__ = ("_pending", "_sock")
 
-    #: By context, which is one for each server.
+    #: A server is told from others by its context.
     _all: ClassVar[WeakKeyDictionary[ssl.SSLContext, Pending]] = WeakKeyDictionary()
 
     def __init__(self, sock: TLSSocket, plain: socket.socket, context: ssl.SSLContext) -> None:
@@ -598,24 +597,24 @@ class _Held:
 
     def progressed(self) -> None:
         """
-        It is the client's turn again.
+        The client's message was answered.
         """
         self._pending.progressed(self)
 
     def release(self, _: object = None) -> None:
         """
-        The handshake is over, or the socket gone.
+        The handshake has finished or failed, or the socket is gone.
         """
         self._sock = None  # whose callback refers to this
         self._pending.discard(self)
 
-    def give_way(self) -> None:
+    def evict(self) -> None:
         """
         Called by `Pending`.
         """
         sock = None if self._sock is None else self._sock()
         if sock is not None:
-            sock.give_way()
+            sock.evict()
 
 
 def _outstanding(plain: Any) -> tuple[int | None, ...]:
