@@ -241,7 +241,7 @@ class Server(Service):
 
     def listening(self) -> None:
         """
-        Every endpoint is listened on; see `ports`.
+        Every endpoint is listened on; see `ports`. An exception is logged, and serving goes on.
         """
 
     # -- internals
@@ -262,7 +262,10 @@ class Server(Service):
                     description, result.value, why(description, result.value)
                 ) from result.value
         self.ports = ports
-        self.listening()
+        try:
+            self.listening()
+        except Exception:  # noqa: BLE001 it is the application's, and is logged
+            self._log.failure("{server}.listening raised", server=type(self).__qualname__)
 
     def _failed_later(self, failure: Failure) -> None:
         self._started = False
