@@ -64,10 +64,11 @@ class Closing:
                 self._lingers = True
                 transport.loseWriteConnection()
             else:
-                transport.loseConnection()
-                if transports.closes_by_itself(transport):
+                closes_by_itself = transports.closes_by_itself(transport)
+                transports.lose(transport, sent=chat._taken > 0)
+                if closes_by_itself:
                     return
-        if self._progress is None:
+        if self._progress is None and chat._closing is self:
             self._watch()
 
     def peer_finished(self) -> None:
@@ -119,6 +120,9 @@ class Closing:
         elif self._lingers and not unsent:
             # The peer had all the time it needs to read what was said.
             chat.transport.loseConnection()
+        elif chat._left and not unsent and transports.waits_for_exit(chat.transport):
+            # So had a process, which may go on without us.
+            chat._abort()
         else:
             chat._report(CloseTimedOut(chat.close_timeout, chat._output.size + (unsent or 0)))
             chat._abort()

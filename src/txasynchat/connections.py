@@ -20,6 +20,8 @@ from twisted.logger import Logger
 from twisted.protocols.policies import ProtocolWrapper
 from zope.interface import directlyProvides, implementer, providedBy
 
+from txasynchat import transports
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -138,8 +140,7 @@ class _Watch:
 
 
 def _abort(transport: Any) -> None:
-    abort = getattr(transport, "abortConnection", transport.loseConnection)
-    abort()
+    transports.abort(transport)
 
 
 @implementer(IProtocolFactory)
