@@ -511,6 +511,18 @@ class StartTests(ServerTestCase):
         await server.stopService()
         assert slow.cancelled
 
+    async def test_a_hook_that_raises_is_logged_and_serving_goes_on(self):
+        class Raising(Server):
+            def listening(self):
+                raise ValueError("no")
+
+        server = Raising(reactor, ChatFactory(Echo), [LOOPBACK])
+        self.addCleanup(server.stopService)
+        server.startService()
+        assert len(self.flushLoggedErrors(ValueError)) == 1
+        client = await connect(server.ports[0])
+        await ask(client, b"hello\n")
+
     async def test_it_is_not_started_again_before_it_has_stopped(self):
         server = self.serve(ChatFactory(Echo))
         server.startService()  # harmless, as is a second one

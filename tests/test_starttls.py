@@ -16,7 +16,7 @@ from twisted.internet.endpoints import (
     UNIXServerEndpoint,
     connectProtocol,
 )
-from twisted.internet.interfaces import IPushProducer
+from twisted.internet.interfaces import IOpenSSLServerConnectionCreator, IPushProducer
 from twisted.internet.protocol import Factory
 from twisted.internet.testing import StringTransport
 from twisted.protocols.policies import WrappingFactory
@@ -474,6 +474,28 @@ class Servers(unittest.TestCase):
             tls = await in_thread(lambda: client.wrap_socket(sock, server_hostname=HOST))
             self.assertEqual(await in_thread(hello, tls), b"secret hello\n")
         await self.finished(server)
+
+    async def test_options_that_raise_end_the_connection(self):
+        @implementer(IOpenSSLServerConnectionCreator)
+        class Broken:
+            def serverConnectionForTLS(self, layer):  # noqa: N802 Twisted's name
+                raise ValueError("no")
+
+        class Failing(Chat):
+            options = Broken()
+
+        server = await self.serve(Failing)
+
+        def run():
+            with raw(server.port) as sock:
+                sock.sendall(b"STARTTLS\n")
+                return drain(sock)
+
+        # The answer may be destroyed with the connection.
+        self.assertIn(await in_thread(run), (b"go\n", b""))
+        handler = await self.finished(server)
+        self.assertEqual(handler.notes, ["connect", b"STARTTLS", "close"])
+        self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
 
     async def test_below_a_policy_wrapper(self):
         server = await self.serve(wrap=WrappingFactory)

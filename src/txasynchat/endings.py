@@ -141,7 +141,7 @@ def end(transport: Any) -> None:
         reactor.removeWriter(connection)
         reactor.callLater(0, _close, connection)
     else:
-        getattr(transport, "abortConnection", transport.loseConnection)()
+        transports.abort(transport)
 
 
 def _sent_all(transport: Any, connection: Connection) -> bool:

@@ -250,6 +250,8 @@ class AsyncChat(Protocol):
     _upgrade: Upgrade | None = None
     #: The end of the connection, once it was asked for.
     _closing: Closing | None = None
+    #: What the transport writes to, where that may be lost by itself.
+    _writing_end: Any = None
     _incoming: list[bytes] | None = None
 
     # What each message needs. It is set before __init__, all at once, and is nothing of the class's:
@@ -351,6 +353,8 @@ class AsyncChat(Protocol):
         tlslayer.adopt(transport)
         endings.let_protocol_end(transport)
         self._send_now = transports.immediate_sender(transport)
+        if self._send_now is None:
+            self._writing_end = transports.writing_end(transport)
         framer = self._framer
         framer.limit = self.max_message_length
         framer.overflow = self.overflow
@@ -431,8 +435,19 @@ class AsyncChat(Protocol):
 
     def writeConnectionLost(self) -> None:  # noqa: N802
         """
-        Nothing can be sent any more; the transport reports the loss of the connection by itself.
+        Nothing can be sent any more: the connection ends, unless this side asked for that.
+
+        What has arrived is delivered first. A process that closes its input may have no use for any;
+        there the connection ends when there is something to send.
         """
+        # So the next attempt to send finds out; a request to close is none.
+        self._full = False
+        end = self._writing_end or transports.writing_end(self.transport)
+        if transports.writing_was_ended(self.transport, end) or (
+            self._state is _OPEN and not self._output and transports.waits_for_exit(self.transport)
+        ):
+            return
+        self._cannot_send()
 
     def handshakeCompleted(self) -> None:  # noqa: N802
         """
@@ -468,7 +483,7 @@ class AsyncChat(Protocol):
 
     def stopProducing(self) -> None:  # noqa: N802
         """
-        The connection is lost; ``connectionLost`` follows and does the rest.
+        The transport takes nothing any more; the loss of the connection, or of this half, follows.
 
         Raises:
             RuntimeError: the application called it, who means `abort`.
@@ -835,7 +850,9 @@ class AsyncChat(Protocol):
     @_shown
     def addr(self) -> Any:
         """
-        The peer's address as the `socket` module gives it, ``(host, port)`` or a path; None before.
+        The peer's address as the `socket` module gives it, ``(host, port)`` or a path.
+
+        None before there is a connection, and where there are no addresses, as with a process.
         """
         return None if self.transport is None else transports.peer_address(self.transport)
 
@@ -975,8 +992,7 @@ class AsyncChat(Protocol):
 
     def _abort_transport(self) -> None:
         if self.transport is not None:
-            abort = getattr(self.transport, "abortConnection", self.transport.loseConnection)
-            abort()
+            transports.abort(self.transport)
 
     def _stop_delivery(self) -> None:
         """
@@ -1035,7 +1051,7 @@ class AsyncChat(Protocol):
         """
         transport = self.transport
         return {
-            "peer": None if transport is None else transport.getPeer(),
+            "peer": None if transport is None else transports.peer_name(transport),
             "handler": type(self).__qualname__,
         }
 
@@ -1328,6 +1344,8 @@ class AsyncChat(Protocol):
         if register is not None and not self._registered:
             self._registered = True
             register(self, True)
+            if not self._registered:  # it has no use for a producer any more
+                self._cannot_send()
 
     def _unregister(self) -> None:
         if self._registered:
@@ -1430,6 +1448,23 @@ class AsyncChat(Protocol):
         self._half_close = _DONE
         self._unregister()
         self.transport.loseWriteConnection()
+
+    def _cannot_send(self) -> None:
+        """
+        The transport takes nothing any more: deliver what has arrived, and close.
+        """
+        if self._left or self._state is _CLOSED:
+            return
+        self._set_state(_CLOSING)
+        self._drop_output()
+        self._release(_BY_OUTPUT)
+        transports.read_what_is_there(self.transport)
+        self._full = False
+        self._output.close_when_done()
+        if self._delivering:
+            self._after = True
+        else:
+            self._flush()
 
     def _leave(self) -> None:
         """

@@ -263,7 +263,7 @@ class Server(Service):
 
     def listening(self) -> None:
         """
-        Every endpoint is listened on; see `ports`.
+        Every endpoint is listened on; see `ports`. An exception is logged, and serving goes on.
         """
 
     # -- internals
@@ -286,7 +286,10 @@ class Server(Service):
         for port in ports:
             transports.throttle_refusals(port)
         self.ports = ports
-        self.listening()
+        try:
+            self.listening()
+        except Exception:  # noqa: BLE001 it is the application's, and is logged
+            self._log.failure("{server}.listening raised", server=type(self).__qualname__)
 
     def _failed_later(self, failure: Failure) -> None:
         self._started = False
