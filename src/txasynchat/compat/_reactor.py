@@ -17,6 +17,9 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from txasynchat.compat import _renewal
+from txasynchat.descriptors import pollers
+
 if TYPE_CHECKING:
     from twisted.internet.base import ReactorBase
 
@@ -39,18 +42,20 @@ class _Private:
         global private_reactors  # noqa: PLW0603 - threads may count two as one: it only has to change
         private_reactors += 1
         self.reactor = _new_reactor()
+        _renewal.know(self.reactor)
         self.lost = Failure(ConnectionAborted())  # type: ignore[no-untyped-call] # no types there
 
     def __del__(self) -> None:
         with suppress(Exception):  # at interpreter exit modules may be gone
             reactor: Any = self.reactor
             _rest(reactor)
+            _renewal.renew(reactor)  # or what is closed now would be somebody else's
             for one in (*reactor.removeAll(), *reactor._internalReaders):
                 reactor.removeReader(one)
                 one.connectionLost(self.lost)
             poller: Any = getattr(reactor, "_poller", None)
             if hasattr(poller, "close"):
-                poller.close()
+                pollers.close(poller)
 
 
 class _Local(threading.local):
@@ -193,7 +198,11 @@ def turn(reactor: Any, timeout: float | None) -> None:
     until_due = reactor.timeout()
     if timeout is None or (until_due is not None and until_due < timeout):
         timeout = until_due
-    reactor.doIteration(timeout)
+    try:
+        reactor.doIteration(timeout)
+    except OSError:
+        if not _renewal.renew(reactor):
+            raise
 
 
 def _start_pool(reactor: Any) -> None:
