@@ -15,7 +15,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import weakref
+import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -30,13 +30,15 @@ __all__ = ["PipeWaker", "Waker", "new_waker"]
 
 class Waker:
     """
-    For all pollers that nest; closed with the last hub that uses it.
+    For all pollers that nest; closed by the last of its users.
 
     Attributes:
         number: its descriptor, which is no channel's.
+        users: how many `close` it one day.
     """
 
     def __init__(self) -> None:
+        self.users = 1
         # A datagram socket that is neither bound nor connected: no bytes get into it.
         self._socket = Owned(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).detach())
         self.number = self._socket.number
@@ -76,12 +78,18 @@ class Waker:
 
     def close(self) -> None:
         """
-        One user less; there may be others.
+        One user less.
         """
+        with _lock:
+            self.users -= 1
+            if not self.users:
+                self._socket.close()
 
-    def __del__(self) -> None:
-        with suppress(Exception):  # at interpreter exit modules may be gone
-            self._socket.close()
+    def is_ours(self) -> bool:
+        """
+        Return whether nobody closed it.
+        """
+        return self._socket.is_ours()
 
 
 class PipeWaker:
@@ -140,22 +148,35 @@ class PipeWaker:
         self._write.close()
 
 
-_current: weakref.ref[Waker] | None = None
+_current: Waker | None = None
+_lock = threading.RLock()  # a hub that is collected in between closes its own
 
 
 def new_waker(*, nests: bool) -> Waker | PipeWaker:
     """
     Returns:
-        what wakes a poller.
+        what wakes a poller, to be closed by who asked for it.
 
     Args:
         nests: whether the poller has a descriptor.
     """
-    global _current  # noqa: PLW0603 - threads may make two: that costs a descriptor, no more
+    global _current  # noqa: PLW0603 - the one of this process
     if not nests:
         return PipeWaker()
-    waker = None if _current is None else _current()
-    if waker is None or not waker._socket.is_ours():
-        waker = Waker()
-        _current = weakref.ref(waker)
-    return waker
+    with _lock:
+        waker = _current
+        if waker is not None:
+            waker.users += 1  # before the look: from here on nobody else closes it
+            if waker.is_ours():
+                return waker
+        waker = _current = Waker()
+        return waker
+
+
+def _after_fork_in_child() -> None:
+    global _lock  # noqa: PLW0603 - its holder may not exist here
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -862,6 +862,56 @@ def test_a_fork_inside_a_handler_goes_on_in_both(channels, pair):
     assert chat.got == [b"fork", b"go on"]
 
 
+BESIDE_A_FORK = """
+import os, socket, sys, threading
+from txasynchat.compat import asyncore, current_reactor
+
+class Heard(asyncore.dispatcher):
+    def handle_read(self):
+        print(self.recv(10), flush=True)
+        heard.set()
+
+    def writable(self):
+        return False
+
+def run():
+    Heard(far, channels)
+    reactors.append(current_reactor())
+    reactors[0].callLater(0, heard.set)
+    asyncore.loop(timeout=30, map=channels)
+
+near, far = socket.socketpair()
+channels, reactors, heard = {}, [], threading.Event()
+thread = threading.Thread(target=run)
+thread.start()
+assert heard.wait(10)
+if os.fork() == 0:
+    sys.exit(0)
+os.wait()
+heard.clear()
+near.send(b"go on")
+assert heard.wait(10)
+called = threading.Event()
+reactors[0].callFromThread(called.set)
+assert called.wait(10)
+asyncore.close_all(channels)
+thread.join(10)
+near.close()
+"""
+
+
+def test_a_fork_leaves_the_reactor_of_another_thread_alone():
+    """The child has not that thread, but its epoll, which is the parent's as well."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", BESIDE_A_FORK],
+        capture_output=True,
+        timeout=60,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "b'go on'\n", "")
+
+
 # -- several loops
 
 

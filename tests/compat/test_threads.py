@@ -380,3 +380,32 @@ def test_the_map_changes_while_its_channels_are_asked(channels, use_poll):
     assert trouble == []
     for near in peers:
         near.close()
+
+
+def test_two_threads_close_one_channel():
+    """The loop's own, say, whose peer has gone, and the one that ends the program."""
+    near, far = socket.socketpair()
+
+    class Map(dict):
+        meanwhile = None
+
+        def __delitem__(self, key):
+            if self.meanwhile is not None:
+                meanwhile, self.meanwhile = self.meanwhile, None
+                elsewhere(meanwhile)
+            super().__delitem__(key)
+
+    class Strict(Heard):
+        def handle_error(self):
+            self.trouble.append(sys.exc_info()[1])
+
+    channels = Map()
+    trouble, (kind,) = own_kinds(Strict)
+    channel = kind(far, channels)
+    asyncore.loop(0, map=channels, count=1)
+    channels.meanwhile = channel.close
+    near.close()
+    asyncore.loop(LIMIT, map=channels)
+    assert channels == {}
+    assert trouble == []
+    assert far.fileno() == -1
