@@ -367,17 +367,18 @@ class Hub:
         return events
 
     def _end_wake(self, events: Events) -> Events:
-        with self._lock:
-            waker = self._waker
-            if waker is None:
-                return events
+        number = self.waker
+        others = [event for event in events if event[0] != number]
+        if (
+            len(others) < len(events) and self._waker is not None
+        ):  # else it comes with the next wait
             try:
-                waker.hush(self._poller)
+                self._waker.hush(self._poller)
             except OSError:
                 self._stale = True
             # Last: what a signal handler wakes in between has happened already.
             self._woken = False
-        return [event for event in events if event[0] != waker.number]
+        return others
 
     def wake(self) -> None:
         """

@@ -522,6 +522,27 @@ class TestRepairs:
         with in_thread(add):
             asyncore.loop(timeout=None, map=channels)
 
+    def test_a_channel_that_answers_to_its_end_does_not_burn_the_processor(self, channels, pair):
+        """It reports, each time, that something of it changed."""
+        near, far = pair()
+        reads = []
+
+        class Answering(Chat):
+            def handle_read(self):
+                self.recv(10)
+                reads.append(time.monotonic())
+                self.push(b"you have gone")
+
+            def handle_close(self):
+                pass
+
+        Answering(far, channels)
+        near.shutdown(socket.SHUT_WR)
+        end = time.monotonic() + 0.5
+        while time.monotonic() < end:
+            asyncore.loop(timeout=0.05, map=channels, count=1)
+        assert driving.PATIENCE <= len(reads) <= driving.PATIENCE + 10
+
     def test_a_channel_that_forgets_to_close_does_not_burn_the_processor(self, channels, pair):
         near, far = pair()
         closes = []

@@ -121,8 +121,9 @@ class MapDriver:
         # Channels to ask before the next wait: by events, and by `touch`.
         self._recent: dict[Any, int] = {}
         self._touched: dict[Any, float | None] = {}
-        # Descriptors whose channels another thread took out of the map, by `remove`.  What is known of
-        # the channels (entries, ranks, who is always asked) is for the driver's thread alone.
+        # Descriptors whose channels were taken out of the map, by another thread, a signal handler or
+        # a predicate.  What is known of the channels (entries, ranks, who is always asked) is for the
+        # driver's thread alone, and nothing of it goes while it is looked through.
         self._gone: dict[Any, None] = {}
         # Descriptors that changed hands, one set for each batch that is being handed out.
         self._batches: list[set[Any]] = []
@@ -164,7 +165,7 @@ class MapDriver:
         """
         The channel under *fd* was taken out of the map; its descriptor is still open.
         """
-        if self.depth and _get_ident() == self.thread:
+        if self._batches and _get_ident() == self.thread:  # by a handler: nothing else is under way
             self._drop(fd)
         else:
             self._gone[fd] = None  # first: see _hand_out
@@ -192,7 +193,7 @@ class MapDriver:
         """
         The answer of the predicates of the channel under *fd* may have changed.
         """
-        self._touched[fd] = None
+        self._touched.setdefault(fd)  # it may be there, to be left alone for a while
         self.wake()
 
     def wake(self) -> None:
@@ -222,26 +223,13 @@ class MapDriver:
 
     # -- asking
 
-    def _take_touched(self) -> list[Any]:
-        """
-        Returns:
-            who is to be asked, the last one first; those who are to be left alone are.
-        """
-        touched = []
-        notes = self._touched  # other threads add and replace
-        while notes:
-            try:
-                fd, until = notes.popitem()
-            except KeyError:  # a signal handler looked through them
-                break
-            touched.append(fd)
-            if until is not None:
-                self._penance.set(fd, until)
-        return touched
-
     def _drop_gone(self) -> None:
         while self._gone:
-            self._drop(self._gone.popitem()[0])
+            try:
+                fd, _ = self._gone.popitem()
+            except KeyError:  # as above
+                break
+            self._drop(fd)
 
     def _drop(self, fd: Any) -> None:
         """
@@ -431,7 +419,16 @@ class MapDriver:
                 self._ask(fd, channel)
 
     def _ask_touched(self, ask_always: bool) -> None:
-        for fd in reversed(self._take_touched()):
+        touched = []
+        while self._touched:
+            try:
+                fd, until = self._touched.popitem()  # other threads add and replace
+            except KeyError:  # a signal handler looked through them
+                break
+            touched.append(fd)
+            if until is not None:
+                self._penance.set(fd, until)
+        for fd in reversed(touched):
             channel = self.channels.get(fd)
             entry = self._entries.get(fd)
             if channel is None:
@@ -478,7 +475,8 @@ class MapDriver:
             self._drop_gone()
         if self._recent:
             self._ask_recent()
-        self._take_touched()
+        if self._touched:
+            self._ask_touched(ask_always)
         self._answers = None
         self._without_reactor = -1
         entries = self._entries
@@ -710,7 +708,7 @@ class MapDriver:
                     if fd not in ranks:
                         del ready[fd]
                         self.hub.quiet(self._number(fd))
-                order = sorted(ready, key=ranks.__getitem__)
+                order = sorted(ready, key=lambda fd: ranks.get(fd, 0))
             if not self.poll_mode and set(ready.values()) == _ALL_READ:
                 self._hand_out_reads(order, changed)
             else:

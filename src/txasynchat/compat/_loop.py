@@ -77,10 +77,9 @@ def release(driver: MapDriver) -> None:
     last = driver.depth == 1
     try:
         if last:
-            driver.stop()  # before another thread may take it
+            driver.stop()
     finally:
-        with _registry:
-            driver.depth -= 1
+        driver.depth -= 1  # from here on another thread may take it
     if last:
         if driver.channels:
             _local.kept.keep(driver)
