@@ -35,7 +35,7 @@ from typing import Any
 
 from txasynchat.compat import _interest, _reactor, _renewal
 from txasynchat.compat._deadlines import Deadlines
-from txasynchat.compat._interest import ALWAYS, CHAT, NoSocket, has_pending, is_open, kind_of
+from txasynchat.compat._interest import ALWAYS, NoSocket, has_pending, is_open, kind_of
 from txasynchat.hub import ERROR, HANGUP, INVALID, READ, URGENT, WRITE, Events, Hub
 
 __all__ = ["MapDriver", "copy_of"]
@@ -82,11 +82,26 @@ class _Entry:
     A channel as the driver last saw it.
     """
 
-    __slots__ = ("channel", "kind")
+    __slots__ = ("channel", "kind", "readable", "writable")
 
     def __init__(self, channel: Any) -> None:
         self.channel = channel
         self.kind = ALWAYS
+        # Its predicates without the channel, where it is steady.
+        self.readable: Any = None
+        self.writable: Any = None
+
+    def has_its_predicates(self) -> bool:
+        """
+        Return whether nobody has put others on the channel since it was found to be steady.
+        """
+        try:
+            return (
+                self.channel.readable.__func__ is self.readable
+                and self.channel.writable.__func__ is self.writable
+            )
+        except AttributeError:
+            return False
 
 
 class MapDriver:
@@ -266,8 +281,11 @@ class MapDriver:
         return entry
 
     def _classify(self, fd: Any, entry: _Entry) -> None:
-        entry.kind = kind_of(entry.channel)
+        channel = entry.channel
+        entry.kind = kind_of(channel)
         if entry.kind:
+            entry.readable = channel.readable.__func__
+            entry.writable = channel.writable.__func__
             self._always.pop(fd, None)
         elif fd not in self._always:
             self._always[fd] = entry
@@ -329,7 +347,7 @@ class MapDriver:
         if self._gone:
             self._drop_gone()
         if self._recent:
-            self._ask_recent()
+            self._ask_recent(ask_always)
         if self._touched:
             self._ask_touched(ask_always)
         try:
@@ -393,7 +411,7 @@ class MapDriver:
         self._asked = asked
         self._answers = answers
 
-    def _ask_recent(self) -> None:
+    def _ask_recent(self, ask_always: bool) -> None:
         """
         Ask the channels that had an event and may wait for another thing since.
         """
@@ -416,7 +434,18 @@ class MapDriver:
                 self._answers = None
                 self.hub.verify(self._number(fd))
             if entry.kind:
-                self._ask(fd, channel)
+                self._ask_again(fd, channel, entry, ask_always)
+
+    def _ask_again(self, fd: Any, channel: Any, entry: _Entry, ask_always: bool) -> None:
+        """
+        Ask a channel that may have changed, unless it is asked with those that are on every pass.
+        """
+        if entry.kind and entry.kind != kind_of(channel):
+            self._classify(fd, entry)
+        if entry.kind or not ask_always:
+            self._ask(fd, channel)
+        else:
+            self._answers = None  # to listen changes what the same answers mean
 
     def _ask_touched(self, ask_always: bool) -> None:
         touched = []
@@ -437,10 +466,7 @@ class MapDriver:
                 continue
             if entry is None or entry.channel is not channel:
                 entry = self._adopt(fd, channel)
-            if not entry.kind:
-                self._answers = None  # to listen changes what the same answers mean
-            if entry.kind or not ask_always:
-                self._ask(fd, channel)
+            self._ask_again(fd, channel, entry, ask_always)
 
     def _ends_alike(self) -> bool:
         """
@@ -474,7 +500,7 @@ class MapDriver:
         if self._gone:
             self._drop_gone()
         if self._recent:
-            self._ask_recent()
+            self._ask_recent(ask_always)
         if self._touched:
             self._ask_touched(ask_always)
         self._answers = None
@@ -491,19 +517,19 @@ class MapDriver:
             if entry is None or fresh:
                 entry = self._adopt(fd, channel)
             else:
-                if classify and entry.kind != kind_of(channel):
-                    self._classify(fd, entry)
-                elif (
-                    entry.kind == CHAT
+                if (
+                    entry.kind
                     and masks.get(fd) == _IDLE
                     and channel.connected
-                    and not channel.producer_fifo
                     and type(channel.socket) is _socket
                     and not channel.socket._closed  # type: ignore[attr-defined] # as above
                     and ranks[fd] > rank
+                    and entry.has_its_predicates()
                 ):
                     rank = ranks[fd]
                     continue
+                if (entry.kind or classify) and entry.kind != kind_of(channel):
+                    self._classify(fd, entry)
                 if not is_open(channel, fd):
                     self.hub.verify(self._number(fd))
             if ranks[fd] <= rank:
@@ -763,8 +789,7 @@ class MapDriver:
             channel = entry.channel
             if channel is None:
                 continue
-            if entry.kind == CHAT:
-                # What the handler wrote in its own event, with no method called, counts too.
+            if entry.kind:
                 sock = channel.socket
                 kind = type(sock)
                 if (
@@ -773,11 +798,11 @@ class MapDriver:
                         if kind is _socket
                         else kind is _interest.tls_socket and sock.is_quiet
                     )
-                    and channel.connected
-                    and not channel.producer_fifo
+                    and channel.readable()
+                    and not channel.writable()
                 ):
                     continue
-            elif not entry.kind:
+            else:
                 sock = getattr(channel, "socket", None)
                 if type(sock) is _socket and not sock._closed:  # type: ignore[attr-defined] # see above
                     continue

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["ALWAYS", "CHAT", "STEADY", "chat", "has_pending", "is_open", "kind_of", "steady"]
+__all__ = ["ALWAYS", "STEADY", "has_pending", "is_open", "kind_of", "steady"]
 
-# How a channel is asked: on every pass; when it may have changed; and so that the answer of
-# async_chat's own predicates can be read off its attributes.
-ALWAYS, STEADY, CHAT = range(3)
+# How a channel is asked: on every pass, or when it may have changed.
+ALWAYS, STEADY = range(2)
 
 _F = TypeVar("_F", bound="Callable[..., Any]")
-_kinds: dict[Any, int] = {}
+# Predicates of our own; and whether the queue tells that one looks at, if it looks at one.
+_steady: dict[Any, Callable[[Any], bool] | None] = {}
 
 
 class NoSocket:
@@ -30,35 +30,35 @@ class NoSocket:
 tls_socket: Any = NoSocket
 
 
-def steady(predicate: _F) -> _F:
+def steady(tells: Callable[[Any], bool] | None = None) -> Callable[[_F], _F]:
     """
-    Mark a predicate whose answer changes only by events and by methods that call `touch`.
-    """
-    _kinds[predicate] = STEADY
-    return predicate
+    Mark a predicate whose answer changes only by events, and by what calls `touch`.
 
+    Args:
+        tells: where it looks at a queue: given the channel, returns whether that queue calls `touch`.
+    """
 
-def chat(predicate: _F) -> _F:
-    """
-    Mark a `steady` predicate of ``async_chat``: always readable; writable while `producer_fifo`
-    has something or `connected` is false.
-    """
-    _kinds[predicate] = CHAT
-    return predicate
+    def mark(predicate: _F) -> _F:
+        _steady[predicate] = tells
+        return predicate
+
+    return mark
 
 
 def kind_of(channel: Any) -> int:
     """
-    How *channel* is to be asked, by the functions that it has as predicates.
+    How *channel* is to be asked, by the functions that it has as predicates, and by its queue.
 
     Not by its ``__dict__``: a look at that makes every later use of its attributes slower.
     """
     try:
-        readable = channel.readable.__func__
-        writable = channel.writable.__func__
-    except AttributeError:
+        for predicate in (channel.readable.__func__, channel.writable.__func__):
+            tells = _steady[predicate]
+            if tells is not None and not tells(channel):
+                return ALWAYS
+    except (AttributeError, KeyError, TypeError):  # one of the program's own, whatever that is
         return ALWAYS
-    return min(_kinds.get(readable, ALWAYS), _kinds.get(writable, ALWAYS))
+    return STEADY
 
 
 def has_pending(sock: Any) -> bool:

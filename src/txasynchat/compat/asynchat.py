@@ -11,29 +11,44 @@ behind them is the engine, which a channel gets with its first bytes.
 
 from __future__ import annotations
 
-import sys
 from collections import deque
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from txasynchat.compat import _interest, _loop, asyncore
+from txasynchat.compat._queues import Fifo, put, put_first, settle, take_all
+from txasynchat.compat._turns import Turn, turn_of
 from txasynchat.framing import Framer
 from txasynchat.producers import simple_producer
 
 if TYPE_CHECKING:
-    from types import FrameType
+    from collections.abc import Callable
 
 __all__ = ["async_chat", "asyncore", "deque", "find_prefix_at_end", "simple_producer"]
 
 _UNSET = object()
 
-# In place of a channel's turn to send, while what it pushes is joined.
-_JOINING: Any = ("joining",)
+# Guards the making of a queue.
+_making = Lock()
 
-# Guards the making of a channel's turn (see `async_chat.initiate_send`).
-_making_turns = Lock()
-# Channels, by id, on which another thread wanted to send while one was sending.
-_pushed_meanwhile: set[int] = set()
+
+class _ChatTurn(Turn):
+    """
+    The turn of an ``async_chat``.
+
+    Attributes:
+        joining: what is pushed waits for the end of the input that is being handled.
+        append: the queue's ``deque.append``, which reports nothing, where the channel sends plainly.
+    """
+
+    __slots__ = ("append", "joining")
+
+    append: Callable[[Any], None]
+    joining: Any  # a bool; but other threads change it between two looks, which mypy cannot know
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.joining = False
 
 
 class _InBuffer:
@@ -81,6 +96,16 @@ class _CurrentTerminator:
             framer.terminator = terminator
 
 
+def _tells(channel: Any) -> bool:
+    """
+    Return whether a change of a channel's `producer_fifo` is reported: it is ours.
+    """
+    if type(channel).producer_fifo is not _producer_fifo:
+        return False
+    fifo = getattr(channel, "producer_fifo", None)
+    return type(fifo) is Fifo and fifo.is_of(channel)
+
+
 class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
     """
     A channel that speaks in messages; derive from it.
@@ -107,7 +132,6 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
     ac_in_buffer = _InBuffer()
     terminator = _CurrentTerminator()
     incoming: list[bytes]
-    producer_fifo: deque[Any]
 
     __framer: Framer | None = None
     __terminator: Any = _UNSET
@@ -117,21 +141,23 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
     # does not have is found fastest.)
     # The engine once more, from the first bytes on, where a channel does nothing out of the ordinary.
     __quick: Framer | None
-    # A list with one item; whoever has taken that sends. (A lock costs several times as much.)
-    __turn: list[None]
-    # The same once more, from the first bytes on, where a channel has no way of its own to send; or
-    # _JOINING.
-    __plain_turn: list[None] | None
+    # The queue, None until it is used; also missing where a class has a producer_fifo of its own.
+    __fifo: Any
+    # The channel's turn to send, from the first bytes on, where it has no way of its own to queue and
+    # to send.
+    __plain_turn: _ChatTurn | None
 
     def __init__(self, sock: Any = None, map: dict[Any, Any] | None = None) -> None:  # noqa: A002
         # All attributes at once: CPython gives instances of a class room for those that their first
         # ones have, and what comes later costs each channel a dict, and each look into it time.
         self.__framer = self.__quick = self.__plain_turn = None
-        self.__turn = [None]
         self.__terminator = self.__terminator
         self.ac_in_buffer = b""
         self.incoming = []
-        self.producer_fifo = deque()
+        if type(self).producer_fifo is _producer_fifo:
+            self.__fifo = None
+        else:
+            self.producer_fifo = deque()
         asyncore.dispatcher.__init__(self, sock, map)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -157,15 +183,24 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
             self.__asked = True  # get_terminator() raises what has to be raised
         framer.terminator = self.__terminator
         self.__framer = framer
-        self.__quick = self.__plain_turn = None
+        self.__quick = None
+        self.__choose_way()
+        return framer
+
+    def __choose_way(self) -> None:
+        """
+        Find out whether `push` may send by itself, and input go to the engine with no further ado.
+        """
+        self.__plain_turn = None
         if (
             getattr(self.initiate_send, "__func__", None) is _initiate_send
             and getattr(self.send, "__func__", None) is _send
+            and _tells(self)
         ):
-            self.__plain_turn = self.__make_turn()
+            self.__plain_turn = turn = turn_of(self, _ChatTurn)
+            turn.append = deque.append.__get__(self.__fifo)
             if not (self.__asked or self.ac_join_writes):
-                self.__quick = framer
-        return framer
+                self.__quick = self.__framer
 
     # -- input
 
@@ -243,22 +278,53 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
         framer = self.__framer
         if framer is None:
             framer = self.__start()
-        turn = self.__plain_turn
-        if turn is _JOINING or not self.ac_join_writes:
+        if not self.ac_join_writes:
             self.__deliver(framer, data)
             return
-        self.__plain_turn = _JOINING
+        turn = self.__plain_turn or turn_of(self, _ChatTurn)
+        if turn.joining:  # input is handled within the handling of input
+            self.__deliver(framer, data)
+            return
+        turn.joining = True
         try:
             self.__deliver(framer, data)
         finally:
-            self.__plain_turn = turn
+            turn.joining = False
             fifo = self.producer_fifo
-            if len(fifo) == 1 and type(fifo[0]) is bytes:
-                self.push(fifo.popleft())
-            elif fifo:
+            if fifo:
+                self.__flush(turn, fifo)
+
+    def __flush(self, turn: _ChatTurn, fifo: Any) -> None:
+        """
+        Send what was pushed while input was handled: mostly one piece, and then as `push` does.
+        """
+        if self.__plain_turn is None or len(fifo) > 1:
+            self.initiate_send()
+        else:
+            try:
+                turn.free.pop()
+            except IndexError:
                 self.initiate_send()
-                if self.producer_fifo:
-                    _loop.touch(self)
+                return
+            try:
+                try:
+                    data = fifo[0] if fifo and self.connected else None
+                    if type(data) is bytes and len(data) <= self.ac_out_buffer_size:
+                        num_sent = self.send(data)
+                        if num_sent == len(data) and fifo and fifo[0] is data:
+                            del fifo[0]
+                        elif num_sent:
+                            settle(fifo, data, num_sent)
+                    else:
+                        turn.wanted = True
+                finally:
+                    turn.free.append(None)
+            except OSError:
+                self.handle_error()  # after the turn: it may push
+            if turn.wanted:
+                self.initiate_send()
+        if self.producer_fifo:
+            _loop.touch(self)
 
     def __deliver(self, framer: Framer, data: bytes) -> None:
         if self.__asked:
@@ -268,6 +334,35 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
             framer.receive(self, data)
 
     # -- output
+
+    @property
+    def producer_fifo(self) -> Any:
+        """
+        What was pushed and not sent yet, a deque; also for others than this channel, from any thread.
+        """
+        try:
+            fifo = self.__fifo
+        except AttributeError:
+            raise AttributeError(
+                f"{type(self).__name__!r} object has no attribute 'producer_fifo'"
+            ) from None
+        if fifo is None:
+            with _making:
+                fifo = self.__fifo
+                if fifo is None:
+                    fifo = Fifo()
+                    fifo.adopt(self)
+                    self.__fifo = fifo
+        return fifo
+
+    @producer_fifo.setter
+    def producer_fifo(self, fifo: Any) -> None:
+        if type(fifo) is Fifo:
+            fifo.adopt(self)
+        self.__fifo = fifo
+        if self.__framer is not None:
+            self.__choose_way()
+        _loop.touch(self)
 
     def handle_write(self) -> None:
         """
@@ -288,60 +383,62 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
         Raises:
             TypeError: *data* is not bytes, bytearray or memoryview.
         """
-        fifo = self.producer_fifo
         if data and type(data) is bytes:
             # By far the commonest: what `initiate_send` would do, for as few instructions.
             try:
                 turn = self.__plain_turn
+                fifo = self.__fifo
             except AttributeError:
-                turn = None
-            if turn:
-                if turn is _JOINING:
-                    fifo.append(data)
-                    if self.__plain_turn is not _JOINING:  # this is another thread, and too late
+                turn = fifo = None
+            if turn is not None:
+                append = turn.append
+                if turn.joining:
+                    append(data)
+                    if not turn.joining:  # this is another thread, and too late
                         self.initiate_send()
                         _loop.touch(self)
                     return
                 if not fifo and self.connected and len(data) <= self.ac_out_buffer_size:
                     try:
-                        mine = turn.pop()
-                    except IndexError:  # another thread was faster
-                        self.__push(data, fifo)
+                        turn.free.pop()
+                    except IndexError:  # another thread was faster, or this one is sending already
+                        self.__push(data)
                         return
                     try:
-                        fifo.append(data)
-                        if fifo and fifo[0] is data:
-                            num_sent = self.send(data)
-                            if num_sent == len(data):
-                                del self.producer_fifo[0]
-                                return
-                            if num_sent:
-                                self.producer_fifo[0] = data[num_sent:]
-                            _loop.touch(self)
-                        else:  # another thread was faster
-                            _pushed_meanwhile.add(id(self))
+                        try:
+                            append(data)
+                            if len(fifo) == 1:
+                                num_sent = self.send(data)
+                                if num_sent == len(data) and fifo and fifo[0] is data:
+                                    del fifo[0]
+                                    return
+                                if num_sent:
+                                    settle(fifo, data, num_sent)
+                                _loop.touch(self)
+                            else:  # another thread was faster
+                                turn.wanted = True
+                        finally:
+                            turn.free.append(None)
                     except OSError:
-                        self.handle_error()
+                        self.handle_error()  # after the turn: it may push
                     finally:
-                        turn.append(mine)
-                        if _pushed_meanwhile and id(self) in _pushed_meanwhile:
-                            del mine
+                        if turn.wanted:
                             self.initiate_send()
                             _loop.touch(self)
                     return
-        self.__push(data, fifo)
+        self.__push(data)
 
-    def __push(self, data: Any, fifo: deque[Any]) -> None:
+    def __push(self, data: Any) -> None:
         if not isinstance(data, (bytes, bytearray, memoryview)):
             raise TypeError("data argument must be byte-ish (%r)", type(data))
+        fifo = self.producer_fifo
         waited = len(fifo)
         size = self.ac_out_buffer_size
         length = len(data)
         if length > size:
-            for start in range(0, length, size):
-                fifo.append(data[start : start + size])
+            put(fifo, [data[start : start + size] for start in range(0, length, size)])
         else:
-            fifo.append(data)
+            put(fifo, (data,))
         if self.__is_joining():
             return
         self.initiate_send()
@@ -349,40 +446,41 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
             _loop.touch(self)
 
     def __is_joining(self) -> bool:
-        try:
-            return self.__plain_turn is _JOINING
-        except AttributeError:
-            return False
+        return bool(turn_of(self, _ChatTurn).joining)
 
     def push_with_producer(self, producer: Any) -> None:
         """
         Send what ``producer.more()`` gives, until that is empty.
         """
-        self.producer_fifo.append(producer)
+        put(self.producer_fifo, (producer,))
         if self.__is_joining():
             return
         self.initiate_send()
         _loop.touch(self)
 
-    @_interest.chat
+    @_interest.steady()
     def readable(self) -> Any:
         """
         Asked on every pass: always 1.
         """
         return 1
 
-    @_interest.chat
+    @_interest.steady(_tells)
     def writable(self) -> Any:
         """
         Asked on every pass: true while something waits to be sent, or while not connected.
         """
-        return self.producer_fifo or (not self.connected)
+        try:
+            fifo = self.__fifo
+        except AttributeError:
+            fifo = self.producer_fifo
+        return fifo or (not self.connected)
 
     def close_when_done(self) -> None:
         """
         Close when everything pushed so far was sent.
         """
-        self.producer_fifo.append(None)
+        put(self.producer_fifo, (None,))
         _loop.touch(self)
 
     def initiate_send(self) -> None:
@@ -392,63 +490,39 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
         Safe from several threads: while one sends, another only notes that there is more, and
         the first goes on with that.
         """
-        try:
-            turn = self.__turn
-        except AttributeError:
-            turn = self.__make_turn()
-        key = id(self)
-        noted = False
-        while True:
-            try:
-                mine = turn.pop()
-            except IndexError:
-                if noted:
-                    return  # whoever sends looks for the note after its turn
-                if _is_sending(self):  # and there a producer, or a handle_close(), pushes
-                    self.__send_chunk()
-                    return
-                _pushed_meanwhile.add(key)
-                noted = True
-                continue
-            _pushed_meanwhile.discard(key)
-            noted = False
-            try:
-                self.__send_chunk()
-            finally:
-                turn.append(mine)
-                del mine
-            if key not in _pushed_meanwhile:
-                return
-
-    def __make_turn(self) -> list[None]:
-        with _making_turns:
-            try:
-                return self.__turn
-            except AttributeError:
-                self.__turn = turn = [None]
-                return turn
+        turn_of(self, _ChatTurn).send(self.__send_chunk)
 
     def __send_chunk(self) -> None:
-        if len(self.producer_fifo) > 1 and self.ac_join_writes:
-            self.__join()
-        while self.producer_fifo and self.connected:
-            fifo = self.producer_fifo
-            first = fifo[0]
+        join = self.ac_join_writes
+        while self.connected:
+            try:
+                fifo = self.__fifo
+            except AttributeError:  # its class has one of its own
+                fifo = self.producer_fifo
+            if not fifo:
+                return
+            if join and len(fifo) > 1:
+                self.__join(fifo)
+                join = False
+            try:
+                first = fifo[0]
+            except IndexError:  # another thread has emptied it
+                return
             if not first:
                 # As ever: what is false and not None still counts as data below.
-                del fifo[0]
+                settle(fifo, first)
                 if first is None:
                     self.handle_close()
                     return
             size = self.ac_out_buffer_size
             try:
-                data = first[:size]
+                data = first if type(first) is bytes and len(first) <= size else first[:size]
             except TypeError:
                 data = first.more()
                 if data:
-                    fifo.appendleft(data)
+                    put_first(fifo, [data])
                 else:
-                    del fifo[0]
+                    settle(fifo, first)
                 continue
             if isinstance(data, str) and self.use_encoding:
                 data = bytes(data, self.encoding)
@@ -459,17 +533,18 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
                 return
             if num_sent:
                 if num_sent < len(data) or size < len(first):
-                    fifo[0] = first[num_sent:]
-                else:
+                    settle(fifo, first, num_sent)
+                elif fifo and fifo[0] is first:
                     del fifo[0]
+                else:
+                    settle(fifo, first)
             return
 
-    def __join(self) -> None:
+    def __join(self, fifo: Any) -> None:
         """
         Make one item of what is queued, if all of it is bytes; else of what is at the head.
         """
-        fifo = self.producer_fifo
-        items = [fifo.popleft() for _ in range(len(fifo))]  # others may append meanwhile
+        items = take_all(fifo)
         count = len(items)
         try:
             joined = b"".join(items)
@@ -480,11 +555,12 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
                 if not isinstance(item, (bytes, bytearray, memoryview))
             )
             joined = b"".join(items[:count])
-        fifo.extendleft(reversed(items[count:]))
+        rest: list[Any] = items[count:]
         if joined:
             # What does not go at once is sliced again and again: a view costs nothing then.
             whole = len(joined) <= self.ac_out_buffer_size
-            fifo.appendleft(joined if whole else memoryview(joined))
+            rest.insert(0, joined if whole else memoryview(joined))
+        put_first(fifo, rest)
 
     def discard_buffers(self) -> None:
         """
@@ -502,24 +578,8 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
 _terminator = async_chat.__dict__["terminator"]
 _get_terminator = async_chat.get_terminator
 _initiate_send = async_chat.initiate_send
-_sends = async_chat.push.__code__, async_chat.initiate_send.__code__
+_producer_fifo = async_chat.producer_fifo
 _send = async_chat.send
-
-
-def _is_sending(channel: async_chat) -> bool:
-    """
-    Whether the turn to send that *channel* has given away is this thread's.
-
-    Hardly ever asked, so that to have a turn need not cost a note of whose it is.
-    """
-    frame: FrameType | None = sys._getframe(2)
-    while frame is not None:
-        if frame.f_code in _sends:
-            names = frame.f_locals
-            if "mine" in names and names["self"] is channel:
-                return True
-        frame = frame.f_back
-    return False
 
 
 def find_prefix_at_end(haystack: Any, needle: Any) -> int:

@@ -37,6 +37,8 @@ from errno import (
 from typing import Any
 
 from txasynchat.compat import _driver, _interest, _loop
+from txasynchat.compat._queues import OutBuffer
+from txasynchat.compat._turns import Turn, turn_of
 from txasynchat.log import escape
 
 _DISCONNECTED = frozenset({ECONNRESET, ENOTCONN, ESHUTDOWN, ECONNABORTED, EPIPE, EBADF})
@@ -372,6 +374,9 @@ class dispatcher:  # noqa: N801 - the stdlib's name
 
     _tls_context: Any = None
 
+    # Of channels that queue what they send: see turn_of().
+    __turn: Turn | None
+
     socket: Any
     _map: dict[Any, Any]
     _fileno: Any
@@ -384,6 +389,7 @@ class dispatcher:  # noqa: N801 - the stdlib's name
             map = own if isinstance(own, dict) else None  # noqa: A001 - the stdlib's name
         self._map = socket_map if map is None else map
         self._fileno = None
+        self.__turn = None
         if not sock:
             self.socket = None
             return
@@ -472,14 +478,14 @@ class dispatcher:  # noqa: N801 - the stdlib's name
 
     # -- what to wait for
 
-    @_interest.steady
+    @_interest.steady()
     def readable(self) -> Any:
         """
         Asked on every pass: is this channel interested in reading?
         """
         return True
 
-    @_interest.steady
+    @_interest.steady()
     def writable(self) -> Any:
         """
         Asked on every pass: is this channel interested in writing?
@@ -776,6 +782,16 @@ class dispatcher:  # noqa: N801 - the stdlib's name
         self.close()
 
 
+def _tells(channel: Any) -> bool:
+    """
+    Return whether changes of an `out_buffer` are reported: it is ours, and its value immutable.
+    """
+    return (
+        type(channel).out_buffer is _out_buffer
+        and type(channel._dispatcher_with_send__kept.data) is bytes
+    )
+
+
 class dispatcher_with_send(dispatcher):  # noqa: N801 - the stdlib's name
     """
     A dispatcher whose `send` keeps what the system did not take.
@@ -783,18 +799,55 @@ class dispatcher_with_send(dispatcher):  # noqa: N801 - the stdlib's name
 
     __module__ = "asyncore"
 
-    out_buffer: Any
+    # Missing where a program did not call __init__, or where its class has an out_buffer of its own.
+    __kept: OutBuffer
 
     def __init__(self, sock: Any = None, map: dict[Any, Any] | None = None) -> None:  # noqa: A002
         dispatcher.__init__(self, sock, map)
         self.out_buffer = b""
 
+    @property
+    def out_buffer(self) -> Any:
+        """
+        What `send` could not send yet, for reading and assigning, also by others than this channel.
+        """
+        try:
+            kept = self.__kept
+        except AttributeError:
+            raise AttributeError(
+                f"{type(self).__name__!r} object has no attribute 'out_buffer'"
+            ) from None
+        return kept.get()
+
+    @out_buffer.setter
+    def out_buffer(self, data: Any) -> None:
+        try:
+            kept = self.__kept
+        except AttributeError:
+            self.__kept = OutBuffer(data)
+        else:
+            kept.set(data)
+        _loop.touch(self)
+
     def initiate_send(self) -> None:
         """
         Send 64 KiB of what is kept, at most.
+
+        Safe from several threads: see `send`.
         """
-        num_sent = dispatcher.send(self, self.out_buffer[:65536])
-        self.out_buffer = self.out_buffer[num_sent:]
+        turn_of(self, Turn).send(self.__send_chunk)
+
+    def __send_chunk(self) -> None:
+        try:
+            kept = self.__kept
+        except AttributeError:
+            num_sent = dispatcher.send(self, self.out_buffer[:65536])
+            self.out_buffer = self.out_buffer[num_sent:]
+            return
+        data = kept.data[:65536]
+        num_sent = dispatcher.send(self, data)
+        if num_sent:
+            kept.cut(data, num_sent)
 
     def handle_write(self) -> None:
         """
@@ -802,22 +855,39 @@ class dispatcher_with_send(dispatcher):  # noqa: N801 - the stdlib's name
         """
         self.initiate_send()
 
-    @_interest.steady
+    @_interest.steady(_tells)
     def writable(self) -> Any:
         """
         True while not connected, or while something is kept.
         """
-        return (not self.connected) or len(self.out_buffer)
+        try:
+            kept = self.__kept.data
+        except AttributeError:
+            kept = self.out_buffer
+        return (not self.connected) or len(kept)
 
     def send(self, data: Any) -> None:  # type: ignore[override] # the stdlib's signature
         """
-        Send *data*, now or as soon as possible.
+        Send *data*, now or as soon as possible; from any thread.
+
+        Threads take turns: while one sends, the others add to what it goes on with.
         """
         if self.debug:
             self.log_info(f"sending {data!r}")
-        self.out_buffer = self.out_buffer + data
+        try:
+            kept = self.__kept
+        except AttributeError:
+            self.out_buffer = self.out_buffer + data
+            self.initiate_send()
+            _loop.touch(self)
+            return
+        waited = kept.append(data)
         self.initiate_send()
-        _loop.touch(self)
+        if waited or kept.data:
+            _loop.touch(self)
+
+
+_out_buffer = dispatcher_with_send.out_buffer
 
 
 # -- tools ---------------------------------------------------------------------------------

@@ -1,0 +1,213 @@
+"""
+What a channel has to send: queues that tell when somebody else puts something in.
+
+`producer_fifo` and `out_buffer` are public, and programs fill those of other channels: a relay, a room,
+a timer, a thread.  ``asyncore`` notices because it asks every channel on every pass.  Here the queue
+says so itself, by `_loop.touch`, and only its own channel is asked.
+
+A queue that cannot tell, because the program put an object of its own in place of ours, makes its
+channel one that is asked on every pass: see `_interest.kind_of`.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from contextlib import suppress
+from itertools import repeat, starmap
+from threading import RLock, get_ident
+from typing import TYPE_CHECKING, Any, Self
+
+from txasynchat.compat import _loop
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+__all__ = ["Fifo", "OutBuffer", "put", "put_first", "settle", "take_all"]
+
+_quietly_append = deque.append
+_quietly_extend = deque.extend
+_quietly_extend_left = deque.extendleft
+
+
+def _nobody() -> None:
+    return None
+
+
+def _telling(change: Callable[..., Any]) -> Callable[..., Any]:
+    def changes_and_tells(self: Fifo, *args: Any) -> Any:
+        result = change(self, *args)
+        channel = self._channel()
+        if channel is not None:
+            _loop.touch(channel)
+        return result
+
+    changes_and_tells.__name__ = change.__name__
+    changes_and_tells.__doc__ = change.__doc__
+    return changes_and_tells
+
+
+class Fifo(deque[Any]):
+    """
+    ``async_chat.producer_fifo``, a deque: what fills or empties it reports the channel that it is of.
+
+    The channel itself goes past that, by the functions of this module: it knows what to report.
+    A copy is nobody's; a pickled one is a plain deque.
+    """
+
+    __slots__ = ("_channel",)
+
+    _channel: Callable[[], Any]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        fifo = super().__new__(cls, *args, **kwargs)
+        fifo._channel = _nobody
+        return fifo
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return deque, (list(self), self.maxlen)
+
+    def __repr__(self) -> str:
+        return repr(deque(self, self.maxlen))
+
+    def adopt(self, channel: Any) -> None:
+        """
+        Report *channel*, which is not kept alive, from now on; nothing changes if it is another one's.
+        """
+        if self._channel() is None:
+            self._channel = weakref.ref(channel)
+
+    def is_of(self, channel: Any) -> bool:
+        """
+        Return whether it reports *channel*.
+        """
+        return self._channel() is channel
+
+
+for _name in (
+    *("append", "appendleft", "extend", "extendleft", "insert", "__iadd__", "__imul__"),
+    *("pop", "popleft", "remove", "clear"),
+):
+    setattr(Fifo, _name, _telling(getattr(deque, _name)))
+
+
+def put(fifo: Any, items: Iterable[Any]) -> None:
+    """
+    Append *items*, all at once for other threads, and report nothing.
+
+    A queue of the program's own is left to its ``append``.
+    """
+    if type(fifo) is Fifo:
+        _quietly_extend(fifo, items)
+    else:
+        for item in items:
+            fifo.append(item)
+
+
+def put_first(fifo: Any, items: list[Any]) -> None:
+    """
+    Put *items* before all others, in their order, and report nothing.
+    """
+    if type(fifo) is Fifo:
+        _quietly_extend_left(fifo, reversed(items))
+    else:
+        for item in reversed(items):
+            fifo.appendleft(item)
+
+
+def take_all(fifo: Any) -> list[Any]:
+    """
+    Take out what is there now, and report nothing; other threads may append meanwhile.
+    """
+    take = deque.popleft.__get__(fifo) if type(fifo) is Fifo else fifo.popleft
+    items: list[Any] = []
+    with suppress(IndexError):  # another thread has emptied it; what was taken before counts
+        items.extend(starmap(take, repeat((), len(fifo))))
+    return items
+
+
+def settle(fifo: Any, first: Any, num_sent: int | None = None) -> None:
+    """
+    Take *num_sent* bytes off *first*, which was at the head, or take it out if that is `None`.
+
+    Meanwhile another thread may have put something before it, or have emptied the queue.
+    """
+    at = 0
+    if type(fifo) is Fifo and not (fifo and fifo[0] is first):
+        places = [at for at, item in enumerate(fifo.copy()) if item is first]
+        if not places:
+            return
+        at = places[0]
+    if num_sent is not None:
+        fifo[at] = first[num_sent:]
+    else:
+        del fifo[at]
+
+
+class OutBuffer:
+    """
+    What a ``dispatcher_with_send`` keeps, for several threads.
+
+    Attributes:
+        data: bytes, or whatever the program assigned.
+    """
+
+    __slots__ = ("_given", "_lock", "data")
+
+    def __init__(self, data: Any = b"") -> None:
+        self.data = data
+        # A program's signal handler may come here in the middle of it.
+        self._lock = RLock()
+        # What each thread was given last, while nothing but other threads' doing has changed it.
+        self._given: dict[int, Any] = {}
+
+    def get(self) -> Any:
+        """
+        Return what is kept, to the program.
+        """
+        with self._lock:
+            self._given[get_ident()] = self.data
+            return self.data
+
+    def set(self, value: Any) -> None:
+        """
+        Keep *value*, which the program assigns.
+
+        ``channel.out_buffer += data`` is a `get` and a `set`.  When another thread has sent some of the
+        first, or has added to it, before the second, then *data* alone is what this thread wants.
+        """
+        with self._lock:
+            given = self._given.pop(get_ident(), None)
+            kept = self.data
+            if (
+                given is not None
+                and kept is not given
+                and type(given) is type(value) is bytes
+                and len(value) > len(given)
+                and value.startswith(given)
+            ):
+                value = kept + value[len(given) :]
+            self.data = value
+
+    def append(self, data: Any) -> bool:
+        """
+        Keep *data* too; return whether there was something already.
+        """
+        with self._lock:
+            kept = self.data
+            self.data = kept + data
+            if self._given:
+                self._given.pop(get_ident(), None)
+            return bool(kept)
+
+    def cut(self, sent: Any, count: int) -> None:
+        """
+        Drop the first *count* bytes, which were sent as the beginning of *sent*.
+
+        Nothing is dropped where another thread has put other data in its place.
+        """
+        with self._lock:
+            if self.data[:count] == sent[:count]:
+                self.data = self.data[count:]
+            if self._given:
+                self._given.pop(get_ident(), None)

@@ -1,0 +1,89 @@
+"""
+Threads take turns to send on a channel.
+
+Any thread may push, and whoever pushes sends at once.  Two that send the same piece, or cut what the
+other one has just sent, would repeat data, lose it, or mix it up.  So one thread sends at a time; the
+others leave what they have in the queue, and the one that sends goes on with it.  Nobody waits.
+"""
+
+from __future__ import annotations
+
+from threading import Lock, get_ident
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Turn", "turn_of"]
+
+# Guards the making of a turn.
+_making = Lock()
+
+_T = TypeVar("_T", bound="Turn")
+
+
+class Turn:
+    """
+    Whose turn it is to send on one channel.
+
+    Attributes:
+        free: a list with one item; the thread that has popped it sends.  (Any lock costs four times as
+            much.)
+        owner: the ident of that thread, and 0 when nobody sends.
+        wanted: while one was sending, another thread wanted to.
+    """
+
+    __slots__ = ("free", "owner", "wanted")
+
+    def __init__(self) -> None:
+        self.free = [None]
+        self.owner = 0
+        self.wanted = False
+
+    def send(self, send_chunk: Callable[[], None]) -> None:
+        """
+        Call *send_chunk*, unless another thread is sending: that one then calls its own once more.
+
+        What is to be sent must be in the queue already.  From inside *send_chunk*, where a producer or
+        a handler pushes, it is called at once.
+        """
+        me = get_ident()
+        noted = False
+        while True:
+            try:
+                self.free.pop()
+            except IndexError:
+                if self.owner == me:
+                    send_chunk()
+                    return
+                if noted:
+                    return
+                self.wanted = noted = (
+                    True  # it looks for this after its turn, or we get the next one
+                )
+                continue
+            self.owner = me
+            self.wanted = noted = False
+            try:
+                send_chunk()
+            finally:
+                self.owner = 0
+                self.free.append(None)
+            if not self.wanted:
+                return
+
+
+def turn_of(channel: Any, make: Callable[[], _T]) -> _T:
+    """
+    Return the turn of a channel; *make* makes it when it is first needed, so that an idle one has none.
+    """
+    try:
+        turn: _T | None = channel._dispatcher__turn
+    except AttributeError:  # __init__ was not called
+        turn = None
+    if turn is None:
+        with _making:
+            turn = getattr(channel, "_dispatcher__turn", None)
+            if turn is None:
+                turn = channel._dispatcher__turn = make()
+    return turn

@@ -1,0 +1,557 @@
+"""
+What is put into a channel's queue from outside goes out in the next pass, as in the stdlib.
+
+A full pass would find it too, some time later; so most tests here let none come after the first.
+"""
+
+import collections
+import copy
+import gc
+import pickle
+import socket
+import threading
+import weakref
+
+import pytest
+from twisted.internet import task
+from twisted.trial.unittest import TestCase
+
+from txasynchat.compat import _driver as driving
+from txasynchat.compat import asynchat, asyncore, attach
+from txasynchat.compat._queues import Fifo, OutBuffer
+
+LIMIT = 10.0
+
+both_modes = pytest.mark.parametrize("use_poll", [False, True], ids=["select", "poll"])
+
+
+@pytest.fixture
+def channels():
+    """A map of one's own, closed at the end."""
+    own = {}
+    yield own
+    asyncore.close_all(own, ignore_all=True)
+
+
+@pytest.fixture
+def one_full_pass(monkeypatch):
+    """Each loop() begins with a full pass, and has no other."""
+    monkeypatch.setattr(driving, "FULL_PASS_SOONEST", 1000.0)
+    monkeypatch.setattr(driving, "FULL_PASS_LATEST", 1000.0)
+
+
+class Counting(asyncore.dispatcher):
+    """Is asked on every pass, and so counts them; and calls *act* once, in the first."""
+
+    def __init__(self, pair, channels, act):
+        near, far = pair()
+        super().__init__(far, channels)
+        self.passes = 0
+        self.act = act
+        near.send(b"x")
+
+    def readable(self):
+        self.passes += 1
+        return True
+
+    def writable(self):
+        return False
+
+    def handle_read(self):
+        self.recv(1)
+        self.act()
+
+
+class Noting:
+    """Notes in which pass it may write."""
+
+    def __init__(self, sock, channels):
+        super().__init__(sock, channels)
+        self.written_in = []
+        self.read_in = []
+
+    def handle_read(self):
+        self.read_in.append(self.counting.passes)
+        self.recv(100)
+
+    def handle_write(self):
+        self.written_in.append(self.counting.passes)
+        super().handle_write()
+
+
+class Chat(Noting, asynchat.async_chat):
+    pass
+
+
+class Sending(Noting, asyncore.dispatcher_with_send):
+    pass
+
+
+def replace(channel, fifo):
+    channel.producer_fifo = fifo
+
+
+def add(channel, data):
+    channel.out_buffer += data
+
+
+def assign(channel, data):
+    channel.out_buffer = data
+
+
+FILLINGS = {
+    "append": (Chat, lambda c: c.producer_fifo.append(b"xyz")),
+    "appendleft": (Chat, lambda c: c.producer_fifo.appendleft(b"xyz")),
+    "extend": (Chat, lambda c: c.producer_fifo.extend([b"x", b"yz"])),
+    "extendleft": (Chat, lambda c: c.producer_fifo.extendleft([b"yz", b"x"])),
+    "insert": (Chat, lambda c: c.producer_fifo.insert(0, b"xyz")),
+    "+=": (Chat, lambda c: c.producer_fifo.__iadd__([b"xyz"])),
+    "another deque": (Chat, lambda c: replace(c, collections.deque([b"xyz"]))),
+    "another list": (Chat, lambda c: replace(c, [b"xyz"])),
+    "its own again": (Chat, lambda c: replace(c, c.producer_fifo + [b"xyz"])),
+    "out_buffer +=": (Sending, lambda c: add(c, b"xyz")),
+    "out_buffer =": (Sending, lambda c: assign(c, b"xyz")),
+    "out_buffer = bytearray": (Sending, lambda c: assign(c, bytearray(b"xyz"))),
+}
+
+
+@pytest.mark.usefixtures("each_way", "one_full_pass")
+@both_modes
+@pytest.mark.parametrize("filling", FILLINGS)
+def test_what_a_handler_puts_into_another_queue_goes_out_in_the_next_pass(
+    channels, pair, use_poll, filling
+):
+    kind, fill = FILLINGS[filling]
+    near, far = pair()
+    other = kind(far, channels)
+    other.counting = Counting(pair, channels, lambda: fill(other))
+    asyncore.loop(timeout=LIMIT, use_poll=use_poll, map=channels, count=5 if kind is Chat else 3)
+    assert other.written_in[0] == 2
+    assert near.recv(100, socket.MSG_WAITALL if len(other.written_in) > 1 else 0)[:1] == b"x"
+
+
+@pytest.mark.usefixtures("each_way", "one_full_pass")
+@both_modes
+def test_a_push_that_only_queues_is_sent_in_the_next_pass(channels, pair, use_poll):
+    """As older code has it: push() appends, and the loop does the sending."""
+
+    class Queueing(Chat):
+        def push(self, data):
+            self.producer_fifo.append(data)
+
+        def handle_read(self):
+            super().handle_read()
+            self.push(b"answer")
+
+    near, far = pair()
+    chat = Queueing(far, channels)
+    chat.counting = Counting(pair, channels, lambda: near.send(b"question"))
+    asyncore.loop(timeout=LIMIT, use_poll=use_poll, map=channels, count=3)
+    assert (chat.read_in, chat.written_in) == ([2], [3])
+    assert near.recv(100) == b"answer"
+
+
+@pytest.mark.usefixtures("each_way", "one_full_pass")
+def test_a_queue_that_was_replaced_goes_on_being_looked_at(channels, pair):
+    near, far = pair()
+    chat = Chat(far, channels)
+    mine = collections.deque()
+
+    def act():
+        if chat.producer_fifo is not mine:
+            chat.producer_fifo = mine
+        mine.append(b"x")  # which nobody is told of
+
+    chat.counting = Counting(pair, channels, act)
+    act()
+    for _ in range(2):
+        asyncore.loop(timeout=LIMIT, map=channels, count=2)
+    assert chat.producer_fifo is mine
+    assert not mine
+    assert near.recv(100, socket.MSG_WAITALL if len(chat.written_in) == 2 else 0) == b"xx"
+
+
+@pytest.mark.usefixtures("each_way", "one_full_pass")
+def test_a_buffer_that_changes_in_place_is_looked_at_on_each_pass(channels, pair):
+    near, far = pair()
+    other = Sending(far, channels)
+    mine = other.out_buffer = bytearray()
+    other.counting = Counting(pair, channels, lambda: mine.extend(b"xyz"))
+    asyncore.loop(timeout=LIMIT, map=channels, count=2)
+    assert other.written_in == [2]
+    assert near.recv(100) == b"xyz"
+
+
+@pytest.mark.usefixtures("each_way", "one_full_pass")
+@both_modes
+def test_a_queue_that_another_handler_empties_is_not_written(channels, pair, use_poll):
+    near, far = pair()
+    other = Chat(far, channels)
+    other.connected = False  # so that the push only queues
+    other.push(b"never sent")
+    other.connected = True
+    written = []
+    other.counting = Counting(pair, channels, lambda: written.extend(other.written_in))
+    other.initiate_send = lambda: None  # it is not sent, and so stays writable
+    asyncore.loop(timeout=LIMIT, use_poll=use_poll, map=channels, count=1)
+    del other.initiate_send
+    other.producer_fifo.clear()
+    del other.written_in[:]
+    asyncore.loop(timeout=0, use_poll=use_poll, map=channels, count=3)
+    assert other.written_in == []
+    near.settimeout(0)
+    with pytest.raises(BlockingIOError):
+        near.recv(100)
+
+
+# -- predicates on the instance
+
+
+@pytest.mark.usefixtures("each_way", "one_full_pass")
+@both_modes
+def test_a_predicate_that_a_handler_puts_on_its_channel_is_asked_in_the_next_pass(
+    channels, pair, use_poll
+):
+    near, far = pair()
+
+    class Pausing(Chat):
+        def handle_read(self):
+            super().handle_read()
+            self.readable = lambda: False
+            self.writable = lambda: True
+
+        def handle_write(self):
+            super().handle_write()
+            if len(self.written_in) == 3:
+                del self.writable
+                self.readable = lambda: True
+
+    chat = Pausing(far, channels)
+    chat.counting = Counting(pair, channels, lambda: near.send(b"x" * 101))
+    asyncore.loop(timeout=LIMIT, use_poll=use_poll, map=channels, count=6)
+    assert chat.read_in == [2, 6]
+    assert chat.written_in == [3, 4, 5]
+
+
+@pytest.mark.usefixtures("each_way", "one_full_pass")
+@both_modes
+def test_what_a_predicate_on_the_instance_looks_at_is_looked_at_on_each_pass(
+    channels, pair, use_poll
+):
+    near, far = pair()
+    chat = Chat(far, channels)
+    state = {"open": True}
+
+    class Opening(Chat):
+        def handle_read(self):
+            super().handle_read()
+            self.readable = lambda: state["open"]
+
+    chat = Opening(far, channels)
+    chat.counting = counting = Counting(pair, channels, lambda: near.send(b"x" * 101))
+    asyncore.loop(timeout=LIMIT, use_poll=use_poll, map=channels, count=3)
+    assert chat.read_in == [2, 3]
+    state["open"] = False
+    near.send(b"x")
+    asyncore.loop(timeout=0, use_poll=use_poll, map=channels, count=2)
+    assert chat.read_in == [2, 3]
+    state["open"] = True
+    asyncore.loop(timeout=0, use_poll=use_poll, map=channels, count=1)
+    assert chat.read_in == [2, 3, counting.passes]
+
+
+# -- from elsewhere than a handler
+
+
+@pytest.mark.usefixtures("each_way", "one_full_pass")
+@pytest.mark.parametrize("filling", FILLINGS)
+def test_what_another_thread_puts_into_a_queue_wakes_the_loop(channels, pair, filling):
+    kind, fill = FILLINGS[filling]
+    near, far = pair()
+    chat = kind(far, channels)
+    chat.counting = Counting(pair, channels, lambda: asked.set())
+    asked = threading.Event()
+
+    def run():
+        asked.wait(LIMIT)  # the loop is in its second pass now, or soon
+        fill(chat)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    near.settimeout(LIMIT / 2)
+    loop = threading.Thread(target=asyncore.loop, args=(None, False, channels))
+    loop.start()
+    try:
+        assert near.recv(1) == b"x"
+    finally:
+        chat.close()
+        chat.counting.close()
+        thread.join(LIMIT)
+        loop.join(LIMIT)
+    assert not loop.is_alive()
+
+
+class TestAttached(TestCase):
+    """In a running reactor, from its timers."""
+
+    timeout = 20
+
+    async def test_what_a_timer_puts_into_a_queue_goes_out_at_once(self):
+        from twisted.internet import reactor
+
+        own = {}
+        self.addCleanup(asyncore.close_all, own)
+        near, far = socket.socketpair()
+        self.addCleanup(near.close)
+        near.setblocking(False)
+        attachment = attach(own)
+        self.addCleanup(attachment.detach)
+        chat = asynchat.async_chat(far, own)
+        await task.deferLater(reactor, 0)
+        looks = []
+        attachment._ticked = lambda: looks.append(1)  # the look at everybody, ten times a second
+        chat.producer_fifo.append(b"now")
+        for _ in range(10):  # turns of the reactor
+            await task.deferLater(reactor, 0)
+        self.assertEqual(near.recv(10), b"now")
+        self.assertEqual(looks, [])
+
+
+# -- what a queue is
+
+
+def test_the_queue_is_a_deque():
+    chat = asynchat.async_chat(map={})
+    fifo = chat.producer_fifo
+    assert isinstance(fifo, collections.deque)
+    assert fifo == collections.deque()
+    fifo += [b"b", None]
+    assert chat.producer_fifo is fifo
+    fifo.appendleft(b"a")
+    assert (len(fifo), fifo[0], fifo[-1], list(fifo)) == (3, b"a", None, [b"a", b"b", None])
+    assert repr(fifo) == "deque([b'a', b'b', None])"
+    assert pickle.loads(pickle.dumps(fifo)) == fifo
+    assert type(pickle.loads(pickle.dumps(fifo))) is collections.deque
+    for other in (copy.copy(fifo), fifo.copy(), copy.deepcopy(fifo), fifo + collections.deque()):
+        assert other == fifo
+        other.append(1)  # reports nobody
+        assert len(fifo) == 3
+    assert fifo.pop() is None
+    assert fifo.popleft() == b"a"
+    fifo.remove(b"b")
+    assert not fifo
+
+
+def test_a_queue_does_not_keep_its_channel(pair):
+    """A channel that is let go is closed at once, with no help of the garbage collector."""
+    near, far = pair()
+    channels = {}
+    chat = asynchat.async_chat(far.dup(), channels)
+    chat.push(b"x")
+    chat.producer_fifo.append(b"y")
+    fifo = chat.producer_fifo
+    gone = weakref.ref(chat)
+    gc.disable()
+    try:
+        chat.socket.close()
+        channels.clear()
+        del chat
+        assert gone() is None
+    finally:
+        gc.enable()
+    fifo.append(b"z")
+    assert list(fifo) == [b"y", b"z"]
+
+
+def test_a_replaced_out_buffer_is_what_was_assigned():
+    channel = asyncore.dispatcher_with_send(map={})
+    assert channel.out_buffer == b""
+    mine = bytearray(b"abc")
+    channel.out_buffer = mine
+    assert channel.out_buffer is mine
+    channel.out_buffer = b""
+    channel.out_buffer += b"x"
+    channel.out_buffer = b"y" + channel.out_buffer
+    assert channel.out_buffer == b"yx"
+    kept = channel.out_buffer
+    channel.out_buffer = b"z"
+    channel.out_buffer = kept + b"!"  # what this thread did itself is undone by it
+    assert channel.out_buffer == b"yx!"
+
+
+@pytest.mark.parametrize("kind", [asynchat.async_chat, asyncore.dispatcher_with_send])
+def test_there_is_no_queue_where_init_was_not_called(kind):
+    """As in the stdlib; such programs make their own."""
+    channel = kind.__new__(kind)
+    name = "producer_fifo" if kind is asynchat.async_chat else "out_buffer"
+    assert not hasattr(channel, name)
+    with pytest.raises(AttributeError, match=f"object has no attribute '{name}'"):
+        getattr(channel, name)
+    assert not hasattr(kind, "no such thing")
+
+
+class Slotted(asynchat.async_chat):
+    __slots__ = ("producer_fifo",)
+
+
+class OfTheClass(asynchat.async_chat):
+    producer_fifo = None
+
+
+class Property(asynchat.async_chat):
+    @property
+    def producer_fifo(self):
+        return self.mine
+
+    @producer_fifo.setter
+    def producer_fifo(self, fifo):
+        self.mine = fifo
+
+
+class Uninitialized(asynchat.async_chat):
+    def __init__(self, sock, channels):
+        asyncore.dispatcher.__init__(self, sock, channels)
+        self.producer_fifo = collections.deque()
+        self.ac_in_buffer = b""
+        self.incoming = []
+
+
+class SlottedBuffer(asyncore.dispatcher_with_send):
+    __slots__ = ("out_buffer",)
+
+
+class BufferOfTheClass(asyncore.dispatcher_with_send):
+    out_buffer = b""
+
+
+class PropertyBuffer(asyncore.dispatcher_with_send):
+    @property
+    def out_buffer(self):
+        return self.mine
+
+    @out_buffer.setter
+    def out_buffer(self, data):
+        self.mine = data
+
+
+class UninitializedBuffer(asyncore.dispatcher_with_send):
+    def __init__(self, sock, channels):
+        asyncore.dispatcher.__init__(self, sock, channels)
+        self.out_buffer = b""
+
+
+@pytest.mark.usefixtures("each_way", "one_full_pass")
+@both_modes
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(Slotted, OfTheClass, Property, Uninitialized),
+        *(SlottedBuffer, BufferOfTheClass, PropertyBuffer, UninitializedBuffer),
+    ],
+)
+def test_a_class_may_have_a_queue_of_its_own(channels, pair, kind, use_poll):
+    class Terminated(kind):
+        def collect_incoming_data(self, data):
+            self.push(b"<" + data)
+
+        def found_terminator(self):
+            self.push(b">")
+
+        def handle_read(self):
+            if hasattr(self, "out_buffer"):
+                self.send(b"<" + self.recv(100)[:-1])
+                self.send(b">")
+            else:
+                asynchat.async_chat.handle_read(self)
+
+    near, far = pair()
+    channel = Terminated(far, channels)
+    if hasattr(channel, "set_terminator"):
+        channel.set_terminator(b"\n")
+
+    def act():
+        if hasattr(channel, "out_buffer"):
+            channel.out_buffer += b"from outside"
+        else:
+            channel.producer_fifo.append(b"from outside")
+
+    near.send(b"question\n")
+    Counting(pair, channels, act)
+    asyncore.loop(timeout=LIMIT, use_poll=use_poll, map=channels, count=3)
+    assert near.recv(100) == b"<question>from outside"
+    if hasattr(channel, "close_when_done"):
+        channel.push_with_producer(asynchat.simple_producer(b"the end"))
+        channel.close_when_done()
+        channel.discard_buffers()
+        assert not channel.producer_fifo
+    big = b"x" * 10_000_000
+    reader = threading.Thread(target=lambda: got.append(read(near, len(big))))
+    got = []
+    (getattr(channel, "push", None) or channel.send)(big)
+    reader.start()
+    while channel.writable():
+        asyncore.loop(timeout=LIMIT, use_poll=use_poll, map=channels, count=1)
+    reader.join(LIMIT)
+    assert got == [big]
+
+
+def read(sock, size):
+    data = b""
+    while len(data) < size:
+        data += sock.recv(size)
+    return data
+
+
+# -- several threads at one out_buffer
+
+
+def elsewhere(call, *args):
+    thread = threading.Thread(target=call, args=args)
+    thread.start()
+    thread.join(LIMIT)
+    assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("before", [b"", b"abcdef"])
+def test_what_is_added_is_added_to_what_another_thread_has_left(before):
+    """``+=`` is a look and an assignment, and another thread may come between the two."""
+    kept = OutBuffer(before)
+    value = kept.get()
+    value += b"mine"
+    elsewhere(kept.append, b"theirs")
+    elsewhere(kept.cut, (before + b"theirs")[:4], 4)
+    kept.set(value)
+    assert kept.data == (before + b"theirs")[4:] + b"mine"
+
+
+def test_what_another_thread_has_sent_is_not_sent_again():
+    kept = OutBuffer(b"abc")
+    value = kept.get() + b"d"
+    elsewhere(kept.cut, b"abc", 3)
+    kept.set(value)
+    assert kept.data == b"d"
+
+
+@pytest.mark.parametrize("value", [b"", b"abX", b"other"])
+def test_an_assignment_is_an_assignment_whatever_others_do(value):
+    kept = OutBuffer(b"abc")
+    kept.get()
+    elsewhere(kept.append, b"theirs")
+    kept.set(value)
+    assert kept.data == value
+
+
+def test_nothing_is_cut_from_what_another_thread_has_put_there():
+    kept = OutBuffer(b"abc")
+    kept.set(b"xyz")  # while "abc" is being sent
+    kept.cut(b"abc", 3)
+    assert kept.data == b"xyz"
+
+
+def test_a_queue_reports_the_channel_that_it_is_of_and_no_other():
+    one, two = asynchat.async_chat(map={}), asynchat.async_chat(map={})
+    fifo = Fifo([b"x"])
+    one.producer_fifo = fifo
+    two.producer_fifo = fifo
+    assert fifo.is_of(one)
+    assert not fifo.is_of(two)
