@@ -443,8 +443,15 @@ class AsyncChat(Protocol):
         # So the next attempt to send finds out; a request to close is none.
         self._full = False
         end = self._writing_end or transports.writing_end(self.transport)
-        if transports.writing_was_ended(self.transport, end) or (
-            self._state is _OPEN and not self._output and transports.waits_for_exit(self.transport)
+        if (
+            # TLS ends its own direction, and leaves the descriptor beneath it open.
+            self._half_close == _DONE
+            or transports.writing_was_ended(self.transport, end)
+            or (
+                self._state is _OPEN
+                and not self._output
+                and transports.waits_for_exit(self.transport)
+            )
         ):
             return
         self._cannot_send()
