@@ -5,6 +5,7 @@ The ``secure:`` endpoint strings, and what they reach.
 import importlib.util
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from twisted.internet.endpoints import serverFromString
+from twisted.internet.endpoints import TCP4ClientEndpoint, serverFromString
 from twisted.internet.interfaces import (
     IStreamClientEndpoint,
     IStreamClientEndpointStringParserWithReactor,
@@ -20,6 +21,7 @@ from twisted.internet.interfaces import (
     IStreamServerEndpointStringParser,
 )
 from twisted.internet.protocol import Factory
+from twisted.internet.ssl import CertificateOptions, optionsForClientTLS
 from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock
 from twisted.plugin import IPlugin
@@ -31,8 +33,15 @@ import support
 from support import HOST, client_context, leaf, trust
 
 from txasynchat import CredentialsError
-from txasynchat.endpoints import client_options, parse_client, parse_server, server_options
-from txasynchat.tls import ClientCertificate, Version
+from txasynchat.endpoints import (
+    SecureClientEndpoint,
+    client_options,
+    parse_client,
+    parse_server,
+    server_options,
+)
+from txasynchat.pending import default_limit
+from txasynchat.tls import ClientCertificate, ClientOptions, Credentials, ServerOptions, Version
 
 ROOT = Path(__file__).parent.parent
 PLUGIN = ROOT / "twisted" / "plugins" / "txasynchat_endpoints.py"
@@ -116,6 +125,7 @@ def test_each_word_of_a_server_has_its_effect(files):
         handshake_timeout="2.5",
         close_timeout="1",
         max_handshakes="7",
+        max_pending="70",
     )
     assert len(options.credentials) == 2
     assert options.client_certificate is ClientCertificate.OPTIONAL
@@ -127,7 +137,7 @@ def test_each_word_of_a_server_has_its_effect(files):
     assert options.sessions
     assert options.reload_interval is None
     assert (options.handshake_timeout, options.close_timeout) == (2.5, 1.0)
-    assert options.max_handshakes == 7
+    assert (options.max_handshakes, options.max_pending) == (7, 70)
 
 
 def test_what_a_server_does_when_it_is_told_nothing_more(files):
@@ -140,6 +150,7 @@ def test_what_a_server_does_when_it_is_told_nothing_more(files):
         3,
         128,
     )
+    assert options.max_pending == default_limit()
     assert not (options.sessions or options.strict_names or options.require_alpn or options.alpn)
     required = server_options(certificate=certificate, key=key, client_ca=authorities)
     assert required.client_certificate is ClientCertificate.REQUIRED
@@ -182,8 +193,12 @@ def test_a_clients_host_name_is_the_host_that_it_connects_to(files):
         ({"client": "maybe"}, "client is off or optional or required, not 'maybe'"),
         ({"version": "1.1"}, "version is 1.2 or 1.3, not '1.1'"),
         ({"sessions": "1"}, "sessions is no or yes, not '1'"),
-        ({"handshake_timeout": "soon"}, "handshake_timeout is a number above 0, not 'soon'"),
-        ({"max_handshakes": "0"}, "max_handshakes is a number above 0, not '0'"),
+        (
+            {"handshake_timeout": "soon"},
+            "handshake_timeout is a number above 0 to 1,000,000, not 'soon'",
+        ),
+        ({"max_handshakes": "0"}, "max_handshakes is a whole number from 1 up, not '0'"),
+        ({"max_pending": "0"}, "max_pending is a whole number from 1 up, not '0'"),
         ({"key": "one,two"}, "certificate names 1 files, key 2"),
         ({"client_ca": "missing.pem"}, "missing.pem: No such file or directory"),
         ({"certificate": "missing.pem"}, "missing.pem: No such file or directory"),
@@ -195,6 +210,23 @@ def test_a_wrong_word_is_named(files, words, complaint):
     with pytest.raises(ValueError) as raised:
         parse_server(MemoryReactorClock(), "tcp", "0", **{k: v for k, v in given.items() if v})
     assert complaint in str(raised.value)
+
+
+def test_client_endpoint_refuses_options_that_verify_no_name(files):
+    *_, authorities = files
+    inner = TCP4ClientEndpoint(MemoryReactorClock(), HOST, 1)
+    for options in (ClientOptions(HOST, authorities), optionsForClientTLS(HOST)):
+        SecureClientEndpoint(MemoryReactorClock(), inner, options)
+    server = ServerOptions(Credentials(files[0], files[1]))
+    for wrong in (CertificateOptions(), server, ssl.create_default_context(), None):
+        with pytest.raises(TypeError, match=r"must be ClientOptions\(hostname\)"):
+            SecureClientEndpoint(MemoryReactorClock(), inner, wrong)
+
+
+@pytest.mark.parametrize("words", [{"hostname": ""}, {"hostname": "."}, {"hostname": "*"}])
+def test_client_string_without_a_host_name_is_refused(files, words):
+    with pytest.raises(ValueError, match=r"hostname must be|no host name"):
+        parse_client(MemoryReactorClock(), "tcp", HOST, "1", ca=files[2], **words)
 
 
 def test_nothing_inside_is_an_error(files):

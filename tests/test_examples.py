@@ -3,9 +3,11 @@ The programs in ``examples/``, run as a reader would run them.
 """
 
 import doctest
+import importlib.util
 import os
 import re
 import shutil
+import smtplib
 import socket
 import ssl
 import subprocess
@@ -148,6 +150,37 @@ def test_files_sends_a_file_whole_and_what_was_asked_later_behind_it(root, start
         assert answers.read(4) == b"tiny"
         assert [answers.readline() for _ in range(2)] == [b"large\n", b"small\n"]
         assert answers.readline() == b"no such file\n"
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("smtpd") is None,
+    reason="smtpd left Python with 3.12, and no package brings it back here",
+)
+@pytest.mark.parametrize("secure", [False, True], ids=["in the clear", "over TLS"])
+def test_mail_is_taken_by_the_channel_of_smtpd(root, start, tmp_path, secure):
+    shutil.copy(root / "examples" / "mail.py", tmp_path)
+    authority = trustme.CA()
+    pem = tmp_path / "server.pem"
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(pem)
+    listen = "tcp:0:interface=127.0.0.1"
+    if secure:
+        listen = f"secure:{listen}:certificate=server.pem"
+    twistd = [sys.executable, "-W", "ignore", str(Path(sys.executable).with_name("twistd"))]
+    command = [*twistd, "-n", "asynchat", "--handler", "mail:factory", "--listen", listen]
+    port = int(start(command, r"on 127\.0\.0\.1:(\d+)")[1])
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    connection = (
+        smtplib.SMTP_SSL("127.0.0.1", port, timeout=20, context=context)
+        if secure
+        else smtplib.SMTP("127.0.0.1", port, timeout=20)
+    )
+    with connection as client:
+        for size in (10, 100_000):
+            text = "Subject: hello\r\n\r\n" + "x" * 70 * (size // 70) + "\r\n"
+            refused = client.sendmail("me@example.org", ["you@example.org"], text)
+            assert refused == {}
+        assert client.docmd("EXPN", "everybody")[0] == 502
 
 
 def test_the_application_file_serves_echo(root, start, tmp_path):

@@ -164,6 +164,7 @@ class TestOrder:
 
         assert seconds(160_000) < 60 * max(seconds(10_000), 0.001)
 
+    @pytest.mark.counts_references
     def test_what_was_taken_is_forgotten(self):
         queue = OutputQueue()
         big = bytes(100)

@@ -7,6 +7,7 @@ import socket
 import ssl
 import sys
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from cryptography.hazmat.primitives.serialization import (
@@ -16,10 +17,16 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 from cryptography.x509 import load_pem_x509_certificate, load_pem_x509_certificates
+from service_identity import VerificationError
+from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.endpoints import TCP4ClientEndpoint, clientFromString, connectProtocol
+from twisted.internet.protocol import Protocol
+from twisted.internet.ssl import Certificate, optionsForClientTLS, trustRootFromCertificates
 from twisted.logger import globalLogPublisher
 from twisted.protocols.policies import WrappingFactory
 from twisted.trial import unittest
+from typing_extensions import override
 
 sys.path.insert(0, str(Path(__file__).parent / "tls_matrix"))
 
@@ -74,6 +81,27 @@ class Talk(unittest.TestCase):
         self.assertIsNone(server.handlers[0].close_reason)
         self.assertEqual(client.notes[0][1].peer_certificate, _x509(leaf()))
 
+    async def test_a_protocol_that_raises_before_the_handshake_has_no_connection(self):
+        """Nor does its client wait for anything."""
+        lost = Deferred()
+
+        class Failing(Protocol):
+            @override
+            def connectionMade(self):
+                raise ValueError("no")
+
+            @override
+            def connectionLost(self, reason):
+                lost.callback(reason.type)
+
+        server = await Server(self, server_options(), handler=Failing).listen()
+        handler = Notes()
+        connecting = connect(server.port, ClientOptions(HOST, trust()), handler)
+        await self.assertFailure(connecting, errors.HandshakeFailed)
+        self.assertIs(await lost, ValueError)
+        await handler.closed
+        self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
+
     async def test_the_hook_comes_through_policy_wrappers(self):
         server = await Server(
             self, server_options(), wrap=lambda f: WrappingFactory(WrappingFactory(f))
@@ -92,6 +120,45 @@ def _x509(certificate):
     return load_pem_x509_certificate(certificate.cert_chain_pems[0].bytes())
 
 
+class Eager(Notes):
+    """Sends a secret as soon as it can: at once, or after STARTTLS."""
+
+    options = None
+    reason = None
+
+    @override
+    def connectionMade(self):
+        if self.options is None:
+            self.push(b"secret\n")
+
+    def handle_connect(self):
+        super().handle_connect()
+        if self.options is not None:
+            self.push(b"STARTTLS\n")
+
+    def message_received(self, message):
+        self.start_tls(self.options)
+        self.push(b"secret\n")
+
+    def handle_secure(self, info):
+        self.notes.append("secure")
+
+    @override
+    def connectionLost(self, reason):
+        self.reason = reason
+        super().connectionLost(reason)
+
+
+class Upgrading(Notes):
+    """Starts TLS on request."""
+
+    def message_received(self, message):
+        self.notes.append(message)
+        if message == b"STARTTLS":
+            self.push(b"go\n")
+            self.start_tls(server_options())
+
+
 class Verification(unittest.TestCase):
     """Each failure is its own error, and nothing was connected, let alone delivered."""
 
@@ -102,6 +169,8 @@ class Verification(unittest.TestCase):
         handler = Notes()
         error = await self.assertFailure(connect(server.port, client, handler), kind)
         self.assertIs(type(error), kind)
+        self.assertEqual(handler.notes, [], "the one who connects is told first")
+        await handler.closed
         self.assertIs(handler.close_reason, error)
         self.assertEqual(handler.notes, ["close"])
         (other,) = server.handlers
@@ -131,6 +200,50 @@ class Verification(unittest.TestCase):
         self.assertIsNone(client.tls.server_name)
         client.close()
         await gatherResults([client.closed, server.handlers[0].closed])
+
+    def authorities_file(self):
+        file = Path(self.mktemp())
+        file.write_bytes(trust())
+        return file
+
+    async def test_no_client_sends_data_to_a_server_with_another_name(self):
+        roots = trustRootFromCertificates([Certificate.loadPEM(trust())])
+        file = self.authorities_file()
+        server = await Server(self, server_options()).listen()
+        plain = await Server(self, server_options(), handler=Upgrading, plain=True).listen()
+        string = f"secure:tcp:127.0.0.1:{server.port}:ca={file}:hostname="
+
+        async def endpoint(options, handler):
+            await connect(server.port, options, handler)
+
+        async def of_string(name, handler):
+            await connectProtocol(clientFromString(reactor, string + name), handler)
+
+        async def after_starttls(options, handler):
+            handler.options = options
+            client = TCP4ClientEndpoint(reactor, "127.0.0.1", plain.port)
+            await connectProtocol(client, handler)
+            await handler.closed
+            handler.reason.raiseException()
+
+        twisted = partial(optionsForClientTLS, trustRoot=roots)
+        for name in ("wrong.example.org", "127.0.0.2"):
+            for how, who in (
+                (endpoint, ClientOptions(name, trust())),
+                (endpoint, twisted(name)),
+                (of_string, name),
+                (after_starttls, ClientOptions(name, trust())),
+                (after_starttls, twisted(name)),
+            ):
+                handler = Eager()
+                with self.assertRaises((errors.WrongName, VerificationError)):
+                    await how(who, handler)
+                self.assertNotIn(
+                    "connect" if how is not after_starttls else "secure", handler.notes
+                )
+        for handler in (*server.handlers, *plain.handlers):
+            await handler.closed
+            self.assertNotIn(b"secret", handler.notes)
 
     async def test_a_certificate_that_vouches_for_itself(self):
         await self.refused(
@@ -344,6 +457,7 @@ class Protocols(unittest.TestCase):
         handler = Notes()
         options = ClientOptions(HOST, trust(), alpn=(b"chat/1",))
         await self.assertFailure(connect(server.port, options, handler), errors.NoCommonProtocol)
+        await handler.closed
         self.assertEqual(handler.notes, ["close"])
         await server.handlers[0].closed
 
@@ -475,8 +589,12 @@ class Start(unittest.TestCase):
                 server_options(**wrong)
 
     def test_a_host_name_that_is_none(self):
-        with self.assertRaises(ValueError):
-            ClientOptions("\N{SNOWMAN WITHOUT SNOW} .. ", trust())
+        for wrong in ("\N{SNOWMAN WITHOUT SNOW} .. ", " ", "*", "*.example.org", "a:443"):
+            with self.assertRaisesRegex(ValueError, "no host name"):
+                ClientOptions(wrong, trust())
+        for wrong in ("", ".", ".example.org", None, b"chat.example.org", b"chat", 5):
+            with self.assertRaisesRegex(ValueError, "hostname must be a str"):
+                ClientOptions(wrong, trust())
 
     def test_an_international_host_name(self):
         self.assertEqual(

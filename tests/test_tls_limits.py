@@ -95,6 +95,7 @@ class StoppedHandshakes(unittest.TestCase):
         await self.assertFailure(
             connect(silent.getsockname()[1], options, handler), errors.HandshakeTimedOut
         )
+        await handler.closed
         self.assertEqual(handler.notes, ["close"])
 
     async def test_a_cancelled_connection_is_closed(self):
@@ -108,13 +109,19 @@ class StoppedHandshakes(unittest.TestCase):
         await handler.closed
         await self.assertFailure(connecting, CancelledError)
 
+    def stall(self, port, count):
+        """Clients whose hello is whole, and that do not answer the server's."""
+        stalled = [raw(port) for _ in range(count)]
+        for sock in stalled:
+            self.addCleanup(sock.close)
+            sock.sendall(memory_client().hello())
+        return stalled
+
     async def test_the_rest_waits_for_those_in_flight(self):
         server = await Server(self, server_options(max_handshakes=2)).listen()
         limit = server.options.limit
         limit.patience = 60.0
-        stalled = [raw(server.port) for _ in range(2)]
-        for sock in stalled:
-            self.addCleanup(sock.close)
+        stalled = self.stall(server.port, 2)
         while limit.in_flight < 2:
             await task.deferLater(reactor, 0.005)
         talking = in_thread(support.talk, server.port, client_context())
@@ -130,9 +137,7 @@ class StoppedHandshakes(unittest.TestCase):
     async def test_those_that_stall_keep_nobody_out_for_long(self):
         server = await Server(self, server_options(max_handshakes=2)).listen()
         server.options.limit.patience = 0.2
-        stalled = [raw(server.port) for _ in range(6)]
-        for sock in stalled:
-            self.addCleanup(sock.close)
+        stalled = self.stall(server.port, 6)
         self.assertEqual(await in_thread(support.talk, server.port, client_context()), b"hello\n")
         for sock in stalled:
             sock.close()
@@ -144,7 +149,7 @@ class StoppedHandshakes(unittest.TestCase):
             self, server_options(max_handshakes=1, handshake_timeout=0.3)
         ).listen()
         server.options.limit.patience = 60.0
-        socks = [raw(server.port) for _ in range(3)]
+        socks = self.stall(server.port, 3)
         await gatherResults([in_thread(drain, sock) for sock in socks])
         await gatherResults([handler.closed for handler in server.handlers])
         for handler in server.handlers:
@@ -604,11 +609,11 @@ class Parts(unittest.TestCase):
 
     def test_who_leaves_while_it_waits_is_not_admitted(self):
         clock = task.Clock()
-        limit = HandshakeLimit(1)
+        limit = HandshakeLimit(1, None)
         admitted = []
-        self.assertTrue(limit.enter("a", clock, lambda: admitted.append("a")))
-        self.assertFalse(limit.enter("b", clock, lambda: admitted.append("b")))
-        self.assertFalse(limit.enter("c", clock, lambda: admitted.append("c")))
+        self.assertTrue(limit.enter("a", None, clock, lambda: admitted.append("a")))
+        self.assertFalse(limit.enter("b", None, clock, lambda: admitted.append("b")))
+        self.assertFalse(limit.enter("c", None, clock, lambda: admitted.append("c")))
         limit.leave("b", clock)
         limit.leave("a", clock)
         self.assertEqual(admitted, ["c"])

@@ -253,6 +253,7 @@ class TestHalfClose:
         transports.tell_of_half_close(memory, listener)
         assert vars(memory) == before
 
+    @pytest.mark.counts_references
     def test_the_listener_is_not_kept(self, pair):
         connection, _ = pair
         listener = Listener()

@@ -295,10 +295,85 @@ def test_it_serves_a_socket_that_systemd_opened(tmp_path, family):
                 limit.join()
 
 
+@pytest.mark.parametrize("around", ["", "haproxy:", "secure:"])
+def test_the_file_of_a_socket_that_systemd_opened_stays_as_it_is(tmp_path, around):
+    """The next start is handed the same socket, whose file is systemd's, and so is its mode."""
+    make_pem(tmp_path)
+    path = tmp_path / "activated.sock"
+    words = ":certificate=cert.pem:key=key.pem" if around == "secure:" else ""
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        path.chmod(0o600)
+        listening.listen()
+        for _ in range(2):
+            with socket_activated(
+                tmp_path, listening, *TWISTD, "-n", "asynchat",
+                "--listen", f"{around}systemd:domain=UNIX:index=0{words}",
+            ) as program:  # fmt: skip
+                limit = threading.Timer(SECONDS, program.kill)
+                limit.start()
+                for line in program.stdout:
+                    if found := re.search("txasynchat: echo on (.*);", line):
+                        assert found[1] == str(path)
+                        break
+                if not around:
+                    check_echo(str(path))
+                program.terminate()
+                said, _ = program.communicate()
+                limit.cancel()
+                limit.join()
+            assert program.returncode == -signal.SIGTERM, said
+            assert path.is_socket()
+            assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    ("family", "domain", "kind", "told"),
+    [
+        ("INET", "UNIX", "STREAM", "a socket of family AF_INET; write domain=INET"),
+        ("UNIX", "INET", "STREAM", "a socket of family AF_UNIX; write domain=UNIX"),
+        (
+            "INET",
+            "INET",
+            "DGRAM",
+            "a socket of type SOCK_DGRAM; write ListenStream= in its .socket",
+        ),
+        ("UNIX", "UNIX", "connected", "a connection, not a socket that listens; write Accept=no"),
+        ("INET", "FOO", "STREAM", "domain=FOO is not known; write INET, INET6 or UNIX"),
+    ],
+)
+def test_a_socket_of_systemds_that_is_not_the_one_meant(tmp_path, family, domain, kind, told):
+    """What systemd handed over is told, with what to change."""
+    ours = socket.socket(getattr(socket, f"AF_{family}"), getattr(socket, f"SOCK_{kind}", 1))
+    other = None
+    if kind == "connected":
+        ours.close()
+        ours, other = socket.socketpair()
+    else:
+        ours.bind(("127.0.0.1", 0) if family == "INET" else str(tmp_path / "activated.sock"))
+    if kind == "STREAM":
+        ours.listen()
+    with ours, socket_activated(
+        tmp_path, ours, *TWISTD, "-n", "asynchat", "--listen", f"systemd:domain={domain}:index=0"
+    ) as program:  # fmt: skip
+        limit = threading.Timer(SECONDS, program.kill)
+        limit.start()
+        said, _ = program.communicate()
+        limit.cancel()
+        limit.join()
+    if other is not None:
+        other.close()
+    assert program.returncode == 1
+    [line] = [line for line in said.splitlines() if line.startswith("txasynchat: cannot listen")]
+    assert told in line
+    assert "Traceback" not in said
+
+
 # -- what is served
 
 HANDLERS = """
 import asynchat
+import asyncore
 
 from twisted.internet.protocol import Factory, Protocol
 from txasynchat import AsyncChat, ChatFactory
@@ -354,6 +429,73 @@ def fail():
 
 class NoHandler:
     pass
+
+
+class InRoom(Native):
+    def __init__(self, room):
+        pass
+
+
+class Smtp(Legacy):
+    def __init__(self, server, conn, addr):
+        pass
+
+
+class Nothing(Legacy):
+    def __init__(self):
+        pass
+
+
+class Listener(asyncore.dispatcher):
+    def __init__(self, address):
+        pass
+
+    def handle_accepted(self, sock, addr):
+        pass
+
+
+class Deaf(AsyncChat):
+    terminator = b"\\n"
+
+    def line_received(self, line):
+        self.push(line)
+
+
+class Mute(asynchat.async_chat):
+    def __init__(self, sock):
+        asynchat.async_chat.__init__(self, sock)
+        self.set_terminator(b"\\n")
+
+
+class Greets(Deaf):
+    def handle_connect(self):
+        self.push(b"hello\\n")
+
+
+class Daytime(asynchat.async_chat):
+    def __init__(self, sock):
+        asynchat.async_chat.__init__(self, sock)
+        self.push(b"now\\n")
+        self.close_when_done()
+
+
+class Varied(Legacy):
+    def __init__(self, *args, **kwargs):
+        Legacy.__init__(self, args[0])
+
+
+class Elsewhere(Legacy):
+    others = {}
+
+    def __init__(self, sock):
+        asynchat.async_chat.__init__(self, sock, self.others)
+
+
+def make_legacy(sock, addr):
+    return Legacy(sock)
+
+
+instance = Native()
 """
 
 
@@ -371,9 +513,16 @@ def here(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stderr", sys.stderr)
     (tmp_path / "broken.py").write_text("nonsense\n")
     (tmp_path / "garbled.py").write_text("def (:\n")
+    (tmp_path / "noted.py").write_text(
+        "error = ValueError('what it is')\nerror.add_note('one\\nmore')\nraise error\n"
+    )
+    # As on a Python that does not have it.
+    (tmp_path / "departed.py").write_text(
+        "raise ModuleNotFoundError(\"No module named 'smtpd'\", name='smtpd')\n"
+    )
     yield tmp_path
     uninstall()
-    for name in {"handlers", "broken", "garbled"} - known:
+    for name in {"handlers", "broken", "garbled", "departed", "noted"} - known:
         sys.modules.pop(name, None)
 
 
@@ -382,6 +531,8 @@ def here(tmp_path, monkeypatch):
     [
         ("Native", b"native hello\n"),
         ("Legacy", b"legacy hello\n"),
+        ("Varied", b"legacy hello\n"),
+        ("Daytime", b"now\n"),
         ("make_factory", b"twisted hello\n"),
     ],
 )
@@ -416,6 +567,27 @@ def test_twist_serves_a_legacy_handler_too(run, handlers):
 
 # -- what cannot be served
 
+
+def test_a_handler_that_only_sends_is_served_and_one_that_forgot_a_hook_is_warned_of(run, handlers):
+    """What cannot be known at the start is served, with a line about what will come."""
+    program = run(*TWISTD, "-n", "asynchat", "--handler", "handlers:Greets", "--listen", LOOPBACK)
+    program.said(
+        "txasynchat: handlers:Greets overrides neither message_received nor found_terminator: "
+        "it cannot take what it is sent"
+    )
+    with connect(program.port()) as (_, answers):
+        assert answers.readline() == b"hello\n"
+
+
+def test_a_handler_that_registers_in_another_map_is_told_so(run, handlers):
+    """Nobody drives that map here: the log says what to leave out."""
+    handler = "handlers:Elsewhere"
+    program = run(*TWISTD, "-n", "asynchat", "--handler", handler, "--listen", LOOPBACK)
+    with connect(program.port()) as (_, answers):
+        assert answers.read() == b""
+    program.said("Elsewhere registered in another map, .* leave map= out")
+
+
 MISTAKES = {
     "no such module": (
         ["--handler", "nowhere:Handler"],
@@ -431,6 +603,17 @@ MISTAKES = {
         ["--handler", "broken:Handler"],
         re.compile(r"cannot import broken: NameError: name 'nonsense' .*broken\.py, line 1"),
     ),
+    "a module that left Python": (
+        ["--handler", "departed:Handler"],
+        re.compile(
+            r"No module named 'smtpd' \(.*departed\.py, line 1\); smtpd left Python with 3\.12; "
+            r"pip install standard-smtpd brings it back, and runs on txasynchat where "
+        ),
+    ),
+    "an exception with a note": (
+        ["--handler", "noted:Handler"],
+        re.compile(r"cannot import noted: ValueError: what it is \(.*noted\.py, line 3\)$"),
+    ),
     "no syntax": (["--handler", "garbled:Handler"], "cannot import garbled: SyntaxError: "),
     "no endpoint": (["--listen", "pigeon:1"], "cannot listen on 'pigeon:1': Unknown endpoint"),
     "no argument": (["--listen", "tcp:1:colour=red"], "unexpected keyword argument 'colour'"),
@@ -439,8 +622,55 @@ MISTAKES = {
     "no socket": (["--listen", "systemd:domain=INET:index=7"], "systemd handed over no such socket"),
     "no option": (["--lisen", "tcp:1"], "option --lisen not recognized (--help tells"),
     "no folder": (["--listen", "unix:none/echo.sock"], "cannot listen on 'unix:none/echo.sock': "),
-    "no number": (["--max-message-length", "many"], "--max-message-length 'many': not a number"),
-    "negative": (["--stop-timeout=-1"], "--stop-timeout '-1': not a number from 0 up"),
+    "no number": (
+        ["--max-message-length", "many"],
+        "--max-message-length is a whole number from 0 up, not 'many'",
+    ),
+    "negative": (["--stop-timeout=-1"], "--stop-timeout is a number from 0 to 1,000,000, not '-1'"),
+    "no kind of endpoint": (
+        ["--listen", "4000"],
+        ("cannot listen on '4000': Unknown endpoint type: '4000'; "
+        "write tcp:4000:interface=127.0.0.1 for this machine only"),
+    ),
+    "a constructor that wants more": (
+        ["--handler", "handlers:InRoom"],
+        ("handlers:InRoom: InRoom wants (room); write --handler handlers:factory, and in that module "
+        "factory = ChatFactory(InRoom, room)"),
+    ),
+    "the same, with a limit": (
+        ["--handler", "handlers:InRoom", "--max-message-length=9"], "InRoom wants (room); write "
+    ),
+    "a legacy constructor that wants more": (
+        ["--handler", "handlers:Smtp"],
+        ("handlers:Smtp: Smtp wants (server, conn, addr), and would be called with (sock); write "
+        "--handler handlers:factory, and in that module factory = "
+        "LegacyFactory(build=lambda sock, addr: Smtp(server, sock, addr))"),
+    ),
+    "a legacy constructor that wants nothing": (
+        ["--handler", "handlers:Nothing"],
+        ("write --handler handlers:factory, and in that module factory = LegacyFactory(build=make), "
+        "where make(sock, addr) makes one for a socket"),
+    ),
+    "a listener": (
+        ["--handler", "handlers:Listener"],
+        ("handlers:Listener: Listener listens by itself, as it overrides handle_accept or "
+        "handle_accepted: serve the class that it makes for each connection; write --handler "
+        "handlers:factory, and in that module factory = LegacyFactory(build=make)"),
+    ),
+    "no hook": (
+        ["--handler", "handlers:Deaf"],
+        "handlers:Deaf overrides neither message_received nor found_terminator, and does nothing",
+    ),
+    "no legacy hook": (
+        ["--handler", "handlers:Mute"],
+        "handlers:Mute overrides neither collect_incoming_data nor found_terminator, and does",
+    ),
+    "an instance": (["--handler", "handlers:instance"], "handlers:instance is <handlers.Native "),
+    "a function that builds handlers": (
+        ["--handler", "handlers:make_legacy"],
+        ("handlers:make_legacy wants (sock, addr), and --handler calls a function with nothing, for "
+        "a factory; if it makes legacy handlers, write factory = LegacyFactory(build=make_legacy)"),
+    ),
     "a limit for others": (
         ["--handler", "handlers:Twisted", "--max-message-length", "5"],
         "--max-message-length is for AsyncChat handlers, which handlers:Twisted is not",
@@ -605,6 +835,64 @@ def test_what_does_not_finish_in_time_is_aborted(run, working):
         with pytest.raises(ConnectionResetError):
             answers.read()
     assert program.ended() == -signal.SIGTERM
+
+
+MEDDLING = """
+import os
+
+import asynchat
+from txasynchat import AsyncChat
+
+
+class Native(AsyncChat):
+    terminator = b"\\n"
+
+    def message_received(self, message):
+        if message == b"descriptor":
+            os.close(self.transport.fileno())
+        elif message == b"socket":
+            self.transport.socket.close()
+        else:
+            self.push(message + b"\\n")
+
+
+class Legacy(asynchat.async_chat):
+    def __init__(self, sock):
+        asynchat.async_chat.__init__(self, sock)
+        self.set_terminator(b"\\n")
+
+    collect_incoming_data = asynchat.async_chat._collect_incoming_data
+
+    def found_terminator(self):
+        line = self._get_data()
+        if line == b"descriptor":
+            os.close(self.socket.fileno())
+        elif line == b"socket":
+            self.socket.close()
+        else:
+            self.push(line + b"\\n")
+"""
+
+
+@pytest.mark.parametrize("closed", [b"descriptor", b"socket"])
+@pytest.mark.parametrize("handler", ["Native", "Legacy"])
+def test_a_handler_that_closes_its_descriptor_does_not_keep_the_program(
+    run, tmp_path, handler, closed
+):
+    (tmp_path / "meddling.py").write_text(MEDDLING)
+    program = run(
+        *RUNNERS["twistd -n"], "asynchat", "--handler", f"meddling:{handler}",
+        "--listen", LOOPBACK, "--stop-timeout=1",
+    )  # fmt: skip
+    port = program.port()
+    with connect(port) as (meddler, end), connect(port) as (bystander, answers):
+        meddler.sendall(closed + b"\n")
+        assert end.read() == b""
+        bystander.sendall(b"hello\n")
+        assert answers.readline() == b"hello\n"
+        program.process.send_signal(signal.SIGINT)
+        assert answers.read() == b""
+    assert program.ended() == -signal.SIGINT
 
 
 # -- in the background

@@ -4,57 +4,166 @@
 The program sees what it would see under plain ``python``: its own ``sys.argv`` and
 ``sys.path[0]``, itself as ``__main__``, its own exit status; and a traceback that ends it shows
 its own frames alone.
+
+``enable`` and ``disable`` do so for all programs of an environment.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import io
+import linecache
+import marshal
 import os
 import runpy
 import sys
 import zipimport
-from importlib.machinery import SourceFileLoader
+from importlib.machinery import BuiltinImporter, SourceFileLoader, SourcelessFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import TYPE_CHECKING, NoReturn
 
 from txasynchat.compat import install
+from txasynchat.compat._install import what_brings_back
 
 if TYPE_CHECKING:
-    from types import CodeType, TracebackType
+    from types import TracebackType
 
 USAGE = """\
 usage: python -m txasynchat run PROGRAM [ARGUMENT ...]
        python -m txasynchat run -m MODULE [ARGUMENT ...]
+       python -m txasynchat run -c COMMAND [ARGUMENT ...]
+       python -m txasynchat run - [ARGUMENT ...]
+       python -m txasynchat enable [--user]
+       python -m txasynchat disable [--user]
 
-Run a Python program with txasynchat's modules in the places of asyncore and asynchat.
-PROGRAM is a file, or a folder or zip file that holds a __main__.py.
+run: run a Python program with txasynchat's modules in the places of asyncore and asynchat.
+PROGRAM is a file, or a folder or zip file that holds a __main__.py; - is standard input.
+Options of Python's own, as -u, -W error or -X dev, may stand behind run.
+
+enable: have them there for every program of this environment, and for each child that it
+starts, until disable. --user: for this user alone.
 """
+
+# Python's own options: those that take a value, the first two of which say what is run and end the
+# options; and those that take none.
+_WITH_VALUE = "cmWX"
+_PLAIN = "bBdEiIOPqRsSuvV"
+_LONG_WITH_VALUE = "--check-hash-based-pycs"
 
 
 def main() -> None:
     """
-    Read ``sys.argv`` and become the program that it names.
+    Read ``sys.argv`` and do what it says; for ``run``, become the program that it names.
     """
     arguments = sys.argv[1:]
-    if arguments in (["-h"], ["--help"], ["run", "-h"], ["run", "--help"]):
+    if arguments[:1] in (["-h"], ["--help"]) or arguments[1:] in (["-h"], ["--help"]):
         sys.stdout.write(USAGE)
-        return
-    if len(arguments) < 2 or arguments[0] != "run":
+    elif arguments in (["enable"], ["enable", "--user"], ["disable"], ["disable", "--user"]):
+        _enable_or_disable(arguments[0], user=len(arguments) == 2)
+    elif arguments[:1] == ["run"] and len(arguments) > 1:
+        _run(arguments[1:])
+    else:
         _fail(USAGE)
+
+
+def _enable_or_disable(command: str, *, user: bool) -> None:
+    from txasynchat.compat import _enable  # noqa: PLC0415 - a program that is run pays for none of it
+
+    do = _enable.enable if command == "enable" else _enable.disable
+    try:
+        lines = do(user=user)
+    except _enable.CannotEnable as problem:
+        sys.exit(f"txasynchat: {problem}")
+    sys.stdout.write("txasynchat: " + "\n".join(lines) + "\n")
+
+
+def _run(arguments: list[str]) -> None:
+    """
+    Take Python's options off *arguments*, and run what they name.
+    """
+    options, what, rest = _split(arguments)
+    if options:
+        _start_again(options, [*what, *rest])
     install()
     try:
-        if arguments[1] == "-m":
-            if len(arguments) < 3:
-                _fail(USAGE)
-            _run_module(arguments[2], arguments[3:])
+        if what[:1] == ["-m"]:
+            _run_module(what[1], rest)
+        elif what[:1] == ["-c"]:
+            _run_text(what[1] + "\n", "<string>", ["-c", *rest])
+        elif what == ["-"]:
+            _run_standard_input(rest)
         else:
-            _run_program(arguments[1], arguments[2:])
+            _run_program(what[1], rest)
     except SystemExit:
         raise
-    except BaseException:
+    except BaseException as error:
+        sentence = what_brings_back(error)
+        if sentence is not None:
+            error.add_note(sentence)
         _hide_our_frames()
         raise
+
+
+def _split(arguments: list[str]) -> tuple[list[str], list[str], list[str]]:
+    """
+    Take a command line apart as Python does.
+
+    Returns:
+        Python's options; what is run, as ``["-m", "name"]``, ``["-c", "text"]``, ``["--", "file"]``
+        or ``["-"]``; its arguments.
+    """
+    options: list[str] = []
+    rest = arguments[:]
+
+    def value_of(option: str, joined: str = "") -> str:
+        if not joined and not rest:
+            if option in ("-c", "-m", "--"):
+                _fail(USAGE)
+            _fail(f"txasynchat run: {option} wants a value\n")
+        return joined or rest.pop(0)
+
+    while rest:
+        one = rest.pop(0)
+        if one == "-":
+            return options, [one], rest
+        if one == "--" or not one.startswith("-"):
+            return options, ["--", value_of("--", one.removeprefix("--"))], rest
+        if one.startswith("--"):
+            if one != _LONG_WITH_VALUE:
+                _fail(f"txasynchat run: Python has no option {one}\n")
+            options += [one, value_of(one)]
+            continue
+        for place, letter in enumerate(one[1:], 2):
+            if letter in _WITH_VALUE:
+                value = value_of(f"-{letter}", one[place:])
+                if letter in "cm":
+                    return options, [f"-{letter}", value], rest
+                options += [f"-{letter}", value]
+                break
+            if letter not in _PLAIN:
+                _fail(f"txasynchat run: a program cannot be run with an option -{letter}\n")
+            options.append(f"-{letter}")
+    if "-V" not in options:
+        _fail(USAGE)
+    return options, [], rest
+
+
+def _start_again(options: list[str], rest: list[str]) -> NoReturn:
+    """
+    Replace this process by one that was started with *options*, which only a start can follow.
+    """
+    count = len(sys.argv) - 1
+    ours = sys.orig_argv[1 : len(sys.orig_argv) - count]
+    if not sys.executable or sys.orig_argv[len(ours) + 1 :] != sys.argv[1:]:
+        _fail(
+            f"txasynchat run: write {' '.join(options)} before -m, as in python {' '.join(options)} "
+            "-m txasynchat run\n"
+        )
+    place = len(ours) - 2 if ours[-2:-1] == ["-m"] else 0
+    os.execv(  # noqa: S606 - this Python itself
+        sys.executable, [sys.executable, *ours[:place], *options, *ours[place:], "run", *rest]
+    )
 
 
 def _fail(message: str) -> NoReturn:
@@ -105,10 +214,57 @@ def _run_program(path: str, arguments: list[str]) -> None:
     _set_first_path(str(Path(path).resolve().parent))
     module = _new_main()
     module.__file__ = whole
-    module.__loader__ = SourceFileLoader("__main__", module.__file__)
-    module.__dict__["__cached__"] = None
-    code: CodeType = compile(source, module.__file__, "exec", dont_inherit=True)
+    code: CodeType
+    if whole.endswith(".pyc") or source.startswith(importlib.util.MAGIC_NUMBER):
+        code = _compiled(source)
+        module.__loader__ = SourcelessFileLoader("__main__", module.__file__)
+    else:
+        code = compile(source, module.__file__, "exec", dont_inherit=True)
+        module.__loader__ = SourceFileLoader("__main__", module.__file__)
+    if sys.version_info < (3, 15):
+        module.__dict__["__cached__"] = None
     exec(code, module.__dict__)  # noqa: S102 - this is what running a program is
+
+
+def _compiled(data: bytes) -> CodeType:
+    """
+    Take the code out of a ``.pyc`` file.
+    """
+    if not data.startswith(importlib.util.MAGIC_NUMBER):
+        sys.exit("RuntimeError: Bad magic number in .pyc file")
+    # Behind the magic number are flags, and what is known of the source: 16 bytes in all.
+    code = marshal.loads(data[16:])  # noqa: S302 - what Python itself does with it
+    if not isinstance(code, CodeType):
+        sys.exit("RuntimeError: Bad code object in .pyc file")
+    return code
+
+
+def _run_text(text: str | bytes, name: str, arguments: list[str]) -> None:
+    """
+    What ``python -c TEXT``, and ``python -`` do.
+    """
+    sys.argv = arguments
+    _set_first_path("")
+    module = _new_main()
+    module.__loader__ = BuiltinImporter
+    if name == "<stdin>":
+        module.__file__ = name
+        if sys.version_info < (3, 15):
+            module.__dict__["__cached__"] = None
+    elif sys.version_info >= (3, 13) and isinstance(text, str):
+        # A traceback shows the lines.
+        linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
+    code: CodeType = compile(text, name, "exec", dont_inherit=True)
+    exec(code, module.__dict__)  # noqa: S102 - see above
+
+
+def _run_standard_input(arguments: list[str]) -> None:
+    if sys.stdin is None or sys.stdin.isatty():
+        _fail(
+            "txasynchat run -: standard input is no file or pipe to read a program from; for a "
+            "session write python -i -m txasynchat run -c ''\n"
+        )
+    _run_text(sys.stdin.buffer.read(), "<stdin>", ["-", *arguments])
 
 
 def _is_zip(path: str) -> bool:

@@ -4,8 +4,8 @@ Certificates and keys: read, checked, and read again when their files are renewe
 Nothing here speaks TLS; `txasynchat.tls` puts what is loaded here into OpenSSL's contexts.
 
 A renewal changes two files at two moments, and whoever looks in between finds a certificate and a key
-that do not match, or half a file. So a changed pair is taken up only when all of it is good; until then
-the old one stays, and the log says so once.
+that do not match, or half a file. So a changed pair replaces the old one only when all of it is good.
+Until then the old one stays in use, the log says why, and the new one is tried again.
 """
 
 from __future__ import annotations
@@ -15,15 +15,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from twisted.logger import Logger
 
 from txasynchat.errors import CredentialsError
+from txasynchat.log import Throttle
 
-__all__ = ["Credentials", "Loaded", "WatchedCredentials", "load_authorities"]
+__all__ = ["Credentials", "Loaded", "Watched", "load_authorities"]
+
+T = TypeVar("T")
+
+#: Seconds after which the log repeats why changed files are not in use.
+_REMINDER = 3600.0
 
 #: A file's name; its content in PEM; or objects of the `cryptography` package.
 CertificateSource: TypeAlias = str | os.PathLike[str] | bytes | Sequence[x509.Certificate]
@@ -106,63 +112,84 @@ class Credentials:
         return Loaded(chain, key, _names(leaf))
 
 
-class WatchedCredentials:
+class Watched(Generic[T]):
     """
-    Credentials that are read again after their files changed.
+    Something loaded from files, and loaded again when they change.
+
+    After a failure it is tried again at every look, not only after another change: a file can become
+    readable without one (``chmod``, or descriptors that are free again). The log gives each reason
+    once, and then once an hour.
 
     Args:
-        credentials: where to read.
-        interval: seconds for which no file is looked at again.
-        now: the clock that *interval* is measured by.
+        what: a name for it, for the log.
+        files: the names of the files; if there are none, it is loaded only once.
+        load: loads it, or raises `CredentialsError`.
+        interval: seconds between two looks at the files.
+        now: the clock for *interval*.
+        describe: returns what the log adds about a new one.
 
     Raises:
-        CredentialsError: the first reading failed.
+        CredentialsError: it could not be loaded the first time.
 
     Attributes:
-        loaded: the newest good ones.
+        loaded: the newest good one.
     """
 
     _log = Logger()
 
-    def __init__(self, credentials: Credentials, interval: float, now: Callable[[], float]) -> None:
-        self.credentials = credentials
+    def __init__(  # noqa: PLR0913 they are settings
+        self,
+        what: str,
+        files: Sequence[str],
+        load: Callable[[], T],
+        *,
+        interval: float,
+        now: Callable[[], float],
+        describe: Callable[[T], str] = lambda _: "",
+    ) -> None:
+        self._what = what
+        self._files = files
+        self._load = load
         self._interval = interval
         self._now = now
+        self._describe = describe
+        self._complaints = Throttle(_REMINDER, now)
         self._looked = now()
-        # Before the reading: a change in between is then seen, at worst twice.
-        self._state = self._look()
-        self.loaded = credentials.load()
+        # Taken before the files are read, so that no change is missed. None after a failure.
+        self._state: object = self._look()
+        self.loaded = load()
 
     def renewed(self) -> bool:
         """
-        Take up what changed in the files, if it is time to look; tell whether `loaded` is another.
+        Look at the files if it is time, and load again what changed; return whether `loaded` is new.
         """
         now = self._now()
-        if now - self._looked < self._interval or not self.credentials.files:
+        if now - self._looked < self._interval or not self._files:
             return False
         self._looked = now
         state = self._look()
         if state == self._state:
             return False
-        self._state = state
         try:
-            self.loaded = self.credentials.load()
+            self.loaded = self._load()
         except CredentialsError as error:
-            self._log.warn("kept the certificate in use: {error}", error=str(error))
+            self._state = None
+            if self._complaints.suppressed(str(error)) is not None:
+                self._log.warn(f"kept {self._what} in use: {{error}}", error=str(error))
             return False
+        self._state = state
+        self._complaints = Throttle(_REMINDER, self._now)
         self._log.info(
-            "took up {source}, valid until {until}",
-            source=self.credentials.files[0],
-            until=self.loaded.chain[0].not_valid_after_utc.isoformat(),
+            "took up {source}{more}", source=self._files[0], more=self._describe(self.loaded)
         )
         return True
 
     def _look(self) -> list[tuple[int, int, int] | None]:
         """
-        Tell the present state of the files, so that another one means another content.
+        Return the state of the files, which is different when their content is.
         """
         state: list[tuple[int, int, int] | None] = []
-        for file in self.credentials.files:
+        for file in self._files:
             try:
                 status = Path(file).stat()
             except OSError:

@@ -7,6 +7,7 @@ Told apart by whose fault they describe:
   or `ValueError` at the call, with the value in its message: nothing of those is defined here;
 * a *peer's* mistake or misfortune is a `PeerError`: it reaches a hook of the application, is logged
   once and closes that connection only; those of TLS are `TLSError`;
+* a *server* that stops ends a connection by `StoppedByServer`, where it does not wait for its end;
 * a *producer's* failure is a `ProducerError`: it is handled as an exception in a handler is;
 * *our own* certificate or key that cannot be used is a `CredentialsError`, and a `ValueError`;
 * a *place* that cannot be listened on is a `ListenError`, raised when a server is made or started.
@@ -14,13 +15,12 @@ Told apart by whose fault they describe:
 
 from __future__ import annotations
 
-import re
-
 __all__ = [
     "CertificateExpired",
     "CertificateRejected",
     "ChatError",
     "CloseTimedOut",
+    "ConnectionReset",
     "CredentialsError",
     "HandshakeFailed",
     "HandshakeTimedOut",
@@ -28,10 +28,12 @@ __all__ = [
     "MessageTooLong",
     "MissingClientCertificate",
     "NoCommonProtocol",
+    "NotAClientHello",
     "PeerError",
     "PlaintextAfterStartTLS",
     "ProducerError",
     "SelfSigned",
+    "StoppedByServer",
     "TLSError",
     "TruncatedConnection",
     "UnknownAuthority",
@@ -116,6 +118,30 @@ class CloseTimedOut(PeerError):
         return f"no progress for {self.limit:g} s while closing, {self.count} bytes dropped"
 
 
+class ConnectionReset(PeerError):
+    """
+    The connection broke off, without its end: the peer reset it, or is not there any more.
+
+    What was sent last may not have arrived. Not logged, as it is everyday. Not told of a connection
+    that this side was closing, once the operating system had everything. Over TLS it is a
+    `TruncatedConnection`.
+    """
+
+    def __str__(self) -> str:
+        """Say so."""
+        return "the connection was reset, or its peer is gone"
+
+
+class StoppedByServer(ChatError):
+    """
+    The server stopped, and ended a connection that had not come to its end in time.
+    """
+
+    def __str__(self) -> str:
+        """Say so."""
+        return "the server stopped before the connection had come to its end"
+
+
 class ProducerError(ChatError):
     """
     A producer raised, gave something that is not bytes, or gave nothing again and again.
@@ -131,28 +157,18 @@ class ListenError(ChatError):
     Attributes:
         endpoint: the endpoint's description.
         reason: what the endpoint raised.
+        problem: what went wrong, for a person, and what to do about it.
     """
 
-    def __init__(self, endpoint: str, reason: BaseException) -> None:
-        super().__init__(endpoint, reason)
+    def __init__(self, endpoint: str, reason: BaseException, problem: str = "") -> None:
+        super().__init__(endpoint, reason, problem)
         self.endpoint = endpoint
         self.reason = reason
+        self.problem = problem or f"{type(reason).__name__}: {reason}"
 
     def __str__(self) -> str:
-        """Name the endpoint and the reason."""
-        # Twisted's CannotListenError names the port again, and has the reason inside.
-        reason = getattr(self.reason, "socketError", None) or self.reason
-        if isinstance(reason, OSError) and reason.strerror:
-            text = reason.strerror
-            if reason.filename is not None:
-                text += f": {reason.filename!r}"
-        elif isinstance(reason, KeyError | TypeError | ValueError) and str(reason):
-            text = re.sub(
-                r"^\w+\(\) ", "", str(reason)
-            )  # the function is no business of the reader
-        else:
-            text = f"{type(reason).__name__}: {reason}"
-        return f"cannot listen on {self.endpoint!r}: {text}"
+        """Name the endpoint and the problem."""
+        return f"cannot listen on {self.endpoint!r}: {self.problem}"
 
 
 class CredentialsError(ChatError, ValueError):
@@ -201,6 +217,12 @@ class HandshakeTimedOut(HandshakeFailed):
     def __str__(self) -> str:
         """Name the limit."""
         return f"TLS handshake not done after {self.limit:g} s"
+
+
+class NotAClientHello(HandshakeFailed):
+    """
+    A client's first bytes are not TLS, or are a malformed ClientHello.
+    """
 
 
 class NoCommonProtocol(HandshakeFailed):

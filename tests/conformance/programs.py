@@ -68,6 +68,7 @@ _ACT_WEIGHTS = list(ACTS.values())
 
 _LINES = (b"a\n", b"bb\r\n", b"\n", b"abc", b"a\r\nb\r\nc", b"x" * 30 + b"\n", b"\r", b"aaab")
 _TERMINATORS = (b"\n", b"\r\n", b"a", 1, 4, 9, None, b"", 0)
+_POLLRDHUP: int = getattr(select, "POLLRDHUP", 0x2000)  # PyPy gives Linux's figure no name
 _TRACEBACK = re.compile(r"channel (<\S+)[^(]*\((.*?):(.*?) \[.*", re.DOTALL)
 
 
@@ -403,11 +404,11 @@ class World:
             self.note(channel, "peer got", len(peer.recv(100)))
         elif what < 0.70:
             peer.shutdown(socket.SHUT_WR)
-            self._await(number, select.POLLRDHUP)
+            self._await(number, _POLLRDHUP)
         elif what < 0.78:
             del self.peers[channel.name]
             peer.close()
-            self._await(number, select.POLLRDHUP | select.POLLHUP)
+            self._await(number, _POLLRDHUP | select.POLLHUP)
         elif what < 0.84:
             del self.peers[channel.name]
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -120,6 +120,11 @@ PROGRAMS = {
         ("tlslite-ng==0.8.2",),
         ("try_tlslite.py",),
     ),
+    "gevent": Program(
+        "greenlets: sockets and select put in other places before asyncore is imported",
+        ("gevent",),
+        ("try_gevent.py",),
+    ),
 }
 
 #: Runs first in every process: the names mean what the environment says, and it tells which

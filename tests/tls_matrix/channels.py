@@ -131,10 +131,11 @@ class InThread(threading.Thread):
 
 
 def talk(address, context, sent):
-    with (
-        socket.create_connection(address, LIMIT) as plain,
-        context.wrap_socket(plain, server_hostname="localhost") as client,
-    ):
+    return talk_over(socket.create_connection(address, LIMIT), context, sent)
+
+
+def talk_over(plain, context, sent):
+    with plain, context.wrap_socket(plain, server_hostname="localhost") as client:
         client.sendall(sent)
         received = bytearray()
         while data := client.recv(65536):

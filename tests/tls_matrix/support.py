@@ -9,6 +9,7 @@ import datetime as dt
 import socket
 import ssl
 import subprocess
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from OpenSSL import SSL
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint, connectProtocol
@@ -134,15 +136,17 @@ def client_context(version: str | None = None, **files) -> ssl.SSLContext:
 
 
 def stdlib_client(
-    port: int | str, context: ssl.SSLContext, name: str | None = HOST
+    port: int | str | socket.socket, context: ssl.SSLContext, name: str | None = HOST
 ) -> ssl.SSLSocket:
-    """Connect and shake hands."""
+    """Connect, unless there is a connection already, and shake hands."""
     if isinstance(port, str):
         plain = socket.socket(socket.AF_UNIX)
         plain.settimeout(PATIENCE)
         plain.connect(port)
-    else:
+    elif isinstance(port, int):
         plain = socket.create_connection(("127.0.0.1", port), PATIENCE)
+    else:
+        plain = port
     try:
         return context.wrap_socket(plain, server_hostname=name)
     except BaseException:
@@ -160,7 +164,9 @@ def read_line(client: socket.socket) -> bytes:
     return line
 
 
-def talk(port: int | str, context: ssl.SSLContext, line: bytes = b"hello\n") -> bytes:
+def talk(
+    port: int | str | socket.socket, context: ssl.SSLContext, line: bytes = b"hello\n"
+) -> bytes:
     """One line there and back, and an orderly end; blocking."""
     with stdlib_client(port, context) as client:
         client.sendall(line)
@@ -180,11 +186,38 @@ def openssl(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess:
     )
 
 
+def use_certificate(context) -> None:
+    """Give a context of pyOpenSSL the certificate of `leaf`."""
+    loaded = credentials().load()
+    context.use_certificate(loaded.chain[0])
+    context.use_privatekey(loaded.key)
+
+
+def in_memory_handshake(context: ssl.SSLContext, options: ServerOptions) -> ssl.SSLSession | None:
+    """Shake hands without a network; return the session that the client can come back with."""
+    server = options.serverConnectionForTLS(None)
+    server.set_accept_state()
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = context.wrap_bio(incoming, outgoing, server_hostname=HOST)
+    # The server's tickets come after its handshake, before its data.
+    for step in (client.do_handshake, server.do_handshake) * 3:
+        with suppress(ssl.SSLWantReadError, SSL.WantReadError):
+            step()
+        if sent := outgoing.read():
+            server.bio_write(sent)
+        with suppress(SSL.WantReadError):
+            incoming.write(server.bio_read(65_536))
+    with suppress(ssl.SSLWantReadError):
+        client.read()
+    return client.session
+
+
 class Server:
     """A listening `SecureServerEndpoint`, and the handlers it has made."""
 
-    def __init__(self, case, options, handler=Notes, wrap=None, plain=False):
+    def __init__(self, case, options, handler=Notes, wrap=None, plain=False, number=0):
         self.options = options
+        self.number = number
         self.handlers = []
         self.made = []
         factory = Factory()
@@ -204,7 +237,7 @@ class Server:
         return handler
 
     async def listen(self):
-        endpoint = TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1")
+        endpoint = TCP4ServerEndpoint(reactor, self.number, interface="127.0.0.1")
         if not self.plain:
             endpoint = SecureServerEndpoint(reactor, endpoint, self.options)
         port = await endpoint.listen(self.factory)

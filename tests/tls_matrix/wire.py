@@ -111,6 +111,8 @@ class Memory:
                 piece = self.tls.read(size - len(data))
                 data += piece
                 self.ended = not piece
+            except ssl.SSLZeroReturnError:  # after our own close_notify
+                self.ended = True
             except ssl.SSLWantReadError:
                 piece = sock.recv(65536)
                 if not piece:
@@ -132,6 +134,11 @@ def raw(address):
     sock = socket.create_connection(address, PATIENCE)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return sock
+
+
+def raw_from(host, port):
+    """A plain connection to a port of this host, from another of its addresses."""
+    return socket.create_connection(("127.0.0.1", port), PATIENCE, source_address=(host, 0))
 
 
 def reset(sock):

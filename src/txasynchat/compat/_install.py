@@ -10,9 +10,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from types import ModuleType
 
-__all__ = ["install", "uninstall"]
+__all__ = ["install", "uninstall", "what_brings_back"]
 
-_NAMES = ("asyncore", "asynchat")
+NAMES = ("asyncore", "asynchat")
+
+# What else old programs import and is gone: from where, and which package brings it back.
+_DEPARTED = {
+    "distutils": ("Python with 3.12", "setuptools"),
+    "imp": ("Python with 3.12", "zombie-imp"),
+    "pkg_resources": ("setuptools with 82", "'setuptools<82'"),
+    "smtpd": ("Python with 3.12", "standard-smtpd"),
+    "telnetlib": ("Python with 3.13", "standard-telnetlib"),
+}
 
 # What was in sys.modules before; None where nothing was.  Empty when not installed.
 _before: dict[str, ModuleType | None] = {}
@@ -22,8 +31,9 @@ def install() -> None:
     """
     Make ``import asyncore`` and ``import asynchat`` give this package's modules, in this process.
 
-    Call it before the program's own modules are imported: names that those took from the
-    stdlib's modules (Python 3.11) or a backport stay what they were.  May be called again.
+    Call it before the program's own modules are imported, and before smtpd (which a package brings
+    back): names that those took from the stdlib's modules (Python 3.11) or a backport stay what they
+    were.  May be called again.
 
     Raises:
         RuntimeError: another ``asyncore`` was imported before, and channels live in its map.
@@ -56,3 +66,16 @@ def uninstall() -> None:
         else:
             sys.modules[name] = module
     _before.clear()
+
+
+def what_brings_back(error: BaseException) -> str | None:
+    """
+    Say which package has the module that *error* misses, if it is one of those that left Python.
+    """
+    if not isinstance(error, ModuleNotFoundError) or error.name not in _DEPARTED:
+        return None
+    home, package = _DEPARTED[error.name]
+    text = f"{error.name} left {home}; pip install {package} brings it back"
+    if error.name == "smtpd":
+        text += ", and runs on txasynchat where txasynchat.install() comes before its import"
+    return text

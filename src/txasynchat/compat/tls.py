@@ -19,11 +19,14 @@ import socket
 import ssl
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
+from weakref import WeakKeyDictionary, ref
 
+from txasynchat import ranges
 from txasynchat.compat import _interest, _loop, asyncore
 from txasynchat.delivery import Progress, unacknowledged
-from txasynchat.errors import HandshakeTimedOut, PlaintextAfterStartTLS
+from txasynchat.errors import HandshakeFailed, HandshakeTimedOut, PlaintextAfterStartTLS
+from txasynchat.pending import EVICTED, Pending, default_limit, network_of
 
 __all__ = ["TLSSocket", "check_server_context", "start_tls", "wrap_accepted"]
 
@@ -65,6 +68,9 @@ class TLSSocket:
         server_hostname: the name, or IP address, that the peer's certificate is verified against.
         handshake_timeout: seconds; None for no limit.
 
+    Raises:
+        ValueError: the context verifies names (``check_hostname``), and *server_hostname* is missing.
+
     Attributes:
         secure: the handshake is done.
         is_quiet: it is, and nothing waits to be sent: what the handler waits for is all there is.
@@ -74,7 +80,8 @@ class TLSSocket:
         received: what was decrypted, and not yet asked for by `recv`.
         end_waits: `recv` has not yet told of the end.
         has_more: what arrived last filled the buffer, so that there is probably more.
-        deadline: by `time.monotonic`, when the handshake must be done; None when there is no limit.
+        deadline: by `time.monotonic`, when the handshake must be done, or more of what leaves in plain
+            before it be taken; None when there is no limit.
     """
 
     def __init__(
@@ -86,6 +93,13 @@ class TLSSocket:
         server_hostname: str | None = None,
         handshake_timeout: float | None = HANDSHAKE_TIMEOUT,
     ) -> None:
+        if context.check_hostname and not (server_side or server_hostname):
+            # Some patch releases of Python accept any name then.
+            raise ValueError(
+                f"server_hostname is {server_hostname!r}, and the context verifies it: pass"
+                " server_hostname= (the name in the server's certificate), or set"
+                " context.check_hostname = False to accept any name"
+            )
         self._plain_socket = plain
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
@@ -116,10 +130,15 @@ class TLSSocket:
         # TLS cannot be ended in order any more.
         self._broken = False
         self._closed = False
-        # What had to leave in plain has left.
+        # What had to leave in plain has left; until then, how much of it, and what the peer took.
         self._switched = False
+        self._sent_before = 0
+        self._progress: Progress | None = None
         # The plain socket is still connecting.
         self._connecting = False
+        # A server's place among the pending handshakes, until its own has finished.
+        self._place: _Place | None = None
+        self._evicted = False
 
     def __repr__(self) -> str:
         return (
@@ -179,7 +198,9 @@ class TLSSocket:
         if not self.is_quiet:
             self._prepare_to_send()
             if not self._switched:
-                return self._plain_socket.send(data)
+                sent = self._plain_socket.send(data)
+                self._sent_before += sent
+                return sent
         if len(data) > LARGEST_SEND:
             data = memoryview(data)[:LARGEST_SEND]
         write = self._write
@@ -231,7 +252,7 @@ class TLSSocket:
             return
         self._closed = True
         self.is_quiet = False
-        self.deadline = None
+        self._leave_pending()
         self._end = None  # its traceback refers to this
         if self.secure and not self._broken:
             self._say_goodbye()
@@ -275,16 +296,21 @@ class TLSSocket:
         Raises:
             ssl.SSLError: the handshake failed, the peer's certificate was not accepted.
             HandshakeTimedOut: it took too long.
+            HandshakeFailed: it was evicted, because too many handshakes were unfinished.
             OSError: the connection was lost during the handshake.
         """
         if self.received or self._ended:
             return not self._closed
         if not self.is_quiet:
-            if self._closed or self._connecting or not self._switched:
+            if self._closed or self._connecting:
                 return False
-            if self.deadline is not None and time.monotonic() >= self.deadline:
+            if self._evicted and not self.secure:
                 self._fail()
-                raise HandshakeTimedOut(self._timeout or 0.0)
+                raise HandshakeFailed(EVICTED)
+            if self.deadline is not None and time.monotonic() >= self.deadline:
+                self._expire()
+            if not self._switched:
+                return False
             if _taken[0] > HANDSHAKES_SHARE and not self.secure:
                 self._start_clock()  # it is us who are late
                 return False
@@ -393,6 +419,37 @@ class TLSSocket:
         self._connecting = connecting
         if not connecting:
             self._start_clock()
+        if self.tls.server_side:
+            self._place = _Place(self, self._plain_socket, self.tls.context)
+
+    def evict(self) -> None:
+        """
+        End the connection to make room for others; `advance` raises the reason.
+        """
+        self._evicted = True
+        with suppress(OSError):
+            self._plain_socket.shutdown(socket.SHUT_RDWR)
+
+    def _expire(self) -> None:
+        """
+        Go on waiting if TLS has not begun, and the peer takes what has to leave before it.
+
+        Raises:
+            HandshakeTimedOut: the time for it is over.
+        """
+        if not self._switched and self._made_progress():
+            self._start_clock()
+            return
+        self._fail()
+        raise HandshakeTimedOut(self._timeout or 0.0)
+
+    def _made_progress(self) -> bool:
+        """
+        Return whether the peer has taken something of what leaves before TLS since the last call.
+        """
+        if self._progress is None:
+            self._progress = Progress()
+        return self._progress.made(self._sent_before, *_outstanding(self._plain_socket))
 
     def _start_clock(self) -> None:
         if self._timeout is not None:
@@ -418,7 +475,8 @@ class TLSSocket:
         try:
             self.tls.do_handshake()
         except ssl.SSLWantReadError:
-            pass
+            if self._place is not None and self._outgoing.pending:
+                self._place.progressed()
         except OSError:  # ssl.SSLError among them
             with suppress(OSError):
                 self.flush()  # the alert that says why
@@ -426,7 +484,7 @@ class TLSSocket:
             raise
         else:
             self.secure = True
-            self.deadline = None
+            self._leave_pending()
         finally:
             _taken[0] += time.perf_counter() - began
         try:
@@ -484,10 +542,16 @@ class TLSSocket:
         the end, as of any other.
         """
         self._ended = self.end_waits = self._broken = True
-        self.deadline = None
+        self._leave_pending()
         if self.secure:
             self.truncated = True  # a reset is no orderly end either
             self._end = error
+
+    def _leave_pending(self) -> None:
+        self.deadline = None
+        if self._place is not None:
+            self._place.release()
+            self._place = None
 
     def _say_goodbye(self) -> None:
         with suppress(OSError):  # SSLWantReadError: the peer's own close_notify is not awaited
@@ -508,6 +572,59 @@ for _name in set(dir(socket.socket)).difference(dir(TLSSocket)):
         setattr(TLSSocket, _name, _of_plain_socket(_name))
 
 
+class _Place:
+    """
+    A socket's place in `Pending`. It refers to the socket weakly, because programs drop sockets
+    without closing them.
+    """
+
+    __slots__ = ("_pending", "_sock")
+
+    #: A server is told from others by its context.
+    _all: ClassVar[WeakKeyDictionary[ssl.SSLContext, Pending]] = WeakKeyDictionary()
+
+    def __init__(self, sock: TLSSocket, plain: socket.socket, context: ssl.SSLContext) -> None:
+        pending = self._all.get(context)
+        if pending is None:
+            pending = self._all.setdefault(context, Pending(default_limit()))
+        self._pending = pending
+        self._sock: ref[TLSSocket] | None = ref(sock, self.release)
+        try:
+            address = plain.getpeername()
+        except OSError:
+            address = None
+        pending.add(self, network_of(address))
+
+    def progressed(self) -> None:
+        """
+        The client's message was answered.
+        """
+        self._pending.progressed(self)
+
+    def release(self, _: object = None) -> None:
+        """
+        The handshake has finished or failed, or the socket is gone.
+        """
+        self._sock = None  # whose callback refers to this
+        self._pending.discard(self)
+
+    def evict(self) -> None:
+        """
+        Called by `Pending`.
+        """
+        sock = None if self._sock is None else self._sock()
+        if sock is not None:
+            sock.evict()
+
+
+def _outstanding(plain: Any) -> tuple[int | None, ...]:
+    """
+    Count what is on its way to the peer, in a transport that is worn as a socket, and in the system.
+    """
+    worn = getattr(plain, "outstanding", None)
+    return (unacknowledged(plain),) if worn is None else worn()
+
+
 class _Leaving(asyncore.dispatcher):
     """
     The last bytes of a closed connection.
@@ -517,7 +634,7 @@ class _Leaving(asyncore.dispatcher):
         super().__init__(None, channels)
         self._bytes_left = unsent
         self._progress = Progress()
-        self._progress.made(len(unsent), unacknowledged(plain))
+        self._progress.made(len(unsent), *_outstanding(plain))
         self._leaves_at = time.monotonic() + CLOSE_TIMEOUT
         self.connected = True
         self.set_socket(plain)
@@ -529,7 +646,7 @@ class _Leaving(asyncore.dispatcher):
         """
         Called when the time is over: nothing is read here.
         """
-        if not self._progress.made(len(self._bytes_left), unacknowledged(self.socket)):
+        if not self._progress.made(len(self._bytes_left), *_outstanding(self.socket)):
             self.close()
             return
         self._leaves_at = time.monotonic() + CLOSE_TIMEOUT
@@ -595,8 +712,9 @@ def start_tls(  # noqa: PLR0913 they are settings, by keyword
         server_side: this side waits for the ClientHello; by default, unless *server_hostname* or a
             context for clients says otherwise.
         server_hostname: for a client, the name or address to verify.
-        handshake_timeout: seconds, then ``handle_error`` is called with `HandshakeTimedOut`; None
-            for no limit.
+        handshake_timeout: seconds for the handshake, and before it for the peer to take more of what is
+            queued in plain; then ``handle_error`` is called with `HandshakeTimedOut`. None for no
+            limit.
         leftover: what to do with plain text that arrived already: refuse it, or take it for the
             beginning of the handshake.
 
@@ -604,24 +722,25 @@ def start_tls(  # noqa: PLR0913 they are settings, by keyword
         the channel's new ``socket``.
 
     Raises:
-        ValueError: the channel listens, has no socket, or has TLS already.
+        ValueError: the channel listens, has no socket, or has TLS already; *context* verifies names
+            (``check_hostname``), and *server_hostname* is missing; or *handshake_timeout* is out of
+            its range.
         PlaintextAfterStartTLS: *leftover* is "reject" and there is some. It is dropped; left alone,
             the exception goes to ``handle_error``, which closes.
-        OSError: a client's connection is lost; or, an `ssl.SSLError`, *leftover* is "feed" and there
-            is no handshake.
+        OSError: a client's connection is lost; or, an `ssl.SSLError`, *context* is for clients and
+            this side is the server, or *leftover* is "feed" and there is no handshake.
     """
+    ranges.TLS["handshake_timeout"].check("handshake_timeout", handshake_timeout)
     plain = channel.socket
     if plain is None or channel.accepting:
         raise ValueError(f"no connection to put TLS on: {channel!r}")
     if isinstance(plain, TLSSocket):
         raise ValueError(f"TLS is on already: {channel!r}")  # noqa: TRY004 its state, not its type
     if server_side is None:
-        server_side = context.protocol != ssl.PROTOCOL_TLS_CLIENT and server_hostname is None
-    early = getattr(channel, "ac_in_buffer", b"")
-    if early:
-        channel.ac_in_buffer = b""
-        if leftover == "reject":
-            raise PlaintextAfterStartTLS(len(early))
+        is_client = context.protocol == ssl.PROTOCOL_TLS_CLIENT or context.check_hostname
+        server_side = not is_client and server_hostname is None
+    if server_side:
+        check_server_context(context)
     sock = TLSSocket(
         plain,
         context,
@@ -629,7 +748,11 @@ def start_tls(  # noqa: PLR0913 they are settings, by keyword
         server_hostname=server_hostname,
         handshake_timeout=handshake_timeout,
     )
+    early = getattr(channel, "ac_in_buffer", b"")
     if early:
+        channel.ac_in_buffer = b""
+        if leftover == "reject":
+            raise PlaintextAfterStartTLS(len(early))
         sock._incoming.write(early)
     channel.socket = sock
     queue = getattr(channel, "producer_fifo", None)
@@ -639,6 +762,8 @@ def start_tls(  # noqa: PLR0913 they are settings, by keyword
         sock.begin()  # the peer left before its connection was accepted, and recv() will tell so
     elif queue:
         queue.append(_Switch(sock, channel))
+        sock._made_progress()
+        sock._start_clock()
     elif getattr(channel, "out_buffer", b""):
         channel.socket = plain
         raise ValueError(f"out_buffer is not empty, and has no place for TLS to begin: {channel!r}")
@@ -652,12 +777,22 @@ def start_tls(  # noqa: PLR0913 they are settings, by keyword
 
 def check_server_context(context: ssl.SSLContext) -> None:
     """
-    Find out at the start, not with each connection, that a context is none for servers.
+    Find out at the start, not with each connection, that a context cannot serve.
 
     Raises:
-        ssl.SSLError: it is not.
+        ssl.SSLError: it is for clients.
     """
-    context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_side=True)
+    # Asked here, because `ssl` itself raises ValueError first on newer patch releases when the
+    # context checks host names, and PyPy's only warns of that.
+    if context.protocol == ssl.PROTOCOL_TLS_CLIENT:
+        raise ssl.SSLError(
+            "a server cannot use a context for clients (PROTOCOL_TLS_CLIENT); make it by"
+            " ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)"
+        )
+    try:
+        context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_side=True)
+    except ValueError as why:
+        raise ssl.SSLError(f"a server cannot use this context: {why}") from why
 
 
 def wrap_accepted(plain: socket.socket, context: ssl.SSLContext) -> TLSSocket:

@@ -1,0 +1,194 @@
+"""
+``python -m txasynchat enable``: the facade for every program of an environment, until ``disable``.
+
+What `install` does for one process, a line in a ``.pth`` file does for each Python that starts in the
+environment: children that start afresh, programs that start themselves again, console scripts. The
+line imports nothing of ours. It puts a finder in front of the others, which is asked for two names
+only, and which finds nothing when this package is gone.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import site
+import subprocess
+import sys
+import sysconfig
+from importlib.abc import Loader
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from txasynchat.compat._install import NAMES, install
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+__all__ = ["CannotEnable", "disable", "enable", "spec_of"]
+
+_FILE = "txasynchat-enable.pth"
+
+# Python runs a line that begins with "import" when it starts.  Whoever uninstalls this package and
+# leaves the file must not notice: no error at each start, and other modules of these names are found.
+_FINDER = """
+class Finder:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == 'asyncore' or name == 'asynchat':
+            try:
+                from txasynchat.compat._enable import spec_of
+            except ModuleNotFoundError as error:
+                if not (error.name or '').startswith('txasynchat'):
+                    raise
+            else:
+                return spec_of(name)
+sys.meta_path.insert(0, Finder)
+"""
+_LINE = f"import sys; exec({_FINDER!r})\n"
+
+_CHECK = "import importlib.util as u; print(u.find_spec('asyncore').origin)"
+_CHECK_SECONDS = 60
+
+
+class CannotEnable(Exception):
+    """
+    The file cannot be written or removed, or would not be read.
+    """
+
+
+def enable(*, user: bool = False) -> list[str]:
+    """
+    Write the file; harmless when repeated.
+
+    Args:
+        user: for this user alone, instead of for the environment.
+
+    Returns:
+        lines that say what was done.
+
+    Raises:
+        CannotEnable: nothing was done, for the reason that it gives.
+    """
+    path = _path(user=user)
+    done = "enabled" if _text(path) != _LINE else "enabled already"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(_LINE)
+    except OSError as error:
+        raise CannotEnable(_refused("write", path, error, user=user)) from None
+    if not _is_read():
+        path.unlink()
+        raise CannotEnable(f"{sys.executable} does not read {path}; nothing was changed")
+    lines = [f"{done} for {sys.executable}, by {path}"]
+    others = [other for name in NAMES if (other := _other(name)) is not None]
+    if others:
+        lines.append(f"what gives way: {', '.join(others)}")
+    return [
+        *lines,
+        "Every program of this Python, and each child that it starts, finds asyncore and asynchat.",
+        "Each start takes about 0.4 ms longer. `python -m txasynchat disable` undoes it.",
+    ]
+
+
+def disable(*, user: bool = False) -> list[str]:
+    """
+    Remove the file; harmless when repeated.
+
+    Args:
+        user: what `enable` was called with.
+
+    Returns:
+        lines that say what was done.
+
+    Raises:
+        CannotEnable: the file cannot be removed.
+    """
+    path = _path(user=user)
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        lines = [f"was not enabled: there is no {path}"]
+    except OSError as error:
+        raise CannotEnable(_refused("remove", path, error, user=user)) from None
+    else:
+        lines = [f"disabled for {sys.executable}: removed {path}"]
+    if _is_read():
+        lines.append("It is enabled elsewhere still" + ("." if user else "; try --user."))
+    return lines
+
+
+def spec_of(name: str) -> ModuleSpec:
+    """
+    Tell ``import`` where *name* is; called by the line in the file.
+    """
+    return ModuleSpec(name, _Installer(), origin=_origin(name))
+
+
+class _Installer(Loader):
+    """
+    Loads both modules at once, as `install` does.
+    """
+
+    def exec_module(self, module: ModuleType) -> None:
+        """
+        Put ours in the place of the empty *module* that ``import`` has made.
+        """
+        sys.modules.pop(module.__name__, None)
+        install()
+
+
+def _origin(name: str) -> str | None:
+    found = importlib.util.find_spec(f"txasynchat.compat.{name}")
+    return None if found is None else found.origin
+
+
+def _path(*, user: bool) -> Path:
+    if not user:
+        return Path(sysconfig.get_path("purelib")) / _FILE
+    if not site.ENABLE_USER_SITE:
+        raise CannotEnable(
+            f"--user: {sys.executable} does not look into folders of users; leave --user out"
+        )
+    return Path(site.getusersitepackages()) / _FILE
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text()
+    except OSError:
+        return None
+
+
+def _is_read() -> bool:
+    """
+    Return whether a Python that starts now finds ours.
+    """
+    child = subprocess.run(  # noqa: S603 - this Python itself
+        [sys.executable, "-c", _CHECK],
+        capture_output=True,
+        text=True,
+        timeout=_CHECK_SECONDS,
+        check=False,
+    )
+    return child.stdout.strip() == _origin("asyncore")
+
+
+def _other(name: str) -> str | None:
+    """
+    Return the file of another module of that name, which would be found without us.
+    """
+    # With -m the current folder is on the path; it is nothing of the environment's.
+    found = PathFinder.find_spec(
+        name, [one for one in sys.path if one not in ("", str(Path.cwd()))]
+    )
+    return None if found is None else found.origin
+
+
+def _refused(what: str, path: Path, error: OSError, *, user: bool) -> str:
+    reason = error.strerror or str(error)
+    if user:
+        return f"cannot {what} {path}: {reason}"
+    return (
+        f"cannot {what} {path}: {reason}; use a virtual environment, the account that owns that "
+        "folder, or --user"
+    )

@@ -1,0 +1,140 @@
+"""
+What is known of a handler class before its first connection: what its constructor wants, and whether
+it takes messages at all.
+
+Nothing is built or called. What cannot be known for certain is taken to be right.
+"""
+
+from __future__ import annotations
+
+import dis
+import enum
+import inspect
+from types import FunctionType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+__all__ = ["Hears", "arguments_for", "hears", "is_legacy", "unawaited", "wanted"]
+
+# What a method may name without doing anything that others see.
+_HARMLESS = frozenset({"__init__", "asynchat", "asyncore", "super", "set_terminator", "txasynchat"})
+
+
+def wanted(
+    handler: Callable[..., Any], arguments: Iterable[Any], keywords: dict[str, Any]
+) -> inspect.Signature | None:
+    """
+    Return what *handler* wants, if a call of it with these arguments would be a TypeError.
+
+    Returns:
+        its signature without annotations; None where the call fits, or where that cannot be known.
+    """
+    makers = [handler]
+    if isinstance(handler, type):
+        makers += [handler.__init__, handler.__new__]  # type: ignore[misc] # looked at, not called
+    if any(hasattr(one, "__signature__") for one in makers):
+        return None  # it says what it likes
+    try:
+        # A decorator may give arguments of its own, so what it wraps does not count.
+        signature = inspect.signature(handler, follow_wrapped=False)
+    except (TypeError, ValueError):  # written in C, for one
+        return None
+    try:
+        signature.bind(*arguments, **keywords)
+    except TypeError:
+        bare = [one.replace(annotation=one.empty) for one in signature.parameters.values()]
+        return signature.replace(parameters=bare, return_annotation=signature.empty)
+    return None
+
+
+def arguments_for(signature: inspect.Signature) -> list[str]:
+    """
+    Write an argument, a variable of the same name, for each parameter that needs one.
+    """
+    return [
+        f"{one.name}={one.name}" if one.kind is one.KEYWORD_ONLY else one.name
+        for one in signature.parameters.values()
+        if one.default is one.empty and one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)
+    ]
+
+
+def is_legacy(handler: Any) -> bool:
+    """
+    Return whether *handler* is a class made from ``asyncore.dispatcher``, whoever's that is.
+    """
+    return isinstance(handler, type) and any(
+        base.__name__ == "dispatcher" and base.__module__.rpartition(".")[2] == "asyncore"
+        for base in handler.__mro__
+    )
+
+
+class Hears(enum.Enum):
+    """
+    Whether a handler takes what a peer says.
+    """
+
+    YES = enum.auto()
+    #: It does not. It may still be of use: it may send, or others may send by it.
+    NO = enum.auto()
+    #: It does not, and does nothing else either.
+    USELESS = enum.auto()
+
+
+def hears(handler: type, base: type, hooks: Iterable[str]) -> Hears:
+    """
+    Find out whether *handler* overrides, or assigns somewhere, one of the *hooks* of *base*.
+    """
+    own = [one for one in handler.__mro__ if one not in base.__mro__]
+    functions = [
+        (name, member)
+        for one in own
+        for name, member in vars(one).items()
+        if isinstance(member, FunctionType)
+    ]
+    look = inspect.getattr_static  # calls nothing
+    mentioned = {name for _, function in functions for name in function.__code__.co_names}
+    if any(hook in mentioned or look(handler, hook) is not look(base, hook) for hook in hooks):
+        return Hears.YES
+    harmless = _HARMLESS | {one.__name__ for one in handler.__mro__}
+    for name in dir(base):
+        if name.startswith("__") and name not in ("__init__", "__new__"):
+            continue  # Python's own, and zope.interface's
+        found = look(handler, name, None)
+        if found is look(base, name, None) or isinstance(found, FunctionType):
+            continue
+        if callable(found) or hasattr(found, "__get__"):
+            return Hears.NO  # who knows what it does
+    for name, function in functions:
+        called = name.startswith("__") or hasattr(base, name)
+        if called and not harmless.issuperset(_loaded(function)):
+            return Hears.NO
+    return Hears.USELESS
+
+
+def unawaited(handler: type, hooks: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """
+    Yield each of the *hooks* whose result somebody would have to wait for, and a sentence's rest why.
+    """
+    for name in hooks:
+        hook = getattr(handler, name, None)
+        if inspect.iscoroutinefunction(hook) or inspect.isasyncgenfunction(hook):
+            yield name, "is async def, which nobody awaits: what it does never happens"
+        elif inspect.isgeneratorfunction(hook):
+            yield name, "is a generator function, which nobody runs: what it does never happens"
+        elif callable(hook) and inspect.isgeneratorfunction(inspect.unwrap(hook)):
+            yield (
+                name,
+                "returns a Deferred, which nobody waits for: the next hook may come before it",
+            )
+
+
+def _loaded(function: FunctionType) -> Iterator[str]:
+    """
+    Yield the names that *function* reads; those of attributes that it only assigns are left out.
+    """
+    names = function.__code__.co_names
+    for step in dis.get_instructions(function):
+        if step.opname.startswith("LOAD_") and step.argval in names:
+            yield step.argval

@@ -1,0 +1,303 @@
+r"""
+Endpoints from their descriptions, and one sentence for each way in which that, or listening, fails.
+
+A sentence says what happened, names the value, and says what to write instead. Where Twisted's own
+words are clear they stay.
+
+A Unix socket that systemd opened belongs to systemd, which hands it to the next start, too: when the
+server stops it goes on to listen, and its file stays; the file's mode is not touched.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import socket
+import stat
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet import unix
+from twisted.internet.endpoints import AdoptedStreamServerEndpoint, serverFromString
+from twisted.internet.error import AlreadyListened
+from typing_extensions import override
+
+from txasynchat.errors import CredentialsError, ListenError
+
+if TYPE_CHECKING:
+    from twisted.internet.interfaces import (
+        IListeningPort,
+        IProtocolFactory,
+        IStreamServerEndpoint,
+    )
+
+__all__ = ["make_endpoint", "parse", "unlock", "why"]
+
+# What an endpoint of each kind looks like.
+_FORMS = {
+    "tcp": "tcp:4000:interface=127.0.0.1",
+    "tcp6": r"tcp6:4000:interface=\:\:1",
+    "unix": "unix:chat.sock:mode=660",
+    "ssl": "ssl:4433:privateKey=key.pem:certKey=cert.pem",
+    "systemd": "systemd:domain=INET:index=0",
+}
+# What stands before another endpoint's description.
+_AROUND = re.compile(r"((secure|haproxy):)*")
+
+
+def make_endpoint(reactor: Any, endpoint: Any) -> IStreamServerEndpoint:
+    """
+    Return *endpoint*, or make it from its description.
+
+    Raises:
+        ListenError: it is the description of no endpoint.
+        TypeError: it is neither a description nor an endpoint.
+    """
+    if isinstance(endpoint, str):
+        try:
+            return parse(reactor, endpoint)
+        except Exception as error:
+            # Each kind of endpoint has its own way of saying that it does not like its arguments.
+            raise ListenError(endpoint, error, why(endpoint, error)) from error
+    if not callable(getattr(endpoint, "listen", None)):
+        port, host = endpoint, "127.0.0.1"
+        if isinstance(endpoint, tuple) and len(endpoint) == 2:
+            host, port = endpoint
+        example = _tcp(host, port if isinstance(port, int) else 8007)
+        raise TypeError(f"{endpoint!r} is not an endpoint; write {example!r}")
+    made: IStreamServerEndpoint = endpoint
+    return made
+
+
+def parse(reactor: Any, description: str) -> IStreamServerEndpoint:
+    """
+    Make an endpoint from its description, as `serverFromString` does.
+
+    Raises:
+        Exception: of any kind, since each kind of endpoint has its own; see `why`.
+    """
+    endpoint: IStreamServerEndpoint = serverFromString(reactor, description)  # type: ignore[no-untyped-call] # Twisted's, untyped
+    inner: Any = endpoint
+    while (wrapped := getattr(inner, "_wrappedEndpoint", None)) is not None:
+        inner = wrapped
+    if isinstance(inner, AdoptedStreamServerEndpoint):
+        inner.reactor = _Adopter(reactor)
+    return endpoint
+
+
+class _Adopter:
+    """
+    Stands in for the reactor where an endpoint adopts a socket that systemd opened.
+    """
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+
+    def adoptStreamPort(  # noqa: N802 Twisted's name
+        self, descriptor: int, family: int, factory: IProtocolFactory
+    ) -> IListeningPort:
+        """
+        Listen on the socket, if it is one to listen on.
+        """
+        with socket.socket(fileno=os.dup(descriptor)) as given:
+            what = given.family.name
+            if given.type != socket.SOCK_STREAM:
+                raise ValueError(
+                    f"systemd handed over a socket of type {given.type.name}; "
+                    "write ListenStream= in its .socket unit"
+                )
+            if not given.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                raise ValueError(
+                    "systemd handed over a connection, not a socket that listens; "
+                    "write Accept=no in its .socket unit"
+                )
+            if (given.family == socket.AF_UNIX) is not (family == socket.AF_UNIX):
+                raise ValueError(
+                    f"systemd handed over a socket of family {what}; write domain={what[3:]}"
+                )
+        if family == socket.AF_UNIX:
+            lent = _LentPort._fromListeningDescriptor(self._reactor, descriptor, factory)  # type: ignore[no-untyped-call] # Twisted's, untyped
+            lent.startListening()
+            return lent  # type: ignore[no-any-return] # see above
+        adopted: IListeningPort = self._reactor.adoptStreamPort(descriptor, family, factory)
+        return adopted
+
+
+class _LentPort(unix.Port):
+    """
+    A port on a Unix socket that somebody else has open too, and whose file is theirs.
+    """
+
+    # Or it would listen for nobody any more.
+    _shouldShutdown = False  # noqa: N815 Twisted's
+
+    @override
+    def startListening(self) -> None:
+        # Twisted sets the mode of the file, which only its owner may, and removes it in the end;
+        # not so for a name that begins with a null byte, which is that of no file.
+        self._bindPath = b"\0" + self._bindPath.removeprefix(b"\0")
+        super().startListening()  # type: ignore[no-untyped-call] # Twisted's, untyped
+
+
+def unlock(reactor: Any, error: Any) -> None:
+    """
+    Give back the lock on a Unix socket that could not be bound, *error* says which.
+
+    Twisted keeps it, and would not get it a second time in this process.
+    """
+    path, reason = getattr(error, "port", None), getattr(error, "socketError", None)
+    if not isinstance(path, bytes) or not isinstance(reason, OSError):
+        return
+    for port in getattr(reactor, "getReaders", list)():
+        if getattr(getattr(port, "lockFile", None), "name", None) == path + b".lock":
+            return  # it listens
+    lock = _lock(Path(os.fsdecode(path)))
+    if _owner(lock) == str(os.getpid()):
+        with suppress(OSError):
+            lock.unlink()
+
+
+def why(description: str, error: BaseException) -> str:
+    """
+    Say why an endpoint could not be made or listened on, and what to write instead.
+
+    Args:
+        description: the endpoint's.
+        error: what making it raised, or its ``listen``.
+    """
+    # Twisted's CannotListenError names the port again, and has the reason inside.
+    reason = getattr(error, "socketError", None) or error
+    if isinstance(reason, CredentialsError):
+        return str(reason)
+    if isinstance(reason, str) or (isinstance(reason, OSError) and hasattr(error, "port")):
+        return _not_bound(error)
+    if isinstance(reason, OSError):
+        return _os_error(reason)
+    if isinstance(reason, LookupError) and "systemd:" in description:
+        return (
+            "systemd handed over no such socket; start the .socket unit, "
+            "and count index from 0 or give its name"
+        )
+    if isinstance(reason, AlreadyListened):
+        return "a socket of systemd's can be listened on once in a process"
+    if isinstance(reason, OverflowError):
+        return "a port is a number from 0 to 65535"
+    if isinstance(reason, RuntimeError) and isinstance(reason.__cause__, StopIteration):
+        return "the backslash at its end escapes nothing"
+    if isinstance(reason, AttributeError) and (domain := re.search(r"AF_(\w*)", str(reason))):
+        return f"domain={domain[1]} is not known; write INET, INET6 or UNIX"
+    if isinstance(reason, TypeError | ValueError) and str(reason):
+        return _bad_arguments(description, reason)
+    return f"{type(reason).__name__}: {reason}"
+
+
+def _bad_arguments(description: str, error: Exception) -> str:
+    """
+    Say what is wrong with the words of a description.
+    """
+    # Which function does not like them is no business of the reader's.
+    text = re.sub(r"^[\w.]+\(\) ", "", str(error))
+    if number := re.fullmatch(r"invalid literal for int\(\) with base (\d+): (.*)", text):
+        kind = "an octal number, as in mode=660" if number[1] == "8" else "a number"
+        text = f"{number[2]} is not {kind}"
+    if text.startswith("Unknown endpoint type"):
+        return f"{text}; write {_guess(description)}"
+    if re.search(r"multiple values|takes .* positional arguments", text):
+        text += r" (a colon inside one is written \:)"
+    words = [word.lower() for word in re.split(r"\\*[:=]", description)]
+    form = next((_FORMS[word] for word in words if word in _FORMS), None)
+    return f"{text}; write {_like(description, form)}" if form else text
+
+
+def _guess(description: str) -> str:
+    """
+    Say how a description that begins with no kind of endpoint may have been meant.
+    """
+    inner = re.sub(r":\w+=.*", "", _AROUND.sub("", description, count=1))
+    if inner.isdecimal():
+        here, everywhere = _tcp("127.0.0.1", inner), f"tcp:{inner}"
+        return (
+            f"{_like(description, here)} for this machine only, "
+            f"or {_like(description, everywhere)} for all addresses"
+        )
+    if place := re.fullmatch(r"(.*):(\d+)", inner):
+        host = place[1].strip("[]")
+        if host in ("", "localhost") or re.fullmatch(r"[\d.]+|[\da-fA-F]*:[\da-fA-F:]+", host):
+            return _like(description, _tcp(host, place[2]))
+    if "/" in inner and ":" not in inner:
+        return _like(description, f"unix:{inner}")
+    kinds = ", ".join(f"{kind}:" for kind in _FORMS)
+    return f"one of {kinds}, or secure: before one of them, as in {_FORMS['tcp']}"
+
+
+def _tcp(host: object, port: object) -> str:
+    text = "127.0.0.1" if host in ("", "localhost") else str(host)
+    kind = "tcp6" if ":" in text else "tcp"
+    address = text.replace(":", r"\:")
+    return f"{kind}:{port}:interface={address}"
+
+
+def _like(description: str, form: str) -> str:
+    """
+    Put *form* behind the ``secure:`` and ``haproxy:`` that *description* begins with.
+    """
+    around = _AROUND.match(description)[0]  # type: ignore[index] # it matches nothing, too
+    return f"{around}{form}:certificate=cert.pem" if "secure" in around else around + form
+
+
+def _not_bound(error: Any) -> str:
+    """
+    Say why a port, a `CannotListenError` says which, could not be bound.
+    """
+    reason, place = error.socketError, error.port
+    if isinstance(place, bytes):
+        path = Path(os.fsdecode(place))
+        if reason == "Cannot acquire lock":
+            return (
+                f"process {_owner(_lock(path))} listens on {str(path)!r} already; "
+                "end it, or name another path"
+            )
+        if isinstance(reason, OSError) and reason.errno == errno.EADDRINUSE:
+            try:
+                is_socket = stat.S_ISSOCK(path.stat().st_mode)
+            except OSError:
+                return _os_error(reason)
+            what = "remove it if no program listens there" if is_socket else "it is not a socket"
+            return f"{reason.strerror}: {str(path)!r} exists; {what}"
+    if not isinstance(reason, OSError):
+        return str(reason)
+    if reason.errno == errno.EADDRNOTAVAIL or isinstance(reason, socket.gaierror):
+        return f"{reason.strerror}; interface= is an address of this machine, or is left out"
+    return _os_error(reason)
+
+
+def _lock(path: Path) -> Path:
+    return path.with_name(f"{path.name}.lock")
+
+
+def _owner(lock: Path) -> str:
+    """
+    Return the number of the process that holds a lock, for which it is a link to nowhere.
+    """
+    try:
+        return str(lock.readlink())
+    except OSError:
+        return "unknown"
+
+
+def _os_error(error: OSError) -> str:
+    if not error.strerror:
+        return str(error)
+    # Locking a Unix socket links the process's number, the first name, to the second.
+    name = error.filename if error.filename2 is None else error.filename2
+    if name is None:
+        return error.strerror
+    path = os.fsdecode(name)
+    if error.filename2 is not None and error.errno == errno.ENOENT:
+        folder = str(Path(path).parent)
+        return f"there is no folder {folder!r}; make it, or name another one"
+    if not path:
+        return f"the path is empty; write {_FORMS['unix']}"
+    return f"{error.strerror}: {path!r}"

@@ -1,0 +1,131 @@
+"""
+What the log of a server needs that a peer may try to fill or to forge.
+
+A peer chooses what it sends, and an exception that quotes it brings its bytes into the log: line
+ends that begin a forged entry, escape sequences that a terminal obeys. `escape` makes them visible;
+`failure` logs the exception being handled that way, with its traceback. What a peer can cause again
+and again is throttled: `Throttle` says when it may be logged, and how many times it was not.
+
+Importing this module imports nothing of Twisted: legacy programs that never log need none of it.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+    from traceback import TracebackException
+
+    from twisted.logger import Logger
+
+__all__ = ["Throttle", "escape", "failure"]
+
+#: Kinds that one `Throttle` counts at most: they may be made of what peers send.
+_MOST_KINDS = 1024
+
+
+def escape(text: str) -> str:
+    r"""
+    Write what does not print (control characters, line ends, what changes the direction of writing) as
+    ``\n``, ``\x1b`` or ``\u202e``.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text
+    )
+
+
+def failure(log: Logger, message: str, **details: Any) -> None:
+    """
+    Log the exception being handled, with its traceback, and nothing in it can forge a line of the log.
+
+    Args:
+        log: the logger of the class that the event is about.
+        message: the format of the event, for *details*.
+        details: further keys of the event.
+    """
+    from twisted.python.failure import Failure  # noqa: PLC0415 - see the module's docstring
+
+    class Escaped(Failure):
+        """A failure whose traceback shows what does not print in its messages."""
+
+        def getTraceback(self, *_arguments: Any, **_named: Any) -> str:  # noqa: N802 - Twisted's name
+            return _format(self.value)
+
+    log.failure(message, failure=Escaped(), **details)  # type: ignore[no-untyped-call] # Twisted's
+
+
+def _format(error: BaseException | None) -> str:
+    from traceback import TracebackException  # noqa: PLC0415 - see the module's docstring
+
+    if error is None:
+        return ""
+    whole = TracebackException.from_exception(error)
+    _escape_messages(whole, set())
+    return "".join(whole.format())
+
+
+def _escape_messages(error: TracebackException | None, seen: set[int]) -> None:
+    """
+    Have *error*, and what it was raised from, print each message on lines that it cannot end itself.
+    """
+    if error is None or id(error) in seen:
+        return
+    seen.add(id(error))
+    format_message = error.format_exception_only
+
+    def escaped(**options: Any) -> Any:
+        for line in format_message(**options):
+            yield f"{escape(line.removesuffix(chr(10)))}\n"
+
+    error.format_exception_only = escaped  # type: ignore[method-assign]
+    notes = getattr(error, "__notes__", None)
+    if isinstance(notes, list):
+        error.__notes__ = [escape(str(note)) for note in notes]
+    for other in (error.__cause__, error.__context__, *(getattr(error, "exceptions", None) or ())):
+        _escape_messages(other, seen)
+
+
+class Throttle:
+    """
+    Decides whether an event of some kind is logged now; the others are counted.
+
+    Args:
+        interval: seconds for which no other event of its kind is logged.
+        now: the clock that *interval* is measured by.
+    """
+
+    def __init__(self, interval: float, now: Callable[[], float] = time.monotonic) -> None:
+        self._interval = interval
+        self._now = now
+        self._logged: dict[Hashable, tuple[float, int]] = {}
+
+    def forget(self) -> None:
+        """
+        Let the next event of each kind be logged.
+        """
+        self._logged.clear()
+
+    def count(self, kind: Hashable) -> int:
+        """
+        Return how many of this kind were suppressed since the last one that was not.
+        """
+        return self._logged.get(kind, (0.0, 0))[1]
+
+    def suppressed(self, kind: Hashable) -> int | None:
+        """
+        Count an event of this kind; return how many before it were suppressed, or None to suppress this
+        one too.
+        """
+        now = self._now()
+        since, count = self._logged.get(kind, (now - self._interval, 0))
+        if now - since < self._interval:
+            self._logged[kind] = (since, count + 1)
+            return None
+        if kind not in self._logged and len(self._logged) >= _MOST_KINDS:
+            self._logged.clear()
+        self._logged[kind] = (now, 0)
+        return count

@@ -1,0 +1,162 @@
+"""
+A bound on the connections whose TLS handshake has not finished, and the choice of which one to evict.
+
+Whoever connects and says nothing, or starts a handshake and never continues it, costs a descriptor and
+some memory until a time limit. `Pending` limits how many of these there are. Above the limit it evicts
+one from the network that has the most of them: the one that has kept the server waiting longest. So
+clients from elsewhere are not affected by what one network does. If the connections come from many
+networks, each has as long to continue as it takes the limit's worth of new connections to arrive.
+
+Knows nothing of TLS, Twisted or sockets.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import threading
+from collections import deque
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+__all__ = ["EVICTED", "PENDING", "Pending", "default_limit", "network_of"]
+
+#: The default limit, where the process may open enough descriptors for it.
+PENDING = 1024
+#: The reason that an evicted connection ends with.
+EVICTED = "too many handshakes are unfinished, and this one has kept the server waiting longest"
+
+
+class Member(Protocol):
+    """
+    A connection that can be pending.
+    """
+
+    def evict(self) -> None:
+        """
+        End the connection to make room for others. Called once, and it is no longer pending then.
+        """
+
+
+class Pending:
+    """
+    The connections whose handshake has not finished. Threads may share it.
+
+    Args:
+        limit: the largest number of them; None for no limit.
+    """
+
+    def __init__(self, limit: int | None) -> None:
+        self.limit = limit
+        # Each with its network; the one that has kept the server waiting longest comes first.
+        self._members: dict[Member, Hashable] = {}
+        self._counts: dict[Hashable, int] = {}
+        self._lock = threading.Lock()
+        # Discarded, and not yet removed from those two.
+        self._discarded: deque[Member] = deque()
+
+    def __len__(self) -> int:
+        with self._lock:
+            self._sweep()
+            return len(self._members)
+
+    def add(self, member: Member, network: Hashable) -> None:
+        """
+        Count *member* from now on; evict another one if that exceeds the limit.
+        """
+        with self._lock:
+            self._sweep()
+            self._insert(member, network)
+            if self.limit is None or len(self._members) <= self.limit:
+                return
+            evicted = self._choose()
+            self._remove(evicted)
+        evicted.evict()
+
+    def progressed(self, member: Member) -> None:
+        """
+        Note that *member* did what the server waited for: its waiting time starts again.
+        """
+        with self._lock:
+            if member in self._members:
+                self._members[member] = self._members.pop(member)
+
+    def moved(self, member: Member, network: Hashable) -> None:
+        """
+        As `progressed`, and *member* turns out to come from *network*.
+        """
+        with self._lock:
+            if member in self._members:
+                self._remove(member)
+                self._insert(member, network)
+
+    def discard(self, member: Member) -> None:
+        """
+        Stop counting *member*; harmless if it is not counted.
+
+        May be called at any moment, by the garbage collector for one: it never waits for the lock.
+        """
+        self._discarded.append(member)
+        if self._lock.acquire(blocking=False):
+            try:
+                self._sweep()
+            finally:
+                self._lock.release()
+
+    def _sweep(self) -> None:
+        while self._discarded:
+            member = self._discarded.popleft()
+            if member in self._members:
+                self._remove(member)
+
+    def _choose(self) -> Member:
+        most = max(self._counts.values())
+        return next(one for one, its in self._members.items() if self._counts[its] == most)
+
+    def _insert(self, member: Member, network: Hashable) -> None:
+        self._members[member] = network
+        self._counts[network] = self._counts.get(network, 0) + 1
+
+    def _remove(self, member: Member) -> None:
+        network = self._members.pop(member)
+        self._counts[network] -= 1
+        if not self._counts[network]:
+            del self._counts[network]
+
+
+def network_of(address: Any) -> Hashable:
+    """
+    Return the network that a client at *address* counts for.
+
+    Args:
+        address: of the peer, as `socket.socket.getpeername` gives it, or anything else.
+
+    Returns:
+        an IPv4 address itself; the first 64 bits of an IPv6 address, because whoever has one has the
+        whole network; None for everything else, which counts as one network.
+    """
+    host = address[0] if isinstance(address, tuple) and address else None
+    if not isinstance(host, str) or ":" not in host:
+        return host if isinstance(host, str) else None
+    try:
+        number = ipaddress.IPv6Address(host)
+    except ValueError:
+        return host
+    mapped = number.ipv4_mapped
+    return number.packed[:8] if mapped is None else str(mapped)
+
+
+def default_limit() -> int:
+    """
+    Return the default limit: `PENDING`, or half of the descriptors that this process may open, if
+    that is less.
+    """
+    try:
+        import resource  # noqa: PLC0415 - not on every system
+    except ImportError:
+        return PENDING
+    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if descriptors == resource.RLIM_INFINITY:
+        return PENDING
+    return max(1, min(PENDING, descriptors // 2))

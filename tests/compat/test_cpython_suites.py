@@ -1,0 +1,41 @@
+"""
+tests/conformance/cpython_suites.py, which needs tests that not every interpreter comes with.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# It lives beside the conformance scripts, which run without pytest too.
+sys.path.append(str(Path(__file__).resolve().parents[1] / "conformance"))
+
+import stdlib_modules
+
+SCRIPT = Path(stdlib_modules.__file__).with_name("cpython_suites.py")
+
+
+@pytest.mark.skipif(
+    stdlib_modules.find_stdlib(with_tests=True) is None,
+    reason="no Python 3.11 with CPython's test files on this machine",
+)
+def test_suites_that_an_interpreter_comes_without_are_skipped(tmp_path):
+    """As on Debian, where an interpreter has test.support, and the suites are a package apart."""
+    support = tmp_path / "test" / "support"
+    support.mkdir(parents=True)
+    (support.parent / "__init__.py").touch()
+    (support / "__init__.py").touch()
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH="{tmp_path}" exec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    done = subprocess.run(
+        [sys.executable, SCRIPT, "--suite", "test_ftplib", python],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"SKIPPED test_ftplib in {python}: not installed with it\n" in done.stdout
+    assert done.stdout.endswith("0 passed, 0 failed, 1 skipped\n")

@@ -1,0 +1,183 @@
+"""
+A server as a program: where its log goes, and what is left when it cannot start.
+"""
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SECONDS = 30
+
+ECHO = """
+from txasynchat import AsyncChat, ChatFactory, Program, Server, serve
+
+
+class Echo(AsyncChat):
+    terminator = b"\\n"
+
+    def message_received(self, message):
+        self.push(message)
+"""
+
+# Serves until the reactor runs, and says so.
+SERVE = """
+from twisted.internet import reactor
+
+reactor.callWhenRunning(reactor.stop)
+serve(ChatFactory(Echo), "tcp:0:interface=127.0.0.1")
+"""
+
+BEGINNINGS = {
+    "nobody": "",
+    "Twisted's, to standard output": """
+import sys
+from twisted.logger import globalLogBeginner, textFileLogObserver
+globalLogBeginner.beginLoggingTo([textFileLogObserver(sys.stdout)], redirectStandardIO=False)
+""",
+    "Twisted's older one": """
+import sys
+from twisted.python import log
+log.startLogging(sys.stdout, setStdout=False)
+""",
+    "the standard library's, begun": """
+import logging, sys
+from twisted.logger import STDLibLogObserver, globalLogBeginner
+logging.basicConfig(stream=sys.stdout, level=logging.INFO)
+globalLogBeginner.beginLoggingTo([STDLibLogObserver()], redirectStandardIO=False)
+""",
+    "the standard library's, added": """
+import logging, sys
+from twisted.logger import STDLibLogObserver, globalLogPublisher
+logging.basicConfig(stream=sys.stdout, level=logging.INFO)
+globalLogPublisher.addObserver(STDLibLogObserver())
+""",
+    "the standard library's, by the older name": """
+import logging, sys
+from twisted.python import log
+logging.basicConfig(stream=sys.stdout, level=logging.INFO)
+log.PythonLoggingObserver().start()
+""",
+    "a file, added": """
+import sys
+from twisted.logger import globalLogPublisher, textFileLogObserver
+globalLogPublisher.addObserver(textFileLogObserver(sys.stdout))
+""",
+}
+
+
+def run(folder, source, *command):
+    (folder / "program.py").write_text(source)
+    return subprocess.run(
+        [*(command or [sys.executable]), "program.py"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("beginning", BEGINNINGS)
+def test_serve_begins_to_log_only_where_nobody_has(tmp_path, beginning):
+    """Each line comes once, where the program wants it; and nothing is said about it."""
+    done = run(tmp_path, ECHO + BEGINNINGS[beginning] + SERVE)
+    assert done.returncode == 0, done.stderr
+    log, other = done.stdout, done.stderr
+    if beginning == "nobody":
+        log, other = other, log
+    assert log.count("txasynchat: Echo on 127.0.0.1:") == 1, log
+    assert "more than once" not in log
+    assert "twice" not in log
+    assert other == ""
+
+
+def test_an_observer_that_only_counts_is_no_log(tmp_path):
+    """Who watches events for something else still reads the log on standard error."""
+    watch = """
+from twisted.logger import globalLogPublisher
+globalLogPublisher.addObserver(lambda event: None)
+"""
+    done = run(tmp_path, ECHO + watch + SERVE)
+    assert done.stderr.count("txasynchat: Echo on 127.0.0.1:") == 1
+
+
+# -- one of several services cannot start
+
+FIRST = {
+    "Program": 'Program(reactor, ChatFactory(Echo), ["unix:first.sock"])',
+    "Server": 'Server(reactor, ChatFactory(Echo), ["unix:first.sock"])',
+    "Twisted's": 'strports.service("unix:first.sock", ChatFactory(Echo))',
+}
+SECOND = """
+from twisted.application import strports
+from twisted.application.service import Application
+from twisted.internet import reactor
+
+first = {first}
+second = {second}(reactor, ChatFactory(Echo), ["tcp:{port}:interface=127.0.0.1"])
+"""
+BY_TWISTD = """
+application = Application("both")
+first.setServiceParent(application)
+second.setServiceParent(application)
+"""
+BY_HAND = """
+import os
+first.privilegedStartService()
+first.startService()
+assert os.path.exists("first.sock")
+second.startService()
+"""
+
+
+@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+@pytest.mark.parametrize("second", ["Program", "Server"])
+@pytest.mark.parametrize("first", FIRST)
+@pytest.mark.parametrize("how", ["twistd", "by hand"])
+def test_nothing_is_left_of_the_first_when_the_second_cannot_listen(tmp_path, how, first, second):
+    """The next start finds no stale socket file, and no lock on it."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        source = ECHO + SECOND.format(
+            first=FIRST[first], second=second, port=taken.getsockname()[1]
+        )
+        if how == "twistd":
+            twistd = str(Path(sys.executable).with_name("twistd"))
+            done = run(tmp_path, source + BY_TWISTD, twistd, "-ny")
+        else:
+            done = run(tmp_path, source + BY_HAND)
+    assert done.returncode == 1
+    assert "Address already in use" in (done.stderr or done.stdout)
+    if second == "Program":
+        assert done.stderr.count("\n") == 1
+    assert [each.name for each in tmp_path.iterdir() if "first.sock" in each.name] == []
+    assert not (tmp_path / "twistd.pid").exists()
+
+
+def test_a_child_that_ends_leaves_the_ports_of_its_parent_alone(tmp_path):
+    """A server that tried twice, and forked then, goes on to listen."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        source = SECOND.format(first=FIRST["Server"], second="Server", port=taken.getsockname()[1])
+        done = run(
+            tmp_path,
+            ECHO
+            + source
+            + """
+import os, sys
+first.startService()
+try:
+    second.startService()
+except Exception as error:
+    print(error)
+child = os.fork()
+if not child:
+    sys.exit(7)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+print(os.path.exists("first.sock"), flush=True)
+""",
+        )
+    assert "Address already in use" in done.stdout
+    assert done.stdout.endswith("True\n"), done.stderr
+    assert not (tmp_path / "first.sock").exists()
