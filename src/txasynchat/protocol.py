@@ -443,8 +443,14 @@ class AsyncChat(Protocol):
         # So the next attempt to send finds out; a request to close is none.
         self._full = False
         end = self._writing_end or transports.writing_end(self.transport)
-        if transports.writing_was_ended(self.transport, end) or (
-            self._state is _OPEN and not self._output and transports.waits_for_exit(self.transport)
+        if (
+            self._half_close == _DONE
+            or transports.writing_was_ended(self.transport, end)
+            or (
+                self._state is _OPEN
+                and not self._output
+                and transports.waits_for_exit(self.transport)
+            )
         ):
             return
         self._cannot_send()
