@@ -21,6 +21,7 @@ MODULES = sorted(
 CORE = ["errors", "framing", "producers", "protocol", "server", "terminators"]
 #: Import these from their modules: they serve who writes a driver of the core, not a handler.
 FOR_DRIVERS = {
+    "CheckedReceiver",
     "LimitedReceiver",
     "MoreProducer",
     "Producer",

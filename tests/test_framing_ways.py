@@ -176,7 +176,9 @@ def any_terminator(draw):
         return draw.choice(DELIMITERS)
     if kind < 0.6:
         sizes = draw.choices([1, 1, 2, 3], k=draw.randrange(1, 4))
-        return tuple(bytes(draw.choices(b"ab\n", k=size)) for size in sizes)
+        several = [bytes(draw.choices(b"ab\n", k=size)) for size in sizes]
+        # Without those that could never match, which are refused.
+        return tuple(one for one in several if not any(two in one[:-1] for two in several))
     if kind < 0.7:
         return draw.choice([None, b"", 0])
     if kind < 0.85:

@@ -3,10 +3,13 @@ The hub and its pollers on real descriptors, alone and inside every kind of reac
 """
 
 import asyncio
+import importlib.util
 import os
 import resource
 import select
 import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -19,13 +22,13 @@ from zope.interface.verify import verifyObject
 
 from txasynchat import hub as hubs
 from txasynchat.hub import HANGUP, READ, URGENT, WRITE, Hub
-from txasynchat.pollers import PollPoller, new_poller
+from txasynchat.pollers import PollPoller, SelectPoller, new_poller
 from txasynchat.seats import SeatDescriptor
 
 LIMIT = 5.0
 
 
-@pytest.fixture(params=[new_poller, PollPoller], ids=["nested", "flat"])
+@pytest.fixture(params=[new_poller, PollPoller, SelectPoller], ids=["nested", "flat", "select"])
 def hub(request):
     one = Hub(request.param)
     yield one
@@ -141,7 +144,7 @@ def test_regular_files_are_always_ready(hub, tmp_path):
     with path.open("rb") as file:
         hub.watch(file.fileno(), READ)
         assert hub.wait(LIMIT) == [(file.fileno(), READ)]
-        assert hub.busy == (type(hub._poller) is not PollPoller)
+        assert hub.busy == (type(hub._poller) not in (PollPoller, SelectPoller))
         hub.watch(file.fileno(), READ | WRITE)
         assert hub.wait(LIMIT) == [(file.fileno(), READ | WRITE)]
         hub.watch(file.fileno(), 0)
@@ -149,6 +152,7 @@ def test_regular_files_are_always_ready(hub, tmp_path):
         assert not hub.busy
 
 
+@pytest.mark.parametrize("hub", [new_poller, PollPoller], indirect=True)  # select(2) takes none
 def test_descriptors_above_1023(hub, ends):
     a, b = ends
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -374,3 +378,54 @@ def test_what_a_reactor_gets_is_a_descriptor():
 def test_the_names_of_events_are_the_ones_of_poll():
     for ours, theirs in (("READ", "POLLIN"), ("WRITE", "POLLOUT"), ("URGENT", "POLLPRI")):
         assert getattr(hubs, ours) == getattr(select, theirs)
+
+
+EVENTLET = """
+import eventlet
+eventlet.monkey_patch()
+import select, socket, sys
+assert not hasattr(select, "poll"), "eventlet takes it away"
+import txasynchat
+txasynchat.install()
+import asynchat, asyncore
+
+class Echo(asynchat.async_chat):
+    def __init__(self, sock, channels):
+        asynchat.async_chat.__init__(self, sock, channels)
+        self.set_terminator(b"\\n")
+        self.line = []
+    def collect_incoming_data(self, data):
+        self.line.append(data)
+    def found_terminator(self):
+        self.push(b"".join(self.line) + b"\\n")
+        self.close_when_done()
+
+near, far = socket.socketpair()
+near.settimeout(10)
+for use_poll in (False, True):
+    near, far = socket.socketpair()
+    channels = {}
+    Echo(far, channels)
+    near.sendall(b"hello\\n")
+    asyncore.loop(timeout=1, use_poll=use_poll, map=channels)
+    print(near.recv(100))
+"""
+
+
+def test_a_program_with_neither_epoll_nor_poll_is_served_by_select():
+    """As eventlet's monkey_patch() leaves the select module."""
+    program = EVENTLET
+    if importlib.util.find_spec("eventlet") is None:
+        program = program.replace(
+            "import eventlet\neventlet.monkey_patch()\nimport select,",
+            "import select\nfor name in ('epoll', 'poll', 'kqueue'):\n"
+            "    vars(select).pop(name, None)\nimport",
+        )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("b'hello\\n'\n" * 2, "")

@@ -133,8 +133,37 @@ def test_a_prefix_tells_what_it_is():
 
 # -- looking for delimiters
 
+
+@pytest.mark.parametrize(
+    ("several", "loser", "winner"),
+    [
+        ((b"\r\n", b"\r"), r"b'\\r\\n'", r"b'\\r'"),
+        ((b"\r", b"\r\n"), r"b'\\r\\n'", r"b'\\r'"),
+        ((b"end", b"<end", b"<end>"), "b'<end>'", "b'end'"),
+    ],
+)
+def test_a_delimiter_that_can_never_match_is_refused(several, loser, winner):
+    with pytest.raises(
+        ValueError, match=f"{loser} can never match, because {winner} ends before it"
+    ):
+        check_terminator(several)
+
+
+def test_delimiters_that_end_together_or_apart_are_accepted():
+    for several in ((b"\n", b"\r\n"), (b"\r\n", b"\n"), (b"a", b"b"), (b"\n", b"\n")):
+        assert check_terminator(several) == several
+
+
 delimiters = st.text("ab", min_size=1, max_size=8).map(str.encode)
 data = st.text("ab", max_size=60).map(str.encode)
+
+
+def that_can_match(several):
+    """Without those that `check_terminator` refuses."""
+    return tuple(one for one in several if not any(other in one[:-1] for other in several))
+
+
+tuples = st.lists(delimiters, min_size=1, max_size=5).map(that_can_match)
 
 
 @given(
@@ -150,7 +179,7 @@ def test_the_longest_tail_that_may_begin_the_terminator_is_counted(data, termina
         assert prefix_length_at_end(data, terminator, start) == max(tails)
 
 
-@given(data=data, several=st.lists(delimiters, min_size=1, max_size=5).map(tuple))
+@given(data=data, several=tuples)
 def test_the_match_that_ends_first_wins_and_of_those_the_longest(data, several):
     ends = (
         (end, -len(one), one)
@@ -166,14 +195,14 @@ def test_the_match_that_ends_first_wins_and_of_those_the_longest(data, several):
         assert (found.end(), found[0]) == (first[0], first[2])
 
 
-@given(data=data, several=st.lists(delimiters, min_size=1, max_size=5).map(tuple))
+@given(data=data, several=tuples)
 def test_bytes_are_held_exactly_when_they_may_still_begin_what_wins(data, several):
     compiled = compile_delimiters(several)
     if compiled.find(data):
         return
     held = compiled.prefix_length_at_end(data, 0)
     # What is held can become a delimiter by more bytes, and nothing before it can.
-    beginnings = {one[:size] for one in compiled.winners for size in range(len(one))}
+    beginnings = {one[:size] for one in several for size in range(len(one))}
     tails = {data[len(data) - size :] for size in range(len(data) + 1)}
     assert held == max(len(tail) for tail in beginnings & tails)
 

@@ -21,6 +21,7 @@ from service_identity import VerificationError
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.endpoints import TCP4ClientEndpoint, clientFromString, connectProtocol
+from twisted.internet.protocol import Protocol
 from twisted.internet.ssl import Certificate, optionsForClientTLS, trustRootFromCertificates
 from twisted.logger import globalLogPublisher
 from twisted.protocols.policies import WrappingFactory
@@ -79,6 +80,27 @@ class Talk(unittest.TestCase):
         self.assertIsNone(client.close_reason)
         self.assertIsNone(server.handlers[0].close_reason)
         self.assertEqual(client.notes[0][1].peer_certificate, _x509(leaf()))
+
+    async def test_a_protocol_that_raises_before_the_handshake_has_no_connection(self):
+        """Nor does its client wait for anything."""
+        lost = Deferred()
+
+        class Failing(Protocol):
+            @override
+            def connectionMade(self):
+                raise ValueError("no")
+
+            @override
+            def connectionLost(self, reason):
+                lost.callback(reason.type)
+
+        server = await Server(self, server_options(), handler=Failing).listen()
+        handler = Notes()
+        connecting = connect(server.port, ClientOptions(HOST, trust()), handler)
+        await self.assertFailure(connecting, errors.HandshakeFailed)
+        self.assertIs(await lost, ValueError)
+        await handler.closed
+        self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
 
     async def test_the_hook_comes_through_policy_wrappers(self):
         server = await Server(
@@ -147,6 +169,8 @@ class Verification(unittest.TestCase):
         handler = Notes()
         error = await self.assertFailure(connect(server.port, client, handler), kind)
         self.assertIs(type(error), kind)
+        self.assertEqual(handler.notes, [], "the one who connects is told first")
+        await handler.closed
         self.assertIs(handler.close_reason, error)
         self.assertEqual(handler.notes, ["close"])
         (other,) = server.handlers
@@ -433,6 +457,7 @@ class Protocols(unittest.TestCase):
         handler = Notes()
         options = ClientOptions(HOST, trust(), alpn=(b"chat/1",))
         await self.assertFailure(connect(server.port, options, handler), errors.NoCommonProtocol)
+        await handler.closed
         self.assertEqual(handler.notes, ["close"])
         await server.handlers[0].closed
 

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 __all__ = [
+    "CheckedReceiver",
     "Framer",
     "LimitedReceiver",
     "Overflow",
@@ -111,6 +112,15 @@ class LimitedReceiver(Receiver, Protocol):
         """The current message broke the limit; called once for each such message."""
 
 
+class CheckedReceiver(LimitedReceiver, Protocol):
+    """
+    A receiver for a framer that checks results.
+    """
+
+    def hook_returned(self, result: object, /) -> object:
+        """A hook returned something else than None."""
+
+
 class WholeReceiver(LimitedReceiver, Protocol):
     """
     A receiver that takes each message in one call instead of two.
@@ -139,6 +149,8 @@ class Framer:
         matched: the delimiter that ended the latest message; ``None`` where it was a length.
         paused: nothing is delivered; bytes are kept.
         closed: nothing will ever be delivered again; bytes are dropped.
+        checks_results: what ``message_received`` or ``found_terminator`` returns, if that is not None,
+            goes to ``receiver.hook_returned``.
     """
 
     __slots__ = (
@@ -158,6 +170,7 @@ class Framer:
         "_terminator",
         "_unlimited",
         "_unsettled",
+        "checks_results",
         "closed",
         "limit",
         "matched",
@@ -180,6 +193,7 @@ class Framer:
         self.matched: bytes | None = None
         self.paused = False
         self.closed = False
+        self.checks_results = False
         self._terminator: Any = check_terminator(terminator)
         # The terminator, once `receive` found it to be a delimiter and its short way to be free:
         # _position is 0 then when nothing is left.  Whatever gets in the way puts an object here
@@ -396,7 +410,8 @@ class Framer:
         if self.whole:
             self._buffer = b""
             self.matched = delimiter
-            receiver.message_received(message)
+            if (result := receiver.message_received(message)) is not None and self.checks_results:
+                receiver.hook_returned(result)
         else:
             if message:
                 receiver.collect_incoming_data(message)
@@ -408,7 +423,8 @@ class Framer:
                 self._position += len(data)
                 self._end_message()
             self.matched = delimiter
-            receiver.found_terminator()
+            if (result := receiver.found_terminator()) is not None and self.checks_results:
+                receiver.hook_returned(result)
         if self._buffer:
             self.deliver(receiver)
 
@@ -564,7 +580,10 @@ class Framer:
                 self._position = end
                 self._terminator = 0
                 self.matched = None
-                receiver.message_received(buffer[position:end])
+                if (
+                    result := receiver.message_received(buffer[position:end])
+                ) is not None and self.checks_results:
+                    receiver.hook_returned(result)
             else:
                 receiver.collect_incoming_data(buffer[position:end])
                 if self.closed:
@@ -574,7 +593,8 @@ class Framer:
                 self.matched = None
                 if self._count or self._unlimited:
                     self._end_message()  # of what a nested delivery began
-                receiver.found_terminator()
+                if (result := receiver.found_terminator()) is not None and self.checks_results:
+                    receiver.hook_returned(result)
             length = self._terminator
             if (
                 type(length) is not int
@@ -614,7 +634,10 @@ class Framer:
         try:
             if self.whole:
                 for piece in iterator:
-                    receiver.message_received(piece)
+                    if (
+                        result := receiver.message_received(piece)
+                    ) is not None and self.checks_results:
+                        receiver.hook_returned(result)
                     if self._batch is not iterator:
                         return True
             else:
@@ -627,10 +650,14 @@ class Framer:
                             if not self.closed:
                                 self._end_message()
                                 self.matched = terminator
-                                receiver.found_terminator()
+                                if (
+                                    result := receiver.found_terminator()
+                                ) is not None and self.checks_results:
+                                    receiver.hook_returned(result)
                             return True
                         self._collecting = None
-                    receiver.found_terminator()
+                    if (result := receiver.found_terminator()) is not None and self.checks_results:
+                        receiver.hook_returned(result)
                     if self._batch is not iterator:
                         return True
         except BaseException:
@@ -753,9 +780,10 @@ class Framer:
         self._end_message()
         self.matched = matched
         if self.whole:
-            receiver.message_received(piece)
-        else:
-            receiver.found_terminator()
+            if (result := receiver.message_received(piece)) is not None and self.checks_results:
+                receiver.hook_returned(result)
+        elif (result := receiver.found_terminator()) is not None and self.checks_results:
+            receiver.hook_returned(result)
         return True
 
     def _pass_unfinished(self, receiver: Any, piece: bytes, terminator: Any, held: int) -> bool:
@@ -817,7 +845,8 @@ class Framer:
         self._searched = position + length
         self._count += room
         self._count_down(terminator, room)
-        receiver.message_received(part)
+        if (result := receiver.message_received(part)) is not None and self.checks_results:
+            receiver.hook_returned(result)
         return True
 
     def _add_to_head(self, piece: bytes) -> None:

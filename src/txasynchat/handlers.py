@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-__all__ = ["Hears", "arguments_for", "hears", "is_legacy", "wanted"]
+__all__ = ["Hears", "arguments_for", "hears", "is_legacy", "unawaited", "wanted"]
 
 # What a method may name without doing anything that others see.
 _HARMLESS = frozenset({"__init__", "asynchat", "asyncore", "super", "set_terminator", "txasynchat"})
@@ -111,6 +111,23 @@ def hears(handler: type, base: type, hooks: Iterable[str]) -> Hears:
         if called and not harmless.issuperset(_loaded(function)):
             return Hears.NO
     return Hears.USELESS
+
+
+def unawaited(handler: type, hooks: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """
+    Yield each of the *hooks* whose result somebody would have to wait for, and a sentence's rest why.
+    """
+    for name in hooks:
+        hook = getattr(handler, name, None)
+        if inspect.iscoroutinefunction(hook) or inspect.isasyncgenfunction(hook):
+            yield name, "is async def, which nobody awaits: what it does never happens"
+        elif inspect.isgeneratorfunction(hook):
+            yield name, "is a generator function, which nobody runs: what it does never happens"
+        elif callable(hook) and inspect.isgeneratorfunction(inspect.unwrap(hook)):
+            yield (
+                name,
+                "returns a Deferred, which nobody waits for: the next hook may come before it",
+            )
 
 
 def _loaded(function: FunctionType) -> Iterator[str]:

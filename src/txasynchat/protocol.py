@@ -21,7 +21,8 @@ close: a policy's ``loseConnection`` on an idle TLS connection would never be do
 *Closing.* One `State`, changed by one method. CLOSING takes nothing new, sends what is queued, and
 then lets the transport go; see `txasynchat.closing`. Others may call ``loseConnection`` or
 ``loseWriteConnection`` of the transport: the application, a mixin, a policy. The transport asks us
-first (`endings.let_protocol_end`), so that what is queued goes before the end, in limited time.
+first (`endings.let_protocol_end`), so that what is queued goes before the end, in limited time. What
+somebody writes to the transport goes behind it in the same way.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ import inspect
 import sys
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionAborted, ConnectionLost
 from twisted.internet.interfaces import (
     IConsumer,
     IHalfCloseableProtocol,
@@ -43,18 +46,22 @@ from twisted.logger import Logger
 from typing_extensions import override
 from zope.interface import implementer
 
-from txasynchat import endings, tlslayer, transports
+from txasynchat import endings, ranges, tlslayer, transports
 from txasynchat.closing import Closing
 from txasynchat.errors import (
+    ConnectionReset,
     MessageTooLong,
     PeerError,
     ProducerError,
+    StoppedByServer,
     TLSError,
     UnsentLimitExceeded,
 )
 from txasynchat.framing import Framer, Overflow
-from txasynchat.log import Throttle
+from txasynchat.handlers import unawaited
+from txasynchat.log import Throttle, escape, failure
 from txasynchat.producers import Buffer, OutputQueue, refuse
+from txasynchat.reactor_thread import check_threads
 from txasynchat.starttls import Leftovers, start_tls
 from txasynchat.terminators import check_terminator
 from txasynchat.tlsinfo import TLSInfo
@@ -66,6 +73,7 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
     from twisted.python.failure import Failure
 
+    from txasynchat.errors import ChatError
     from txasynchat.producers import Producer
     from txasynchat.starttls import Upgrade
     from txasynchat.terminators import Terminator
@@ -89,8 +97,7 @@ class State(enum.Enum):
     CLOSED = "closed"
 
 
-#: Once a second for each kind.
-_tls_errors = Throttle(1.0)
+_peer_errors = Throttle(1.0)
 
 # Why delivery and reading are held: bits of AsyncChat._held.
 _BY_APPLICATION = 1
@@ -108,6 +115,29 @@ _CONNECTING = State.CONNECTING
 _OPEN = State.OPEN
 _CLOSING = State.CLOSING
 _CLOSED = State.CLOSED
+
+
+# What may be overridden, and is not waited for.
+_HOOKS = (
+    "connectionMade",
+    "handle_connect",
+    "handle_secure",
+    "message_received",
+    "collect_incoming_data",
+    "found_terminator",
+    "message_too_long",
+    "handle_shutdown",
+    "handle_error",
+    "handle_close",
+    "handle_end",
+)
+
+
+def _is_field(value: object) -> bool:
+    """
+    Return whether *value* stands in a class body for a field of `dataclasses` or of attrs.
+    """
+    return type(value).__module__.partition(".")[0] in {"attr", "attrs", "dataclasses"}
 
 
 if TYPE_CHECKING:
@@ -130,6 +160,19 @@ else:
             return self if chat is None else self._read(chat)
 
 
+class _Terminator:
+    """
+    The attribute `AsyncChat.terminator`: of a class, the terminator that its connections begin with; of
+    a connection, the one in force.
+    """
+
+    def __get__(self, chat: Any, owner: Any) -> Any:
+        return owner._first_terminator if chat is None else chat._framer.terminator
+
+    def __set__(self, chat: Any, term: Terminator) -> None:
+        chat._framer.set_terminator(term)
+
+
 @implementer(IPushProducer, IConsumer, IHalfCloseableProtocol, IHandshakeListener)
 class AsyncChat(Protocol):
     """
@@ -140,14 +183,16 @@ class AsyncChat(Protocol):
     No ``__init__`` of this class need be called, and ``connectionMade`` belongs to the subclass;
     one that overrides ``connectionLost`` calls ``super()``.
 
-    All methods belong to the reactor's thread.
+    All methods belong to the reactor's thread; another one uses ``reactor.callFromThread``. Under
+    ``python -X dev`` the methods that an application calls raise `RuntimeError` in any other.
 
     Stdlib: asynchat.async_chat (3.11 library reference), whose names and order of calls these are.
     Deliberate differences: `max_message_length`; `set_terminator` checks its argument; `pause` takes
     effect before the next message; nothing is delivered after `close`.
     """
 
-    # -- settings: class attributes, or instance attributes set before the connection is made
+    # -- settings: class attributes, or instance attributes set before the connection is made. They are
+    # checked there: see `txasynchat.ranges`.
 
     #: The longest message, in bytes without its terminator; None for no limit. See `Framer`.
     max_message_length: int | None = 16_384
@@ -157,7 +202,8 @@ class AsyncChat(Protocol):
     high_water: int | None = 65_536
     #: Bytes waiting to be sent at which they go on.
     low_water: int = 16_384
-    #: Bytes waiting to be sent above which the connection is aborted; None for no limit.
+    #: Bytes waiting to be sent above which the connection is aborted; None for no limit. A single
+    #: `push` of more is a ValueError.
     max_unsent: int | None = 8 << 20
     #: Seconds, while closing, in which the peer must take something, or the connection is aborted;
     #: None: wait.
@@ -172,9 +218,10 @@ class AsyncChat(Protocol):
     transport: Any = None
     #: Bytes pushed too late, which were dropped.
     dropped: int = 0
-    #: What the peer did, or what befell it, that ended the connection; None if it ended in order, or
-    #: has not ended. To be read in `handle_close`.
-    close_reason: PeerError | None = None
+    #: What ended the connection otherwise than in order: what the peer did or what befell it, or
+    #: `StoppedByServer`. None if it ended in order, if this side ended it (by `abort`, or because a
+    #: handler raised), or if it has not ended. To be read in `handle_close`; `handle_end` is given it.
+    close_reason: ChatError | None = None
 
     _log = Logger()
     #: The terminator that a connection begins with.
@@ -185,6 +232,10 @@ class AsyncChat(Protocol):
     _asks: ClassVar[bool] = False
     #: handle_secure is overridden.
     _hears_of_tls: ClassVar[bool] = False
+    #: Set in the namespace of each class that had a connection, or was warned of.
+    _is_set_up: ClassVar[bool]
+    _warned_of_terminator: ClassVar[bool]
+    _warned_of_result: ClassVar[bool]
     #: What arrived while handlers were running.
     _received: list[bytes] | None = None
     #: `close` or `abort` was called; the peer will send no more; input was thrown away.
@@ -199,6 +250,8 @@ class AsyncChat(Protocol):
     _upgrade: Upgrade | None = None
     #: The end of the connection, once it was asked for.
     _closing: Closing | None = None
+    #: What the transport writes to, where that may be lost by itself.
+    _writing_end: Any = None
     _incoming: list[bytes] | None = None
 
     # What each message needs. It is set before __init__, all at once, and is nothing of the class's:
@@ -233,6 +286,8 @@ class AsyncChat(Protocol):
         """
         Set the state up, so that subclasses need not call this class's ``__init__``.
         """
+        if "_is_set_up" not in cls.__dict__:
+            cls._set_up()
         chat = super().__new__(cls)
         chat._state = State.CONNECTING
         chat._held = _BY_CLOSE
@@ -250,16 +305,32 @@ class AsyncChat(Protocol):
         Take ``terminator = …`` in a class body for the terminator that a connection begins with.
 
         Raises:
-            TypeError, ValueError: it is no terminator.
+            TypeError, ValueError: it is no terminator; or a setting is none.
         """
         super().__init_subclass__(**arguments)
+        ranges.check_class(cls, ranges.HANDLER)
         cls._asks = cls.get_terminator is not AsyncChat.get_terminator
         cls._hears_of_tls = cls.handle_secure is not AsyncChat.handle_secure
         terminator = inspect.getattr_static(cls, "terminator")
-        if not isinstance(terminator, property):
-            # Its own, or that of a class mixed in, which would hide the property.
+        # Whatever has __get__ or is a field is somebody else's, who puts a value there later.
+        if not hasattr(terminator, "__get__") and not _is_field(terminator):
             cls._first_terminator = check_terminator(terminator)
+
+    @classmethod
+    def _set_up(cls) -> None:
+        """
+        Prepare the class for its first connection; decorators such as ``dataclass`` are done with it.
+        """
+        terminator = inspect.getattr_static(cls, "terminator")
+        if not isinstance(terminator, _Terminator):
+            # Its own, or that of a class mixed in, which would hide ours.
+            if not hasattr(terminator, "__get__"):
+                cls._first_terminator = check_terminator(terminator)
             cls.terminator = vars(AsyncChat)["terminator"]
+        for hook, why in unawaited(cls, _HOOKS):
+            cls._warned_of_result = True
+            cls._log.warn("{handler}.{hook} {why}", handler=cls.__qualname__, hook=hook, why=why)
+        cls._is_set_up = True
 
     # -- IProtocol: called by the transport
 
@@ -282,12 +353,15 @@ class AsyncChat(Protocol):
         tlslayer.adopt(transport)
         endings.let_protocol_end(transport)
         self._send_now = transports.immediate_sender(transport)
+        if self._send_now is None:
+            self._writing_end = transports.writing_end(transport)
         framer = self._framer
         framer.limit = self.max_message_length
         framer.overflow = self.overflow
         transports.tell_of_half_close(transport, self)
         try:
             super().makeConnection(transport)  # type: ignore[no-untyped-call] # Twisted's, untyped
+            ranges.check_owner(self, ranges.HANDLER, AsyncChat)
         except Exception:  # noqa: BLE001 it is the application's, and is logged
             self._failed()
         if self._left:
@@ -319,7 +393,7 @@ class AsyncChat(Protocol):
     @override
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """
-        Tell the producers that are left, then `handle_close`, unless the application closed.
+        Tell the producers that are left, `handle_close` unless the application closed, `handle_end`.
 
         A subclass that overrides this calls ``super()``.
         """
@@ -329,15 +403,21 @@ class AsyncChat(Protocol):
         error = reason.value
         if isinstance(error, PeerError):
             self._report(error)
+        elif self.close_reason is None and self._broke_off(error):
+            self.close_reason = ConnectionReset()
         self._registered = False
         self._left = True
         self._framer.close()
         self._drop_output()
-        if self._closing is not None:
-            self._closing.cancel()
-            self._closing = None
-        if not self._close_requested:
-            self._call(self.handle_close)
+        for ending in (self._closing, self._upgrade):
+            if ending is not None:
+                ending.cancel()
+        self._closing = None
+        try:
+            if not self._close_requested:
+                self._call(self.handle_close)
+        finally:
+            self._call(self.handle_end, self.close_reason)
 
     # -- IHalfCloseableProtocol, IHandshakeListener: called by the transport
 
@@ -355,8 +435,19 @@ class AsyncChat(Protocol):
 
     def writeConnectionLost(self) -> None:  # noqa: N802
         """
-        Nothing can be sent any more; the transport reports the loss of the connection by itself.
+        Nothing can be sent any more: the connection ends, unless this side asked for that.
+
+        What has arrived is delivered first. A process that closes its input may have no use for any;
+        there the connection ends when there is something to send.
         """
+        # So the next attempt to send finds out; a request to close is none.
+        self._full = False
+        end = self._writing_end or transports.writing_end(self.transport)
+        if transports.writing_was_ended(self.transport, end) or (
+            self._state is _OPEN and not self._output and transports.waits_for_exit(self.transport)
+        ):
+            return
+        self._cannot_send()
 
     def handshakeCompleted(self) -> None:  # noqa: N802
         """
@@ -371,7 +462,11 @@ class AsyncChat(Protocol):
     def pauseProducing(self) -> None:  # noqa: N802
         """
         The transport is full: take nothing more from the queue.
+
+        Raises:
+            RuntimeError: the application called it, who means `pause`.
         """
+        self._check_caller("pauseProducing", "pause() stops delivery and reading")
         self._full = True
         if self._lazy_output is not None:
             try:
@@ -388,8 +483,12 @@ class AsyncChat(Protocol):
 
     def stopProducing(self) -> None:  # noqa: N802
         """
-        The connection is lost; ``connectionLost`` follows and does the rest.
+        The transport takes nothing any more; the loss of the connection, or of this half, follows.
+
+        Raises:
+            RuntimeError: the application called it, who means `abort`.
         """
+        self._check_caller("stopProducing", "abort() ends the connection")
         self._full = True
         self._registered = False
 
@@ -419,7 +518,11 @@ class AsyncChat(Protocol):
     def write(self, data: bytes) -> None:
         """
         Take bytes of the registered producer whose turn it is; without one this is `push`.
+
+        Raises:
+            TypeError, ValueError: see `push`.
         """
+        self._check_length(data)
         if self._lazy_output is not None and self._lazy_output.write(data):
             self._pushed()
         else:
@@ -469,7 +572,10 @@ class AsyncChat(Protocol):
 
         Stdlib: asynchat.async_chat.found_terminator.
         """
-        self.message_received(self._get_data())
+        hook: Callable[[bytes], object] = self.message_received
+        result = hook(self._get_data())
+        if result is not None:
+            self.hook_returned(result)
 
     def message_too_long(self, error: MessageTooLong) -> None:
         """
@@ -506,6 +612,18 @@ class AsyncChat(Protocol):
         Stdlib: asyncore.dispatcher.handle_close, which had to close the channel; here it is closed.
         """
 
+    def handle_end(self, reason: ChatError | None) -> None:
+        """
+        The connection has ended, whatever ended it: the place to leave a registry.
+
+        Called exactly once for each connection that was made, after `handle_close` where that is
+        called: after `close` and `abort` too, when ``connectionMade`` or `handle_connect` raised, and
+        when the TLS handshake failed, so that `handle_connect` was never called.
+
+        Args:
+            reason: the `close_reason`.
+        """
+
     # -- asynchat: called by the application
 
     def set_terminator(self, term: Terminator) -> None:
@@ -533,23 +651,9 @@ class AsyncChat(Protocol):
         else:
             framer.set_terminator(term)
 
-    if not TYPE_CHECKING:
-
-        @property
-        def terminator(self) -> Any:
-            """
-            The terminator in force; in a class body, the one that a connection begins with.
-
-            Assigning it is `set_terminator`, reading it `get_terminator`.
-            """
-            return self._framer.terminator
-
-        @terminator.setter
-        def terminator(self, term: Terminator) -> None:
-            self._framer.set_terminator(term)
-
-    else:
-        terminator: Any
+    #: The terminator in force; in a class body, or as a field of a dataclass, the one that a connection
+    #: begins with. Assigning it is `set_terminator`, reading it `get_terminator`.
+    terminator: Any = _Terminator()
 
     def get_terminator(self) -> Any:
         """
@@ -559,7 +663,7 @@ class AsyncChat(Protocol):
         """
         return self._framer.terminator
 
-    @property
+    @_shown
     def matched_terminator(self) -> bytes | None:
         """
         The delimiter that ended the latest message; None where its length did.
@@ -575,6 +679,7 @@ class AsyncChat(Protocol):
 
         Raises:
             TypeError: *data* is not bytes-like.
+            ValueError: *data* alone is longer than `max_unsent`.
         """
         if self._ending:
             data = memoryview(data)
@@ -592,9 +697,14 @@ class AsyncChat(Protocol):
             if not self._after:
                 self._after = _REPLY
         else:
+            limit = self.max_unsent
+            if limit is not None and output.size > limit:
+                self._check_length(data, output)
             self._pushed()
 
-    def push_with_producer(self, producer: Producer | IPushProducer | IPullProducer) -> None:
+    def push_with_producer(
+        self, producer: Producer | Buffer | IPushProducer | IPullProducer
+    ) -> None:
         """
         Send what *producer* gives after everything that is queued; see `txasynchat.producers`.
 
@@ -607,6 +717,8 @@ class AsyncChat(Protocol):
         """
         if self._ending:
             self._refuse(producer)
+        elif isinstance(producer, Buffer):
+            self.push(producer)
         elif IPushProducer.providedBy(producer):
             self.registerProducer(producer, True)
         elif IPullProducer.providedBy(producer):
@@ -728,7 +840,7 @@ class AsyncChat(Protocol):
         """
         return 0 if self._lazy_output is None else self._lazy_output.size
 
-    @property
+    @_shown
     def tls(self) -> TLSInfo | None:
         """
         What was agreed on in the TLS handshake; None before, and without TLS.
@@ -738,7 +850,9 @@ class AsyncChat(Protocol):
     @_shown
     def addr(self) -> Any:
         """
-        The peer's address as the `socket` module gives it, ``(host, port)`` or a path; None before.
+        The peer's address as the `socket` module gives it, ``(host, port)`` or a path.
+
+        None before there is a connection, and where there are no addresses, as with a process.
         """
         return None if self.transport is None else transports.peer_address(self.transport)
 
@@ -787,6 +901,7 @@ class AsyncChat(Protocol):
                 whole=cls.found_terminator is AsyncChat.found_terminator
                 and cls.collect_incoming_data is AsyncChat.collect_incoming_data,
             )
+            framer.checks_results = True
         return framer
 
     @property
@@ -818,6 +933,8 @@ class AsyncChat(Protocol):
         The transport is ready for both directions.
         """
         self._opened = True
+        if self.max_unsent is not None and self.max_unsent < self.ac_out_buffer_size:
+            self.ac_out_buffer_size = max(1, self.max_unsent)  # so push() looks at what is longer
         first = self._state is _CONNECTING
         self._set_state(_OPEN if first else self._state)
         self._delivering = self._after = self._resumed = True
@@ -825,13 +942,30 @@ class AsyncChat(Protocol):
             if not self._framer.closed:
                 if first:
                     self._held &= ~_BY_CLOSE
-                if self._hears_of_tls and (info := self.tls) is not None:
+                if self._hears_of_tls and (info := TLSInfo.of(self.transport)) is not None:
                     self._call(self.handle_secure, info)
                 if first and self._state is _OPEN:
                     self._call(self.handle_connect)
+                    if self._framer.whole and not self._framer.terminator:
+                        self._tell_of_no_terminator()
             self._settle()
         finally:
             self._delivering = False
+
+    def _tell_of_no_terminator(self) -> None:
+        """
+        Warn, once for each class, that `message_received` waits for a message that never ends.
+        """
+        cls = type(self)
+        if self._asks or "_warned_of_terminator" in cls.__dict__:
+            return
+        cls._warned_of_terminator = True
+        self._log.warn(
+            "{handler} has message_received and no terminator, so that no message ever ends: set "
+            "terminator in the class, or by set_terminator in handle_connect{hint}",
+            handler=cls.__qualname__,
+            hint=" (delimiter is a name of LineReceiver's)" if hasattr(self, "delimiter") else "",
+        )
 
     def _close(self) -> None:
         """
@@ -858,8 +992,7 @@ class AsyncChat(Protocol):
 
     def _abort_transport(self) -> None:
         if self.transport is not None:
-            abort = getattr(self.transport, "abortConnection", self.transport.loseConnection)
-            abort()
+            transports.abort(self.transport)
 
     def _stop_delivery(self) -> None:
         """
@@ -877,16 +1010,20 @@ class AsyncChat(Protocol):
         Call a handler of the application; an exception ends this connection only.
         """
         try:
-            handler(*arguments)
+            result = handler(*arguments)
         except Exception:  # noqa: BLE001 it is the application's, and is logged
             self._failed()
+        else:
+            if result is not None:
+                self.hook_returned(result)
 
     def _failed(self) -> None:
         """
         Log the exception that is being handled, ask `handle_error`, and close.
         """
         if isinstance(sys.exc_info()[1], ProducerError):
-            self._log.failure("{peer}: a producer of {handler} failed", **self._about())
+            # With the traceback of the producer's own exception, which is the cause.
+            failure(self._log, "{peer}: a producer of {handler} failed", **self._about())
             # What stands behind it would follow a piece that is cut off.
             self._drop_output()
         else:
@@ -914,23 +1051,32 @@ class AsyncChat(Protocol):
         """
         transport = self.transport
         return {
-            "peer": None if transport is None else transport.getPeer(),
+            "peer": None if transport is None else transports.peer_name(transport),
             "handler": type(self).__qualname__,
         }
 
     def _report(self, error: PeerError) -> None:
         """
         Log a peer's mistake: what it is and its numbers, none of its data.
+
+        Once a second for each kind, since a peer can repeat it, and scanners do.
         """
         if not isinstance(error, MessageTooLong) or self.overflow is Overflow.CLOSE:
             self.close_reason = error
-        about = self._about() | {"error": str(error), "kind": type(error).__name__}
-        if not isinstance(error, TLSError):
-            self._log.warn("{peer}: {error}", **about)
-        # Scanners, and peers that just go, would fill the log.
-        elif (hidden := _tls_errors.suppressed(type(error).__name__)) is not None:
-            before = f" ({hidden} of these before it were not logged)" if hidden else ""
-            self._log.info("{peer}: {error}{before}", before=before, **about)
+        kind = type(error).__name__
+        suppressed = _peer_errors.suppressed(kind)
+        if suppressed is None:
+            return
+        # What a scanner does, or a peer that just goes, is no reason to look.
+        log = self._log.info if isinstance(error, TLSError) else self._log.warn
+        log(
+            "{peer}: {error}{before}",
+            error=escape(str(error)),
+            kind=kind,
+            suppressed=suppressed,
+            before=f" ({suppressed} of these before it were not logged)" if suppressed else "",
+            **self._about(),
+        )
 
     # -- internals: input
 
@@ -944,6 +1090,23 @@ class AsyncChat(Protocol):
         self.message_too_long(error)
         if closes:
             self._close()
+
+    def hook_returned(self, result: object) -> None:
+        """
+        Called when a hook returned something: warn, once for each class, if nobody waits for it.
+        """
+        cls = type(self)
+        if "_warned_of_result" in cls.__dict__ or not (
+            isinstance(result, Deferred) or inspect.isawaitable(result)
+        ):
+            return
+        cls._warned_of_result = True
+        self._log.warn(
+            "a hook of {handler} returned a {kind}, which nobody waits for: "
+            "the next hook may come before it",
+            handler=cls.__qualname__,
+            kind=type(result).__name__,
+        )
 
     def _receive_otherwise(self, data: bytes) -> None:
         """
@@ -1046,11 +1209,11 @@ class AsyncChat(Protocol):
         if self._lazy_output is None:
             return
         for error in self._lazy_output.stop():
-            self._log.error(
-                "{peer}: a producer of {handler} raised when it was stopped: {error!r}",
-                error=error,
-                **self._about(),
-            )
+            try:
+                raise error
+            except Exception:  # noqa: BLE001 only to be logged with its traceback
+                message = "{peer}: a producer of {handler} raised when it was stopped"
+                failure(self._log, message, **self._about())
 
     def _pushed(self) -> None:
         """
@@ -1062,6 +1225,19 @@ class AsyncChat(Protocol):
         else:
             self._after = True
         self._limit(output.size)
+
+    def _check_length(self, data: Buffer, output: OutputQueue | None = None) -> None:
+        """
+        Raise if *data*, which stands at the end of *output* where that is given, can never be sent.
+        """
+        length = memoryview(data).nbytes
+        if self.max_unsent is not None and length > self.max_unsent and not self._ending:
+            if output is not None:
+                output.take_back()
+            raise ValueError(
+                f"{length} bytes at once are more than max_unsent, {self.max_unsent}; send them by a"
+                " producer"
+            )
 
     def _limit(self, unsent: int) -> None:
         """
@@ -1168,13 +1344,71 @@ class AsyncChat(Protocol):
         if register is not None and not self._registered:
             self._registered = True
             register(self, True)
+            if not self._registered:  # it has no use for a producer any more
+                self._cannot_send()
 
     def _unregister(self) -> None:
         if self._registered:
             self._registered = False
             self.transport.unregisterProducer()
 
+    def _check_caller(self, name: str, remedy: str) -> None:
+        """
+        Raise if it is not the transport that tells its producer something.
+        """
+        if self._registered or self._left:
+            return
+        raise RuntimeError(
+            f"{type(self).__qualname__}.{name}() is called by the transport, and stops output; {remedy}"
+        )
+
+    def _takes_write(self, transport: Any, data: bytes) -> bool:
+        """
+        Called by the transport, which somebody told to write: send that behind what is queued.
+
+        Returns:
+            False, if it may be written at once: it is we who wrote it, or nothing is queued. What a
+            policy in between writes is ours, kept for later, unless a handler is running.
+        """
+        if self._flushing or not self._lazy_output:
+            return False
+        if not self._delivering and self.transport is not transport:
+            return False
+        AsyncChat.push(self, data)
+        return True
+
+    def _takes_tls(self) -> None:
+        """
+        Called by the transport, which somebody told to start TLS: send in the clear what is queued.
+
+        Raises:
+            RuntimeError: not all of it can be sent now.
+        """
+        self._flush()
+        if self._lazy_output:
+            raise RuntimeError(
+                "startTLS() with something queued that cannot be sent yet, and would be sent encrypted;"
+                " AsyncChat.start_tls() waits for it"
+            )
+
     # -- internals: closing
+
+    def _broke_off(self, error: BaseException | None) -> bool:
+        """
+        Tell whether *error* stands for a connection that did not come to its end.
+        """
+        if not isinstance(error, ConnectionLost) or isinstance(error, ConnectionAborted):
+            return False
+        # The reactor calls it a loss, too, if the peer has closed and it is we who were to close now.
+        over = self._peer_finished and self._left
+        return not over or bool(transports.unsent_bytes(self.transport))
+
+    def _stopped_by_server(self) -> None:
+        """
+        Called by the server that stops, and ends this connection now.
+        """
+        if self.close_reason is None:
+            self.close_reason = StoppedByServer()
 
     def _takes_closing(self) -> bool:
         """
@@ -1215,6 +1449,23 @@ class AsyncChat(Protocol):
         self._unregister()
         self.transport.loseWriteConnection()
 
+    def _cannot_send(self) -> None:
+        """
+        The transport takes nothing any more: deliver what has arrived, and close.
+        """
+        if self._left or self._state is _CLOSED:
+            return
+        self._set_state(_CLOSING)
+        self._drop_output()
+        self._release(_BY_OUTPUT)
+        transports.read_what_is_there(self.transport)
+        self._full = False
+        self._output.close_when_done()
+        if self._delivering:
+            self._after = True
+        else:
+            self._flush()
+
     def _leave(self) -> None:
         """
         While closing: something was written, or there is nothing to write.
@@ -1234,3 +1485,25 @@ class AsyncChat(Protocol):
         self._set_reading()
         self._left = True
         self._unregister()
+
+
+if sys.flags.dev_mode:
+    check_threads(
+        AsyncChat,
+        (
+            "abort",
+            "close",
+            "close_when_done",
+            "close_when_idle",
+            "discard_buffers",
+            "pause",
+            "push",
+            "push_with_producer",
+            "registerProducer",
+            "resume",
+            "set_terminator",
+            "start_tls",
+            "unregisterProducer",
+            "write",
+        ),
+    )

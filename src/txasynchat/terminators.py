@@ -89,7 +89,8 @@ def check_terminator(terminator: Any) -> Terminator:
 
     Raises:
         TypeError: it is text, a bool, or of any other type that is no terminator.
-        ValueError: it is a negative number, an empty tuple, or a tuple with an empty delimiter.
+        ValueError: it is a negative number, an empty tuple, or a tuple with a delimiter that is empty
+            or can never match, because another one always ends before it.
     """
     if terminator is None or type(terminator) is bytes:
         return terminator
@@ -111,6 +112,13 @@ def check_terminator(terminator: Any) -> Terminator:
                 raise ValueError(f"terminators in a tuple must not be empty: {terminator!r}")
         if not terminator:
             raise ValueError("a tuple of terminators must not be empty: ()")
+        for delimiter in terminator:
+            for other in terminator:
+                if other in delimiter[:-1]:
+                    raise ValueError(
+                        f"terminator {delimiter!r} can never match, because {other!r} ends before it:"
+                        f" {terminator!r}"
+                    )
         return tuple(terminator)
     raise TypeError(
         "terminator must be bytes, a number of bytes, None, a tuple of bytes or a LengthPrefix:"
@@ -140,26 +148,22 @@ class Delimiters:
     """
     Several delimiters, ready to be looked for.
 
-    The match that *ends* first counts, and of those that end together the longest. A delimiter with
-    another one inside it that ends earlier can thus never win, and is left out. Among the others the
-    match that ends first is also the one that begins first, which is what a regular expression finds.
+    The match that *ends* first counts, and of those that end together the longest. None has another
+    one inside it that ends earlier (`check_terminator` refuses those), so the match that ends first is
+    also the one that begins first, which is what a regular expression finds.
     """
 
-    __slots__ = ("find", "winners")
+    __slots__ = ("_delimiters", "find")
 
     def __init__(self, delimiters: tuple[bytes, ...]) -> None:
-        self.winners = tuple(
-            one
-            for one in dict.fromkeys(delimiters)
-            if not any(other in one[:-1] for other in delimiters)
-        )
-        self.find = re.compile(b"|".join(map(re.escape, self.winners))).search
+        self._delimiters = delimiters
+        self.find = re.compile(b"|".join(map(re.escape, delimiters))).search
 
     def prefix_length_at_end(self, data: bytes, start: int) -> int:
         """
         Count the bytes at the end of *data*, from *start* on, that may begin a delimiter.
         """
-        return max(prefix_length_at_end(data, one, start) for one in self.winners)
+        return max(prefix_length_at_end(data, one, start) for one in self._delimiters)
 
 
 compile_delimiters = functools.lru_cache(maxsize=128)(Delimiters)

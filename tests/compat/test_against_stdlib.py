@@ -62,3 +62,21 @@ def test_a_reader_that_forgets_part_of_a_terminator_would_be_noticed(stdlib):
     broken = stdlib_modules.load_stdlib(stdlib_modules.find_stdlib())
     broken.asynchat.find_prefix_at_end = lambda haystack, needle: 0
     assert streams.differences(stdlib.asynchat.async_chat, broken.asynchat.async_chat, range(200))
+
+
+def test_an_exception_that_quotes_the_peer_is_printed_on_one_line(stdlib, facade, capsys):
+    """The standard library's line could be ended by the peer, and another one be forged."""
+    shown = {}
+    for name, modules in (("stdlib", stdlib), ("facade", facade)):
+
+        class Failing(modules.asyncore.dispatcher):
+            def handle_read(self):
+                raise ValueError("no such command: x\nerror: forged\x1b[2J")
+
+        channel = Failing(None, {})
+        channel.connected = True
+        modules.asyncore.read(channel)
+        shown[name] = capsys.readouterr().out
+    assert "\nerror: forged\x1b[2J" in shown["stdlib"]
+    assert r"x\nerror: forged\x1b[2J" in shown["facade"]
+    assert len(shown["facade"].splitlines()) == 1

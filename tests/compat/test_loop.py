@@ -1099,7 +1099,7 @@ def test_loop_refuses_to_block_an_asyncio_event_loop(channels, pair):
     Recorder(far, channels)
 
     async def main():
-        asyncore.loop(timeout=0, map=channels, count=1)
+        asyncore.loop(timeout=0.1, map=channels, count=1)
 
     with pytest.raises(RuntimeError, match=r"asyncio event loop.*attach"):
         asyncio.run(main())
@@ -1168,7 +1168,7 @@ class TestAttach(TestCase):
         Chat(self.far, self.map)
         await task.deferLater(reactor, 0)  # it runs from here on
         with self.assertRaisesRegex(RuntimeError, "Twisted reactor.*attach"):
-            asyncore.loop(timeout=0, map=self.map, count=1)
+            asyncore.loop(timeout=0.1, map=self.map, count=1)
 
     async def test_channels_live_beside_twisted(self):
         from twisted.internet import reactor

@@ -109,11 +109,13 @@ def run(
         names: the globals of the facade's asyncore module.
 
     Raises:
-        RuntimeError: a reactor or event loop runs in this thread, or the map is attached to one.
+        RuntimeError: a reactor or event loop runs in this thread, and this would block it; or the map
+            is attached to one.
         BaseException: what must leave ``loop()``: ExitNow, KeyboardInterrupt, SystemExit, what a
             predicate or a signal handler raised.
     """
-    _reactor.refuse_inside_a_running_loop()
+    if count is None or timeout != 0:
+        _reactor.refuse_inside_a_running_loop()
     driver = take(channels, names)
     if driver is None or driver.attachment is not None:
         if driver is not None:

@@ -126,6 +126,11 @@ def _is_ours(reactor: Any) -> bool:
     return os.getppid() != _inherited[1]  # a daemon, whose parent is gone
 
 
+def _asyncio_runs_here() -> bool:
+    events: Any = sys.modules.get("asyncio.events")
+    return events is not None and events._get_running_loop() is not None
+
+
 def _running_here() -> Any:
     reactor: Any = sys.modules.get("twisted.internet.reactor")
     if reactor is not None and getattr(reactor, "running", False):
@@ -143,8 +148,7 @@ def refuse_inside_a_running_loop() -> None:
     Raises:
         RuntimeError: a Twisted reactor or an asyncio event loop runs in this thread.
     """
-    asyncio_events: Any = sys.modules.get("asyncio.events")
-    if asyncio_events is not None and asyncio_events._get_running_loop() is not None:
+    if _asyncio_runs_here():
         runs = "an asyncio event loop"
     elif _running_here() is not None:
         runs = "the Twisted reactor"
@@ -152,7 +156,7 @@ def refuse_inside_a_running_loop() -> None:
         return
     raise RuntimeError(
         f"asyncore.loop() would block {runs}, which runs in this thread: "
-        "let it drive the channels, by txasynchat.compat.attach(map)"
+        "let it drive the channels, by txasynchat.compat.attach(map), or call loop(timeout=0, count=1)"
     )
 
 
@@ -182,6 +186,8 @@ def turn(reactor: Any, timeout: float | None) -> None:
     """
     loop = getattr(reactor, "_asyncioEventloop", None)
     if loop is not None:
+        if _asyncio_runs_here():
+            return  # loop(timeout=0, count=1) inside of another one, beside which none can run
         _start_pool(reactor)
         stop = None if timeout is None else loop.call_later(timeout, loop.stop)
         loop.run_forever()

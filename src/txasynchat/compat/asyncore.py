@@ -37,6 +37,7 @@ from errno import (
 from typing import Any
 
 from txasynchat.compat import _driver, _interest, _loop
+from txasynchat.log import escape
 
 _DISCONNECTED = frozenset({ECONNRESET, ENOTCONN, ESHUTDOWN, ECONNABORTED, EPIPE, EBADF})
 
@@ -325,7 +326,7 @@ def loop(
 
     Raises:
         RuntimeError: a Twisted reactor or an asyncio event loop runs in this thread: use
-            `txasynchat.compat.attach`.
+            `txasynchat.compat.attach`, or a *timeout* of 0 with a *count*, which blocks nobody.
         ExitNow, KeyboardInterrupt, SystemExit: from a handler.
         Exception: whatever `readable`, `writable` or `handle_error` of a channel raised.
         OSError: EBADF, a channel's descriptor is closed; select mode only.
@@ -451,7 +452,9 @@ class dispatcher:  # noqa: N801 - the stdlib's name
         Make *sock* this channel's, and register it.
         """
         self.socket = sock
-        self._fileno = sock.fileno()
+        # A transport worn as a socket (`compat.served`) has a key, and no descriptor.
+        key = getattr(sock, "channel_key", None)
+        self._fileno = key if type(key) is int else sock.fileno()
         self.add_channel(map)
 
     def set_reuse_addr(self) -> None:
@@ -713,7 +716,10 @@ class dispatcher:  # noqa: N801 - the stdlib's name
         except:  # noqa: E722 - a program's __repr__ may do anything
             self_repr = f"<__repr__(self) failed for object at {id(self):0x}>"
         self.log_info(
-            f"uncaptured python exception, closing channel {self_repr} ({kind}:{value} {where})",
+            # What it quotes of the peer's may neither begin a line nor speak to a terminal.
+            escape(
+                f"uncaptured python exception, closing channel {self_repr} ({kind}:{value} {where})"
+            ),
             "error",
         )
         self.handle_close()

@@ -22,6 +22,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 from weakref import WeakKeyDictionary, ref
 
+from txasynchat import ranges
 from txasynchat.compat import _interest, _loop, asyncore
 from txasynchat.delivery import Progress, unacknowledged
 from txasynchat.errors import HandshakeFailed, HandshakeTimedOut, PlaintextAfterStartTLS
@@ -79,7 +80,8 @@ class TLSSocket:
         received: what was decrypted, and not yet asked for by `recv`.
         end_waits: `recv` has not yet told of the end.
         has_more: what arrived last filled the buffer, so that there is probably more.
-        deadline: by `time.monotonic`, when the handshake must be done; None when there is no limit.
+        deadline: by `time.monotonic`, when the handshake must be done, or more of what leaves in plain
+            before it be taken; None when there is no limit.
     """
 
     def __init__(
@@ -128,8 +130,10 @@ class TLSSocket:
         # TLS cannot be ended in order any more.
         self._broken = False
         self._closed = False
-        # What had to leave in plain has left.
+        # What had to leave in plain has left; until then, how much of it, and what the peer took.
         self._switched = False
+        self._sent_before = 0
+        self._progress: Progress | None = None
         # The plain socket is still connecting.
         self._connecting = False
         # A server's place among the pending handshakes, until its own has finished.
@@ -194,7 +198,9 @@ class TLSSocket:
         if not self.is_quiet:
             self._prepare_to_send()
             if not self._switched:
-                return self._plain_socket.send(data)
+                sent = self._plain_socket.send(data)
+                self._sent_before += sent
+                return sent
         if len(data) > LARGEST_SEND:
             data = memoryview(data)[:LARGEST_SEND]
         write = self._write
@@ -296,14 +302,15 @@ class TLSSocket:
         if self.received or self._ended:
             return not self._closed
         if not self.is_quiet:
-            if self._closed or self._connecting or not self._switched:
+            if self._closed or self._connecting:
                 return False
             if self._evicted and not self.secure:
                 self._fail()
                 raise HandshakeFailed(EVICTED)
             if self.deadline is not None and time.monotonic() >= self.deadline:
-                self._fail()
-                raise HandshakeTimedOut(self._timeout or 0.0)
+                self._expire()
+            if not self._switched:
+                return False
             if _taken[0] > HANDSHAKES_SHARE and not self.secure:
                 self._start_clock()  # it is us who are late
                 return False
@@ -422,6 +429,27 @@ class TLSSocket:
         self._evicted = True
         with suppress(OSError):
             self._plain_socket.shutdown(socket.SHUT_RDWR)
+
+    def _expire(self) -> None:
+        """
+        Go on waiting if TLS has not begun, and the peer takes what has to leave before it.
+
+        Raises:
+            HandshakeTimedOut: the time for it is over.
+        """
+        if not self._switched and self._made_progress():
+            self._start_clock()
+            return
+        self._fail()
+        raise HandshakeTimedOut(self._timeout or 0.0)
+
+    def _made_progress(self) -> bool:
+        """
+        Return whether the peer has taken something of what leaves before TLS since the last call.
+        """
+        if self._progress is None:
+            self._progress = Progress()
+        return self._progress.made(self._sent_before, *_outstanding(self._plain_socket))
 
     def _start_clock(self) -> None:
         if self._timeout is not None:
@@ -589,6 +617,14 @@ class _Place:
             sock.evict()
 
 
+def _outstanding(plain: Any) -> tuple[int | None, ...]:
+    """
+    Count what is on its way to the peer, in a transport that is worn as a socket, and in the system.
+    """
+    worn = getattr(plain, "outstanding", None)
+    return (unacknowledged(plain),) if worn is None else worn()
+
+
 class _Leaving(asyncore.dispatcher):
     """
     The last bytes of a closed connection.
@@ -598,7 +634,7 @@ class _Leaving(asyncore.dispatcher):
         super().__init__(None, channels)
         self._bytes_left = unsent
         self._progress = Progress()
-        self._progress.made(len(unsent), unacknowledged(plain))
+        self._progress.made(len(unsent), *_outstanding(plain))
         self._leaves_at = time.monotonic() + CLOSE_TIMEOUT
         self.connected = True
         self.set_socket(plain)
@@ -610,7 +646,7 @@ class _Leaving(asyncore.dispatcher):
         """
         Called when the time is over: nothing is read here.
         """
-        if not self._progress.made(len(self._bytes_left), unacknowledged(self.socket)):
+        if not self._progress.made(len(self._bytes_left), *_outstanding(self.socket)):
             self.close()
             return
         self._leaves_at = time.monotonic() + CLOSE_TIMEOUT
@@ -676,8 +712,9 @@ def start_tls(  # noqa: PLR0913 they are settings, by keyword
         server_side: this side waits for the ClientHello; by default, unless *server_hostname* or a
             context for clients says otherwise.
         server_hostname: for a client, the name or address to verify.
-        handshake_timeout: seconds, then ``handle_error`` is called with `HandshakeTimedOut`; None
-            for no limit.
+        handshake_timeout: seconds for the handshake, and before it for the peer to take more of what is
+            queued in plain; then ``handle_error`` is called with `HandshakeTimedOut`. None for no
+            limit.
         leftover: what to do with plain text that arrived already: refuse it, or take it for the
             beginning of the handshake.
 
@@ -685,13 +722,15 @@ def start_tls(  # noqa: PLR0913 they are settings, by keyword
         the channel's new ``socket``.
 
     Raises:
-        ValueError: the channel listens, has no socket, or has TLS already; or *context* verifies
-            names (``check_hostname``), and *server_hostname* is missing.
+        ValueError: the channel listens, has no socket, or has TLS already; *context* verifies names
+            (``check_hostname``), and *server_hostname* is missing; or *handshake_timeout* is out of
+            its range.
         PlaintextAfterStartTLS: *leftover* is "reject" and there is some. It is dropped; left alone,
             the exception goes to ``handle_error``, which closes.
         OSError: a client's connection is lost; or, an `ssl.SSLError`, *context* is for clients and
             this side is the server, or *leftover* is "feed" and there is no handshake.
     """
+    ranges.TLS["handshake_timeout"].check("handshake_timeout", handshake_timeout)
     plain = channel.socket
     if plain is None or channel.accepting:
         raise ValueError(f"no connection to put TLS on: {channel!r}")
@@ -723,6 +762,8 @@ def start_tls(  # noqa: PLR0913 they are settings, by keyword
         sock.begin()  # the peer left before its connection was accepted, and recv() will tell so
     elif queue:
         queue.append(_Switch(sock, channel))
+        sock._made_progress()
+        sock._start_clock()
     elif getattr(channel, "out_buffer", b""):
         channel.socket = plain
         raise ValueError(f"out_buffer is not empty, and has no place for TLS to begin: {channel!r}")
