@@ -103,8 +103,6 @@ class TLSLayer(TLSMemoryBIOProtocol):
     #: What ``connectionLost`` will tell, from a callback that OpenSSL made.
     refusal: TLSError | None = None
 
-    _log = Logger()
-
     # Narrower in Twisted, untyped, or None at times that do not concern us.
     transport: Any
     disconnecting: bool

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.application._client_service import _ReconnectingProtocolProxy
 from twisted.internet import address
+from twisted.internet.abstract import FileDescriptor
 from twisted.internet.endpoints import _WrappingProtocol
 from twisted.internet.error import ConnectionAborted
 from twisted.internet.interfaces import IHalfCloseableProtocol, IHandshakeListener
@@ -28,10 +29,9 @@ from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 from zope.interface import alsoProvides, implementer
 
+from txasynchat import pipes
 from txasynchat.delivery import unacknowledged
 from txasynchat.log import Throttle
-
-from txasynchat import pipes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
