@@ -122,7 +122,8 @@ class ConnectionReset(PeerError):
     """
     The connection broke off, without its end: the peer reset it, or is not there any more.
 
-    What was sent last may not have arrived. Not logged, as it is everyday. Over TLS it is a
+    What was sent last may not have arrived. Not logged, as it is everyday. Not told of a connection
+    that this side was closing, once the operating system had everything. Over TLS it is a
     `TruncatedConnection`.
     """
 

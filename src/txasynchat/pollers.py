@@ -11,6 +11,8 @@ import os
 import select
 from typing import Any, Protocol
 
+from txasynchat.descriptors import Owned
+
 __all__ = [
     "ERROR",
     "HANGUP",
@@ -192,6 +194,7 @@ class KqueuePoller:
         # The module has these names on the BSDs and macOS only, so they are looked up late.
         self._select: Any = select
         self._kqueue: Any = self._select.kqueue()
+        self._own = Owned(self._kqueue.fileno())
         self._masks: dict[int, int] = {}
 
     def fileno(self) -> int:
@@ -206,6 +209,8 @@ class KqueuePoller:
         """
         Begin to watch *fd*.
         """
+        if not self._own.is_ours():  # a fork, or the program, closed it
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         if fd in self._masks:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
         self._masks[fd] = 0

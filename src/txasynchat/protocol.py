@@ -1399,8 +1399,9 @@ class AsyncChat(Protocol):
         """
         if not isinstance(error, ConnectionLost) or isinstance(error, ConnectionAborted):
             return False
-        # The reactor calls it a loss, too, if the peer has closed and it is we who were to close now.
-        over = self._peer_finished and self._left
+        # The reactor calls it a loss, too, if the peer closes when we have just let the transport go;
+        # and TLS has an error of its own for what it calls one.
+        over = self._left or transports.tls_layer(self.transport) is not None
         return not over or bool(transports.unsent_bytes(self.transport))
 
     def _stopped_by_server(self) -> None:

@@ -74,9 +74,13 @@ def release(driver: MapDriver) -> None:
     """
     The reverse of `take`.
     """
-    driver.depth -= 1
-    if driver.depth == 0:
-        driver.stop()
+    last = driver.depth == 1
+    try:
+        if last:
+            driver.stop()
+    finally:
+        driver.depth -= 1  # from here on another thread may take it
+    if last:
         if driver.channels:
             _local.kept.keep(driver)
         else:
@@ -120,7 +124,7 @@ def run(
     if driver is None or driver.attachment is not None:
         if driver is not None:
             release(driver)
-        elif _drivers[id(channels)].attachment is None:
+        elif getattr(driver_of(channels), "attachment", None) is None:
             # Two threads with one map: the second looks at all of it on each pass, as ever.
             poll = names["poll2" if poll_mode else "poll"]
             while channels and (count is None or count > 0):

@@ -429,8 +429,11 @@ class dispatcher:  # noqa: N801 - the stdlib's name
         fd = self._fileno
         if map is None:
             map = self._map  # noqa: A001 - the stdlib's name
-        if fd in map:
+        try:
             del map[fd]
+        except KeyError:
+            pass  # not there, or another thread closes it as well
+        else:
             _loop.removed(map, fd)
         self._fileno = None
 
