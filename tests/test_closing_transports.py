@@ -51,7 +51,15 @@ sys.path.insert(0, str(Path(__file__).parent / "tls_matrix"))
 import support
 import wire
 
-from txasynchat import AsyncChat, ChatFactory, CloseTimedOut, State, TruncatedConnection, transports
+from txasynchat import (
+    AsyncChat,
+    ChatFactory,
+    CloseTimedOut,
+    ConnectionReset,
+    State,
+    TruncatedConnection,
+    transports,
+)
 from txasynchat.endpoints import SecureServerEndpoint
 
 # Twisted's own endpoints hand over certificates in a way that pyOpenSSL will not take for long.
@@ -421,6 +429,9 @@ TRANSPORTS = {
 #: memory know of it.
 HALF_CLOSING = ["tcp", "unix", "secure", "ssl", "stdio-pipes", "stdio-secure", "process"]
 OVER_TLS = ["secure", "ssl", "stdio-secure"]
+#: They report that a peer was killed as a loss. The others, over pipes or standard input and output,
+#: have one descriptor for each direction, and report their ends.
+BREAKING = ["tcp", "unix", "serial", "process-terminal", "memory"]
 #: They live in a reactor.
 WITH_A_CLOCK = [name for name in TRANSPORTS if name != "memory"]
 #: Their peers do not see the end: Twisted leaves standard input and output open until the process
@@ -632,8 +643,10 @@ async def test_the_peer_is_killed_while_much_waits_for_it(case, transport, polic
     await in_thread(peer.kill)
     await reaped(peer)
     await ended(chat, "close")
-    expected = TruncatedConnection if transport in OVER_TLS else type(None)
-    assert type(chat.close_reason) is expected
+    reasons = dict.fromkeys(OVER_TLS, TruncatedConnection) | dict.fromkeys(
+        BREAKING, ConnectionReset
+    )
+    assert type(chat.close_reason) is reasons.get(transport, type(None))
 
 
 @on(*WITH_A_CLOCK)

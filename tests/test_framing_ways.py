@@ -19,7 +19,10 @@ DEPTH = 3
 ENOUGH_CALLS = 150
 
 DELIMITERS = [b"a", b"\n", b"ab", b"aab", b"a\na", b"abab", b"ab\nab", b"a" * 15 + b"b"]
-ORDERLY = ["set", "count", "prefix", "pause", "pause and resume", "terminator"]
+ORDERLY = [
+    *("set", "count", "prefix", "pause", "pause and resume", "terminator"),
+    *("limit", "overflow"),
+]
 TOUCHES_BUFFER = ["replace", "append", "drop", "feed", "deliver", "feed and deliver", "clear"]
 DISORDERLY = [*ORDERLY, *ORDERLY, *TOUCHES_BUFFER, "feed", "assign", "raise", "buffer", "close"]
 
@@ -33,6 +36,7 @@ class StepByStep(Framer):
 
     def set_terminator(self, terminator):
         self.terminator = check_terminator(terminator)
+        super().set_terminator(terminator)  # nothing changes, but it may be above the limit
 
     def receive(self, receiver, data):
         self.feed(data)
@@ -42,8 +46,14 @@ class StepByStep(Framer):
         while not self.paused:
             self._join()
             self._searched = 0
-            if not self._buffer or not self._step(receiver, self.terminator):
-                return
+            if not self._buffer:
+                if not self._announced or self._skipping is not None:
+                    return
+                self._announced = False
+            if not self._step(receiver, self.terminator):
+                if not self._announced or self._skipping is not None:
+                    return
+                self._announced = self._position >= len(self._buffer)
 
 
 class Boom(Exception):
@@ -135,6 +145,10 @@ class Script:
                 framer.set_terminator(draw.randrange(1, 5))
             case "prefix":
                 framer.set_terminator(any_prefix(draw))
+            case "limit":
+                framer.limit = draw.choice([None, 0, 1, 2, 4, 7, 20])
+            case "overflow":
+                framer.overflow = draw.choice(list(Overflow))
             case "assign":
                 framer.terminator = any_terminator(draw)
             case "terminator":

@@ -228,16 +228,20 @@ class Verification(unittest.TestCase):
 
         twisted = partial(optionsForClientTLS, trustRoot=roots)
         for name in ("wrong.example.org", "127.0.0.2"):
-            for how, who in (
-                (endpoint, ClientOptions(name, trust())),
-                (endpoint, twisted(name)),
-                (of_string, name),
-                (after_starttls, ClientOptions(name, trust())),
-                (after_starttls, twisted(name)),
+            for how, who, refusal in (
+                (endpoint, ClientOptions(name, trust()), errors.WrongName),
+                # Who connects is told of everything as an error of this package.
+                (endpoint, twisted(name), errors.HandshakeFailed),
+                (of_string, name, errors.WrongName),
+                (after_starttls, ClientOptions(name, trust()), errors.WrongName),
+                (after_starttls, twisted(name), VerificationError),
             ):
                 handler = Eager()
-                with self.assertRaises((errors.WrongName, VerificationError)):
+                with self.assertRaises(refusal) as caught:
                     await how(who, handler)
+                self.assertIs(type(caught.exception), refusal)
+                if refusal is errors.HandshakeFailed:
+                    self.assertIs(type(caught.exception.__cause__), VerificationError)
                 self.assertNotIn(
                     "connect" if how is not after_starttls else "secure", handler.notes
                 )

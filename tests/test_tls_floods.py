@@ -7,6 +7,7 @@ import contextlib
 import gc
 import itertools
 import resource
+import ssl
 import sys
 import time
 from pathlib import Path
@@ -29,7 +30,7 @@ from support import HOST, Notes, Server, client_context, in_thread, leaf, pem, s
 from wire import drain, raw_from
 
 from txasynchat import errors
-from txasynchat.compat import LegacyFactory, asynchat
+from txasynchat.compat import LegacyFactory, asynchat, tls
 from txasynchat.endpoints import SecureServerEndpoint
 from txasynchat.greeting import Greeting
 from txasynchat.handshakes import HandshakeLimit
@@ -225,6 +226,35 @@ class Floods(unittest.TestCase):
             sock.close()
         await gatherResults([handler.closed for handler in server.handlers])
         self.assertEqual(len(options.limit.pending), 0)
+
+    async def test_clients_silent_after_starttls_of_a_served_handler_count_too(self):
+        self.patch(tls, "default_limit", lambda: 5)
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        leaf().configure_cert(context)
+
+        class Chat(LegacyEcho):
+            def found_terminator(self):
+                if self._get_data() == b"STARTTLS":
+                    self.push(b"go\n")
+                    tls.start_tls(self, context)
+
+            def handle_error(self):
+                ended.append(sys.exc_info()[1])
+                self.close()
+
+        ended = []
+        factory = LegacyFactory(Chat)
+        inner = TCP4ServerEndpoint(reactor, 0, 1000, "127.0.0.1")
+        port = await inner.listen(factory)
+        self.addCleanup(port.stopListening)
+        socks = self.attack(port.getHost().port, 20, b"STARTTLS\n")
+        await gatherResults([in_thread(drain, sock) for sock in socks[:15]])
+        self.assertEqual(len(tls._Place._all[context]), 5)
+        self.assertEqual({type(error) for error in ended}, {errors.HandshakeFailed})
+        for sock in socks:
+            sock.close()
+        await until(lambda: not factory.connections)
+        self.assertEqual(len(tls._Place._all[context]), 0)
 
 
 class Named:

@@ -74,13 +74,20 @@ SETTLE: Final = 8
 SAMPLE: Final = 128
 
 
+# CPython compares numbers up to this one faster than greater ones.
+_ORDINARY: Final = (1 << 30) - 1
+
 # In place of a delimiter.
 _NO_SHORT_WAY: Final = object()
+# In place of what ends a message that is being dropped: whether it is, is not known yet.
+_UNDECIDED: Final = object()
 
 
 class Overflow(enum.Enum):
     """
     What follows when a message is longer than the limit; the hook is called first in each case.
+
+    It is decided when the hook returns, once for each message: what is set later is for later ones.
     """
 
     #: Deliver nothing more. The driver closes the connection.
@@ -137,9 +144,9 @@ class Framer:
     Args:
         terminator: see `set_terminator`.
         limit: the longest message accepted, in bytes and without its terminator; ``None`` for no
-            limit. A number of bytes above it, set as the terminator, breaks it with the first byte
-            that arrives. Collecting without end breaks no limit, as nothing is kept here, unless
-            whole messages are asked for. A `LengthPrefix` has its own limit instead.
+            limit. A number of bytes above it breaks it as soon as it is set as the terminator.
+            Collecting without end breaks no limit, as nothing is kept here, unless whole messages
+            are asked for. A `LengthPrefix` has its own limit instead.
         overflow: what follows when a message breaks the limit.
         whole: the receiver has ``message_received`` and is called once a message; a message is kept
             here until it is whole. In `Overflow.DELIVER` an over-long one comes in pieces of as many
@@ -151,9 +158,11 @@ class Framer:
         closed: nothing will ever be delivered again; bytes are dropped.
         checks_results: what ``message_received`` or ``found_terminator`` returns, if that is not None,
             goes to ``receiver.hook_returned``.
+        overflow: as above; may be changed at any moment.
     """
 
     __slots__ = (
+        "_announced",
         "_backlog",
         "_batch",
         "_body",
@@ -162,6 +171,8 @@ class Framer:
         "_count",
         "_delimiter",
         "_head",
+        "_limit",
+        "_longest",
         "_partial",
         "_pieces",
         "_position",
@@ -172,7 +183,6 @@ class Framer:
         "_unsettled",
         "checks_results",
         "closed",
-        "limit",
         "matched",
         "overflow",
         "paused",
@@ -187,7 +197,9 @@ class Framer:
         overflow: Overflow = Overflow.CLOSE,
         whole: bool = False,
     ) -> None:
-        self.limit = limit
+        self._limit = limit
+        # The same for numbers set as the terminator, if they are of ordinary size.
+        self._longest = _ORDINARY if limit is None else min(limit, _ORDINARY)
         self.overflow = overflow
         self.whole = whole
         self.matched: bytes | None = None
@@ -213,7 +225,9 @@ class Framer:
         # Bytes of a prefixed body still to come; None before the prefix.
         self._body: int | None = None
         # What ends the message that is being dropped: delimiters, or bytes still to drop.
-        self._skipping: bytes | tuple[bytes, ...] | int | None = None
+        self._skipping: Any = None
+        # The terminator was set to a number above the limit, and nobody was told yet.
+        self._announced = False
         # The fast way: its iterator while it runs undisturbed, its pieces, and the piece in
         # collect_incoming_data at this moment.
         self._batch: Iterator[bytes] | None = None
@@ -238,6 +252,7 @@ class Framer:
         if terminator is current or (type(terminator) is bytes and terminator == current):
             return
         self._terminator = terminator
+        self._announced = False
         self._body = None
         self._searched = 0
         if self._skipping == b"":
@@ -249,14 +264,15 @@ class Framer:
         """
         Choose where the current message ends; holds for bytes not yet delivered.
 
-        May be called from inside any handler.
+        May be called from inside any handler. A number above the limit is told of by the running
+        `deliver`, or by the next one, without a byte.
 
         Raises:
             TypeError, ValueError: see `check_terminator`.
         """
         if (
             type(terminator) is int
-            and terminator > 0
+            and 0 < terminator <= self._longest
             and self._batch is None
             and self._skipping is None
         ):
@@ -264,7 +280,36 @@ class Framer:
             # else the setter does, it does when the next delimiter or prefix is set.
             self._terminator = terminator
         else:
-            self.terminator = check_terminator(terminator)
+            self.terminator = terminator = check_terminator(terminator)
+            limit = self._limit
+            self._announced = (
+                isinstance(terminator, int) and limit is not None and terminator > limit
+            )
+
+    # -- the limit
+
+    @property
+    def limit(self) -> int | None:
+        """
+        The longest message accepted; may be changed at any moment, and holds from the next byte on.
+
+        So a message that is longer already breaks a lowered limit with its next byte, be it one of
+        the delimiter. One that broke the limit before is not judged again.
+        """
+        return self._limit
+
+    @limit.setter
+    def limit(self, limit: int | None) -> None:
+        if limit == self._limit:
+            return
+        if self._limit is None:
+            # Of a message in pieces it is known no more, and the sample begins here.
+            self._head = bytes(self._partial[:SAMPLE]) if self._partial is not None else b""
+        self._limit = limit
+        self._longest = _ORDINARY if limit is None else min(limit, _ORDINARY)
+        self._delimiter = _NO_SHORT_WAY
+        if self._batch is not None:
+            self._leave_batch()
 
     # -- bytes in
 
@@ -280,6 +325,7 @@ class Framer:
         if self._batch is not None:
             self._leave_batch()
         if self._position < len(self._buffer) or self._backlog:
+            self._delimiter = _NO_SHORT_WAY
             if self._backlog is None:
                 self._backlog = [data]
             else:
@@ -399,7 +445,7 @@ class Framer:
             rest
             or not found
             or self._count
-            or (self.limit is not None and len(message) > self.limit)
+            or (self._limit is not None and len(message) > self._limit)
         ):
             if found:
                 self._searched = 0
@@ -415,17 +461,14 @@ class Framer:
         else:
             if message:
                 receiver.collect_incoming_data(message)
-            if self._buffer is data and self._backlog is None:
+            if self._buffer is data and self._delimiter is delimiter:
                 self._buffer = b""
-            elif self.closed:
-                return
-            else:  # a nested delivery, or the buffer was replaced
-                self._position += len(data)
-                self._end_message()
-            self.matched = delimiter
-            if (result := receiver.found_terminator()) is not None and self.checks_results:
-                receiver.hook_returned(result)
-        if self._buffer:
+                self.matched = delimiter
+                if (result := receiver.found_terminator()) is not None and self.checks_results:
+                    receiver.hook_returned(result)
+            else:  # a nested delivery, another buffer, a pause, another limit
+                self._end_passed(receiver, message, delimiter, len(message))
+        if self._buffer or self._announced:
             self.deliver(receiver)
 
     def _receive_otherwise(self, receiver: Any, data: bytes) -> None:
@@ -450,6 +493,8 @@ class Framer:
             self._buffer = b""
             self._position = 0
             self._backlog = None
+            if self._announced:
+                self.deliver(receiver)
 
     def _receive_piece(self, receiver: Any, data: bytes, delimiter: bytes) -> None:
         """
@@ -490,8 +535,11 @@ class Framer:
                 # Not to keep a chunk alive for an idle connection.
                 self._buffer = b""
                 self._position = self._searched = 0
-                return
-            if get_terminator is not None:
+                if not self._announced or self._skipping is not None:
+                    return
+                self._announced = False
+                terminator = self._terminator if get_terminator is None else get_terminator()
+            elif get_terminator is not None:
                 terminator = get_terminator()
                 self._searched = 0
             else:
@@ -504,6 +552,8 @@ class Framer:
                     ):
                         continue
                     if self._deliver_rest(receiver, terminator):
+                        if self._announced:
+                            continue
                         return
                 elif (
                     type(terminator) is int
@@ -514,6 +564,9 @@ class Framer:
                 ):
                     continue
             if not self._step(receiver, terminator):
+                if self._announced and self._skipping is None:
+                    self._announced = self._position >= len(self._buffer)  # once more, and no more
+                    continue
                 if self._position:
                     # Not to keep a chunk alive for the few bytes that wait for more.
                     self._join()
@@ -541,7 +594,7 @@ class Framer:
         Pass on *data*, all that is left and all content, unless a limit has a say in it.
         """
         length = len(data)
-        limit = self.limit
+        limit = self._limit
         if limit is not None and (self._count + length > limit or self._unlimited):
             return False
         if self.whole:
@@ -553,7 +606,7 @@ class Framer:
             receiver.collect_incoming_data(data)
             if self.closed:
                 return True
-        if limit is not None and self._count < SAMPLE:
+        if self._limit is not None and self._count < SAMPLE:
             self._head += data[: SAMPLE - self._count]
         self._count += length
         self._buffer = b""
@@ -566,14 +619,13 @@ class Framer:
         Deliver messages of known length while the buffer holds them whole, and each sets the next
         one's length; tell whether there were any.
         """
-        limit = self.limit
         whole = self.whole
         any_delivered = False
         while True:
             buffer = self._buffer
             position = self._position
             end = position + length
-            if end > len(buffer) or (limit is not None and length > limit):
+            if end > len(buffer) or length > self._longest:
                 return any_delivered
             any_delivered = True
             if whole:
@@ -621,7 +673,7 @@ class Framer:
         self._searched = end - len(terminator) + 1
         if not pieces:
             return False
-        limit = self.limit
+        limit = self._limit
         if limit is not None and limit < len(buffer) and max(map(len, pieces)) > limit:
             self._unsettled = len(pieces)
             self._searched = 0
@@ -646,14 +698,7 @@ class Framer:
                         self._collecting = piece
                         receiver.collect_incoming_data(piece)
                         if self._batch is not iterator:
-                            self._position += len(piece) + len(terminator)
-                            if not self.closed:
-                                self._end_message()
-                                self.matched = terminator
-                                if (
-                                    result := receiver.found_terminator()
-                                ) is not None and self.checks_results:
-                                    receiver.hook_returned(result)
+                            self._end_passed(receiver, piece, terminator, len(piece))
                             return True
                         self._collecting = None
                     if (result := receiver.found_terminator()) is not None and self.checks_results:
@@ -700,7 +745,7 @@ class Framer:
         behind = 0  # bytes of the delimiter behind the piece
         held = 0  # bytes at the end of the buffer that may begin a delimiter
         announced = False
-        limit = self.limit
+        limit = self._limit
         matched: bytes | None = None
         if not terminator:
             length, ends = size, False
@@ -768,6 +813,8 @@ class Framer:
         else:
             if piece:
                 receiver.collect_incoming_data(piece)
+                if matched:
+                    return self._end_passed(receiver, piece, matched, total)
                 if self.closed:
                     return False
             # Somebody may have replaced the buffer; the cut is made in what is there now.
@@ -783,6 +830,33 @@ class Framer:
             if (result := receiver.message_received(piece)) is not None and self.checks_results:
                 receiver.hook_returned(result)
         elif (result := receiver.found_terminator()) is not None and self.checks_results:
+            receiver.hook_returned(result)
+        return True
+
+    def _end_passed(self, receiver: Any, piece: bytes, delimiter: bytes, total: int) -> bool:
+        """
+        End a message of *total* bytes whose last *piece* was passed on; tell whether to go on.
+        """
+        if self.closed:
+            return False
+        # Somebody may have replaced the buffer; the cut is made in what is there now.
+        self._position += len(piece) + len(delimiter)
+        limit = self._limit
+        error = None
+        if limit is not None and total > limit and not self._unlimited:  # it was lowered just now
+            sample = (self._head + piece)[: limit + 1]
+            error = MessageTooLong(limit, limit + 1, sample[:SAMPLE])
+        self._end_message()
+        self.matched = delimiter
+        if error is not None:
+            try:
+                self._tell(receiver, error)
+            finally:
+                if self._skipping is _UNDECIDED:
+                    self._skipping = None
+            if self.overflow is not Overflow.DELIVER:
+                return not self.closed
+        if (result := receiver.found_terminator()) is not None and self.checks_results:
             receiver.hook_returned(result)
         return True
 
@@ -850,7 +924,7 @@ class Framer:
         return True
 
     def _add_to_head(self, piece: bytes) -> None:
-        if self._count < SAMPLE and self.limit is not None:
+        if self._count < SAMPLE and self._limit is not None:
             self._head += piece[: SAMPLE - self._count]
 
     def _end_message(self) -> None:
@@ -868,41 +942,67 @@ class Framer:
         """
         position = self._position
         self._delimiter = _NO_SHORT_WAY
-        if announced is not None:
-            error = MessageTooLong(limit, announced, self._head)
-        else:
-            sample = self._head + self._buffer[position : position + SAMPLE]
-            error = MessageTooLong(limit, limit + 1, sample[: min(SAMPLE, limit + 1)])
-            # The limit may have been lowered in mid-message.
-            allowed = self._buffer[position : position + max(0, limit - self._count)]
-            if self.whole:
-                if self.overflow is Overflow.SKIP:
-                    # Up to and with the byte that is too many, however it was cut.
-                    self._position = position + len(allowed) + 1
-            elif allowed:
-                # A message in pieces comes up to its limit, however it was cut.
-                receiver.collect_incoming_data(allowed)
-                if self.closed:
-                    return False
-                self._position += len(allowed)
-                self._count += len(allowed)
-        if self.overflow is Overflow.DELIVER:
-            self._unlimited = True
-        elif self.overflow is Overflow.CLOSE:
-            self.close()
-        else:
-            if announced is None:
-                # Without a terminator (b"") everything goes, until one is set.
-                self._skipping = terminator or b""
-            elif isinstance(terminator, LengthPrefix):
-                self._skipping = self._body
-                self._body = None
-            else:
-                self._skipping = self._terminator
-                self._terminator = 0
-            self._end_message()
-        receiver.overflowed(error)
+        self._announced = False
+        # How much of it the limit still allows; none, where it was lowered in mid-message.
+        allowed = max(0, limit - self._count)
+        if announced is None and allowed and not self.whole:
+            # A message in pieces comes up to its limit, however it was cut. The handler may change
+            # anything, so what follows is looked at anew.
+            piece = self._buffer[position : position + allowed]
+            receiver.collect_incoming_data(piece)
+            if self.closed:
+                return False
+            self._add_to_head(piece)
+            self._count += allowed
+            self._position += allowed
+            return True
+        sample = self._head
+        if announced is None:
+            sample = (sample + self._buffer[position : position + allowed + 1])[: limit + 1]
+        error = MessageTooLong(limit, announced or limit + 1, sample[:SAMPLE])
+        body = self._body
+        current = self._terminator
+        counts = announced is not None and isinstance(terminator, int)
+        if counts:
+            self._terminator = 0  # what the hook sets is for what comes after the message
+        try:
+            self._tell(receiver, error)
+        finally:
+            if self._skipping is _UNDECIDED:
+                self._skipping = None
+                if self.overflow is Overflow.DELIVER:
+                    self._unlimited = True
+                    if counts and self._terminator == 0:
+                        self._terminator = current
+                else:
+                    if counts:
+                        self._skipping = terminator
+                    elif announced is not None:
+                        self._skipping = body
+                        self._body = None
+                    elif terminator:
+                        self._skipping = terminator
+                    else:
+                        # Up to and with the byte that is too many, however it was cut; then
+                        # everything, until a terminator is set.
+                        self._position += allowed + 1
+                        if self._terminator is current:
+                            self._skipping = b""
+                    self._end_message()
         return not self.closed
+
+    def _tell(self, receiver: Any, error: MessageTooLong) -> None:
+        """
+        Call the hook, and close where that is what follows; meanwhile nothing is delivered.
+
+        Where neither a close nor the hook dropped the message, the caller has to see to it.
+        """
+        self._skipping = _UNDECIDED
+        try:
+            receiver.overflowed(error)
+        finally:
+            if self.overflow is Overflow.CLOSE:
+                self.close()
 
     def _skip(self) -> bool:
         """
@@ -911,6 +1011,8 @@ class Framer:
         buffer = self._buffer
         position = self._position
         end = self._skipping
+        if end is _UNDECIDED:
+            return False
         if isinstance(end, int):
             dropped = min(end, len(buffer) - position)
             self._position += dropped

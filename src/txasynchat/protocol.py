@@ -160,17 +160,55 @@ else:
             return self if chat is None else self._read(chat)
 
 
-class _Terminator:
+class _Setting:
     """
-    The attribute `AsyncChat.terminator`: of a class, the terminator that its connections begin with; of
-    a connection, the one in force.
+    An attribute of `AsyncChat` that its framer keeps: of a class, what its connections begin with; of
+    a connection, what is in force. Read and written there, it costs a message nothing.
+
+    Subclasses set a plain value, which hides this; `AsyncChat._set_up` puts it in place again.
     """
 
-    def __get__(self, chat: Any, owner: Any) -> Any:
-        return owner._first_terminator if chat is None else chat._framer.terminator
+    def __init__(self, value: Any, kept_as: str) -> None:
+        self._value = value
+        self._kept_as = kept_as
 
-    def __set__(self, chat: Any, term: Terminator) -> None:
-        chat._framer.set_terminator(term)
+    def begin_with(self, value: Any) -> _Setting:
+        """
+        Return the same attribute for a class with another value.
+        """
+        return type(self)(value, self._kept_as)
+
+    def __get__(self, chat: Any, owner: Any = None) -> Any:
+        if chat is None or chat._lazy_framer is None:
+            return self._value
+        return getattr(chat._lazy_framer, self._kept_as)
+
+    def __set__(self, chat: Any, value: Any) -> None:
+        setattr(chat._framer, self._kept_as, value)
+
+    def __delete__(self, chat: Any) -> None:
+        self.__set__(chat, self._value)
+
+
+class _Terminator(_Setting):
+    """
+    The attribute `AsyncChat.terminator`, which is checked.
+    """
+
+    @override
+    def begin_with(self, value: Any) -> _Setting:
+        return super().begin_with(check_terminator(value))
+
+    @override
+    def __set__(self, chat: Any, value: Terminator) -> None:
+        AsyncChat.set_terminator(chat, value)
+
+
+def _setting(value: Any, kept_as: str) -> Any:
+    """
+    Make a `_Setting`, which for a type checker is the value that it begins with.
+    """
+    return _Setting(value, kept_as)
 
 
 @implementer(IPushProducer, IConsumer, IHalfCloseableProtocol, IHandshakeListener)
@@ -195,9 +233,11 @@ class AsyncChat(Protocol):
     # checked there: see `txasynchat.ranges`.
 
     #: The longest message, in bytes without its terminator; None for no limit. See `Framer`.
-    max_message_length: int | None = 16_384
-    #: What follows when a message is longer, after `message_too_long`.
-    overflow: Overflow = Overflow.CLOSE
+    #: May be changed at any moment, and holds from the next byte on.
+    max_message_length: int | None = _setting(16_384, "limit")
+    #: What follows when a message is longer, after `message_too_long`. May be changed at any moment,
+    #: in that hook too; a message of which it was decided already stays as it is.
+    overflow: Overflow = _setting(Overflow.CLOSE, "overflow")
     #: Bytes waiting to be sent above which delivery and reading stop; None for never.
     high_water: int | None = 65_536
     #: Bytes waiting to be sent at which they go on.
@@ -224,8 +264,6 @@ class AsyncChat(Protocol):
     close_reason: ChatError | None = None
 
     _log = Logger()
-    #: The terminator that a connection begins with.
-    _first_terminator: ClassVar[Terminator] = None
     #: The transport was last told to read.
     _reading = True
     #: `get_terminator` is overridden, and is asked.
@@ -233,7 +271,9 @@ class AsyncChat(Protocol):
     #: handle_secure is overridden.
     _hears_of_tls: ClassVar[bool] = False
     #: Set in the namespace of each class that had a connection, or was warned of.
-    _is_set_up: ClassVar[bool]
+    _begins_with: ClassVar[tuple[Any, ...]]
+    #: `max_message_length` or `overflow` is a property of a subclass.
+    _computes: ClassVar[bool] = False
     _warned_of_terminator: ClassVar[bool]
     _warned_of_result: ClassVar[bool]
     #: What arrived while handlers were running.
@@ -286,7 +326,8 @@ class AsyncChat(Protocol):
         """
         Set the state up, so that subclasses need not call this class's ``__init__``.
         """
-        if "_is_set_up" not in cls.__dict__:
+        settings = (cls.terminator, cls.max_message_length, cls.overflow)
+        if cls.__dict__.get("_begins_with") != settings:
             cls._set_up()
         chat = super().__new__(cls)
         chat._state = State.CONNECTING
@@ -302,35 +343,56 @@ class AsyncChat(Protocol):
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         """
-        Take ``terminator = …`` in a class body for the terminator that a connection begins with.
+        Check ``terminator = …`` in a class body: the terminator that a connection begins with.
 
         Raises:
-            TypeError, ValueError: it is no terminator; or a setting is none.
+            TypeError, ValueError: it is no terminator, or a number above `max_message_length`; or a
+                setting is out of its range.
         """
         super().__init_subclass__(**arguments)
         ranges.check_class(cls, ranges.HANDLER)
         cls._asks = cls.get_terminator is not AsyncChat.get_terminator
         cls._hears_of_tls = cls.handle_secure is not AsyncChat.handle_secure
-        terminator = inspect.getattr_static(cls, "terminator")
+        terminator = cls.terminator
         # Whatever has __get__ or is a field is somebody else's, who puts a value there later.
-        if not hasattr(terminator, "__get__") and not _is_field(terminator):
-            cls._first_terminator = check_terminator(terminator)
+        if hasattr(terminator, "__get__") or _is_field(terminator):
+            return
+        check_terminator(terminator)
+        limit = cls.max_message_length
+        if isinstance(terminator, int) and isinstance(limit, int) and terminator > limit:
+            raise ValueError(
+                f"{cls.__qualname__}: terminator {terminator} is above max_message_length {limit}, so "
+                "that every message is too long"
+            )
 
     @classmethod
     def _set_up(cls) -> None:
         """
         Prepare the class for its first connection; decorators such as ``dataclass`` are done with it.
+
+        Once more where a setting was assigned to the class later.
         """
-        terminator = inspect.getattr_static(cls, "terminator")
-        if not isinstance(terminator, _Terminator):
-            # Its own, or that of a class mixed in, which would hide ours.
-            if not hasattr(terminator, "__get__"):
-                cls._first_terminator = check_terminator(terminator)
-            cls.terminator = vars(AsyncChat)["terminator"]
-        for hook, why in unawaited(cls, _HOOKS):
-            cls._warned_of_result = True
-            cls._log.warn("{handler}.{hook} {why}", handler=cls.__qualname__, hook=hook, why=why)
-        cls._is_set_up = True
+        for name in ("terminator", "max_message_length", "overflow"):
+            owner = next(base for base in cls.__mro__ if name in vars(base))
+            value = vars(owner)[name]
+            ours = vars(AsyncChat)[name]
+            if isinstance(value, _Setting):
+                continue
+            if not issubclass(owner, AsyncChat):
+                owner = cls  # that of a class mixed in
+            if not hasattr(value, "__get__"):
+                setattr(owner, name, ours.begin_with(value))
+            elif isinstance(value, property) and name != "terminator":
+                cls._computes = True
+            else:
+                setattr(owner, name, ours)  # in place of a slot, which would hide it
+        if "_begins_with" not in cls.__dict__:
+            for hook, why in unawaited(cls, _HOOKS):
+                cls._warned_of_result = True
+                cls._log.warn(
+                    "{handler}.{hook} {why}", handler=cls.__qualname__, hook=hook, why=why
+                )
+        cls._begins_with = (cls.terminator, cls.max_message_length, cls.overflow)
 
     # -- IProtocol: called by the transport
 
@@ -356,8 +418,9 @@ class AsyncChat(Protocol):
         if self._send_now is None:
             self._writing_end = transports.writing_end(transport)
         framer = self._framer
-        framer.limit = self.max_message_length
-        framer.overflow = self.overflow
+        if self._computes:
+            framer.limit = self.max_message_length
+            framer.overflow = self.overflow
         transports.tell_of_half_close(transport, self)
         try:
             super().makeConnection(transport)  # type: ignore[no-untyped-call] # Twisted's, untyped
@@ -443,8 +506,15 @@ class AsyncChat(Protocol):
         # So the next attempt to send finds out; a request to close is none.
         self._full = False
         end = self._writing_end or transports.writing_end(self.transport)
-        if transports.writing_was_ended(self.transport, end) or (
-            self._state is _OPEN and not self._output and transports.waits_for_exit(self.transport)
+        if (
+            # TLS ends its own direction, and leaves the descriptor beneath it open.
+            self._half_close == _DONE
+            or transports.writing_was_ended(self.transport, end)
+            or (
+                self._state is _OPEN
+                and not self._output
+                and transports.waits_for_exit(self.transport)
+            )
         ):
             return
         self._cannot_send()
@@ -630,7 +700,9 @@ class AsyncChat(Protocol):
         """
         Choose where the current message ends; holds for bytes not yet delivered.
 
-        May be called at any time, and from inside any handler.
+        May be called at any time, and from inside any handler. A number above `max_message_length`,
+        which may be what the peer said, is a message that is too long: `message_too_long` is called
+        without waiting for a byte of it, here or, from inside a handler, when that has returned.
 
         Args:
             term: bytes to match literally; a positive number of bytes; ``None``, ``b""`` or ``0`` to
@@ -646,14 +718,21 @@ class AsyncChat(Protocol):
         framer = self._lazy_framer
         if framer is None:
             framer = self._framer
-        if type(term) is int and term > 0 and framer._batch is None and framer._skipping is None:
+        if (
+            type(term) is int
+            and 0 < term <= framer._longest
+            and framer._batch is None
+            and framer._skipping is None
+        ):
             framer._terminator = term  # as the framer does; a call less for frames of known length
         else:
             framer.set_terminator(term)
+            if framer._announced and self._opened:
+                self._go_on()
 
     #: The terminator in force; in a class body, or as a field of a dataclass, the one that a connection
     #: begins with. Assigning it is `set_terminator`, reading it `get_terminator`.
-    terminator: Any = _Terminator()
+    terminator: Any = _Terminator(None, "terminator")
 
     def get_terminator(self) -> Any:
         """
@@ -894,10 +973,11 @@ class AsyncChat(Protocol):
         framer = self._lazy_framer
         if framer is None:
             cls = type(self)
+            terminator, limit, overflow = cls._begins_with
             framer = self._lazy_framer = Framer(
-                self._first_terminator,
-                limit=self.max_message_length,
-                overflow=self.overflow,
+                terminator,
+                limit=self.max_message_length if self._computes else limit,
+                overflow=self.overflow if self._computes else overflow,
                 whole=cls.found_terminator is AsyncChat.found_terminator
                 and cls.collect_incoming_data is AsyncChat.collect_incoming_data,
             )
@@ -1084,12 +1164,16 @@ class AsyncChat(Protocol):
         """
         Called by the framer when a message broke its limit; `message_too_long` is the hook.
         """
-        closes = self._framer.overflow is Overflow.CLOSE
-        self._discarded |= closes
         self._report(error)
+        self._discarded |= self.overflow is Overflow.CLOSE
         self.message_too_long(error)
-        if closes:
+        if self.overflow is Overflow.CLOSE:  # which the hook may have changed
+            self._discarded = True
+            self.close_reason = error
             self._close()
+        elif self.close_reason is error:
+            self._discarded = False
+            self.close_reason = None
 
     def hook_returned(self, result: object) -> None:
         """

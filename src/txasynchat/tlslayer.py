@@ -295,7 +295,6 @@ class TLSLayer(TLSMemoryBIOProtocol):
             or transport.dataBuffer
             or transport._tempDataBuffer
             or self.disconnecting
-            or self._write_closed
             or not self._handshakeDone
         ):
             return data
@@ -334,6 +333,7 @@ class TLSLayer(TLSMemoryBIOProtocol):
             return
         self._send_outgoing()
         self._write_closed = True
+        self._send_now = None  # so that send_now() takes nothing either
         self._close_writing()
 
     def _close_writing(self) -> None:

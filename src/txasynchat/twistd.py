@@ -182,7 +182,7 @@ def load_factory(name: str | None, *, max_message_length: int | None = None) -> 
         if is_native:
             answer = hears(found, AsyncChat, _HOOKS)
             # One that only sends, and asks for no messages, is as it should be.
-            if answer is not Hears.NO or found._first_terminator:
+            if answer is not Hears.NO or found.terminator:
                 _check_takes_data(answer, name, _HOOKS)
         if max_message_length is not None:
             return ChatFactory(_with_limit, found, max_message_length or None)
