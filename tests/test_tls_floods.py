@@ -386,9 +386,3 @@ class Parts(unittest.SynchronousTestCase):
         self.assertEqual((told, transport.producerState), ([True], "paused"))
         self.assertEqual(greeting.finish(), whole + b"more")
         self.assertEqual(transport.producerState, "producing")
-
-    def test_limits_below_one_are_refused(self):
-        for name in ("max_handshakes", "max_pending"):
-            for value in (0, -1):
-                with self.assertRaisesRegex(ValueError, f"{name} must be at least 1"):
-                    server_options(**{name: value})

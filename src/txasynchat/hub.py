@@ -433,7 +433,6 @@ class Hub:
 
         if self._seat is not None:
             raise RuntimeError(f"attached to {self._seat.host!r} already")
-        self.check()  # a number that is not ours would be polled
         self.renew()
         self._seat = take_seat(host, self, on_ready)
 

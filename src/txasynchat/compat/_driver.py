@@ -47,8 +47,8 @@ FULL_PASS_LATEST = 0.1
 FULL_PASS_SHARE = 40
 #: Seconds between two looks for predicates that were put on a channel, in place of its class's.
 CLASSIFY = 1.0
-#: Seconds between two looks whether the program closed the hub's own descriptors; an error tells
-#: sooner, but not where their numbers are those of other pollers by then.
+#: Seconds between two looks whether the program closed descriptors of the hub, or of the reactor
+#: beside it; mostly an error tells sooner.
 CHECK = 0.1
 #: Seconds: how long a channel is left alone that was told the same thing again and again: the end
 #: of its stream, or urgent data that it does not take.
@@ -164,6 +164,7 @@ class MapDriver:
         self._next_full = 0.0
         self._next_classify = 0.0
         self._next_check = 0.0
+        self._check_is_due = False
         self._waiting = False
 
     # -- from any thread
@@ -496,6 +497,7 @@ class MapDriver:
             self._next_classify = begin + CLASSIFY
         if begin >= self._next_check:
             self._next_check = begin + CHECK
+            self._check_is_due = True  # for a reactor; see _sit
             self.hub.check()
         if self._gone:
             self._drop_gone()
@@ -674,11 +676,8 @@ class MapDriver:
             reactor = _reactor.here()
             self._without_reactor = -1 if reactor else known
         hub = self.hub
-        if reactor is not None and (hub.stale or not hub.attached):
-            _renewal.renew(reactor)
-            hub.renew()
-            if not hub.attached:
-                hub.attach(reactor, lambda: _reactor.interrupt(reactor))
+        if reactor is not None and (self._check_is_due or hub.stale or not hub.attached):
+            self._sit(reactor)
         self._waiting = True
         try:
             if self._touched or self._gone or not self.channels:  # by another thread, just now
@@ -689,6 +688,25 @@ class MapDriver:
             return hub.wait(limit)
         finally:
             self._waiting = False
+
+    def _sit(self, reactor: Any) -> None:
+        """
+        See to it that *reactor* polls the hub, and that the descriptors of both are their own.
+        """
+        hub = self.hub
+        if self._check_is_due or hub.stale:
+            self._check_is_due = False
+            _renewal.renew(reactor)
+            hub.renew()
+        if hub.attached:
+            return
+        try:
+            hub.attach(reactor, lambda: _reactor.interrupt(reactor))
+        except OSError:  # the program closed one just now
+            _renewal.renew(reactor)
+            hub.check()
+            hub.renew()
+            hub.attach(reactor, lambda: _reactor.interrupt(reactor))
 
     def _no_limit_for_ready(self, limit: float | None) -> float | None:
         masks = self.hub.masks
