@@ -184,6 +184,9 @@ class _Setting:
         return getattr(chat._lazy_framer, self._kept_as)
 
     def __set__(self, chat: Any, value: Any) -> None:
+        if self._kept_as == "limit":
+            its = ranges.HANDLER["max_message_length"]
+            its.check(f"{type(chat).__qualname__}.max_message_length", value)
         setattr(chat._framer, self._kept_as, value)
 
     def __delete__(self, chat: Any) -> None:

@@ -21,6 +21,8 @@ from txasynchat.compat import asynchat, asyncore, attach
 from txasynchat.compat._queues import Fifo, OutBuffer
 
 LIMIT = 10.0
+# For passes in which nothing may be left to do.
+SHORT = 0.2
 
 both_modes = pytest.mark.parametrize("use_poll", [False, True], ids=["select", "poll"])
 
@@ -108,7 +110,7 @@ FILLINGS = {
     "+=": (Chat, lambda c: c.producer_fifo.__iadd__([b"xyz"])),
     "another deque": (Chat, lambda c: replace(c, collections.deque([b"xyz"]))),
     "another list": (Chat, lambda c: replace(c, [b"xyz"])),
-    "its own again": (Chat, lambda c: replace(c, c.producer_fifo + [b"xyz"])),
+    "its own again": (Chat, lambda c: replace(c, c.producer_fifo + collections.deque([b"xyz"]))),
     "out_buffer +=": (Sending, lambda c: add(c, b"xyz")),
     "out_buffer =": (Sending, lambda c: assign(c, b"xyz")),
     "out_buffer = bytearray": (Sending, lambda c: assign(c, bytearray(b"xyz"))),
@@ -165,7 +167,7 @@ def test_a_queue_that_was_replaced_goes_on_being_looked_at(channels, pair):
     chat.counting = Counting(pair, channels, act)
     act()
     for _ in range(2):
-        asyncore.loop(timeout=LIMIT, map=channels, count=2)
+        asyncore.loop(timeout=SHORT, map=channels, count=2)
     assert chat.producer_fifo is mine
     assert not mine
     assert near.recv(100, socket.MSG_WAITALL if len(chat.written_in) == 2 else 0) == b"xx"
@@ -269,8 +271,8 @@ def test_what_another_thread_puts_into_a_queue_wakes_the_loop(channels, pair, fi
     kind, fill = FILLINGS[filling]
     near, far = pair()
     chat = kind(far, channels)
-    chat.counting = Counting(pair, channels, lambda: asked.set())
     asked = threading.Event()
+    chat.counting = Counting(pair, channels, asked.set)
 
     def run():
         asked.wait(LIMIT)  # the loop is in its second pass now, or soon
@@ -344,9 +346,8 @@ def test_the_queue_is_a_deque():
 
 def test_a_queue_does_not_keep_its_channel(pair):
     """A channel that is let go is closed at once, with no help of the garbage collector."""
-    near, far = pair()
     channels = {}
-    chat = asynchat.async_chat(far.dup(), channels)
+    chat = asynchat.async_chat(pair()[1].dup(), channels)
     chat.push(b"x")
     chat.producer_fifo.append(b"y")
     fifo = chat.producer_fifo
@@ -477,14 +478,15 @@ def test_a_class_may_have_a_queue_of_its_own(channels, pair, kind, use_poll):
 
     near.send(b"question\n")
     Counting(pair, channels, act)
-    asyncore.loop(timeout=LIMIT, use_poll=use_poll, map=channels, count=3)
+    asyncore.loop(timeout=SHORT, use_poll=use_poll, map=channels, count=3)
     assert near.recv(100) == b"<question>from outside"
+    big = b"x" * 10_000_000
     if hasattr(channel, "close_when_done"):
         channel.push_with_producer(asynchat.simple_producer(b"the end"))
         channel.close_when_done()
         channel.discard_buffers()
         assert not channel.producer_fifo
-    big = b"x" * 10_000_000
+        assert near.recv(7) == b"the end"
     reader = threading.Thread(target=lambda: got.append(read(near, len(big))))
     got = []
     (getattr(channel, "push", None) or channel.send)(big)
