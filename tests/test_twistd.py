@@ -622,8 +622,11 @@ MISTAKES = {
     "no socket": (["--listen", "systemd:domain=INET:index=7"], "systemd handed over no such socket"),
     "no option": (["--lisen", "tcp:1"], "option --lisen not recognized (--help tells"),
     "no folder": (["--listen", "unix:none/echo.sock"], "cannot listen on 'unix:none/echo.sock': "),
-    "no number": (["--max-message-length", "many"], "--max-message-length 'many': not a number"),
-    "negative": (["--stop-timeout=-1"], "--stop-timeout '-1': not a number from 0 up"),
+    "no number": (
+        ["--max-message-length", "many"],
+        "--max-message-length is a whole number from 0 up, not 'many'",
+    ),
+    "negative": (["--stop-timeout=-1"], "--stop-timeout is a number from 0 to 1,000,000, not '-1'"),
     "no kind of endpoint": (
         ["--listen", "4000"],
         ("cannot listen on '4000': Unknown endpoint type: '4000'; "

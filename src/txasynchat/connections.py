@@ -78,14 +78,12 @@ class Connections:
         One where that raises is logged and aborted; the others are asked all the same.
         """
         for transport, protocol in list(self._live.items()):
-            handler = protocol
-            while isinstance(handler, ProtocolWrapper):
-                handler = handler.wrappedProtocol
+            handler = _handler(protocol)
             try:
                 getattr(handler, "handle_shutdown", transport.loseConnection)()
             except BaseException:  # noqa: BLE001 an exit in a handler does not end the shutdown
                 self._log.failure("cannot shut {handler!r} down", handler=handler)
-                self._abort(transport)
+                self._abort(transport, handler)
 
     def abort(self) -> None:
         """
@@ -93,11 +91,12 @@ class Connections:
 
         One where that raises is logged and counts no more; the others are ended all the same.
         """
-        for transport in list(self._live):
-            self._abort(transport)
+        for transport, protocol in list(self._live.items()):
+            self._abort(transport, _handler(protocol))
 
-    def _abort(self, transport: Any) -> None:
+    def _abort(self, transport: Any, handler: Any) -> None:
         try:
+            _tell(handler)
             endings.end(transport)
         except BaseException:  # noqa: BLE001 see finish()
             self._log.failure("cannot end the connection of {transport!r}", transport=transport)
@@ -146,6 +145,21 @@ class _Watch:
             self.original(reason)
         finally:
             self.connections._forget(self.transport)
+
+
+def _handler(protocol: Any) -> Any:
+    while isinstance(protocol, ProtocolWrapper):
+        protocol = protocol.wrappedProtocol
+    return protocol
+
+
+def _tell(handler: Any) -> None:
+    """
+    Let an `AsyncChat` know that it is the server which ends its connection.
+    """
+    stopped = getattr(type(handler), "_stopped_by_server", None)
+    if stopped is not None:
+        stopped(handler)
 
 
 @implementer(IProtocolFactory)

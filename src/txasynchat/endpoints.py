@@ -33,6 +33,7 @@ from zope.interface import implementer
 
 from txasynchat.certificates import Credentials
 from txasynchat.listening import parse
+from txasynchat.ranges import TLS
 from txasynchat.tls import ClientCertificate, ClientOptions, ServerOptions, Version
 from txasynchat.tlslayer import TLSFactory
 
@@ -187,7 +188,7 @@ def server_options(  # noqa: PLR0913 one for each word
     lowest, highest = _versions(version)
     more: dict[str, Any] = {}
     if max_pending:
-        more["max_pending"] = int(_number("max_pending", max_pending))
+        more["max_pending"] = _number("max_pending", max_pending)
     return ServerOptions(
         [Credentials(one, its) for one, its in zip(certificates, keys, strict=True)],
         strict_names=_one_of("names", names, {"any": False, "strict": True}),
@@ -198,10 +199,12 @@ def server_options(  # noqa: PLR0913 one for each word
         minimum=lowest,
         maximum=highest,
         sessions=_one_of("sessions", sessions, {"no": False, "yes": True}),
-        reload_interval=None if reload == "never" else _number("reload", reload),
+        reload_interval=None
+        if reload == "never"
+        else TLS["reload_interval"].parse("reload", reload),
         handshake_timeout=_number("handshake_timeout", handshake_timeout),
         close_timeout=_number("close_timeout", close_timeout),
-        max_handshakes=int(_number("max_handshakes", max_handshakes)),
+        max_handshakes=_number("max_handshakes", max_handshakes),
         **more,
     )
 
@@ -316,11 +319,5 @@ def _one_of(name: str, value: str, choices: dict[str, Any]) -> Any:
     return choices[value]
 
 
-def _number(name: str, value: str) -> float:
-    try:
-        number = float(value)
-    except ValueError:
-        number = -1.0
-    if number <= 0:
-        raise ValueError(f"{name} is a number above 0, not {value!r}")
-    return number
+def _number(name: str, text: str) -> Any:
+    return TLS[name].parse(name, text)

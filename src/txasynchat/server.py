@@ -41,6 +41,7 @@ from txasynchat.connections import Connections, WatchedFactory
 from txasynchat.errors import ListenError
 from txasynchat.handlers import arguments_for, is_legacy, wanted
 from txasynchat.listening import make_endpoint, unlock, why
+from txasynchat.ranges import STOPPING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -133,7 +134,8 @@ class Server(Service):
 
     Raises:
         ListenError: a description is no endpoint.
-        TypeError: *factory* is no factory, or *endpoints* is a single string.
+        TypeError: *factory* is no factory, *endpoints* is a single string, or *stop_timeout* no number.
+        ValueError: *stop_timeout* is below 0, or above 1,000,000.
     """
 
     _log = Logger()
@@ -152,6 +154,7 @@ class Server(Service):
             raise TypeError(f"endpoints is the single string {endpoints!r}; give a list of them")
         if not hasattr(endpoints, "__iter__"):
             raise TypeError(f"endpoints is {endpoints!r}; give a list of them, as ['tcp:8007']")
+        STOPPING.check("stop_timeout", stop_timeout)
         self.reactor = reactor
         self.stop_timeout = stop_timeout
         self.connections: Connections

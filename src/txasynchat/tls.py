@@ -44,6 +44,7 @@ from txasynchat.errors import (
 )
 from txasynchat.handshakes import HANDSHAKES, HandshakeLimit
 from txasynchat.pending import default_limit
+from txasynchat.ranges import TLS, check_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -120,7 +121,8 @@ class ServerOptions:
     Raises:
         CredentialsError: a file is missing, unreadable or not what it should be, key and certificate
             do not match, or the certificate is not valid now.
-        ValueError: arguments contradict each other.
+        ValueError: arguments contradict each other, or a number is out of its range.
+        TypeError: what should be a number is none.
     """
 
     credentials: Credentials | Sequence[Credentials]
@@ -145,15 +147,12 @@ class ServerOptions:
     _contexts: _Contexts = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        check_all(self, TLS)
         if (self.client_certificate is ClientCertificate.OFF) != (self.client_authorities is None):
             raise ValueError(
                 "client_certificate and client_authorities need each other:"
                 f" {self.client_certificate}, {self.client_authorities!r}"
             )
-        for name in ("max_handshakes", "max_pending"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is 1 or more, or None for no limit: {value!r}")
         _check_alpn(self.alpn)
         if self.require_alpn and not self.alpn:
             raise ValueError("require_alpn without alpn would refuse everybody")
@@ -313,7 +312,8 @@ class ClientOptions:
     Raises:
         CredentialsError: a file is missing, unreadable or not what it should be, key and certificate
             do not match, or our certificate is not valid now.
-        ValueError: *hostname* is no name.
+        ValueError: *hostname* is no name, or a number is out of its range.
+        TypeError: what should be a number is none.
     """
 
     hostname: str
@@ -331,6 +331,7 @@ class ClientOptions:
     _server_name: bytes | None = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        check_all(self, TLS)
         _check_alpn(self.alpn)
         hostname = self.hostname
         if type(hostname) is not str or hostname[:1] in ("", "."):

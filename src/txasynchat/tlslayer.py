@@ -133,6 +133,8 @@ class TLSLayer(TLSMemoryBIOProtocol):
     _head = b""
     #: The peer sent close_notify, and the protocol goes on writing.
     _half_closed = False
+    #: The protocol has a queue, which goes before what others write.
+    _asks_writes = False
     #: `loseWriteConnection` was called: nothing more is written.
     _write_closed = False
     _progress: Progress | None = None
@@ -244,6 +246,8 @@ class TLSLayer(TLSMemoryBIOProtocol):
         Encrypt and send: when received data is handled, or at once.
         """
         if (self.disconnecting or self._write_closed) and self._producer is None:
+            return
+        if self._asks_writes and endings.asks_protocol(self, "_takes_write", self, data):
             return
         outgoing = self._outgoing
         if outgoing is None:
@@ -377,6 +381,7 @@ class TLSLayer(TLSMemoryBIOProtocol):
         if self._began or self._aborted:
             return
         self._began = True
+        self._asks_writes = hasattr(type(endings.protocol_above(self)), "_takes_write")
         transport = self.transport
         # Now and not before: a policy's wrapper above claims what is provided here, and has it not.
         _provide(self, transport, half_close=True)

@@ -22,6 +22,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 from weakref import WeakKeyDictionary, ref
 
+from txasynchat import ranges
 from txasynchat.compat import _interest, _loop, asyncore
 from txasynchat.delivery import Progress, unacknowledged
 from txasynchat.errors import HandshakeFailed, HandshakeTimedOut, PlaintextAfterStartTLS
@@ -722,13 +723,15 @@ def start_tls(  # noqa: PLR0913 they are settings, by keyword
         the channel's new ``socket``.
 
     Raises:
-        ValueError: the channel listens, has no socket, or has TLS already; or *context* verifies
-            names (``check_hostname``), and *server_hostname* is missing.
+        ValueError: the channel listens, has no socket, or has TLS already; *context* verifies names
+            (``check_hostname``), and *server_hostname* is missing; or *handshake_timeout* is out of its
+            range.
         PlaintextAfterStartTLS: *leftover* is "reject" and there is some. It is dropped; left alone,
             the exception goes to ``handle_error``, which closes.
         OSError: a client's connection is lost; or, an `ssl.SSLError`, *context* is for clients and
             this side is the server, or *leftover* is "feed" and there is no handshake.
     """
+    ranges.TLS["handshake_timeout"].check("handshake_timeout", handshake_timeout)
     plain = channel.socket
     if plain is None or channel.accepting:
         raise ValueError(f"no connection to put TLS on: {channel!r}")
