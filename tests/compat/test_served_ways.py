@@ -11,6 +11,7 @@ import select
 import socket
 import ssl
 import sys
+from collections import deque
 from pathlib import Path
 
 import pytest
@@ -570,6 +571,43 @@ class OwnQueueRoom(Room, asyncore.dispatcher):
         self.queue = self.queue[self.send(self.queue) :]
 
 
+class BufferRoom(Room, asyncore.dispatcher_with_send):
+    def __init__(self, sock):
+        asyncore.dispatcher_with_send.__init__(self, sock)
+        self.enter()
+
+    def put(self, data):
+        self.out_buffer += data
+
+    def handle_read(self):
+        self.say(self.recv(1000))
+
+
+class AppendingRoom(Room, Lines):
+    """As older code has it: ``push`` only queues, the loop sends."""
+
+    def __init__(self, sock):
+        Lines.__init__(self, sock)
+        self.enter()
+
+    def push(self, data):
+        self.producer_fifo.append(data)
+
+    def put(self, data):
+        self.push(data)
+
+    def line_received(self, line):
+        self.say(line + b"\n")
+
+
+class OwnDequeRoom(AppendingRoom):
+    """Its queue is not the one that the class made."""
+
+    def __init__(self, sock):
+        super().__init__(sock)
+        self.producer_fifo = deque()
+
+
 class Paused(Lines):
     """Hears nothing until another one has said so, by a predicate on the instance."""
 
@@ -608,10 +646,17 @@ class Neighbours:
             client.sock.close()
         await self.all_gone()
 
+    async def test_what_is_put_into_the_queue_of_another_chat_channel_is_sent(self):
+        await self.check_room(AppendingRoom)
+
+    async def test_what_is_put_into_the_buffer_of_another_channel_is_sent(self):
+        await self.check_room(BufferRoom)
+
     async def test_what_only_a_predicate_knows_of_is_sent(self):
         # What no handler has done is noticed at the next look.
         self.patch(served, "RESTLESS", 0.1)
-        await self.check_room(OwnQueueRoom)
+        for room in (OwnQueueRoom, OwnDequeRoom):
+            await self.check_room(room)
 
     async def test_what_a_handler_does_to_a_predicate_of_another_takes_effect_at_once(self):
         OwnQueueRoom.members = ()
