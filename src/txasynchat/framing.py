@@ -79,6 +79,23 @@ _ORDINARY: Final = (1 << 30) - 1
 
 # In place of a delimiter.
 _NO_SHORT_WAY: Final = object()
+# The same, while frames of known length are delivered and nothing has disturbed that.
+_COUNTING: Final = object()
+
+
+class _Nothing(bytes):
+    """
+    An empty buffer that counts as something to deliver.
+    """
+
+    __slots__ = ()
+
+    def __bool__(self) -> bool:
+        return True
+
+
+_NOTHING: Final = _Nothing()
+
 # In place of what ends a message that is being dropped: whether it is, is not known yet.
 _UNDECIDED: Final = object()
 
@@ -253,6 +270,8 @@ class Framer:
             return
         self._terminator = terminator
         self._announced = False
+        if self._delimiter is _COUNTING:
+            self._delimiter = _NO_SHORT_WAY
         self._body = None
         self._searched = 0
         if self._skipping == b"":
@@ -282,9 +301,11 @@ class Framer:
         else:
             self.terminator = terminator = check_terminator(terminator)
             limit = self._limit
-            self._announced = (
-                isinstance(terminator, int) and limit is not None and terminator > limit
-            )
+            if isinstance(terminator, int) and limit is not None and terminator > limit:
+                self._announced = True
+                self._delimiter = _NO_SHORT_WAY
+                if not self._buffer:
+                    self._buffer = _NOTHING
 
     # -- the limit
 
@@ -468,7 +489,7 @@ class Framer:
                     receiver.hook_returned(result)
             else:  # a nested delivery, another buffer, a pause, another limit
                 self._end_passed(receiver, message, delimiter, len(message))
-        if self._buffer or self._announced:
+        if self._buffer:
             self.deliver(receiver)
 
     def _receive_otherwise(self, receiver: Any, data: bytes) -> None:
@@ -621,11 +642,15 @@ class Framer:
         """
         whole = self.whole
         any_delivered = False
+        if length > self._longest:
+            return False
+        # What is set in the short way of `set_terminator` is within the limit.
+        self._delimiter = _COUNTING
         while True:
             buffer = self._buffer
             position = self._position
             end = position + length
-            if end > len(buffer) or length > self._longest:
+            if end > len(buffer):
                 return any_delivered
             any_delivered = True
             if whole:
@@ -651,11 +676,8 @@ class Framer:
             if (
                 type(length) is not int
                 or length <= 0
-                or self.paused
-                or self._backlog
+                or self._delimiter is not _COUNTING
                 or self._count
-                or self._unlimited
-                or self._skipping is not None
             ):
                 return True
 
