@@ -269,8 +269,7 @@ class Framer:
         if terminator is current or (type(terminator) is bytes and terminator == current):
             return
         self._terminator = terminator
-        self._announced = False
-        if self._delimiter is _COUNTING:
+        if type(terminator) is int and terminator > self._longest:
             self._delimiter = _NO_SHORT_WAY
         self._body = None
         self._searched = 0
@@ -301,8 +300,10 @@ class Framer:
         else:
             self.terminator = terminator = check_terminator(terminator)
             limit = self._limit
-            if isinstance(terminator, int) and limit is not None and terminator > limit:
-                self._announced = True
+            self._announced = (
+                isinstance(terminator, int) and limit is not None and terminator > limit
+            )
+            if self._announced:
                 self._delimiter = _NO_SHORT_WAY
                 if not self._buffer:
                     self._buffer = _NOTHING
@@ -644,7 +645,7 @@ class Framer:
         any_delivered = False
         if length > self._longest:
             return False
-        # What is set in the short way of `set_terminator` is within the limit.
+        # A longer one disturbs that.
         self._delimiter = _COUNTING
         while True:
             buffer = self._buffer
