@@ -9,7 +9,7 @@ import sys
 
 from typing_extensions import override
 
-from txasynchat import AsyncChat, ChatFactory, serve
+from txasynchat import AsyncChat, ChatError, ChatFactory, serve
 
 
 class User(AsyncChat):
@@ -30,8 +30,10 @@ class User(AsyncChat):
             self.tell_others(b"%b: %b" % (self.name, message))
 
     @override
-    def handle_close(self) -> None:
-        self.tell_others(b"* %b left" % self.name)
+    def handle_end(self, reason: ChatError | None) -> None:
+        # However it ended: handle_close is not called for those whom close() or abort() put out.
+        if self.name:
+            self.tell_others(b"* %b left" % self.name)
 
     @override
     def handle_shutdown(self) -> None:

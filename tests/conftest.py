@@ -72,7 +72,7 @@ def start(tmp_path) -> Iterator[Callable[..., re.Match[str]]]:
     """
     Start a program and wait until a line of its output matches a pattern; return the match.
 
-    All programs are stopped at the end of the test.
+    All programs are stopped at the end of the test. They are listed in ``start.programs``.
     """
     with ExitStack() as programs:
 
@@ -88,6 +88,7 @@ def start(tmp_path) -> Iterator[Callable[..., re.Match[str]]]:
                 )
             )
             programs.callback(program.terminate)
+            start_program.programs.append(program)
             # A program that says nothing ends here, and with it the reading below.
             limit = threading.Timer(START_SECONDS, program.kill)
             limit.start()
@@ -100,7 +101,16 @@ def start(tmp_path) -> Iterator[Callable[..., re.Match[str]]]:
                 lines.append(line)
             return pytest.fail(f"{command} did not say {pattern!r}:\n{''.join(lines)}")
 
+        start_program.programs = []
         yield start_program
+
+
+@pytest.fixture(autouse=True)
+def logs_as_if_nothing_had_been_logged() -> None:
+    """What an earlier test made a peer do would hide the same event for a second."""
+    protocol = sys.modules.get("txasynchat.protocol")
+    if protocol is not None:
+        protocol._peer_errors.forget()
 
 
 @pytest.fixture(autouse=True)

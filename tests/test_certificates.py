@@ -1,5 +1,5 @@
 """
-Renewal: files that change at any moment, and cannot be read at others.
+Renewal of certificates whose files change at any moment, and are unusable at others.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ class Clock:
 
 
 class Served:
-    """Options whose files are looked at anew in each handshake, and what the log says meanwhile."""
+    """Options that look at their files in each handshake, and what they log."""
 
     def __init__(self, credentials, **arguments):
         self.options = ServerOptions(credentials, reload_interval=1e-9, **arguments)
@@ -106,7 +106,7 @@ def key(certificate):
     return certificate.private_key_pem.bytes()
 
 
-# -- what may be wrong with a file for a while; each gives back what puts it right
+# -- faults of a file; each function returns another one that repairs it
 
 
 def is_a_folder(path, content):
@@ -136,7 +136,7 @@ def is_empty(path, content):
 
 
 def cannot_be_opened(path, content):
-    """Another connection takes the last descriptor that the process may open."""
+    """The process has as many descriptors open as it may have."""
     path.write_bytes(content)
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, before[1]))
@@ -179,7 +179,7 @@ FAULTS = [
 
 
 @pytest.fixture(autouse=True)
-def nothing_stays_wrong():
+def limits_and_user_are_restored():
     before, user = resource.getrlimit(resource.RLIMIT_NOFILE), os.geteuid()
     yield
     resource.setrlimit(resource.RLIMIT_NOFILE, before)
@@ -189,7 +189,7 @@ def nothing_stays_wrong():
 
 @pytest.fixture
 def folder():
-    """Whose files others may read, where they are told so."""
+    """A folder that other users may enter."""
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o755)
         yield Path(name)
@@ -200,7 +200,7 @@ def folder():
 
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("late", ["certificate", "key"])
-def test_a_pair_is_taken_up_as_soon_as_the_last_file_of_it_is_right(folder, serve, late, fault):
+def test_renewed_pair_is_used_as_soon_as_its_last_file_is_good(folder, serve, late, fault):
     old, new = issue(), issue()
     files = dict(zip(["certificate", "key"], support.write(folder, old), strict=True))
     contents = {"certificate": chain(new), "key": key(new)}
@@ -223,7 +223,7 @@ def test_a_pair_is_taken_up_as_soon_as_the_last_file_of_it_is_right(folder, serv
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_pair_in_one_file_is_taken_up_as_soon_as_it_is_right(folder, serve, fault):
+def test_renewed_file_of_both_is_used_as_soon_as_it_is_good(folder, serve, fault):
     old, new = issue(), issue()
     file = folder / "both.pem"
     file.write_bytes(pem(old))
@@ -236,7 +236,7 @@ def test_a_pair_in_one_file_is_taken_up_as_soon_as_it_is_right(folder, serve, fa
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_one_of_several_certificates_does_not_hold_up_the_others(folder, serve, fault):
+def test_bad_pair_does_not_delay_the_others(folder, serve, fault):
     names = ["first.example.org", "second.example.org"]
     old, new = [issue(name) for name in names], [issue(name) for name in names]
     files = [folder / f"{name}.pem" for name in names]
@@ -254,7 +254,7 @@ def test_one_of_several_certificates_does_not_hold_up_the_others(folder, serve, 
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_the_authorities_of_clients_are_renewed_too(folder, serve, fault):
+def test_renewed_authorities_of_clients_are_used_as_soon_as_they_are_good(folder, serve, fault):
     old, new = trustme.CA(), trustme.CA()
     file = folder / "authorities.pem"
     file.write_bytes(old.cert_pem.bytes())
@@ -282,7 +282,9 @@ def test_the_authorities_of_clients_are_renewed_too(folder, serve, fault):
     assert served.taken_up == [str(file)]
 
 
-def test_a_certificate_that_is_not_valid_yet_is_taken_up_when_it_is(folder, serve, monkeypatch):
+def test_certificate_that_is_not_valid_yet_is_used_from_the_moment_it_is(
+    folder, serve, monkeypatch
+):
     old = issue()
     new = issue(not_after=datetime.now(UTC) + timedelta(days=3000))
     files = support.write(folder, old)
@@ -302,8 +304,8 @@ def test_a_certificate_that_is_not_valid_yet_is_taken_up_when_it_is(folder, serv
     assert served.shake() == serial(new)
 
 
-def test_what_openssl_refuses_is_not_taken_up(folder, serve):
-    """A key that was large enough in its time."""
+def test_pair_that_openssl_refuses_is_not_used(folder, serve):
+    """Its key is too small."""
     old, new = issue(), issue()
     file = folder / "both.pem"
     file.write_bytes(pem(old))
@@ -332,10 +334,10 @@ def test_what_openssl_refuses_is_not_taken_up(folder, serve):
     assert served.shake() == serial(new)
 
 
-# -- what the log says
+# -- the log
 
 
-def test_each_reason_is_logged_once_and_again_after_an_hour(tmp_path):
+def test_each_reason_is_logged_once_an_hour(tmp_path):
     file = tmp_path / "file"
     file.write_bytes(b"1")
     clock = Clock()
@@ -360,14 +362,14 @@ def test_each_reason_is_logged_once_and_again_after_an_hour(tmp_path):
             for _ in range(seconds):
                 clock.now += 1.0
                 assert not watched.renewed()
-        assert watched.made == b"1"
+        assert watched.loaded == b"1"
         assert logged == ["file: one", "file: two", "file: one"]
         logged.clear()
         reasons.clear()
         clock.now += 1.0
         assert watched.renewed()
-        assert (watched.made, logged) == (b"22", [str(file)])
-        # After that the same reason is news.
+        assert (watched.loaded, logged) == (b"22", [str(file)])
+        # After a success the same reason is logged again.
         file.write_bytes(b"333")
         reasons[:] = ["one"]
         clock.now += 1.0
@@ -377,7 +379,7 @@ def test_each_reason_is_logged_once_and_again_after_an_hour(tmp_path):
         globalLogPublisher.removeObserver(note)
 
 
-def test_files_are_not_looked_at_more_often_than_told(tmp_path):
+def test_failed_files_are_retried_at_the_interval(tmp_path):
     file = tmp_path / "file"
     file.write_bytes(b"1")
     clock = Clock()

@@ -1,5 +1,5 @@
 """
-The reading of ClientHellos: those of real clients, any split of them, and what is none.
+Reading ClientHellos: those of real clients, in any split, and bytes that are not one.
 """
 
 import shutil
@@ -73,7 +73,7 @@ ALPN = {"protocols": (b"chat/2", b"chat/1")}
 MADE_UP = "post-quantum key share"  # the newest releases of OpenSSL send real ones
 MANY = [f"chat/{number}" for number in range(500)]
 
-#: By what is special about each: who makes it, and what must be found in it beside the usual.
+#: What makes each hello special: how it is made, and the fields that differ from the usual ones.
 HELLOS = {
     "ssl": (of_stdlib, {}),
     "ssl, 1.2": (partial(of_stdlib, "1.2"), ONLY_1_2),
@@ -157,7 +157,7 @@ def fields(hello):
 
 
 def outcome(pieces):
-    """What comes of feeding them: the hello, why there is none, or None: there is more to come."""
+    """Feed the pieces; return the hello, the text of the error, or None if it is not complete."""
     reader = HelloReader()
     try:
         for piece in pieces:
@@ -173,17 +173,17 @@ def cut(data, places):
     return [data[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
 
 
-# -- what real clients say
+# -- hellos of real clients, parsed
 
 
 @pytest.mark.parametrize("name", HELLOS)
-def test_what_a_client_asks_for_is_found(name):
+def test_fields_are_those_that_the_client_was_told_to_send(name):
     data, expected = bytes_of(name), USUAL | HELLOS[name][1]
     hello = read(data)
     assert {field: getattr(hello, field) for field in expected} == expected
     assert hello.legacy_version == TLS_1_2
     assert len(hello.random) == 32
-    # A client that may speak 1.3 sends an id for the sake of old boxes in between.
+    # A client that offers 1.3 sends an id for middleboxes (RFC 8446, appendix D.4).
     assert len(hello.session_id) == (
         0 if hello.versions == (TLS_1_2,) and "ticket" not in name else 32
     )
@@ -194,7 +194,7 @@ def test_what_a_client_asks_for_is_found(name):
 
 
 @pytest.mark.parametrize("name", [name for name in HELLOS if name != MADE_UP])
-def test_openssl_finds_the_same(name):
+def test_openssl_parses_the_same_fields_at_the_same_byte(name):
     data = bytes_of(name)
     found = {"server_name": None, "protocols": ()}
 
@@ -212,7 +212,7 @@ def test_openssl_finds_the_same(name):
     connection = SSL.Connection(context, None)
     connection.set_accept_state()
     answer = b""
-    # It says nothing before the last byte, as the reader does not.
+    # Like the reader, it waits for the last byte.
     for piece in (data[:-1], data[-1:]):
         assert answer == b""
         connection.bio_write(piece)
@@ -228,7 +228,7 @@ def test_openssl_finds_the_same(name):
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="there is no openssl command")
 @pytest.mark.parametrize("flag", ["-tls1_2", "-tls1_3", "-no_tls1_3"])
-def test_the_openssl_command_is_understood(flag):
+def test_hello_of_the_openssl_command_is_parsed(flag):
     reader = HelloReader()
     with socket.create_server(("127.0.0.1", 0)) as port:
         port.settimeout(support.PATIENCE)
@@ -253,12 +253,12 @@ def test_the_openssl_command_is_understood(flag):
     assert (TLS_1_3 in hello.versions) is (flag == "-tls1_3")
 
 
-def test_a_hello_of_the_time_before_extensions_is_read():
+def test_hello_without_extensions_is_parsed():
     hello = ClientHello(0x0301, bytes(32), b"", (0x2F,), b"\0", {}, None, (), (0x0301,))
     assert parse_client_hello(build(hello, extensions=False)) == hello
 
 
-# -- however it comes
+# -- splits
 
 
 @given(st.sampled_from(list(HELLOS)), st.lists(st.integers(0, 5000), max_size=20))
@@ -273,7 +273,7 @@ def test_any_split_gives_the_same_hello(name, places):
 
 
 @pytest.mark.parametrize("name", HELLOS)
-def test_byte_by_byte_it_is_whole_with_the_last_one(name):
+def test_fed_byte_by_byte_a_hello_is_complete_at_its_last_byte(name):
     data = bytes_of(name)
     reader = HelloReader()
     told = [reader.feed(data[at : at + 1]) for at in range(len(data))]
@@ -286,7 +286,7 @@ def test_byte_by_byte_it_is_whole_with_the_last_one(name):
     st.lists(st.integers(1, 3000), max_size=30),
     st.lists(st.integers(0, 5000), max_size=10),
 )
-def test_any_records_give_the_same_hello(name, sizes, places):
+def test_any_record_sizes_give_the_same_hello(name, sizes, places):
     data = bytes_of(name)
     assert outcome(cut(in_records(data[9:], *sizes), places)) == read(data)
 
@@ -301,12 +301,12 @@ def test_records_of_one_byte_give_the_same_hello():
     st.binary(max_size=50),
     st.lists(st.integers(0, 5000), max_size=5),
 )
-def test_what_comes_behind_a_hello_is_kept_and_not_looked_at(name, more, places):
+def test_bytes_after_a_hello_are_kept_and_not_parsed(name, more, places):
     data = bytes_of(name)
     reader = HelloReader()
     for piece in cut(data + more, places):
         reader.feed(piece)
-    assert reader.whole
+    assert reader.complete
     assert reader.hello() == read(data)
     assert reader.received == data + more
     # In the same record as well.
@@ -314,7 +314,7 @@ def test_what_comes_behind_a_hello_is_kept_and_not_looked_at(name, more, places)
     assert read(joined) == read(data)
 
 
-# -- what is none
+# -- malformed input
 
 
 @given(
@@ -330,7 +330,7 @@ def test_what_comes_behind_a_hello_is_kept_and_not_looked_at(name, more, places)
     ),
     st.lists(st.integers(0, 5000), max_size=20),
 )
-def test_a_spoiled_hello_is_a_hello_or_an_error_of_its_own_in_any_split(name, changes, places):
+def test_mutated_hello_gives_a_hello_or_the_documented_error_in_any_split(name, changes, places):
     data = bytes_of(name)
     for how, place, content in changes:
         at = place % (len(data) + 1)
@@ -346,12 +346,12 @@ def test_a_spoiled_hello_is_a_hello_or_an_error_of_its_own_in_any_split(name, ch
 
 
 @given(st.binary(max_size=400), st.lists(st.integers(0, 500), max_size=20))
-def test_any_bytes_are_a_hello_or_an_error_of_its_own_in_any_split(data, places):
+def test_random_bytes_give_a_hello_or_the_documented_error_in_any_split(data, places):
     assert outcome(cut(data, places)) == outcome([data])
 
 
 @given(st.binary(max_size=400))
-def test_any_message_is_a_hello_or_an_error_of_its_own(message):
+def test_random_message_gives_a_hello_or_the_documented_error(message):
     try:
         hello = parse_client_hello(message)
     except NotAClientHello as error:
@@ -375,7 +375,7 @@ names = st.binary(min_size=1, max_size=20)
     versions=st.lists(st.integers(0, 0xFFFF), min_size=1, max_size=5).map(tuple),
     others=st.dictionaries(st.integers(44, 0xFFFF), st.binary(max_size=30), max_size=5),
 )
-def test_whatever_a_hello_says_is_read(others, server_name, protocols, versions, **more):
+def test_every_field_survives_a_round_trip(others, server_name, protocols, versions, **more):
     extensions = dict(others)
     if server_name is not None:
         extensions[0] = vector(2, b"\0" + vector(2, server_name))
@@ -395,7 +395,7 @@ def test_whatever_a_hello_says_is_read(others, server_name, protocols, versions,
 
 
 def usual(**changes):
-    """A usual message, with some of its fields changed."""
+    """The message of an ordinary client, with some fields changed."""
     data = bytes_of("ssl")
     return build(ClientHello(**(fields(read(data)) | changes)))
 
@@ -429,15 +429,15 @@ def spoiled(kind, content):
         ),
     ],
 )
-def test_a_message_that_breaks_the_rules_says_which(message, complaint):
+def test_malformed_message_is_refused_with_the_reason(message, complaint):
     with pytest.raises(NotAClientHello, match=complaint):
         parse_client_hello(message)
 
 
 @pytest.mark.parametrize("what", HOSTILE)
-def test_what_hostile_peers_send_is_no_hello(what):
+def test_hostile_input_is_refused(what):
     found = outcome([HOSTILE[what]])
-    # What the rules allow is for OpenSSL to judge.
+    # A well-formed hello of an old version: refusing it is up to OpenSSL.
     allowed = {"an SSLv3 hello": 0x0300}
     if what in allowed:
         assert found.legacy_version == allowed[what]
@@ -457,20 +457,20 @@ def test_what_hostile_peers_send_is_no_hello(what):
         (b"\x16\3\1\0\1\1\x17", "a record of type 23 in the middle of the ClientHello"),
     ],
 )
-def test_a_stream_that_is_none_is_told_at_the_byte_that_says_so(data, complaint):
+def test_stream_is_refused_at_the_first_wrong_byte(data, complaint):
     for pieces in ([data], cut(data, range(len(data)))):
         reader = HelloReader()
         with pytest.raises(NotAClientHello, match=complaint):
             for piece in pieces:
                 reader.feed(piece)
-        # Once and for all, and all of it is there for whoever answers it.
+        # The error is final, and the bytes are there for the engine that sends the alert.
         with pytest.raises(NotAClientHello, match=complaint):
             reader.feed(b"more")
         assert reader.received == data + b"more"
     assert outcome([data[:-1]]) is None
 
 
-def test_no_error_has_in_it_what_the_client_sent():
+def test_error_text_contains_none_of_the_clients_bytes():
     for data in (b"secret", in_records(spoiled(16, b"secret"))):
         assert "secret" not in outcome([data])
 
@@ -478,7 +478,7 @@ def test_no_error_has_in_it_what_the_client_sent():
 # -- limits
 
 
-def test_the_longest_hello_is_read_and_a_longer_one_is_not():
+def test_hello_over_the_limit_is_refused():
     room = LARGEST_HELLO - len(usual(extensions={44: b""}))
     assert outcome([in_records(usual(extensions={44: bytes(room)}))]).extensions == {
         44: bytes(room)
@@ -489,20 +489,22 @@ def test_the_longest_hello_is_read_and_a_longer_one_is_not():
     assert reader.feed(longer)
 
 
-def test_many_small_records_come_to_an_end():
+def test_endless_tiny_records_are_refused():
     long = usual(extensions={44: bytes(15_000)})
     data = in_records(long, *[1] * 20_000)
     reader = HelloReader()
     fed = 0
-    with pytest.raises(NotAClientHello, match="bytes of records before the ClientHello is whole"):
+    with pytest.raises(
+        NotAClientHello, match="bytes of records, and the ClientHello is not complete"
+    ):
         for at in range(0, len(data), 100):
             reader.feed(data[at : at + 100])
             fed += 100
     assert fed <= 2 * LARGEST_HELLO + 100
 
 
-def test_a_hello_that_is_not_whole_cannot_be_taken_apart():
+def test_parsing_an_incomplete_hello_is_a_callers_mistake():
     reader = HelloReader()
     reader.feed(b"\x16")
-    with pytest.raises(RuntimeError, match="not whole"):
+    with pytest.raises(RuntimeError, match="not complete"):
         reader.hello()

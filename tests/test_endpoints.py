@@ -193,9 +193,12 @@ def test_a_clients_host_name_is_the_host_that_it_connects_to(files):
         ({"client": "maybe"}, "client is off or optional or required, not 'maybe'"),
         ({"version": "1.1"}, "version is 1.2 or 1.3, not '1.1'"),
         ({"sessions": "1"}, "sessions is no or yes, not '1'"),
-        ({"handshake_timeout": "soon"}, "handshake_timeout is a number above 0, not 'soon'"),
-        ({"max_handshakes": "0"}, "max_handshakes is a number above 0, not '0'"),
-        ({"max_pending": "0"}, "max_pending is a number above 0, not '0'"),
+        (
+            {"handshake_timeout": "soon"},
+            "handshake_timeout is a number above 0 to 1,000,000, not 'soon'",
+        ),
+        ({"max_handshakes": "0"}, "max_handshakes is a whole number from 1 up, not '0'"),
+        ({"max_pending": "0"}, "max_pending is a whole number from 1 up, not '0'"),
         ({"key": "one,two"}, "certificate names 1 files, key 2"),
         ({"client_ca": "missing.pem"}, "missing.pem: No such file or directory"),
         ({"certificate": "missing.pem"}, "missing.pem: No such file or directory"),
@@ -209,7 +212,7 @@ def test_a_wrong_word_is_named(files, words, complaint):
     assert complaint in str(raised.value)
 
 
-def test_a_client_has_options_that_verify_the_servers_name(files):
+def test_client_endpoint_refuses_options_that_verify_no_name(files):
     *_, authorities = files
     inner = TCP4ClientEndpoint(MemoryReactorClock(), HOST, 1)
     for options in (ClientOptions(HOST, authorities), optionsForClientTLS(HOST)):
@@ -221,8 +224,8 @@ def test_a_client_has_options_that_verify_the_servers_name(files):
 
 
 @pytest.mark.parametrize("words", [{"hostname": ""}, {"hostname": "."}, {"hostname": "*"}])
-def test_a_client_without_a_name_to_verify_is_refused(files, words):
-    with pytest.raises(ValueError, match=r"host ?name"):
+def test_client_string_without_a_host_name_is_refused(files, words):
+    with pytest.raises(ValueError, match=r"hostname must be|no host name"):
         parse_client(MemoryReactorClock(), "tcp", HOST, "1", ca=files[2], **words)
 
 

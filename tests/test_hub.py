@@ -3,12 +3,18 @@ The hub and its pollers on real descriptors, alone and inside every kind of reac
 """
 
 import asyncio
+import gc
+import importlib.util
 import os
 import resource
 import select
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from twisted.internet.asyncioreactor import AsyncioSelectorReactor
@@ -19,13 +25,13 @@ from zope.interface.verify import verifyObject
 
 from txasynchat import hub as hubs
 from txasynchat.hub import HANGUP, READ, URGENT, WRITE, Hub
-from txasynchat.pollers import PollPoller, new_poller
+from txasynchat.pollers import PollPoller, SelectPoller, new_poller
 from txasynchat.seats import SeatDescriptor
 
 LIMIT = 5.0
 
 
-@pytest.fixture(params=[new_poller, PollPoller], ids=["nested", "flat"])
+@pytest.fixture(params=[new_poller, PollPoller, SelectPoller], ids=["nested", "flat", "select"])
 def hub(request):
     one = Hub(request.param)
     yield one
@@ -141,7 +147,7 @@ def test_regular_files_are_always_ready(hub, tmp_path):
     with path.open("rb") as file:
         hub.watch(file.fileno(), READ)
         assert hub.wait(LIMIT) == [(file.fileno(), READ)]
-        assert hub.busy == (type(hub._poller) is not PollPoller)
+        assert hub.busy == (type(hub._poller) not in (PollPoller, SelectPoller))
         hub.watch(file.fileno(), READ | WRITE)
         assert hub.wait(LIMIT) == [(file.fileno(), READ | WRITE)]
         hub.watch(file.fileno(), 0)
@@ -149,6 +155,7 @@ def test_regular_files_are_always_ready(hub, tmp_path):
         assert not hub.busy
 
 
+@pytest.mark.parametrize("hub", [new_poller, PollPoller], indirect=True)  # select(2) takes none
 def test_descriptors_above_1023(hub, ends):
     a, b = ends
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -374,3 +381,395 @@ def test_what_a_reactor_gets_is_a_descriptor():
 def test_the_names_of_events_are_the_ones_of_poll():
     for ours, theirs in (("READ", "POLLIN"), ("WRITE", "POLLOUT"), ("URGENT", "POLLPRI")):
         assert getattr(hubs, ours) == getattr(select, theirs)
+
+
+EVENTLET = """
+import eventlet
+eventlet.monkey_patch()
+import select, socket, sys
+assert not hasattr(select, "poll"), "eventlet takes it away"
+import txasynchat
+txasynchat.install()
+import asynchat, asyncore
+
+class Echo(asynchat.async_chat):
+    def __init__(self, sock, channels):
+        asynchat.async_chat.__init__(self, sock, channels)
+        self.set_terminator(b"\\n")
+        self.line = []
+    def collect_incoming_data(self, data):
+        self.line.append(data)
+    def found_terminator(self):
+        self.push(b"".join(self.line) + b"\\n")
+        self.close_when_done()
+
+near, far = socket.socketpair()
+near.settimeout(10)
+for use_poll in (False, True):
+    near, far = socket.socketpair()
+    channels = {}
+    Echo(far, channels)
+    near.sendall(b"hello\\n")
+    asyncore.loop(timeout=1, use_poll=use_poll, map=channels)
+    print(near.recv(100))
+"""
+
+
+def test_a_program_with_neither_epoll_nor_poll_is_served_by_select():
+    """As eventlet's monkey_patch() leaves the select module."""
+    program = EVENTLET
+    if importlib.util.find_spec("eventlet") is None:
+        program = program.replace(
+            "import eventlet\neventlet.monkey_patch()\nimport select,",
+            "import select\nfor name in ('epoll', 'poll', 'kqueue'):\n"
+            "    vars(select).pop(name, None)\nimport",
+        )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("b'hello\\n'\n" * 2, "")
+
+
+# -- where the program closed the hub's own descriptors
+
+
+@pytest.fixture(params=[new_poller, PollPoller], ids=["nested", "flat"])
+def own(request):
+    """A hub, and the numbers that it opened."""
+    hub = Hub(request.param)
+    numbers = {hub.fileno(), hub.waker, pipe_end(hub)} - {-1}
+    yield SimpleNamespace(hub=hub, numbers=numbers)
+    hub.close()
+
+
+def pipe_end(hub):
+    """What is written to by a wake-up, where something is."""
+    return hub._waker._write.number if hub.fileno() < 0 else -1
+
+
+class Strangers:
+    """What the program opens on the numbers that it freed, and whether it is touched."""
+
+    KINDS = ("nothing", "files", "sockets", "readable sockets", "pollers")
+
+    def __init__(self, kind, numbers):
+        self.inodes = {}
+        self.ends = []
+        for number in sorted(numbers):
+            if kind == "nothing":
+                os.close(number)
+                continue
+            where = getattr(self, kind.replace(" ", "_"))()
+            os.dup2(where, number)  # closes what it was
+            os.close(where)
+            self.inodes[number] = os.fstat(number).st_ino
+
+    def files(self):
+        return os.open(os.devnull, os.O_WRONLY)
+
+    def sockets(self):
+        near, far = socket.socketpair()
+        far.setblocking(False)
+        self.ends.append(far)
+        return near.detach()
+
+    def readable_sockets(self):
+        number = self.sockets()
+        self.ends[-1].send(b"not for a hub")
+        return number
+
+    def pollers(self):
+        with new_poller() as poller:
+            return os.dup(poller.fileno())
+
+    def are_untouched(self):
+        for far in self.ends:
+            with pytest.raises(BlockingIOError):
+                far.recv(100)
+        return all(os.fstat(number).st_ino == inode for number, inode in self.inodes.items())
+
+    def close(self):
+        for number in self.inodes:
+            os.close(number)
+        for far in self.ends:
+            far.close()
+
+
+@pytest.fixture(params=Strangers.KINDS)
+def put_in_its_place(request):
+    made = []
+
+    def put(numbers):
+        made.append(Strangers(request.param, numbers))
+        return made[-1]
+
+    yield put
+    for strangers in made:
+        strangers.close()
+
+
+def first_event(hub):
+    """As an owner waits: what is nobody's is silenced."""
+    for _ in range(5):
+        for fd, bits in hub.wait(LIMIT):
+            if fd in hub.masks:
+                return fd, bits
+            hub.quiet(fd)
+    return None
+
+
+def test_it_goes_on_with_new_descriptors(own, ends, put_in_its_place):
+    hub = own.hub
+    a, b = ends
+    hub.watch(a.fileno(), READ)
+    assert hub.check()
+    strangers = put_in_its_place(own.numbers)
+    b.send(b"x")
+    assert not hub.check()
+    assert first_event(hub) == (a.fileno(), READ)
+    assert hub.check()
+    hub.watch(a.fileno(), WRITE)
+    assert first_event(hub) == (a.fileno(), WRITE)
+    hub.forget(a.fileno())
+    thread = threading.Thread(target=hub.wake)
+    thread.start()
+    assert hub.wait(LIMIT) == []
+    thread.join()
+    hub.close()
+    assert strangers.are_untouched()
+
+
+@pytest.mark.parametrize("own", [new_poller], indirect=True)
+@pytest.mark.parametrize("put_in_its_place", Strangers.KINDS[:-1], indirect=True)
+@pytest.mark.parametrize("call", ["wait", "watch", "verify", "wake"])
+def test_an_error_tells_as_well(own, ends, put_in_its_place, call):
+    """Nobody has to look first, but where the program has another poller on that number."""
+    hub = own.hub
+    a, b = ends
+    hub.watch(a.fileno(), READ)
+    strangers = put_in_its_place(own.numbers)
+    if call == "watch":
+        hub.watch(a.fileno(), READ | WRITE)
+    elif call == "verify":
+        assert hub.verify(a.fileno())
+    elif call == "wake":
+        hub.wake()
+    b.send(b"x")
+    fd, bits = first_event(hub)
+    assert fd == a.fileno()
+    assert bits & READ
+    assert strangers.are_untouched()
+
+
+def test_its_end_leaves_alone_what_is_on_its_numbers(own, put_in_its_place):
+    strangers = put_in_its_place(own.numbers)
+    own.hub.close()
+    del own.hub._poller
+    gc.collect()
+    assert strangers.are_untouched()
+
+
+def test_a_wake_up_writes_nothing_to_what_is_on_its_numbers(own, put_in_its_place):
+    strangers = put_in_its_place(own.numbers)
+    thread = threading.Thread(target=own.hub.wake)
+    thread.start()
+    thread.join()
+    own.hub.forget(0)
+    assert strangers.are_untouched()
+    assert own.hub.wait(LIMIT) == []
+    assert strangers.are_untouched()
+
+
+@pytest.mark.parametrize("make_poller", [new_poller, PollPoller], ids=["nested", "flat"])
+def test_a_wake_up_while_it_starts_again_writes_nothing_to_who_has_its_old_numbers(
+    make_poller, monkeypatch
+):
+    """Another thread was about to write; the number is re-used before it does."""
+    about_to_write = threading.Event()
+    started_again = threading.Event()
+    strangers = []
+
+    def make():
+        if about_to_write.is_set():
+            strangers.extend(socket.socketpair() for _ in range(8))
+        return make_poller()
+
+    def write_late(fd, data, write=os.write):
+        about_to_write.set()
+        started_again.wait(0.3)
+        return write(fd, data)
+
+    def wake():
+        hub.wake()
+        about_to_write.set()
+
+    hub = Hub(make)
+    monkeypatch.setattr(os, "write", write_late)
+    thread = threading.Thread(target=wake)
+    thread.start()
+    try:
+        assert about_to_write.wait(LIMIT)
+        hub._stale = True  # as after a fork
+        hub.wait(0)
+        started_again.set()
+        thread.join()
+        for pair in strangers:
+            for sock in pair:
+                sock.setblocking(False)
+                with pytest.raises(BlockingIOError):
+                    sock.recv(100)
+        hub.wait(0)
+        hub.wake()
+        assert hub.wait(LIMIT) == []
+    finally:
+        started_again.set()
+        thread.join()
+        hub.close()
+        for pair in strangers:
+            for sock in pair:
+                sock.close()
+
+
+def test_a_hub_on_the_number_of_another_is_not_taken_for_it(ends):
+    """All epoll descriptors look alike; the kernel gives a number to one at a time."""
+    a, b = ends
+    first = Hub()
+    first.watch(a.fileno(), READ)
+    os.close(first.fileno())
+    second = Hub()
+    second.watch(b.fileno(), WRITE)
+    first.wake()
+    b.send(b"x")
+    assert first_event(first) == (a.fileno(), READ)
+    first.close()
+    assert second.check()
+    assert second.wait(LIMIT) == [(b.fileno(), WRITE)]
+    second.close()
+
+
+def test_a_channel_on_the_number_that_was_its_wakers_is_served(own):
+    """The program closes what it does not know, and connects again."""
+    hub = own.hub
+    number = hub.waker
+    former = hub.fileno()
+    a, b = socket.socketpair()
+    with a, b:
+        os.dup2(a.fileno(), number)
+        hub.watch(number, READ)
+        b.send(b"x")
+        assert first_event(hub) == (number, READ)
+        thread = threading.Thread(target=hub.wake)
+        hub.watch(number, WRITE)
+        hub.watch(number, URGENT)
+        thread.start()
+        assert hub.wait(LIMIT) == []
+        thread.join()
+        hub.forget(number)
+        os.close(number)
+    if former >= 0:
+        os.close(former)  # nothing showed that it still was a hub's, so the hub let it be
+
+
+def test_a_signal_handler_may_wake_it_at_any_time(own):
+    """Whatever the hub is doing: it must not wait for itself."""
+    hub = own.hub
+    before = signal.signal(signal.SIGALRM, lambda *_: hub.wake())
+    end = time.monotonic() + 0.3
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.0001, 0.0001)
+        while time.monotonic() < end:
+            hub.wake()
+            hub.wait(0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        hub.wait(0)
+        thread = threading.Thread(target=hub.wake)
+        thread.start()
+        assert hub.wait(LIMIT) == []
+        thread.join()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_many_hubs_cost_a_descriptor_each():
+    hubs = [Hub()]
+    before = len(os.listdir("/dev/fd"))
+    hubs += [Hub() for _ in range(10)]
+    assert len(os.listdir("/dev/fd")) - before == 10
+    for hub in hubs:
+        hub.close()
+
+
+# -- and in a reactor
+
+
+@pytest.mark.parametrize("put_in_its_place", ["nothing", "files", "sockets"], indirect=True)
+def test_a_reactor_goes_on_with_the_new_descriptors(reactor, own, ends, put_in_its_place):
+    hub = own.hub
+    a, b = ends
+    seen = []
+
+    def ready():
+        for fd, bits in hub.wait(0):
+            if fd == a.fileno():
+                a.recv(100)
+                seen.append(bits)
+            else:
+                hub.quiet(fd)
+
+    hub.watch(a.fileno(), READ)
+    hub.attach(reactor, ready)
+    b.send(b"x")
+    turn_until(reactor, lambda: seen)
+    strangers = put_in_its_place(own.numbers)
+    assert not hub.check()
+    ready()
+    b.send(b"y")
+    turn_until(reactor, lambda: len(seen) == 2)
+    hub.detach()
+    assert set(reactor.getReaders()) <= reactor._internalReaders
+    assert strangers.are_untouched()
+
+
+def test_a_reader_of_the_program_on_its_number_stays_in_the_reactor(reactor, ends):
+    """What a reactor goes by is the number: not every number is the hub's to take out."""
+    if isinstance(reactor, AsyncioSelectorReactor):
+        pytest.skip("asyncio does not know whose a number is")
+    a, b = ends
+    hub = Hub()
+    hub.attach(reactor, lambda: hub.wait(0))
+    number = hub.fileno()
+    os.dup2(a.fileno(), number)
+    heard = []
+    stranger = SeatDescriptor(number, lambda: heard.append(a.recv(100)))
+    seat = hub._seat
+    seat._forget(seat._descriptors[-1])  # a reactor that noticed that it is closed
+    reactor.removeReader(seat._descriptors[-1])
+    reactor.addReader(stranger)
+    hub.close()
+    b.send(b"x")
+    turn_until(reactor, lambda: heard)
+    reactor.removeReader(stranger)
+    os.close(number)
+
+
+@pytest.mark.parametrize("hub", [PollPoller], indirect=True)
+def test_what_another_thread_forgets_is_taken_out_of_the_reactor_by_its_own(reactor, hub, ends):
+    """Reactors are not for several threads; the number is a stranger's by then."""
+    a, _ = ends
+    turns = []
+    hub.watch(a.fileno(), READ)
+    hub.attach(reactor, lambda: turns.append(hub.wait(0)))
+    readers = set(reactor.getReaders())
+    thread = threading.Thread(target=hub.forget, args=(a.fileno(),))
+    thread.start()
+    thread.join()
+    assert set(reactor.getReaders()) == readers
+    hub.wake()
+    turn_until(reactor, lambda: turns)
+    assert turns == [[]]
+    assert a.fileno() not in {reader.fileno() for reader in reactor.getReaders()}

@@ -640,6 +640,37 @@ class TestBackPressure:
         chat.dataReceived(b"m\n" * 11)
         assert transport.aborted
 
+    @pytest.mark.parametrize("limit", [100, 1_000, 100_000])
+    @pytest.mark.parametrize("when", ["before", "in a handler", "later"])
+    def test_one_push_above_the_limit_is_an_error_at_the_call(self, limit, when):
+        """It is no slow reader's fault: the call raises, and the connection goes on."""
+
+        def too_much(chat, message=b""):
+            chat.push(b"1")
+            for call in (
+                lambda: chat.push(bytes(limit + 1)),
+                lambda: chat.push(memoryview(bytes(2 * limit + 2)).cast("H")),
+                lambda: chat.push_with_producer(bytes(limit + 1)),
+                lambda: chat.write(bytes(limit + 1)),
+            ):
+                with pytest.raises(ValueError, match=rf"\d+ bytes at once .* max_unsent, {limit};"):
+                    call()
+            assert chat.unsent <= 1
+            chat.push(b"2" * (limit - 1))
+
+        chat = Chat(too_much if when == "in a handler" else None)
+        chat.max_unsent = limit
+        if when == "before":
+            too_much(chat)
+        transport = connected(chat)
+        if when == "later":
+            too_much(chat)
+        with capturedLogs() as logs:
+            chat.dataReceived(b"x\n")
+        assert logs == []
+        assert transport.value() == b"1" + b"2" * (limit - 1)
+        assert chat.state is State.OPEN
+
     def test_no_limits_for_who_wants_none(self):
         chat = Chat(lambda chat, message: chat.push(bytes(1 << 20)))
         chat.max_unsent = chat.high_water = None
@@ -936,6 +967,43 @@ class TestFailingProducers:
         assert chat.events == ["connect", ("error", ProducerError)]
         assert chat.dropped == len(b"behind")
 
+    def test_the_log_shows_where_it_failed(self):
+        """Of a generator, of one with ``more()``, and of one that fails when it is stopped."""
+
+        class Failing:
+            def more(self):
+                return self.deeper()
+
+            def deeper(self):
+                raise KeyError("in more")
+
+        def rows():
+            yield b"x"
+            raise ValueError("bad row")
+
+        def unstoppable():
+            try:
+                while True:
+                    yield bytes(chat.ac_out_buffer_size)
+            finally:
+                raise OSError("in finally")
+
+        for producer, where in ((Failing(), "in deeper"), (rows(), "in rows")):
+            chat = Chat()
+            connected(chat)
+            with capturedLogs() as logs:
+                chat.push_with_producer(producer)
+            (event,) = logs
+            assert where in event["log_failure"].getTraceback()
+        chat = Chat()
+        transport = connected(chat)
+        transport.room = 1
+        chat.push_with_producer(unstoppable())
+        with capturedLogs() as logs:
+            chat.abort()
+        (event,) = logs
+        assert "in unstoppable" in event["log_failure"].getTraceback()
+
     def test_those_behind_it_are_told(self):
         closed = []
 
@@ -1140,6 +1208,64 @@ class TestClosing:
         lose(chat)
         assert chat.events == ["connect", "close"] if told else ["connect"]
         assert chat.state is State.CLOSED
+
+    @pytest.mark.parametrize(
+        ("ending", "expected"),
+        [
+            ("close", [("end", None)]),
+            ("abort", [("end", None)]),
+            ("close_when_done", ["close", ("end", None)]),
+            ("readConnectionLost", ["close", ("end", None)]),
+            ("nothing", ["close", ("end", None)]),
+        ],
+    )
+    def test_every_end_is_told_once_and_last(self, ending, expected):
+        """A table of members that `handle_end` leaves keeps nobody who is gone."""
+
+        class Member(Chat):
+            def nothing(self):
+                pass
+
+            def handle_end(self, reason):
+                self.events.append(("end", reason))
+
+        chat = Member()
+        connected(chat)
+        getattr(chat, ending)()
+        lose(chat)
+        lose(chat)
+        assert chat.events == ["connect", *expected]
+
+    @pytest.mark.parametrize("where", ["connectionMade", "handle_connect", "handle_close"])
+    def test_the_end_is_told_when_a_hook_raised(self, where):
+        """Half a beginning, or a farewell that fails, leaves nobody in the table."""
+
+        def fail(chat, *_):
+            raise ValueError(where)
+
+        ends = []
+        hooks = {where: fail, "handle_end": lambda chat, reason: ends.append((chat.state, reason))}
+        chat = type("Failing", (Chat,), hooks)()
+        with capturedLogs() as logs:
+            connected(chat)
+            lose(chat)
+        assert len(logs) == 1
+        assert ends == [(State.CLOSED, None)]
+
+    def test_a_failing_handle_end_is_logged_once(self):
+        """The traceback is in the log, and the connection is over all the same."""
+
+        class Failing(Chat):
+            def handle_end(self, reason):
+                raise KeyError("late")
+
+        chat = Failing()
+        connected(chat)
+        chat.abort()
+        with capturedLogs() as logs:
+            lose(chat)
+            lose(chat)
+        assert [event["log_failure"].type for event in logs] == [KeyError]
 
     @pytest.mark.parametrize("ending", ["close", "abort", "close_when_done"])
     @pytest.mark.parametrize(

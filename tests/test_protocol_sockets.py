@@ -39,7 +39,7 @@ from twisted.protocols.policies import ThrottlingFactory, TimeoutFactory, Wrappi
 from twisted.trial.unittest import TestCase
 from typing_extensions import override
 
-from txasynchat import AsyncChat, State
+from txasynchat import AsyncChat, HandshakeFailed, State, protocol
 
 # Twisted's own endpoints hand over certificates in a way that pyOpenSSL will not take for long.
 pytestmark = pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")
@@ -231,7 +231,11 @@ class LastWordTests(SocketCase):
 
         with capturedLogs() as logs:
             await self.check(Limited, b"too long\n")
-        assert [event["kind"] for event in logs if "kind" in event] == ["MessageTooLong"] * 10
+        # One a second, with the number of those before it that were not logged.
+        told = [event for event in logs if event.get("kind") == "MessageTooLong"]
+        assert 1 <= len(told) < 10
+        not_yet_told = protocol._peer_errors.count("MessageTooLong")
+        assert sum(1 + event["suppressed"] for event in told) + not_yet_told == 10
 
     async def test_of_a_handler_that_closes(self):
         class Closing(Line):
@@ -1060,3 +1064,48 @@ def test_an_idle_connection_takes_less_than_one_kib_more_than_a_bare_protocol():
     assert done.returncode == 0, done.stderr
     ours, bare = map(int, done.stdout.split())
     assert ours - bare < 1_024, (ours, bare)
+
+
+class EndTests(SocketCase):
+    """`handle_end` comes for each connection that was made, whatever ended it."""
+
+    async def serve_members(self, endpoint=None, handler=Line):
+        members = []
+        ended = []
+
+        class Member(handler):
+            @override
+            def connectionMade(self):
+                members.append(self)
+
+            def handle_end(self, reason):
+                members.remove(self)
+                ended.append(reason)
+
+        address, chats = await self.serve(Member, endpoint=endpoint)
+        return address, chats, members, ended
+
+    async def test_of_those_who_are_put_out(self):
+        """Eight come, three are aborted and one is closed: four are in the table."""
+        address, chats, members, ended = await self.serve_members()
+        for count in range(1, 9):
+            client = self.client(address)
+            await deferToThread(client.connect)
+            await deferToThread(client.socket.sendall, b"hello\n")
+            await deferToThread(client.read, 6)
+            assert len(members) == count
+        for chat, put_out in zip(chats, ["abort", "abort", "abort", "close"], strict=False):
+            getattr(chat, put_out)()
+            await chat.gone
+        assert members == chats[4:]
+        assert ended == [None] * 4
+
+    async def test_of_a_failed_handshake(self):
+        """A scanner that does not speak TLS is not kept for ever."""
+        endpoint, _ = tls_endpoint(self)
+        address, chats, members, ended = await self.serve_members(endpoint)
+        await self.converse(address, b"GET / HTTP/1.0\r\n\r\n")
+        await chats[0].gone
+        assert members == []
+        assert [type(reason) for reason in ended] == [HandshakeFailed]
+        assert not chats[0].there.called

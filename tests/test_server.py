@@ -29,6 +29,7 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from txasynchat import AsyncChat, ChatFactory, LengthPrefix, ListenError, Server
+from txasynchat import server as server_module
 from txasynchat.compat.asynchat import async_chat
 from txasynchat.compat.asyncore import dispatcher
 from txasynchat.compat.served import LegacyFactory
@@ -510,6 +511,18 @@ class StartTests(ServerTestCase):
         await server.stopService()
         assert slow.cancelled
 
+    async def test_a_hook_that_raises_is_logged_and_serving_goes_on(self):
+        class Raising(Server):
+            def listening(self):
+                raise ValueError("no")
+
+        server = Raising(reactor, ChatFactory(Echo), [LOOPBACK])
+        self.addCleanup(server.stopService)
+        server.startService()
+        assert len(self.flushLoggedErrors(ValueError)) == 1
+        client = await connect(server.ports[0])
+        await ask(client, b"hello\n")
+
     async def test_it_is_not_started_again_before_it_has_stopped(self):
         server = self.serve(ChatFactory(Echo))
         server.startService()  # harmless, as is a second one
@@ -540,6 +553,37 @@ class Slow:
 
     def __str__(self):
         return "the slow one"
+
+
+class Stuck(StringTransport):
+    """Never ends, or fails to when it is told to."""
+
+    def __init__(self, error=None):
+        super().__init__()
+        self.error = error
+
+    @override
+    def loseConnection(self):
+        if self.error is not None:
+            raise self.error
+
+    @override
+    def abortConnection(self):
+        self.loseConnection()
+
+
+@implementer(IStreamServerEndpoint)
+class Stubborn:
+    """An endpoint whose port does not close, or that does not give up what it has begun."""
+
+    def __init__(self, *, listens):
+        self.listens = listens
+
+    def listen(self, factory):
+        return succeed(self) if self.listens else Deferred(lambda _: self.stopListening())
+
+    def stopListening(self):  # noqa: N802 - IListeningPort
+        raise OSError(5, "stays open")
 
 
 class StopTests(ServerTestCase):
@@ -663,6 +707,71 @@ class StopTests(ServerTestCase):
         await failing.lost
         assert await good.lost == b"good\n"
         assert len(self.flushLoggedErrors(ValueError)) == 1
+
+    async def test_one_that_exits_when_it_is_asked_does_not_keep_the_others(self):
+        class Exiting(Echo):
+            def handle_shutdown(self):
+                if self.calls == [b"exit"]:
+                    raise SystemExit(1)
+                super().handle_shutdown()
+
+        server = self.serve(ChatFactory(Exiting))
+        exiting, good = [await connect(server.ports[0]) for _ in range(2)]
+        await ask(exiting, b"exit\n")
+        await ask(good, b"good\n")
+        await server.stopService()
+        await exiting.lost
+        assert await good.lost == b"good\n"
+        assert len(self.flushLoggedErrors(SystemExit)) == 1
+
+    async def test_a_transport_that_cannot_be_ended_does_not_keep_the_others(self):
+        server = self.serve(Factory.forProtocol(Protocol))
+        server.connections.watch(Protocol()).makeConnection(Stuck(error=OSError(9, "stuck")))
+        client = await connect(server.ports[0])
+        await until(lambda: len(server.connections) == 2)
+        await server.stopService()
+        await client.lost
+        assert len(server.connections) == 0
+        # Neither in order nor by force.
+        assert len(self.flushLoggedErrors(OSError)) == 2
+
+    async def test_a_second_stop_ends_what_can_be_ended(self):
+        server = self.serve(ChatFactory(Echo), stop_timeout=None)
+        stuck = Protocol()
+        server.connections.watch(stuck).makeConnection(Stuck())
+        client = await connect(server.ports[0])
+        client.transport.write(b"hold\n")
+        await until(lambda: any(getattr(each, "paused", False) for each in server.connections))
+        first = server.stopService()
+        assert not first.called
+        stuck.transport.error = OSError(9, "stuck")
+        await server.stopService()
+        await first
+        await client.lost
+        assert len(self.flushLoggedErrors(OSError)) == 1
+
+    async def test_a_transport_that_does_not_report_its_end_is_not_waited_for(self):
+        self.patch(server_module, "ABORT_TIMEOUT", 0.1)
+        server = self.serve(ChatFactory(Echo), stop_timeout=0.1)
+        server.connections.watch(Protocol()).makeConnection(Stuck())
+        await server.stopService()
+        # And the service can be had again.
+        server.startService()
+        client = await connect(server.ports[0])
+        await ask(client, b"hello\n")
+
+    async def test_a_port_that_cannot_be_closed_does_not_keep_the_connections(self):
+        server = self.serve(ChatFactory(Echo), LOOPBACK, Stubborn(listens=True))
+        client = await connect(server.ports[0])
+        await ask(client, b"hello\n")
+        await server.stopService()
+        assert await client.lost == b"hello\n"
+        assert len(self.flushLoggedErrors(OSError)) == 1
+
+    async def test_an_attempt_to_listen_that_cannot_be_given_up_does_not_keep_it(self):
+        server = self.serve(ChatFactory(Echo), Stubborn(listens=False))
+        await server.stopService()
+        assert len(self.flushLoggedErrors(OSError)) == 1
 
     async def test_over_tls_it_ends_with_close_notify(self):
         pem, authority = self.pem("localhost")

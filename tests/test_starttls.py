@@ -16,7 +16,7 @@ from twisted.internet.endpoints import (
     UNIXServerEndpoint,
     connectProtocol,
 )
-from twisted.internet.interfaces import IPushProducer
+from twisted.internet.interfaces import IOpenSSLServerConnectionCreator, IPushProducer
 from twisted.internet.protocol import Factory
 from twisted.internet.testing import StringTransport
 from twisted.protocols.policies import WrappingFactory
@@ -432,6 +432,73 @@ class Servers(unittest.TestCase):
         self.assertEqual(await in_thread(run), b"go\n")
         handler = await self.finished(server)
         self.assertIs(type(handler.close_reason), errors.HandshakeTimedOut)
+
+    async def test_a_peer_that_never_reads_what_comes_before_is_gone_after_the_limit(self):
+        class Deaf(Chat):
+            options = server_options(handshake_timeout=0.2)
+            before = b"x" * 20_000_000
+            max_unsent = None
+
+        server = await self.serve(Deaf)
+        made = server.next()
+        with await in_thread(raw, server.port) as sock:
+            sock.sendall(b"STARTTLS\n")
+            handler = await made
+            await handler.closed
+        self.assertIs(type(handler.close_reason), errors.HandshakeTimedOut)
+
+    async def test_a_peer_that_reads_slowly_what_comes_before_gets_there(self):
+        class Large(Chat):
+            options = server_options(handshake_timeout=0.5)
+            before = b"x" * 40_000_000
+            max_unsent = None
+
+        server = await self.serve(Large)
+        with await in_thread(raw, server.port) as sock:
+            sock.sendall(b"STARTTLS\n")
+
+            def read(size):
+                while size:
+                    size -= len(sock.recv(min(size, 65536)))
+
+            begun = reactor.seconds()
+            # It takes longer than the limit, each piece does not. The last ones wait in the system,
+            # where the handshake's own time has begun.
+            for _ in range(15):
+                await in_thread(read, 1_000_000)
+                await task.deferLater(reactor, 0.05)
+            self.assertGreater(reactor.seconds() - begun, 0.5)
+            await in_thread(read, 25_000_000)
+            self.assertEqual(await in_thread(read_line, sock), b"go\n")
+            client = client_context()
+            tls = await in_thread(lambda: client.wrap_socket(sock, server_hostname=HOST))
+            self.assertEqual(await in_thread(hello, tls), b"secret hello\n")
+        await self.finished(server)
+
+    async def test_options_that_raise_end_the_connection(self):
+        @implementer(IOpenSSLServerConnectionCreator)
+        class Broken:
+            def serverConnectionForTLS(self, layer):  # noqa: N802 Twisted's name
+                raise ValueError("no")
+
+        class Failing(Chat):
+            options = Broken()
+
+        server = await self.serve(Failing)
+
+        def run():
+            with raw(server.port) as sock:
+                sock.sendall(b"STARTTLS\n")
+                answer = read_line(sock)
+                # The options are asked when the ClientHello is there.
+                with self.assertRaises(OSError):
+                    client_context().wrap_socket(sock, server_hostname=HOST)
+                return answer
+
+        self.assertEqual(await in_thread(run), b"go\n")
+        handler = await self.finished(server)
+        self.assertEqual(handler.notes, ["connect", b"STARTTLS", "close"])
+        self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
 
     async def test_below_a_policy_wrapper(self):
         server = await self.serve(wrap=WrappingFactory)

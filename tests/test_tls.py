@@ -21,6 +21,7 @@ from service_identity import VerificationError
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.endpoints import TCP4ClientEndpoint, clientFromString, connectProtocol
+from twisted.internet.protocol import Protocol
 from twisted.internet.ssl import Certificate, optionsForClientTLS, trustRootFromCertificates
 from twisted.logger import globalLogPublisher
 from twisted.protocols.policies import WrappingFactory
@@ -79,6 +80,27 @@ class Talk(unittest.TestCase):
         self.assertIsNone(client.close_reason)
         self.assertIsNone(server.handlers[0].close_reason)
         self.assertEqual(client.notes[0][1].peer_certificate, _x509(leaf()))
+
+    async def test_a_protocol_that_raises_before_the_handshake_has_no_connection(self):
+        """Nor does its client wait for anything."""
+        lost = Deferred()
+
+        class Failing(Protocol):
+            @override
+            def connectionMade(self):
+                raise ValueError("no")
+
+            @override
+            def connectionLost(self, reason):
+                lost.callback(reason.type)
+
+        server = await Server(self, server_options(), handler=Failing).listen()
+        handler = Notes()
+        connecting = connect(server.port, ClientOptions(HOST, trust()), handler)
+        await self.assertFailure(connecting, errors.HandshakeFailed)
+        self.assertIs(await lost, ValueError)
+        await handler.closed
+        self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
 
     async def test_the_hook_comes_through_policy_wrappers(self):
         server = await Server(
@@ -147,6 +169,8 @@ class Verification(unittest.TestCase):
         handler = Notes()
         error = await self.assertFailure(connect(server.port, client, handler), kind)
         self.assertIs(type(error), kind)
+        self.assertEqual(handler.notes, [], "the one who connects is told first")
+        await handler.closed
         self.assertIs(handler.close_reason, error)
         self.assertEqual(handler.notes, ["close"])
         (other,) = server.handlers
@@ -182,7 +206,7 @@ class Verification(unittest.TestCase):
         file.write_bytes(trust())
         return file
 
-    async def test_whatever_client_it_is_a_server_of_another_name_gets_no_data(self):
+    async def test_no_client_sends_data_to_a_server_with_another_name(self):
         roots = trustRootFromCertificates([Certificate.loadPEM(trust())])
         file = self.authorities_file()
         server = await Server(self, server_options()).listen()
@@ -204,16 +228,20 @@ class Verification(unittest.TestCase):
 
         twisted = partial(optionsForClientTLS, trustRoot=roots)
         for name in ("wrong.example.org", "127.0.0.2"):
-            for how, who in (
-                (endpoint, ClientOptions(name, trust())),
-                (endpoint, twisted(name)),
-                (of_string, name),
-                (after_starttls, ClientOptions(name, trust())),
-                (after_starttls, twisted(name)),
+            for how, who, refusal in (
+                (endpoint, ClientOptions(name, trust()), errors.WrongName),
+                # Who connects is told of everything as an error of this package.
+                (endpoint, twisted(name), errors.HandshakeFailed),
+                (of_string, name, errors.WrongName),
+                (after_starttls, ClientOptions(name, trust()), errors.WrongName),
+                (after_starttls, twisted(name), VerificationError),
             ):
                 handler = Eager()
-                with self.assertRaises((errors.WrongName, VerificationError)):
+                with self.assertRaises(refusal) as caught:
                     await how(who, handler)
+                self.assertIs(type(caught.exception), refusal)
+                if refusal is errors.HandshakeFailed:
+                    self.assertIs(type(caught.exception.__cause__), VerificationError)
                 self.assertNotIn(
                     "connect" if how is not after_starttls else "secure", handler.notes
                 )
@@ -433,6 +461,7 @@ class Protocols(unittest.TestCase):
         handler = Notes()
         options = ClientOptions(HOST, trust(), alpn=(b"chat/1",))
         await self.assertFailure(connect(server.port, options, handler), errors.NoCommonProtocol)
+        await handler.closed
         self.assertEqual(handler.notes, ["close"])
         await server.handlers[0].closed
 
@@ -568,7 +597,7 @@ class Start(unittest.TestCase):
             with self.assertRaisesRegex(ValueError, "no host name"):
                 ClientOptions(wrong, trust())
         for wrong in ("", ".", ".example.org", None, b"chat.example.org", b"chat", 5):
-            with self.assertRaisesRegex(ValueError, "hostname is the name or address that"):
+            with self.assertRaisesRegex(ValueError, "hostname must be a str"):
                 ClientOptions(wrong, trust())
 
     def test_an_international_host_name(self):

@@ -95,6 +95,7 @@ class StoppedHandshakes(unittest.TestCase):
         await self.assertFailure(
             connect(silent.getsockname()[1], options, handler), errors.HandshakeTimedOut
         )
+        await handler.closed
         self.assertEqual(handler.notes, ["close"])
 
     async def test_a_cancelled_connection_is_closed(self):

@@ -5,6 +5,8 @@ What was sent before arrives, what comes afterwards is as promised, and it does 
 """
 
 import socket
+import ssl
+import struct
 import sys
 import time
 from pathlib import Path
@@ -16,12 +18,17 @@ from typing_extensions import override
 
 sys.path.insert(0, str(Path(__file__).parent / "tls_matrix"))
 
-from kinds import NATIVE, SERVED, KindsCase
+from kinds import KINDS, NATIVE, SERVED, Client, KindsCase
 from support import in_thread, read_line
 
-from txasynchat import AsyncChat, State
+from txasynchat import AsyncChat, ChatFactory, Server, State
 from txasynchat.compat import asynchat
-from txasynchat.errors import CloseTimedOut
+from txasynchat.errors import (
+    CloseTimedOut,
+    ConnectionReset,
+    StoppedByServer,
+    TruncatedConnection,
+)
 
 # Twisted's own endpoints hand over certificates in a way that pyOpenSSL will not take for long.
 pytestmark = pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")
@@ -308,3 +315,79 @@ class HalfClosing(KindsCase):
             assert await in_thread(client.read_to_the_end) == (340_000, "end"), way
             await in_thread(client.socket.sendall, b"quit\n")
             await self.gone(handlers)
+
+
+class Reasons(KindsCase):
+    """What `handle_end` is told."""
+
+    async def end(self, way, ending, build=Line):
+        ends = []
+
+        class Told(build):
+            def handle_end(self, reason):
+                ends.append(reason)
+
+        client, handlers = await self.serve(way, Told)
+        await in_thread(client.ask)
+        handler = await self.made(handlers)
+        while not (handler.events or handler.state is State.CLOSED):
+            await in_thread(lambda: None)
+        await ending(client, handler)
+        await self.gone(handlers)
+        assert ends == [handler.close_reason]
+        return ends[0]
+
+    async def test_a_reset_is_told_from_an_end(self):
+        """Half an upload is not taken for a whole one."""
+
+        async def reset(client, handler):
+            sock = client.socket
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            await in_thread(sock.close)
+
+        async def finish(client, handler):
+            if isinstance(client.socket, ssl.SSLSocket):
+                client.socket = await in_thread(client.socket.unwrap)
+            await in_thread(client.close)
+
+        for way in NATIVE:
+            if way != "native unix":  # which knows no reset of this kind
+                kind = ConnectionReset if way == "native tcp" else TruncatedConnection
+                assert type(await self.end(way, reset)) is kind, way
+            assert await self.end(way, finish) is None, way
+
+    async def test_this_side_may_end_it_as_it_likes(self):
+        async def abort(client, handler):
+            handler.abort()
+
+        for way in NATIVE:
+            assert await self.end(way, abort) is None, way
+
+    async def test_a_server_that_stops_says_so(self):
+        """Those who are cut off after stop_timeout know why; those who finish in time end in order."""
+
+        class Busy(Line):
+            def handle_shutdown(self):
+                self.events.append("asked")
+
+        for build, expected in ((Line, type(None)), (Busy, StoppedByServer)):
+            for kind in KINDS:
+                ends = []
+
+                class Told(build):
+                    def handle_end(self, reason, ends=ends):
+                        ends.append(reason)
+
+                server = Server(reactor, ChatFactory(Told), [self.endpoint(kind)], stop_timeout=0.1)
+                server.startService()
+                host = server.ports[0].getHost()
+                client = Client(host.name if kind == "unix" else (host.host, host.port), kind)
+                self.addCleanup(client.close)
+                await in_thread(client.ask)
+                while not any(chat.events for chat in server.connections):
+                    await in_thread(lambda: None)
+                stopped = server.stopService()
+                await in_thread(client.read_to_the_end)
+                client.close()
+                await stopped
+                assert [type(reason) for reason in ends] == [expected], kind

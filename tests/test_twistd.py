@@ -622,8 +622,11 @@ MISTAKES = {
     "no socket": (["--listen", "systemd:domain=INET:index=7"], "systemd handed over no such socket"),
     "no option": (["--lisen", "tcp:1"], "option --lisen not recognized (--help tells"),
     "no folder": (["--listen", "unix:none/echo.sock"], "cannot listen on 'unix:none/echo.sock': "),
-    "no number": (["--max-message-length", "many"], "--max-message-length 'many': not a number"),
-    "negative": (["--stop-timeout=-1"], "--stop-timeout '-1': not a number from 0 up"),
+    "no number": (
+        ["--max-message-length", "many"],
+        "--max-message-length is a whole number from 0 up, not 'many'",
+    ),
+    "negative": (["--stop-timeout=-1"], "--stop-timeout is a number from 0 to 1,000,000, not '-1'"),
     "no kind of endpoint": (
         ["--listen", "4000"],
         ("cannot listen on '4000': Unknown endpoint type: '4000'; "
@@ -832,6 +835,64 @@ def test_what_does_not_finish_in_time_is_aborted(run, working):
         with pytest.raises(ConnectionResetError):
             answers.read()
     assert program.ended() == -signal.SIGTERM
+
+
+MEDDLING = """
+import os
+
+import asynchat
+from txasynchat import AsyncChat
+
+
+class Native(AsyncChat):
+    terminator = b"\\n"
+
+    def message_received(self, message):
+        if message == b"descriptor":
+            os.close(self.transport.fileno())
+        elif message == b"socket":
+            self.transport.socket.close()
+        else:
+            self.push(message + b"\\n")
+
+
+class Legacy(asynchat.async_chat):
+    def __init__(self, sock):
+        asynchat.async_chat.__init__(self, sock)
+        self.set_terminator(b"\\n")
+
+    collect_incoming_data = asynchat.async_chat._collect_incoming_data
+
+    def found_terminator(self):
+        line = self._get_data()
+        if line == b"descriptor":
+            os.close(self.socket.fileno())
+        elif line == b"socket":
+            self.socket.close()
+        else:
+            self.push(line + b"\\n")
+"""
+
+
+@pytest.mark.parametrize("closed", [b"descriptor", b"socket"])
+@pytest.mark.parametrize("handler", ["Native", "Legacy"])
+def test_a_handler_that_closes_its_descriptor_does_not_keep_the_program(
+    run, tmp_path, handler, closed
+):
+    (tmp_path / "meddling.py").write_text(MEDDLING)
+    program = run(
+        *RUNNERS["twistd -n"], "asynchat", "--handler", f"meddling:{handler}",
+        "--listen", LOOPBACK, "--stop-timeout=1",
+    )  # fmt: skip
+    port = program.port()
+    with connect(port) as (meddler, end), connect(port) as (bystander, answers):
+        meddler.sendall(closed + b"\n")
+        assert end.read() == b""
+        bystander.sendall(b"hello\n")
+        assert answers.readline() == b"hello\n"
+        program.process.send_signal(signal.SIGINT)
+        assert answers.read() == b""
+    assert program.ended() == -signal.SIGINT
 
 
 # -- in the background

@@ -4,8 +4,8 @@ Certificates and keys: read, checked, and read again when their files are renewe
 Nothing here speaks TLS; `txasynchat.tls` puts what is loaded here into OpenSSL's contexts.
 
 A renewal changes two files at two moments, and whoever looks in between finds a certificate and a key
-that do not match, or half a file. So a changed pair is taken up only when all of it is good; until then
-the old one stays, the log says so once, and it is tried again.
+that do not match, or half a file. So a changed pair replaces the old one only when all of it is good.
+Until then the old one stays in use, the log says why, and the new one is tried again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["Credentials", "Loaded", "Watched", "load_authorities"]
 
 T = TypeVar("T")
 
-#: Seconds after which the log repeats why files are not taken up.
+#: Seconds after which the log repeats why changed files are not in use.
 _REMINDER = 3600.0
 
 #: A file's name; its content in PEM; or objects of the `cryptography` package.
@@ -114,25 +114,25 @@ class Credentials:
 
 class Watched(Generic[T]):
     """
-    What is made of files, and made again after they changed.
+    Something loaded from files, and loaded again when they change.
 
-    What could not be made is tried again each time, not only after another change: a file may become
-    readable without one (``chmod``, or descriptors that are free again). The log says each reason
-    once, and again every hour.
+    After a failure it is tried again at every look, not only after another change: a file can become
+    readable without one (``chmod``, or descriptors that are free again). The log gives each reason
+    once, and then once an hour.
 
     Args:
-        what: what it is, for the log.
-        files: the names of the files; none: it is made once.
-        make: makes it; raises `CredentialsError` if it cannot be made.
-        interval: seconds for which no file is looked at again.
-        now: the clock that *interval* is measured by.
-        describe: what the log adds about a new one.
+        what: a name for it, for the log.
+        files: the names of the files; if there are none, it is loaded only once.
+        load: loads it, or raises `CredentialsError`.
+        interval: seconds between two looks at the files.
+        now: the clock for *interval*.
+        describe: returns what the log adds about a new one.
 
     Raises:
-        CredentialsError: it could not be made the first time.
+        CredentialsError: it could not be loaded the first time.
 
     Attributes:
-        made: the newest good one.
+        loaded: the newest good one.
     """
 
     _log = Logger()
@@ -141,7 +141,7 @@ class Watched(Generic[T]):
         self,
         what: str,
         files: Sequence[str],
-        make: Callable[[], T],
+        load: Callable[[], T],
         *,
         interval: float,
         now: Callable[[], float],
@@ -149,19 +149,19 @@ class Watched(Generic[T]):
     ) -> None:
         self._what = what
         self._files = files
-        self._make = make
+        self._load = load
         self._interval = interval
         self._now = now
         self._describe = describe
         self._complaints = Throttle(_REMINDER, now)
         self._looked = now()
-        # Before the reading: a change in between is then seen, at worst twice. None after a failure.
+        # Taken before the files are read, so that no change is missed. None after a failure.
         self._state: object = self._look()
-        self.made = make()
+        self.loaded = load()
 
     def renewed(self) -> bool:
         """
-        Make it again if it is time to look and something changed; return whether `made` is another.
+        Look at the files if it is time, and load again what changed; return whether `loaded` is new.
         """
         now = self._now()
         if now - self._looked < self._interval or not self._files:
@@ -171,7 +171,7 @@ class Watched(Generic[T]):
         if state == self._state:
             return False
         try:
-            self.made = self._make()
+            self.loaded = self._load()
         except CredentialsError as error:
             self._state = None
             if self._complaints.suppressed(str(error)) is not None:
@@ -180,13 +180,13 @@ class Watched(Generic[T]):
         self._state = state
         self._complaints = Throttle(_REMINDER, self._now)
         self._log.info(
-            "took up {source}{more}", source=self._files[0], more=self._describe(self.made)
+            "took up {source}{more}", source=self._files[0], more=self._describe(self.loaded)
         )
         return True
 
     def _look(self) -> list[tuple[int, int, int] | None]:
         """
-        Return the present state of the files, so that another one means another content.
+        Return the state of the files, which is different when their content is.
         """
         state: list[tuple[int, int, int] | None] = []
         for file in self._files:

@@ -1,16 +1,16 @@
 """
-The ClientHello: what a client says first in TLS, read before any TLS engine sees it.
+The ClientHello, the first message of a TLS client, read before any TLS engine sees it.
 
-A server that knows whether a whole hello has arrived need not spend an engine, or a place among those
-in their handshake, on a client that says nothing; and it can choose by what the hello asks for.
+A server that knows when a ClientHello is complete does not have to spend an engine, or a place in its
+queue of handshakes, on a client that says nothing. It can also choose a certificate by the hello.
 
-`HelloReader` takes the client's bytes as they come, and puts the hello together out of TLS records
-(RFC 8446, section 5.1); `parse_client_hello` takes the message apart (section 4.1.2). Any split of the
-same bytes gives the same hello, or the same error. Both are strict where the RFC is, and never raise
-anything but `NotAClientHello`; no message of theirs contains what the client sent, only numbers.
+`HelloReader` takes the client's bytes as they arrive and finds the message in the TLS records
+(RFC 8446, section 5.1). `parse_client_hello` parses the message (section 4.1.2). Any split of the same
+bytes gives the same hello or the same error. Both are as strict as the RFC, and raise nothing but
+`NotAClientHello`, whose text contains numbers and none of the client's bytes.
 
-No I/O here, no OpenSSL, and no policy: values that nobody knows (GREASE, RFC 8701) are values like any
-other.
+No I/O, no OpenSSL and no policy: unknown values, among them GREASE (RFC 8701), are reported like any
+others.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["LARGEST_HELLO", "ClientHello", "HelloReader", "parse_client_hello"]
 
-#: Bytes of the longest hello that is read. Browsers send half a KiB, 2 with a post-quantum key share;
-#: a session ticket that contains a certificate adds a few.
+#: The longest ClientHello that is accepted, in bytes. Browsers send half a KiB, or 2 KiB with a
+#: post-quantum key share; a session ticket that contains a certificate adds a few more.
 LARGEST_HELLO = 16_384
 
 _RECORD_HEADER = 5
@@ -46,20 +46,19 @@ _HOST_NAME = 0
 @dataclass(frozen=True, slots=True)
 class ClientHello:
     """
-    What a ClientHello says. Numbers are those of the IANA registries.
+    The content of a ClientHello. Numbers are those of the IANA registries.
 
     Attributes:
-        legacy_version: the field that was the highest version before TLS 1.3; 0x0303 since.
+        legacy_version: the highest version offered, before TLS 1.3; always 0x0303 since.
         random: 32 bytes.
-        session_id: up to 32 bytes; a client that offers TLS 1.3 may send some without a session.
-        cipher_suites: in the client's order of preference.
+        session_id: 0 to 32 bytes; a client that offers TLS 1.3 may send one without having a session.
+        cipher_suites: most preferred first.
         compression_methods: one byte each.
-        extensions: the content of each extension, by its type, in the order sent.
-        server_name: the host name that the client wants to talk to (SNI), as sent: ASCII if the client
-            is as it should be. None if it names none.
-        protocols: the protocols that the client offers by ALPN, the preferred first; empty if it offers
-            none.
-        versions: the versions offered, the preferred first: 0x0304 is TLS 1.3, 0x0303 is TLS 1.2.
+        extensions: the content of each extension by its type, in the order they were sent.
+        server_name: the host name that the client asks for (SNI), not decoded: it may not be ASCII.
+            None if the client names no host.
+        protocols: the protocols offered by ALPN, most preferred first; empty if there are none.
+        versions: the versions offered, most preferred first: 0x0304 is TLS 1.3, 0x0303 is TLS 1.2.
     """
 
     legacy_version: int
@@ -75,14 +74,14 @@ class ClientHello:
 
 class HelloReader:
     """
-    Finds out of what arrives whether a whole ClientHello is there.
+    Collects a client's first bytes, and finds out when a ClientHello is complete.
 
     Args:
-        limit: bytes of the longest hello that is accepted, at most 16,777,215. Until the hello is
-            whole, no more than twice that, one record and one piece are kept.
+        limit: the longest ClientHello accepted, in bytes, up to 16,777,215. At most twice as many bytes
+            are kept before it is complete, plus one record and one piece.
 
     Attributes:
-        whole: the whole hello has arrived.
+        complete: True once the ClientHello is.
     """
 
     __slots__ = (
@@ -94,19 +93,19 @@ class HelloReader:
         "_problem",
         "_received",
         "_records",
-        "whole",
+        "complete",
     )
 
     def __init__(self, limit: int = LARGEST_HELLO) -> None:
-        self.whole = False
+        self.complete = False
         self._limit = limit
         self._received = bytearray()
-        # What has arrived of a record's header, and the bytes missing of a record's content.
+        # The part of a record's header that has arrived, and the bytes missing from its content.
         self._header = b""
         self._left = 0
-        # Bytes of the records that have begun.
+        # The size of the records that have begun, with their headers.
         self._records = 0
-        # The first bytes of the message, which tell its length, and how many bytes have arrived.
+        # The message's header, and how many bytes of the message have arrived.
         self._begin = b""
         self._count = 0
         self._problem = ""
@@ -114,22 +113,22 @@ class HelloReader:
     @property
     def received(self) -> bytes:
         """
-        Everything that was fed, for the engine that takes over; it may go on behind the hello.
+        Every byte fed so far, for the engine that takes over; some may follow the hello.
         """
         return bytes(self._received)
 
     def feed(self, data: bytes) -> bool:
         """
-        Take the next bytes; return whether the hello is whole. What comes after it is only kept.
+        Take the next bytes; return whether the hello is complete. Bytes that follow it are just kept.
 
         Raises:
-            NotAClientHello: what has arrived cannot be the beginning of one; and so again each time.
+            NotAClientHello: the bytes cannot be the beginning of one. Raised again by every later call.
         """
         self._received += data
         if self._problem:
             raise NotAClientHello(self._problem)
         at = 0
-        while at < len(data) and not self.whole:
+        while at < len(data) and not self.complete:
             if self._left:
                 piece = data[at : at + self._left]
                 self._left -= len(piece)
@@ -138,18 +137,18 @@ class HelloReader:
                 piece = data[at : at + _RECORD_HEADER - len(self._header)]
                 self._take_header(piece)
             at += len(piece)
-        return self.whole
+        return self.complete
 
     def hello(self) -> ClientHello:
         """
-        Take the hello apart.
+        Parse the hello.
 
         Raises:
-            NotAClientHello: it breaks the rules.
-            RuntimeError: it is not whole.
+            NotAClientHello: it is malformed.
+            RuntimeError: it is not complete.
         """
-        if not self.whole:
-            raise RuntimeError("the ClientHello is not whole")
+        if not self.complete:
+            raise RuntimeError("the ClientHello is not complete")
         message = bytearray()
         size = _MESSAGE_HEADER + int.from_bytes(self._begin[1:])
         at = 0
@@ -161,7 +160,7 @@ class HelloReader:
 
     def _take_header(self, piece: bytes) -> None:
         """
-        Check what has arrived of a record's header, in order, so that no split matters.
+        Check a record's header byte by byte, so that the result does not depend on the split.
         """
         header = self._header = self._header + piece
         if header[0] != _HANDSHAKE:
@@ -176,7 +175,7 @@ class HelloReader:
         if not 0 < length <= _LARGEST_RECORD:
             self._fail(f"a record of {length} bytes, expected 1 to {_LARGEST_RECORD}")
         if self._records > 2 * self._limit:
-            self._fail(f"{self._records} bytes of records before the ClientHello is whole")
+            self._fail(f"{self._records} bytes of records, and the ClientHello is not complete")
         self._records += _RECORD_HEADER + length
         self._left = length
         self._header = b""
@@ -192,7 +191,7 @@ class HelloReader:
             length = int.from_bytes(self._begin[1:])
             if length > self._limit:
                 self._fail(f"a ClientHello of {length} bytes, limit {self._limit}")
-        self.whole = self._count >= _MESSAGE_HEADER + int.from_bytes(self._begin[1:])
+        self.complete = self._count >= _MESSAGE_HEADER + int.from_bytes(self._begin[1:])
 
     def _fail(self, problem: str) -> NoReturn:
         self._problem = problem
@@ -201,14 +200,14 @@ class HelloReader:
 
 def parse_client_hello(message: bytes) -> ClientHello:
     """
-    Take a ClientHello apart.
+    Parse a ClientHello.
 
     Args:
-        message: the handshake message, without the four bytes of its type and length.
+        message: the handshake message without its header, the four bytes of type and length.
 
     Raises:
-        NotAClientHello: the message breaks the rules: a field that is cut off or has a length that it
-            cannot have, bytes left over, an extension or a name of the same type twice.
+        NotAClientHello: the message is malformed: a field is cut off or has an impossible length, bytes
+            are left over, or an extension or a name type appears twice.
     """
     rest = _Bytes(message, "the ClientHello")
     legacy_version = rest.number(2)
@@ -216,7 +215,7 @@ def parse_client_hello(message: bytes) -> ClientHello:
     session_id = rest.vector(1, most=32)
     cipher_suites = rest.numbers(2)
     compression_methods = rest.vector(1, least=1)
-    # Before TLS 1.2 there were hellos without extensions.
+    # Clients older than TLS 1.2 may send no extensions.
     extensions = _parse_extensions(rest.vector(2)) if rest else {}
     rest.end()
     versions: tuple[int, ...] = (legacy_version,)
@@ -257,7 +256,7 @@ def _parse_server_name(content: bytes | None) -> bytes | None:
     found: dict[int, bytes] = {}
     while names:
         kind = names.number(1)
-        # Whatever types there will be, they begin with a length (RFC 6066, section 3).
+        # Every type of name begins with its length (RFC 6066, section 3).
         name = names.vector(2, least=1)
         if kind in found:
             raise NotAClientHello(f"two server names of type {kind}")
@@ -279,11 +278,11 @@ def _parse_protocols(content: bytes | None) -> tuple[bytes, ...]:
 
 class _Bytes:
     """
-    A piece of a message, read from its beginning. True while something is left.
+    A part of a message, read from its beginning. True while bytes are left.
 
     Args:
         data: the bytes.
-        what: what they are, for error messages.
+        what: the part's name, for error messages.
     """
 
     __slots__ = ("_at", "_data", "_what")
@@ -315,7 +314,7 @@ class _Bytes:
 
     def vector(self, size: int, *, least: int = 0, most: int = 0xFFFF) -> bytes:
         """
-        Return the bytes behind a length of *size* bytes that is *least* to *most*.
+        Return the bytes that follow a length, itself *size* bytes long, from *least* to *most*.
         """
         length = self.number(size)
         if not least <= length <= most:
@@ -324,7 +323,7 @@ class _Bytes:
 
     def numbers(self, size: int) -> tuple[int, ...]:
         """
-        Return numbers of two bytes each, at least one, behind a length of *size* bytes.
+        Return at least one number of two bytes, from a vector whose length is *size* bytes long.
         """
         data = self.vector(size, least=2)
         if len(data) % 2:

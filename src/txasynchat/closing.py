@@ -66,10 +66,11 @@ class Closing:
                 self._lingers = True
                 transport.loseWriteConnection()
             else:
-                transport.loseConnection()
-                if chat._closing is None or transports.closes_by_itself(transport):
+                closes_by_itself = transports.closes_by_itself(transport)
+                transports.lose(transport, sent=chat._taken > 0)
+                if closes_by_itself:
                     return
-        if not self._watched:
+        if not self._watched and chat._closing is self:
             self._watched = True
             self._watch()
 
@@ -117,6 +118,9 @@ class Closing:
             clock = chat.clock or transports.reactor_of(chat.transport)
             if clock is not None:
                 self._timer = clock.callLater(chat.close_timeout, self._watch)
+        elif chat._left and not unsent and transports.waits_for_exit(chat.transport):
+            # A process had all the time it needs to read what was said, and may go on without us.
+            chat._abort()
         elif chat._left and unsent == 0:
             endings.end(chat.transport)
         else:

@@ -75,25 +75,36 @@ class Connections:
         """
         Ask every connection to come to its end: ``handle_shutdown()``, or ``loseConnection``.
 
-        One whose ``handle_shutdown`` raises is logged and aborted.
+        One where that raises is logged and aborted; the others are asked all the same.
         """
         for transport, protocol in list(self._live.items()):
-            handler = protocol
-            while isinstance(handler, ProtocolWrapper):
-                handler = handler.wrappedProtocol
-            ask = getattr(handler, "handle_shutdown", transport.loseConnection)
+            handler = _handler(protocol)
             try:
-                ask()
-            except Exception:  # noqa: BLE001 it is the application's, and is logged
-                self._log.failure("handle_shutdown of {handler!r} raised", handler=handler)
-                _abort(transport)
+                getattr(handler, "handle_shutdown", transport.loseConnection)()
+            except BaseException:  # noqa: BLE001 an exit in a handler does not end the shutdown
+                self._log.failure("cannot shut {handler!r} down", handler=handler)
+                self._abort(transport, handler)
 
     def abort(self) -> None:
         """
         End every connection now; what the operating system has not been given is lost.
+
+        One where that raises is logged and counts no more; the others are ended all the same.
         """
-        for transport in list(self._live):
+        for transport, protocol in list(self._live.items()):
+            self._abort(transport, _handler(protocol))
+
+    def _abort(self, transport: Any, handler: Any) -> None:
+        try:
+            # An AsyncChat is told that it is the server which ends its connection.
+            stopped = getattr(type(handler), "_stopped_by_server", None)
+            if stopped is not None:
+                stopped(handler)
             endings.end(transport)
+        except BaseException:  # noqa: BLE001 see finish()
+            self._log.failure("cannot end the connection of {transport!r}", transport=transport)
+            # Nobody will report its end.
+            self._forget(transport)
 
     def _forget(self, transport: Any) -> None:
         self._live.pop(transport, None)
@@ -139,9 +150,10 @@ class _Watch:
             self.connections._forget(self.transport)
 
 
-def _abort(transport: Any) -> None:
-    abort = getattr(transport, "abortConnection", transport.loseConnection)
-    abort()
+def _handler(protocol: Any) -> Any:
+    while isinstance(protocol, ProtocolWrapper):
+        protocol = protocol.wrappedProtocol
+    return protocol
 
 
 @implementer(IProtocolFactory)

@@ -1,10 +1,10 @@
 """
-The end of a Twisted transport: who has a say before it, and what to do when it takes too long.
+Who has a say in what others do to a Twisted transport; what to do when its end takes too long.
 
 An application, a mixin (``TimeoutMixin``) or a policy's wrapper calls ``loseConnection`` of whatever
 layer it knows, and that comes down to the transport at the bottom, or to TLS. That layer knows
 nothing of what a protocol has queued, and waits for ever for a peer that reads nothing. So it is made
-to ask the protocol first.
+to ask the protocol first. So it is for what is written to it past the queue.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ from twisted.python.failure import Failure
 from txasynchat import transports
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     _Base = Connection
 else:
     _Base = object
 
-__all__ = ["asks_protocol", "end", "let_protocol_end"]
+__all__ = ["asks_protocol", "end", "let_protocol_end", "protocol_above"]
 
 #: Reads of so many bytes, and so often, empty a socket that is about to be closed.
 _LAST_READ = 65_536
@@ -39,7 +41,9 @@ def let_protocol_end(transport: Any) -> None:
     Let the protocol above *transport* have its say before the connection ends, whoever ends it.
 
     The protocol has two methods for that, ``_takes_closing`` and ``_takes_half_closing``. They return
-    True if the protocol ends the connection, or the sending, itself, when it can.
+    True if the protocol ends the connection, or the sending, itself, when it can. It may have two more:
+    ``_takes_write`` returns True for bytes that it sends itself, behind what it has queued;
+    ``_takes_tls``, called before ``startTLS`` of the transport, sends what is queued, or raises.
 
     A `TLSLayer` asks by itself; Twisted's own TLS is left alone.
     """
@@ -68,6 +72,19 @@ class _Asking(_Base):
         if not asks_protocol(self, "_takes_half_closing"):
             super().loseWriteConnection()  # type: ignore[no-untyped-call] # Twisted's, untyped
 
+    def write(self, data: bytes) -> None:
+        if not asks_protocol(self, "_takes_write", self, data):
+            super().write(data)  # type: ignore[no-untyped-call] # Twisted's, untyped
+
+    def writeSequence(self, iovec: Iterable[bytes]) -> None:  # noqa: N802 Twisted's name
+        data = b"".join(iovec)
+        if not asks_protocol(self, "_takes_write", self, data):
+            super().write(data)  # type: ignore[no-untyped-call] # Twisted's, untyped
+
+    def startTLS(self, *arguments: Any, **named: Any) -> None:  # noqa: N802 Twisted's name
+        asks_protocol(self, "_takes_tls")
+        super().startTLS(*arguments, **named)  # type: ignore[no-untyped-call] # Twisted's, untyped
+
 
 _asking: dict[type, type] = {}
 
@@ -77,9 +94,19 @@ def _make_asking(cls: type) -> type:
     return asking
 
 
-def asks_protocol(transport: Any, question: str) -> bool:
+def asks_protocol(transport: Any, question: str, *arguments: Any) -> bool:
     """
     Ask the protocol above *transport*, or above the policies there; see `let_protocol_end`.
+    """
+    above = protocol_above(transport)
+    ask = getattr(type(above), question, None)
+    return ask is not None and bool(ask(above, *arguments))
+
+
+def protocol_above(transport: Any) -> Any:
+    """
+    Return the protocol above *transport*, or above the policies there; None above other TLS, which is
+    at its end when it ends what is beneath it, and writes what no protocol wrote.
     """
     if isinstance(transport, TLSMemoryBIOProtocol):
         above: Any = transport.wrappedProtocol
@@ -89,15 +116,13 @@ def asks_protocol(transport: Any, question: str) -> bool:
             above = above.wrappedProtocol  # startTLS put TLS in between, which does not call this
     while True:
         if isinstance(above, TLSMemoryBIOProtocol):
-            return False  # it is at its end, and ends what is beneath it
+            return None
         if isinstance(above, ProtocolWrapper):
             above = above.wrappedProtocol
         elif isinstance(above, _WrappingProtocol):
             above = above._wrappedProtocol
         else:
-            break
-    ask = getattr(type(above), question, None)
-    return ask is not None and bool(ask(above))
+            return above
 
 
 def end(transport: Any) -> None:
@@ -116,7 +141,7 @@ def end(transport: Any) -> None:
         reactor.removeWriter(connection)
         reactor.callLater(0, _close, connection)
     else:
-        getattr(transport, "abortConnection", transport.loseConnection)()
+        transports.abort(transport)
 
 
 def _sent_all(transport: Any, connection: Connection) -> bool:

@@ -19,20 +19,28 @@ from __future__ import annotations
 
 import inspect
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.endpoints import clientFromString, quoteStringArgument
+from twisted.internet.error import NoProtocol
 from twisted.internet.interfaces import (
     IOpenSSLClientConnectionCreator,
     IOpenSSLServerConnectionCreator,
     IStreamClientEndpoint,
     IStreamServerEndpoint,
 )
+from twisted.logger import Logger
+from twisted.protocols.policies import ProtocolWrapper
+from twisted.python.failure import Failure
+from typing_extensions import override
 from zope.interface import implementer
 
+from txasynchat import transports
 from txasynchat.certificates import Credentials
+from txasynchat.errors import ChatError, HandshakeFailed
 from txasynchat.listening import parse
+from txasynchat.ranges import TLS
 from txasynchat.tls import ClientCertificate, ClientOptions, ServerOptions, Version
 from txasynchat.tlslayer import TLSFactory
 
@@ -40,7 +48,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from twisted.internet.interfaces import IProtocolFactory
-    from twisted.python.failure import Failure
 
     from txasynchat.tlslayer import TLSLayer
 
@@ -87,15 +94,15 @@ class SecureClientEndpoint:
     Args:
         reactor: whose time the limits are measured in.
         endpoint: makes the connection.
-        options: how TLS is spoken, and with whom; or what Twisted's ``optionsForClientTLS`` gives.
+        options: how TLS is spoken, and with whom; or what Twisted's ``optionsForClientTLS`` returns.
 
     Raises:
-        TypeError: *options* are not a client's. Neither are Twisted's ``CertificateOptions``, with
-            which no name would be verified.
+        TypeError: *options* are not for a client only. Twisted's ``CertificateOptions`` are not: they
+            verify no name.
     """
 
     def __init__(self, reactor: Any, endpoint: Any, options: ClientOptions) -> None:
-        # CertificateOptions is for both sides, and verifies no name.
+        # CertificateOptions provides both, and verifies no name.
         if not IOpenSSLClientConnectionCreator.providedBy(
             options
         ) or IOpenSSLServerConnectionCreator.providedBy(options):
@@ -113,27 +120,114 @@ class SecureClientEndpoint:
 
         Returns:
             fires with the protocol when the handshake is done; fails with a `TLSError` if that
-            failed, or with what the other endpoint fails with. Cancelling closes the connection.
+            failed, or the protocol gave it up, or with what the other endpoint or the factory
+            raised. It fires before the protocol hears of the end of a connection that failed.
+            Cancelling closes the connection.
         """
-        factory = TLSFactory(self.options, True, protocolFactory, self._reactor)
-        layers: list[TLSLayer] = []
+        return _Connecting(self.options, protocolFactory, self._reactor).begin(self._endpoint)
 
-        def cancelled(_: object) -> None:
-            connecting.cancel()
-            for layer in layers:
-                layer.abortConnection()
 
-        def ready(layer: TLSLayer, failure: Failure | None) -> None:
-            if not secured.called:
-                secured.callback(layer.wrappedProtocol if failure is None else failure)
+class _Connecting(TLSFactory):
+    """
+    One call of `SecureClientEndpoint.connect`: the factory that the other endpoint gets, and the
+    Deferred.
 
-        secured: Deferred[Any] = Deferred(cancelled)
-        factory.on_ready = ready
-        connecting: Deferred[Any] = self._endpoint.connect(factory)
-        connecting.addCallbacks(
-            layers.append, lambda failure: None if secured.called else secured.errback(failure)
-        )
-        return secured
+    That fires once, and before the protocol hears that its connection is lost. Whatever the
+    application raises, it fires.
+    """
+
+    _log = Logger()
+
+    def __init__(self, options: ClientOptions, factory: IProtocolFactory, reactor: Any) -> None:
+        super().__init__(options, True, factory, reactor)
+        # None when it has fired.
+        self._secured: Deferred[Any] | None = Deferred(self._cancel)
+        # The other endpoint's, until a protocol was asked for.
+        self._connecting: Deferred[Any] | None = None
+        self._asked = False
+        self._layer: TLSLayer | None = None
+
+    def begin(self, endpoint: Any) -> Deferred[Any]:
+        """
+        Have the other endpoint connect; return the Deferred.
+        """
+        secured = self._secured
+        connecting = maybeDeferred(endpoint.connect, self)
+        if not self._asked:
+            self._connecting = connecting
+        connecting.addErrback(self._fail)
+        return cast("Deferred[Any]", secured)
+
+    @override
+    def buildProtocol(self, addr: Any) -> Any:
+        """
+        Build the protocol, and TLS below it; None if nobody waits for it any more.
+        """
+        self._asked = True
+        self._connecting = None
+        if not self._waits():
+            return None
+        try:
+            layer = super().buildProtocol(addr)
+        except Exception:
+            self._fail(Failure())
+            raise
+        if layer is None:
+            self._fail(Failure(NoProtocol()))
+        # The application's factory may have had it cancelled.
+        self._layer = layer if self._waits() else None
+        return self._layer
+
+    @override
+    def settled(self, layer: TLSLayer, failure: Failure | None) -> None:
+        """
+        Fire with the protocol, or fail.
+        """
+        if self._secured is None:
+            return
+        if failure is None:
+            self._fire(layer.wrappedProtocol)
+            return
+        if not isinstance(failure.value, ChatError):
+            # The protocol closed the connection, or raised.
+            error = HandshakeFailed(f"given up by this side: {failure.getErrorMessage()}")
+            error.__cause__ = failure.value
+            failure = Failure(error)
+        self._fail(failure)
+
+    def _waits(self) -> bool:
+        return self._secured is not None
+
+    def _cancel(self, _: object) -> None:
+        connecting, layer = self._connecting, self._layer
+        try:
+            if connecting is not None:
+                connecting.cancel()
+        except Exception:  # noqa: BLE001 the endpoint may be anybody's
+            self._log.failure("{endpoint} cannot be cancelled", endpoint=connecting)
+        self._fail(Failure(CancelledError()))
+        if layer is not None:
+            layer.abortConnection()
+
+    def _fail(self, failure: Failure) -> None:
+        if self._layer is not None:
+            _leave_service(self._layer)
+        if self._secured is not None:
+            self._fire(failure)
+
+    def _fire(self, result: Any) -> None:
+        secured, self._secured, self._layer = self._secured, None, None
+        if secured is not None:
+            secured.callback(result)
+
+
+def _leave_service(layer: Any) -> None:
+    """
+    Take out what `ClientService` keeps above *layer*: it has heard that there is no connection.
+    """
+    while isinstance(layer.wrappedProtocol, ProtocolWrapper):
+        layer = layer.wrappedProtocol
+    layer.wrappedProtocol = transports.beneath_service(layer.wrappedProtocol)
 
 
 def server_options(  # noqa: PLR0913 one for each word
@@ -170,7 +264,7 @@ def server_options(  # noqa: PLR0913 one for each word
         handshake_timeout: seconds.
         close_timeout: seconds.
         max_handshakes: how many go on at once.
-        max_pending: how many connections may exist whose handshake is not over.
+        max_pending: how many connections may have an unfinished handshake.
 
     Raises:
         CredentialsError: see `ServerOptions`.
@@ -187,7 +281,7 @@ def server_options(  # noqa: PLR0913 one for each word
     lowest, highest = _versions(version)
     more: dict[str, Any] = {}
     if max_pending:
-        more["max_pending"] = int(_number("max_pending", max_pending))
+        more["max_pending"] = _number("max_pending", max_pending)
     return ServerOptions(
         [Credentials(one, its) for one, its in zip(certificates, keys, strict=True)],
         strict_names=_one_of("names", names, {"any": False, "strict": True}),
@@ -198,10 +292,12 @@ def server_options(  # noqa: PLR0913 one for each word
         minimum=lowest,
         maximum=highest,
         sessions=_one_of("sessions", sessions, {"no": False, "yes": True}),
-        reload_interval=None if reload == "never" else _number("reload", reload),
+        reload_interval=None
+        if reload == "never"
+        else TLS["reload_interval"].parse("reload", reload),
         handshake_timeout=_number("handshake_timeout", handshake_timeout),
         close_timeout=_number("close_timeout", close_timeout),
-        max_handshakes=int(_number("max_handshakes", max_handshakes)),
+        max_handshakes=_number("max_handshakes", max_handshakes),
         **more,
     )
 
@@ -316,11 +412,5 @@ def _one_of(name: str, value: str, choices: dict[str, Any]) -> Any:
     return choices[value]
 
 
-def _number(name: str, value: str) -> float:
-    try:
-        number = float(value)
-    except ValueError:
-        number = -1.0
-    if number <= 0:
-        raise ValueError(f"{name} is a number above 0, not {value!r}")
-    return number
+def _number(name: str, text: str) -> Any:
+    return TLS[name].parse(name, text)

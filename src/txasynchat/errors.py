@@ -7,6 +7,7 @@ Told apart by whose fault they describe:
   or `ValueError` at the call, with the value in its message: nothing of those is defined here;
 * a *peer's* mistake or misfortune is a `PeerError`: it reaches a hook of the application, is logged
   once and closes that connection only; those of TLS are `TLSError`;
+* a *server* that stops ends a connection by `StoppedByServer`, where it does not wait for its end;
 * a *producer's* failure is a `ProducerError`: it is handled as an exception in a handler is;
 * *our own* certificate or key that cannot be used is a `CredentialsError`, and a `ValueError`;
 * a *place* that cannot be listened on is a `ListenError`, raised when a server is made or started.
@@ -19,6 +20,7 @@ __all__ = [
     "CertificateRejected",
     "ChatError",
     "CloseTimedOut",
+    "ConnectionReset",
     "CredentialsError",
     "HandshakeFailed",
     "HandshakeTimedOut",
@@ -31,6 +33,7 @@ __all__ = [
     "PlaintextAfterStartTLS",
     "ProducerError",
     "SelfSigned",
+    "StoppedByServer",
     "TLSError",
     "TruncatedConnection",
     "UnknownAuthority",
@@ -115,6 +118,30 @@ class CloseTimedOut(PeerError):
         return f"no progress for {self.limit:g} s while closing, {self.count} bytes dropped"
 
 
+class ConnectionReset(PeerError):
+    """
+    The connection broke off, without its end: the peer reset it, or is not there any more.
+
+    What was sent last may not have arrived. Not logged, as it is everyday. Not told of a connection
+    that this side was closing, once the operating system had everything. Over TLS it is a
+    `TruncatedConnection`.
+    """
+
+    def __str__(self) -> str:
+        """Say so."""
+        return "the connection was reset, or its peer is gone"
+
+
+class StoppedByServer(ChatError):
+    """
+    The server stopped, and ended a connection that had not come to its end in time.
+    """
+
+    def __str__(self) -> str:
+        """Say so."""
+        return "the server stopped before the connection had come to its end"
+
+
 class ProducerError(ChatError):
     """
     A producer raised, gave something that is not bytes, or gave nothing again and again.
@@ -194,7 +221,7 @@ class HandshakeTimedOut(HandshakeFailed):
 
 class NotAClientHello(HandshakeFailed):
     """
-    What a client sent first is not TLS, or a ClientHello that breaks the rules of TLS.
+    A client's first bytes are not TLS, or are a malformed ClientHello.
     """
 
 

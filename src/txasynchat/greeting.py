@@ -1,9 +1,9 @@
 """
-`Greeting`: a server's TLS connection until the client's hello is whole, and it is answered.
+`Greeting`: a server's side of a TLS connection until the ClientHello is complete.
 
-OpenSSL takes 30 KB for a client that says nothing, so it is not started before there is something for
-it to do. Until then what arrives is kept here, and bounded: a client that goes on behind its hello, for
-which TLS has no use, is not read.
+OpenSSL allocates 30 KB for a client that says nothing, so it is not started until there is something
+for it to do. Until then the client's bytes are kept here, and bounded: no client has a reason to send
+more before its hello is answered, so after the hello the transport is read no further.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ __all__ = ["Greeting"]
 
 class Greeting:
     """
-    What a client sent so far.
+    The bytes that a client has sent so far.
 
     Args:
-        transport: what it arrives from.
-        on_hello: called once: the hello is whole, or what arrived cannot become one. OpenSSL is to be
-            started, now or later; it knows which alert is the answer to the latter.
+        transport: the transport that they arrive on.
+        on_hello: called once, when the ClientHello is complete or the bytes cannot become one. It
+            starts OpenSSL, now or later, also in the second case: OpenSSL sends the right alert.
     """
 
-    __slots__ = ("_is_over", "_on_hello", "_paused", "_reader", "_transport")
+    __slots__ = ("_called", "_on_hello", "_paused", "_reader", "_transport")
 
     def __init__(self, transport: Any, on_hello: Callable[[], object]) -> None:
         self._transport = transport
         self._on_hello = on_hello
         self._reader = HelloReader()
-        self._is_over = False
+        self._called = False
         self._paused = False
 
     def receive(self, data: bytes) -> None:
@@ -43,13 +43,12 @@ class Greeting:
         Keep *data*.
         """
         try:
-            is_over = self._reader.feed(data)
+            if not self._reader.feed(data):
+                return
         except NotAClientHello:
-            is_over = True
-        if not is_over:
-            return
-        if not self._is_over:
-            self._is_over = True
+            pass
+        if not self._called:
+            self._called = True
             self._on_hello()
         elif not self._paused:
             pause = getattr(self._transport, "pauseProducing", None)
@@ -59,7 +58,7 @@ class Greeting:
 
     def finish(self) -> bytes:
         """
-        Return everything that was received, and let the transport read again.
+        Return everything received so far, and let the transport read again.
         """
         if self._paused:
             self._paused = False

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HANDSHAKES", "HandshakeLimit", "Turns"]
 
-#: How many handshakes go on at once, unless something else is said.
+#: The default number of handshakes that go on at once.
 HANDSHAKES = 128
 
 
@@ -91,17 +91,17 @@ class Turns:
 
 class HandshakeLimit:
     """
-    Admits a number of handshakes at once; the others wait, and each network has its turn among them.
+    Limits how many handshakes go on at once. The others queue, and networks take turns in the queue.
 
-    A handshake is that of a client whose ClientHello is whole: one that says nothing takes no place, it
-    is only `pending`. One whose client is to answer gives its place to another that waits, and goes on
-    without: if it has not answered for `patience`, or the other one has waited that long. So nobody
-    waits longer because of clients that do not answer, however many they are.
+    A handshake is admitted when its ClientHello is complete; before that a connection takes no place
+    and is merely `pending`. A handshake that waits for its client hands its place to one in the queue
+    once it has waited for `patience`, or the other one has; it continues without a place. So clients
+    that do not answer, however many, delay others by no more than that.
 
     Args:
-        count: how many are admitted; None for any number.
-        pending: how many connections are held whose handshake is not over, the silent ones among them;
-            None for any number.
+        count: how many are admitted at once; None for no limit.
+        pending: how many connections may have an unfinished handshake, admitted or not; None for no
+            limit.
     """
 
     #: Seconds, see above.
@@ -113,10 +113,10 @@ class HandshakeLimit:
         self.count = count
         self.pending = Pending(pending)
         self._admitted: set[Member] = set()
-        # Those admitted whose client is to answer, since when; the first one for the longest time.
+        # Those admitted that wait for their client, and since when; longest first.
         self._unanswered: dict[Member, float] = {}
-        # Those that wait: their networks, and since when; the first one for the longest time. And by
-        # network, the one whose turn is next first.
+        # Those in the queue, with their network, and since when; longest first. Then the same by
+        # network, in the order of their turns.
         self._waiting: dict[Member, tuple[Hashable, float]] = {}
         self._queues: dict[Hashable, dict[Member, Callable[[], object]]] = {}
         self._check: IDelayedCall | None = None
@@ -124,7 +124,7 @@ class HandshakeLimit:
     @classmethod
     def of(cls, factory: Any) -> HandshakeLimit:
         """
-        Return the one, with the defaults, of a factory whose options have none.
+        Return the limit, with the default numbers, of a factory whose options have none.
         """
         limit = cls._of.get(factory)
         if limit is None:
@@ -134,23 +134,23 @@ class HandshakeLimit:
     @property
     def in_flight(self) -> int:
         """
-        How many have a place.
+        The number of handshakes that have a place.
         """
         return len(self._admitted)
 
     @property
     def waiting(self) -> int:
         """
-        How many wait for one.
+        The number of handshakes in the queue.
         """
         return len(self._waiting)
 
     def connected(self, who: Member, address: Any) -> None:
         """
-        Count *who* as pending; another one gives way if that is too many.
+        Count *who* as pending, which may evict another connection.
 
         Args:
-            who: a connection; `leave` is called for it in the end, whatever happens.
+            who: a connection that calls `leave` in the end, whatever happens.
             address: its peer's, as `txasynchat.transports.peer_address` gives it.
         """
         self.pending.add(who, network_of(address))
@@ -159,19 +159,19 @@ class HandshakeLimit:
         self, who: Member, address: Any, clock: IReactorTime | None, admit: Callable[[], object]
     ) -> bool:
         """
-        The hello of *who* is whole: take a place, or call *admit* when there is one.
+        Admit *who*, whose ClientHello is complete, or put it into the queue.
 
         Args:
-            who: was given to `connected`.
-            address: its peer's, which may be known only now: a proxy may have told it.
-            clock: measures `patience`.
-            admit: not called from inside.
+            who: a connection that was passed to `connected`.
+            address: its peer's again: a proxy may have named another one by now.
+            clock: measures `patience`; None admits at once.
+            admit: called when *who* comes out of the queue, never from inside this call.
 
         Returns:
-            whether there is one now.
+            True if it is admitted now.
         """
         network = network_of(address)
-        self.pending.comes_from(who, network)
+        self.pending.moved(who, network)
         if self.count is None or clock is None:
             return True
         if not self._waiting and self._has_room(clock):
@@ -184,7 +184,7 @@ class HandshakeLimit:
 
     def answered(self, who: Member, clock: IReactorTime | None) -> None:
         """
-        Something was sent to the client of *who*: it is its turn.
+        Note that *who* now waits for its client.
         """
         self.pending.progressed(who)
         if clock is not None and who in self._admitted:
@@ -194,7 +194,7 @@ class HandshakeLimit:
 
     def leave(self, who: Member, clock: IReactorTime | None) -> None:
         """
-        Forget *who*: its handshake is over, or its connection; harmless when repeated.
+        Forget *who*, whose handshake has finished or failed; harmless when repeated.
         """
         self.pending.discard(who)
         self._unanswered.pop(who, None)
@@ -218,11 +218,11 @@ class HandshakeLimit:
 
     def _has_room(self, clock: IReactorTime) -> bool:
         """
-        Return whether there is a place, if need be that of a client that does not answer.
+        Return whether there is a place, after taking one from a handshake that waits for its client.
         """
         if self.count is None or len(self._admitted) < self.count:
             return True
-        if not self._unanswered or self._gives_way_at() > clock.seconds():
+        if not self._unanswered or self._next_place_at() > clock.seconds():
             return False
         who = next(iter(self._unanswered))
         del self._unanswered[who]
@@ -235,22 +235,22 @@ class HandshakeLimit:
             who = next(iter(queue))
             admit = self._dequeue(who)
             if queue:
-                self._queues[network] = self._queues.pop(network)  # behind the others
+                self._queues[network] = self._queues.pop(network)  # to the end
             self._admitted.add(who)
             admit()
         self._look_later(clock)
 
     def _look_later(self, clock: IReactorTime) -> None:
         """
-        Look again when the first of those that are to answer has to give way.
+        Look again when the next place can be taken from a handshake that waits for its client.
         """
         if self._check is None and self._waiting and self._unanswered:
-            delay = max(0.0, self._gives_way_at() - clock.seconds())
+            delay = max(0.0, self._next_place_at() - clock.seconds())
             self._check = clock.callLater(delay, self._look, clock)
 
-    def _gives_way_at(self) -> float:
+    def _next_place_at(self) -> float:
         """
-        Return when the first of those that are to answer has to give way.
+        Return when that is.
         """
         since = next(iter(self._unanswered.values()))
         if self._waiting:

@@ -10,13 +10,17 @@ This module knows descriptors and events.  It does not know what a channel is, n
 dispatches: `Hub.wait` hands out what is ready, and an owner (the facade's loop; transports of
 our own) acts on it.
 
-Three rules that shape the code:
+Four rules that shape the code:
 
 - A descriptor may be closed, and its number used again, behind our back.  So nothing that
   the kernel answers to a registration (EEXIST, ENOENT, EBADF, EPERM) is a surprise.
+- That goes for the hub's own as well: a daemon closes all descriptors that it does not know.  The
+  hub notices (`check`, or an error), starts again with new ones, and closes no number that
+  is somebody else's by then.
 - An epoll object is shared across fork(2): a child that unregisters a descriptor would take
   it from its parent.  So in a child every hub starts again with a poller of its own.
-- Any thread may call `wake`, `watch` and `forget`; only the owner's thread waits.
+- Any thread may call `wake` and `forget`; only the owner's thread watches and waits.  The lock can
+  be taken again by the thread that has it: a signal handler may close a channel.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from txasynchat.descriptors import pollers
 from txasynchat.pollers import (
     ERROR,
     HANGUP,
@@ -40,11 +45,13 @@ from txasynchat.pollers import (
     Poller,
     new_poller,
 )
+from txasynchat.wakers import new_waker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from txasynchat.seats import Seat
+    from txasynchat.wakers import PipeWaker, Waker
 
 __all__ = ["ERROR", "HANGUP", "INVALID", "READ", "URGENT", "WRITE", "Events", "Hub"]
 
@@ -59,7 +66,8 @@ class Hub:
     Descriptors, what is wanted from each, and a way to wait for them all.
 
     Args:
-        make_poller: builds the nested poller; called again in the child of a fork.
+        make_poller: builds the nested poller; called again in the child of a fork, and when the
+            program closed the poller's descriptor.
     """
 
     __slots__ = (
@@ -72,10 +80,10 @@ class Hub:
         "_poller",
         "_seat",
         "_stale",
-        "_wake_read",
-        "_wake_write",
+        "_waker",
         "_woken",
         "masks",
+        "waker",
     )
 
     def __init__(self, make_poller: Callable[[], Poller] = new_poller) -> None:
@@ -86,24 +94,96 @@ class Hub:
         self._always: set[int] = set()
         # Descriptors that `quiet` silenced.
         self._once: set[int] = set()
-        self._lock = threading.Lock()  # between `wake` and `close`: closed numbers are re-used
+        # Held by whoever uses the poller, but for waiting: closed numbers are re-used.
+        self._lock = threading.RLock()
         self._seat: Seat | None = None
+        self._waker: Waker | PipeWaker | None = None
+        self._stale = self._woken = False
         self._open()
         _hubs.add(self)
 
     def _open(self) -> None:
-        self._stale = self._woken = False
-        self._poller = self._make_poller()
-        fileno: Callable[[], int] | None = getattr(self._poller, "fileno", None)
-        self._fileno = -1 if fileno is None else fileno()
-        self._wake_read, self._wake_write = _new_waker()
-        self._poller.register(self._wake_read, READ)
+        poller = self._make_poller()
+        fileno: Callable[[], int] | None = getattr(poller, "fileno", None)
+        try:
+            waker = new_waker(nests=fileno is not None)
+        except OSError:  # no descriptor left for it
+            poller.close()
+            raise
+        self._poller = poller
+        self._fileno = -1
+        if fileno is not None:
+            self._fileno = fileno()
+            pollers.hold(poller, self._lose)
+        self._waker = waker
+        #: The descriptor that `wake` makes readable, for a host that polls each one itself.
+        self.waker = waker.number
+        poller.register(self.waker, READ)
+        self._stale = False
+        if self._woken:
+            waker.ring(poller)
+
+    # -- descriptors of its own
+
+    def check(self) -> bool:
+        """
+        Look whether the hub's own descriptors are still open and its own.
+
+        Returns:
+            False when the program closed one; `wait` starts again with new ones then.
+        """
+        with self._lock:
+            if not self._stale and not self._is_intact():
+                self._stale = True
+            return not self._stale
+
+    def _lose(self) -> None:
+        self._stale = True
+
+    def _is_intact(self) -> bool:
+        if self._waker is None or (self._fileno >= 0 and not pollers.holds(self._poller)):
+            return False
+        return self._waker.is_in(self._poller)
+
+    @property
+    def stale(self) -> bool:
+        """
+        Whether there is a reason to `renew`.
+        """
+        return self._stale
+
+    def renew(self) -> None:
+        """
+        Start again with a new poller, where there is a reason to: in the child of a fork, where the
+        program closed ours, or because `quiet` needs it.  `wait` does so by itself.
+        """
+        if self._stale:
+            self._renew()
+
+    def _renew(self) -> None:
+        with self._lock:
+            seat = self._seat
+            if seat is not None:
+                seat.leave()
+            # Closing a child's copy of an epoll descriptor leaves the parent's registrations be.
+            self._close_descriptors()
+            self._open()
+            if seat is not None:
+                seat.sit()
+            self._always.clear()
+            self._once.clear()
+            for fd, mask in list(self.masks.items()):
+                with suppress(OSError, ValueError):  # the owner finds out by `verify`
+                    self._register(fd, mask, known=False)
 
     # -- registration
 
     def watch(self, fd: int, mask: int) -> None:
         """
-        Want *mask* of *fd* from now on.  May be called while another thread waits.
+        Want *mask* of *fd* from now on.
+
+        Where another thread may close *fd* meanwhile, look afterwards whether it did, and `forget`
+        it then.
 
         Args:
             fd: an open descriptor.
@@ -120,13 +200,17 @@ class Hub:
         if not mask:
             self.forget(fd)
             return
-        if not self._stale:  # otherwise `wait` is going to register them all
-            self._register(fd, mask, known=old != 0)
-        self.masks[fd] = mask
+        with self._lock:
+            if not self._stale:  # otherwise `wait` is going to register them all
+                self._register(fd, mask, known=old != 0)
+            self.masks[fd] = mask
 
     def _register(self, fd: int, mask: int, *, known: bool) -> None:
-        if fd in (self._wake_read, self._wake_write, self._fileno) and fd >= 0:
-            # A channel's number, closed behind its back, that the hub itself was given since.
+        if fd in (self._fileno, self.waker):
+            # One of them was closed behind its owner's back: the hub, or the channel.
+            if not self._is_intact():
+                self._stale = True
+                return
             self.masks.pop(fd, None)
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         if self._once:
@@ -151,6 +235,9 @@ class Hub:
         except PermissionError:  # EPERM: a regular file or a directory, which never blocks
             self._always.add(fd)
         except OSError:
+            if not self._is_intact():
+                self._stale = True
+                return
             self.masks.pop(fd, None)
             with suppress(OSError):
                 self._poller.unregister(fd)
@@ -158,22 +245,27 @@ class Hub:
 
     def forget(self, fd: int) -> None:
         """
-        Stop watching *fd*; harmless when it is not watched or is closed already.
+        Stop watching *fd*; harmless when it is not watched or is closed already.  From any thread.
 
         Call it before the descriptor is closed: a copy of it in another process would keep
         the registration alive with nobody left to end it.
         """
-        if self.masks.pop(fd, None) is None or self._stale:
+        if fd not in self.masks:
             return
-        self._once.discard(fd)
-        if fd in self._always:
-            self._always.discard(fd)
-            return
-        seat = self._seat
-        if seat is not None and seat.owns_channels:
-            seat.watch(fd, 0)
-        with suppress(OSError, ValueError):  # it was closed first, or the hub was
-            self._poller.unregister(fd)
+        with self._lock:
+            if self.masks.pop(fd, None) is None or self._stale:
+                return
+            self._once.discard(fd)
+            if fd in self._always:
+                self._always.discard(fd)
+                return
+            seat = self._seat
+            if seat is not None and seat.owns_channels:
+                seat.watch(fd, 0)
+            try:
+                self._poller.unregister(fd)
+            except (OSError, ValueError):
+                return  # it was closed first, or the hub was; `suppress` is dear for each connection
 
     def quiet(self, fd: int) -> None:
         """
@@ -182,21 +274,32 @@ class Hub:
 
         It is reported again when something that is wanted happens, or after `watch`.
         """
-        mask = self.masks.get(fd)
-        if mask is None:
-            # Closed here but open in another process, which keeps it in our epoll.  Such a
-            # registration can not be named any more, so the poller has to be built anew.
-            try:
-                self._poller.unregister(fd)
-            except OSError:
-                self._stale = True
-        elif fd not in self._once and not self._stale:
-            if ONCE:
-                self._register(fd, mask | ONCE, known=True)
-            else:
-                with suppress(OSError):
+        with self._lock:
+            if self._stale:
+                return
+            if fd == self.waker:  # woken by nobody: the number is another's, or was
+                if self.check() and self._waker is not None:
+                    self._waker.hush(self._poller)
+                return
+            mask = self.masks.get(fd)
+            if mask is None:
+                # Closed here but open in another process, which keeps it in our epoll.  Such a
+                # registration can not be named any more, so the poller has to be built anew.
+                try:
                     self._poller.unregister(fd)
-            self._once.add(fd)
+                except OSError:
+                    self._stale = True
+            elif fd not in self._once:
+                with suppress(OSError):  # closed by another thread, which will say so
+                    if self._knows_once:
+                        self._register(fd, mask | ONCE, known=True)
+                    else:
+                        self._poller.unregister(fd)
+                    self._once.add(fd)
+
+    @property
+    def _knows_once(self) -> bool:
+        return bool(ONCE) and self._fileno >= 0  # epoll, not poll on a system that has both
 
     def verify(self, fd: int) -> bool:
         """
@@ -205,36 +308,19 @@ class Hub:
         Returns:
             False when it is closed; it is forgotten then.
         """
-        mask = self.masks.get(fd)
-        if mask is None or self._stale or (ONCE and fd in self._once):
+        with self._lock:
+            mask = self.masks.get(fd)
+            if mask is None or self._stale or (self._knows_once and fd in self._once):
+                return True
+            try:
+                if fd in self._always:
+                    os.fstat(fd)
+                else:
+                    self._register(fd, mask, known=True)
+            except OSError:
+                self.forget(fd)
+                return False
             return True
-        try:
-            if fd in self._always:
-                os.fstat(fd)
-            else:
-                self._register(fd, mask, known=True)
-        except OSError:
-            self.forget(fd)
-            return False
-        return True
-
-    def _renew(self) -> None:
-        """
-        Start again with a new poller: in the child of a fork, or because `quiet` had to.
-        """
-        seat = self._seat
-        if seat is not None:
-            seat.leave()
-        # Closing a child's copy of an epoll descriptor leaves the parent's registrations be.
-        self._close_descriptors()
-        self._open()
-        if seat is not None:
-            seat.sit()
-        self._always.clear()
-        self._once.clear()
-        for fd, mask in list(self.masks.items()):
-            with suppress(OSError, ValueError):  # the owner finds out by `verify`
-                self._register(fd, mask, known=False)
 
     # -- waiting
 
@@ -251,36 +337,67 @@ class Hub:
 
         Returns:
             pairs of a descriptor and what happened to it, in the system's order.  Empty when
-            the time is over or another thread called `wake`.
+            the time is over, another thread called `wake`, or the hub has to start again.
         """
         if self._stale:
             self._renew()
+        if self._fileno < 0 and self._seat is not None:
+            self._seat.catch_up()
         if limit < 0:
             limit = min(len(self.masks) + 1, LARGEST_BATCH)
         if self._always:
-            events = self._poller.poll(0, limit)
-            events += [(fd, self.masks[fd] & (READ | WRITE)) for fd in self._always]
-        else:
+            timeout = 0
+        try:
             events = self._poller.poll(-1 if timeout is None else timeout, limit)
+        except OSError:
+            if self.check():
+                raise
+            return []
         if self._woken:
-            with self._lock:  # or the flag would go before its byte has come
-                self._woken = False
-                _drain(self._wake_read)
-            events = [event for event in events if event[0] != self._wake_read]
+            events = self._end_wake(events)
+        if self._always:
+            with self._lock:
+                events += [(fd, self.masks.get(fd, 0) & (READ | WRITE)) for fd in self._always]
         if self._once:
-            for fd, bits in events:
-                if fd in self._once and bits & _WANTED:
-                    self._register(fd, self.masks[fd], known=True)
+            with self._lock:
+                for fd, bits in events:
+                    if fd in self._once and bits & _WANTED:
+                        with suppress(OSError):  # closed by another thread
+                            self._register(fd, self.masks.get(fd, 0), known=True)
         return events
+
+    def _end_wake(self, events: Events) -> Events:
+        number = self.waker
+        others = [event for event in events if event[0] != number]
+        if (
+            len(others) < len(events) and self._waker is not None
+        ):  # else it comes with the next wait
+            try:
+                self._waker.hush(self._poller)
+            except OSError:
+                self._stale = True
+            # Last: what a signal handler wakes in between has happened already.
+            self._woken = False
+        return others
 
     def wake(self) -> None:
         """
         End a `wait` that sits in another thread, or the next one; from any thread.
         """
-        with self._lock:
-            if self._wake_write >= 0:
-                self._woken = True  # before the descriptor is ready, or `wait` misses it
-                _write_waker(self._wake_write)
+        if not self._woken:  # else it has not returned from the last time
+            with self._lock:
+                self._ring()
+
+    def _ring(self) -> None:
+        waker = self._waker
+        if self._woken or waker is None:
+            return
+        self._woken = True  # before something happens, or `wait` misses it
+        if not self._stale:  # in the child of a fork it would be the parent's
+            try:
+                waker.ring(self._poller)
+            except OSError:
+                self._stale = True
 
     # -- in a reactor or event loop
 
@@ -316,6 +433,7 @@ class Hub:
 
         if self._seat is not None:
             raise RuntimeError(f"attached to {self._seat.host!r} already")
+        self.renew()
         self._seat = take_seat(host, self, on_ready)
 
     def detach(self) -> None:
@@ -343,16 +461,8 @@ class Hub:
             the nested poller's descriptor, readable while something is ready; -1 where pollers
             do not nest.
         """
-        if self._stale:
-            self._renew()
+        self.renew()
         return self._fileno
-
-    @property
-    def waker(self) -> int:
-        """
-        The descriptor that `wake` makes readable, for a host that polls each one itself.
-        """
-        return self._wake_read
 
     # -- the end
 
@@ -368,35 +478,22 @@ class Hub:
         self._once.clear()
 
     def _close_descriptors(self) -> None:
-        self._poller.close()
-        descriptors = {self._wake_read, self._wake_write} - {-1}
-        self._wake_read = self._wake_write = -1
-        for fd in descriptors:
-            os.close(fd)
+        waker = self._waker
+        if waker is None:
+            return
+        if self._fileno < 0:
+            self._poller.close()
+        elif self._is_intact():
+            pollers.close(self._poller)
+        else:
+            pollers.lose(self._poller)
+        self._waker = None
+        self.waker = -1
+        waker.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_wake_read", -1) >= 0:
+        with suppress(Exception):  # at interpreter exit modules may be gone
             self._close_descriptors()
-
-
-def _new_waker() -> tuple[int, int]:
-    if hasattr(os, "eventfd"):
-        fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        return fd, fd
-    read, write = os.pipe()
-    os.set_blocking(read, False)
-    os.set_blocking(write, False)
-    return read, write
-
-
-def _write_waker(fd: int) -> None:
-    with suppress(BlockingIOError):  # full: a wake-up waits there already
-        os.write(fd, b"\1\0\0\0\0\0\0\0")  # for an eventfd these eight bytes are one count
-
-
-def _drain(fd: int) -> None:
-    with suppress(BlockingIOError):
-        os.read(fd, 4096)
 
 
 _hubs: weakref.WeakSet[Hub] = weakref.WeakSet()
@@ -404,7 +501,7 @@ _hubs: weakref.WeakSet[Hub] = weakref.WeakSet()
 
 def _after_fork_in_child() -> None:
     for hub in list(_hubs):
-        hub._lock = threading.Lock()  # whoever held it does not exist here
+        hub._lock = threading.RLock()  # whoever held it does not exist here
         hub._stale = True
 
 

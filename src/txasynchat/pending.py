@@ -1,30 +1,31 @@
 """
-Connections whose TLS handshake is not over: so many are held, and which one gives way to a new one.
+A bound on the connections whose TLS handshake has not finished, and the choice of which one to evict.
 
-Whoever connects and says nothing, or begins a handshake and does not go on, holds a descriptor and some
-memory until a time limit. Their number is bounded here. When there are more, the one that has made the
-server wait longest gives way, of those from the address that has the most. So a client from elsewhere
-is not affected by what one address does; and where the connections come from many addresses, it has as
-much time to answer as it takes that many connections to come.
+Whoever connects and says nothing, or starts a handshake and never continues it, costs a descriptor and
+some memory until a time limit. `Pending` limits how many of these there are. Above the limit it evicts
+one from the network that has the most of them: the one that has kept the server waiting longest. So
+clients from elsewhere are not affected by what one network does. If the connections come from many
+networks, each has as long to continue as it takes the limit's worth of new connections to arrive.
 
-Nothing here knows TLS, Twisted or sockets.
+Knows nothing of TLS, Twisted or sockets.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import threading
+from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-__all__ = ["GAVE_WAY", "PENDING", "Pending", "default_limit", "network_of"]
+__all__ = ["EVICTED", "PENDING", "Pending", "default_limit", "network_of"]
 
-#: How many are held, unless the process may not open as many descriptors.
+#: The default limit, where the process may open enough descriptors for it.
 PENDING = 1024
-#: What a connection that gave way ends with.
-GAVE_WAY = "too many handshakes are not over, and this one has made the server wait longest"
+#: The reason that an evicted connection ends with.
+EVICTED = "too many handshakes are unfinished, and this one has kept the server waiting longest"
 
 
 class Member(Protocol):
@@ -32,53 +33,58 @@ class Member(Protocol):
     A connection that can be pending.
     """
 
-    def give_way(self) -> None:
+    def evict(self) -> None:
         """
-        End, to make room for others; called once, when this is not pending any more.
+        End the connection to make room for others. Called once, and it is no longer pending then.
         """
 
 
 class Pending:
     """
-    The connections whose handshake is not over. May be used by several threads.
+    The connections whose handshake has not finished. Threads may share it.
 
     Args:
-        limit: how many; None for any number.
+        limit: the largest number of them; None for no limit.
     """
 
     def __init__(self, limit: int | None) -> None:
         self.limit = limit
-        # With their networks; the one that has made us wait longest comes first.
+        # Each with its network; the one that has kept the server waiting longest comes first.
         self._members: dict[Member, Hashable] = {}
         self._counts: dict[Hashable, int] = {}
         self._lock = threading.Lock()
+        # Discarded, and not yet removed from those two.
+        self._discarded: deque[Member] = deque()
 
     def __len__(self) -> int:
-        return len(self._members)
+        with self._lock:
+            self._sweep()
+            return len(self._members)
 
     def add(self, member: Member, network: Hashable) -> None:
         """
-        Hold *member*; another one gives way if that is too many.
+        Count *member* from now on; evict another one if that exceeds the limit.
         """
         with self._lock:
+            self._sweep()
             self._insert(member, network)
             if self.limit is None or len(self._members) <= self.limit:
                 return
-            other = self._choose()
-            self._remove(other)
-        other.give_way()
+            evicted = self._choose()
+            self._remove(evicted)
+        evicted.evict()
 
     def progressed(self, member: Member) -> None:
         """
-        Note that *member* did what was waited for: it has not made anybody wait since now.
+        Note that *member* did what the server waited for: its waiting time starts again.
         """
         with self._lock:
             if member in self._members:
                 self._members[member] = self._members.pop(member)
 
-    def comes_from(self, member: Member, network: Hashable) -> None:
+    def moved(self, member: Member, network: Hashable) -> None:
         """
-        As `progressed`; and *network* is known now, where something stood in for it.
+        As `progressed`, and *member* turns out to come from *network*.
         """
         with self._lock:
             if member in self._members:
@@ -87,9 +93,20 @@ class Pending:
 
     def discard(self, member: Member) -> None:
         """
-        Hold *member* no longer; harmless if it is not held.
+        Stop counting *member*; harmless if it is not counted.
+
+        May be called at any moment, by the garbage collector for one: it never waits for the lock.
         """
-        with self._lock:
+        self._discarded.append(member)
+        if self._lock.acquire(blocking=False):
+            try:
+                self._sweep()
+            finally:
+                self._lock.release()
+
+    def _sweep(self) -> None:
+        while self._discarded:
+            member = self._discarded.popleft()
             if member in self._members:
                 self._remove(member)
 
@@ -110,14 +127,14 @@ class Pending:
 
 def network_of(address: Any) -> Hashable:
     """
-    Return what the clients of one origin have in common.
+    Return the network that a client at *address* counts for.
 
     Args:
-        address: of a peer, as `socket.socket.getpeername` gives it, or anything.
+        address: of the peer, as `socket.socket.getpeername` gives it, or anything else.
 
     Returns:
-        the host of an IPv4 address; the first 64 bits of an IPv6 address, since whoever has one address
-        has as many as that leaves; None for anything else, which counts as one origin.
+        an IPv4 address itself; the first 64 bits of an IPv6 address, because whoever has one has the
+        whole network; None for everything else, which counts as one network.
     """
     host = address[0] if isinstance(address, tuple) and address else None
     if not isinstance(host, str) or ":" not in host:
@@ -132,9 +149,8 @@ def network_of(address: Any) -> Hashable:
 
 def default_limit() -> int:
     """
-    Return how many connections may be pending if nothing else is said.
-
-    That is `PENDING`, or half of the descriptors that this process may open, if that is less.
+    Return the default limit: `PENDING`, or half of the descriptors that this process may open, if
+    that is less.
     """
     try:
         import resource  # noqa: PLC0415 - not on every system

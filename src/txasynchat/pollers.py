@@ -11,6 +11,8 @@ import os
 import select
 from typing import Any, Protocol
 
+from txasynchat.descriptors import Owned
+
 __all__ = [
     "ERROR",
     "HANGUP",
@@ -23,6 +25,7 @@ __all__ = [
     "KqueuePoller",
     "PollPoller",
     "Poller",
+    "SelectPoller",
     "new_poller",
 ]
 
@@ -105,6 +108,80 @@ class PollPoller:
         """
 
 
+class SelectPoller:
+    """
+    select(2) in `select.epoll`'s clothes, for where there is nothing better: 1,024 descriptors.
+
+    That is so in programs that take the others out of the `select` module, as eventlet does. It is
+    looked up on each call, because they put a function of their own in its place.
+    """
+
+    def __init__(self) -> None:
+        self._masks: dict[int, int] = {}
+
+    def register(self, fd: int, events: int) -> None:
+        """
+        Begin to watch *fd*; `FileExistsError` when it is watched already, as in epoll.
+        """
+        if fd in self._masks:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        os.fstat(fd)
+        self._masks[fd] = events
+
+    def modify(self, fd: int, events: int) -> None:
+        """
+        Change what is watched; `FileNotFoundError` when nothing is.
+        """
+        if fd not in self._masks:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        os.fstat(fd)
+        self._masks[fd] = events
+
+    def unregister(self, fd: int) -> None:
+        """
+        Stop watching; `FileNotFoundError` when nothing was watched.
+        """
+        if self._masks.pop(fd, None) is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+    def poll(self, timeout: float, maxevents: int) -> Events:
+        """
+        Wait up to *timeout* seconds; for ever if that is negative.
+
+        Raises:
+            ValueError: a descriptor is above 1,023.
+        """
+        masks = self._masks
+        reads, writes, urgent = (
+            [fd for fd in masks if masks[fd] & bit] for bit in (READ, WRITE, URGENT)
+        )
+        try:
+            ready = select.select(reads, writes, urgent, None if timeout < 0 else timeout)
+        except OSError:
+            closed = [fd for fd in masks if not _is_open(fd)]
+            if not closed:
+                raise
+            return [(fd, INVALID) for fd in closed]
+        events: dict[int, int] = {}
+        for fds, bit in zip(ready, (READ, WRITE, URGENT), strict=True):
+            for fd in fds:
+                events[fd] = events.get(fd, 0) | bit
+        return list(events.items())[:maxevents]
+
+    def close(self) -> None:
+        """
+        Nothing to give back.
+        """
+
+
+def _is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+
 class KqueuePoller:
     """
     kqueue(2) in `select.epoll`'s clothes.
@@ -117,6 +194,7 @@ class KqueuePoller:
         # The module has these names on the BSDs and macOS only, so they are looked up late.
         self._select: Any = select
         self._kqueue: Any = self._select.kqueue()
+        self._own = Owned(self._kqueue.fileno())
         self._masks: dict[int, int] = {}
 
     def fileno(self) -> int:
@@ -131,6 +209,8 @@ class KqueuePoller:
         """
         Begin to watch *fd*.
         """
+        if not self._own.is_ours():  # a fork, or the program, closed it
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         if fd in self._masks:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
         self._masks[fd] = 0
@@ -187,10 +267,10 @@ class KqueuePoller:
 def new_poller() -> Poller:
     """
     Returns:
-        the best poller that this system has: epoll, kqueue, poll.
+        the best poller that there is: epoll, kqueue, poll, select.
     """
     if hasattr(select, "epoll"):
         return select.epoll()
     if hasattr(select, "kqueue"):
         return KqueuePoller()
-    return PollPoller()
+    return PollPoller() if hasattr(select, "poll") else SelectPoller()

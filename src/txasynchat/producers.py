@@ -300,6 +300,12 @@ class OutputQueue:
             self._items.append(data)
             self.size += len(data)
 
+    def take_back(self) -> None:
+        """
+        Forget the bytes that were pushed last, of which nothing was taken.
+        """
+        self.size -= len(self._items.pop())
+
     def push_producer(self, producer: Any) -> None:
         """
         Append a producer that is asked for its bytes.

@@ -21,7 +21,8 @@ close: a policy's ``loseConnection`` on an idle TLS connection would never be do
 *Closing.* One `State`, changed by one method. CLOSING takes nothing new, sends what is queued, and
 then lets the transport go; see `txasynchat.closing`. Others may call ``loseConnection`` or
 ``loseWriteConnection`` of the transport: the application, a mixin, a policy. The transport asks us
-first (`endings.let_protocol_end`), so that what is queued goes before the end, in limited time.
+first (`endings.let_protocol_end`), so that what is queued goes before the end, in limited time. What
+somebody writes to the transport goes behind it in the same way.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ import sys
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionAborted, ConnectionLost
 from twisted.internet.interfaces import (
     IConsumer,
     IHalfCloseableProtocol,
@@ -44,19 +46,22 @@ from twisted.logger import Logger
 from typing_extensions import override
 from zope.interface import implementer
 
-from txasynchat import endings, tlslayer, transports
+from txasynchat import endings, ranges, tlslayer, transports
 from txasynchat.closing import Closing
 from txasynchat.errors import (
+    ConnectionReset,
     MessageTooLong,
     PeerError,
     ProducerError,
+    StoppedByServer,
     TLSError,
     UnsentLimitExceeded,
 )
 from txasynchat.framing import Framer, Overflow
 from txasynchat.handlers import unawaited
-from txasynchat.log import Throttle
+from txasynchat.log import Throttle, escape, failure
 from txasynchat.producers import Buffer, OutputQueue, refuse
+from txasynchat.reactor_thread import check_threads
 from txasynchat.starttls import Leftovers, start_tls
 from txasynchat.terminators import check_terminator
 from txasynchat.tlsinfo import TLSInfo
@@ -68,6 +73,7 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
     from twisted.python.failure import Failure
 
+    from txasynchat.errors import ChatError
     from txasynchat.producers import Producer
     from txasynchat.starttls import Upgrade
     from txasynchat.terminators import Terminator
@@ -91,8 +97,7 @@ class State(enum.Enum):
     CLOSED = "closed"
 
 
-#: Once a second for each kind.
-_tls_errors = Throttle(1.0)
+_peer_errors = Throttle(1.0)
 
 # Why delivery and reading are held: bits of AsyncChat._held.
 _BY_APPLICATION = 1
@@ -216,14 +221,16 @@ class AsyncChat(Protocol):
     No ``__init__`` of this class need be called, and ``connectionMade`` belongs to the subclass;
     one that overrides ``connectionLost`` calls ``super()``.
 
-    All methods belong to the reactor's thread.
+    All methods belong to the reactor's thread; another one uses ``reactor.callFromThread``. Under
+    ``python -X dev`` the methods that an application calls raise `RuntimeError` in any other.
 
     Stdlib: asynchat.async_chat (3.11 library reference), whose names and order of calls these are.
     Deliberate differences: `max_message_length`; `set_terminator` checks its argument; `pause` takes
     effect before the next message; nothing is delivered after `close`.
     """
 
-    # -- settings: class attributes, or instance attributes set before the connection is made
+    # -- settings: class attributes, or instance attributes set before the connection is made. They are
+    # checked there: see `txasynchat.ranges`.
 
     #: The longest message, in bytes without its terminator; None for no limit. See `Framer`.
     #: May be changed at any moment, and holds from the next byte on.
@@ -235,7 +242,8 @@ class AsyncChat(Protocol):
     high_water: int | None = 65_536
     #: Bytes waiting to be sent at which they go on.
     low_water: int = 16_384
-    #: Bytes waiting to be sent above which the connection is aborted; None for no limit.
+    #: Bytes waiting to be sent above which the connection is aborted; None for no limit. A single
+    #: `push` of more is a ValueError.
     max_unsent: int | None = 8 << 20
     #: Seconds, while closing, in which the peer must take something, or the connection is aborted;
     #: None: wait.
@@ -250,9 +258,10 @@ class AsyncChat(Protocol):
     transport: Any = None
     #: Bytes pushed too late, which were dropped.
     dropped: int = 0
-    #: What the peer did, or what befell it, that ended the connection; None if it ended in order, or
-    #: has not ended. To be read in `handle_close`.
-    close_reason: PeerError | None = None
+    #: What ended the connection otherwise than in order: what the peer did or what befell it, or
+    #: `StoppedByServer`. None if it ended in order, if this side ended it (by `abort`, or because a
+    #: handler raised), or if it has not ended. To be read in `handle_close`; `handle_end` is given it.
+    close_reason: ChatError | None = None
 
     _log = Logger()
     #: The transport was last told to read.
@@ -281,6 +290,8 @@ class AsyncChat(Protocol):
     _upgrade: Upgrade | None = None
     #: The end of the connection, once it was asked for.
     _closing: Closing | None = None
+    #: What the transport writes to, where that may be lost by itself.
+    _writing_end: Any = None
     _incoming: list[bytes] | None = None
 
     # What each message needs. It is set before __init__, all at once, and is nothing of the class's:
@@ -335,9 +346,11 @@ class AsyncChat(Protocol):
         Check ``terminator = …`` in a class body: the terminator that a connection begins with.
 
         Raises:
-            TypeError, ValueError: it is no terminator, or a number above `max_message_length`.
+            TypeError, ValueError: it is no terminator, or a number above `max_message_length`; or a
+                setting is out of its range.
         """
         super().__init_subclass__(**arguments)
+        ranges.check_class(cls, ranges.HANDLER)
         cls._asks = cls.get_terminator is not AsyncChat.get_terminator
         cls._hears_of_tls = cls.handle_secure is not AsyncChat.handle_secure
         terminator = cls.terminator
@@ -402,6 +415,8 @@ class AsyncChat(Protocol):
         tlslayer.adopt(transport)
         endings.let_protocol_end(transport)
         self._send_now = transports.immediate_sender(transport)
+        if self._send_now is None:
+            self._writing_end = transports.writing_end(transport)
         framer = self._framer
         if self._computes:
             framer.limit = self.max_message_length
@@ -409,6 +424,7 @@ class AsyncChat(Protocol):
         transports.tell_of_half_close(transport, self)
         try:
             super().makeConnection(transport)  # type: ignore[no-untyped-call] # Twisted's, untyped
+            ranges.check_owner(self, ranges.HANDLER, AsyncChat)
         except Exception:  # noqa: BLE001 it is the application's, and is logged
             self._failed()
         if self._left:
@@ -440,7 +456,7 @@ class AsyncChat(Protocol):
     @override
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """
-        Tell the producers that are left, then `handle_close`, unless the application closed.
+        Tell the producers that are left, `handle_close` unless the application closed, `handle_end`.
 
         A subclass that overrides this calls ``super()``.
         """
@@ -450,15 +466,21 @@ class AsyncChat(Protocol):
         error = reason.value
         if isinstance(error, PeerError):
             self._report(error)
+        elif self.close_reason is None and self._broke_off(error):
+            self.close_reason = ConnectionReset()
         self._registered = False
         self._left = True
         self._framer.close()
         self._drop_output()
-        if self._closing is not None:
-            self._closing.cancel()
-            self._closing = None
-        if not self._close_requested:
-            self._call(self.handle_close)
+        for ending in (self._closing, self._upgrade):
+            if ending is not None:
+                ending.cancel()
+        self._closing = None
+        try:
+            if not self._close_requested:
+                self._call(self.handle_close)
+        finally:
+            self._call(self.handle_end, self.close_reason)
 
     # -- IHalfCloseableProtocol, IHandshakeListener: called by the transport
 
@@ -476,8 +498,26 @@ class AsyncChat(Protocol):
 
     def writeConnectionLost(self) -> None:  # noqa: N802
         """
-        Nothing can be sent any more; the transport reports the loss of the connection by itself.
+        Nothing can be sent any more: the connection ends, unless this side asked for that.
+
+        What has arrived is delivered first. A process that closes its input may have no use for any;
+        there the connection ends when there is something to send.
         """
+        # So the next attempt to send finds out; a request to close is none.
+        self._full = False
+        end = self._writing_end or transports.writing_end(self.transport)
+        if (
+            # TLS ends its own direction, and leaves the descriptor beneath it open.
+            self._half_close == _DONE
+            or transports.writing_was_ended(self.transport, end)
+            or (
+                self._state is _OPEN
+                and not self._output
+                and transports.waits_for_exit(self.transport)
+            )
+        ):
+            return
+        self._cannot_send()
 
     def handshakeCompleted(self) -> None:  # noqa: N802
         """
@@ -492,7 +532,11 @@ class AsyncChat(Protocol):
     def pauseProducing(self) -> None:  # noqa: N802
         """
         The transport is full: take nothing more from the queue.
+
+        Raises:
+            RuntimeError: the application called it, who means `pause`.
         """
+        self._check_caller("pauseProducing", "pause() stops delivery and reading")
         self._full = True
         if self._lazy_output is not None:
             try:
@@ -509,8 +553,12 @@ class AsyncChat(Protocol):
 
     def stopProducing(self) -> None:  # noqa: N802
         """
-        The connection is lost; ``connectionLost`` follows and does the rest.
+        The transport takes nothing any more; the loss of the connection, or of this half, follows.
+
+        Raises:
+            RuntimeError: the application called it, who means `abort`.
         """
+        self._check_caller("stopProducing", "abort() ends the connection")
         self._full = True
         self._registered = False
 
@@ -540,7 +588,11 @@ class AsyncChat(Protocol):
     def write(self, data: bytes) -> None:
         """
         Take bytes of the registered producer whose turn it is; without one this is `push`.
+
+        Raises:
+            TypeError, ValueError: see `push`.
         """
+        self._check_length(data)
         if self._lazy_output is not None and self._lazy_output.write(data):
             self._pushed()
         else:
@@ -630,6 +682,18 @@ class AsyncChat(Protocol):
         Stdlib: asyncore.dispatcher.handle_close, which had to close the channel; here it is closed.
         """
 
+    def handle_end(self, reason: ChatError | None) -> None:
+        """
+        The connection has ended, whatever ended it: the place to leave a registry.
+
+        Called exactly once for each connection that was made, after `handle_close` where that is
+        called: after `close` and `abort` too, when ``connectionMade`` or `handle_connect` raised, and
+        when the TLS handshake failed, so that `handle_connect` was never called.
+
+        Args:
+            reason: the `close_reason`.
+        """
+
     # -- asynchat: called by the application
 
     def set_terminator(self, term: Terminator) -> None:
@@ -694,6 +758,7 @@ class AsyncChat(Protocol):
 
         Raises:
             TypeError: *data* is not bytes-like.
+            ValueError: *data* alone is longer than `max_unsent`.
         """
         if self._ending:
             data = memoryview(data)
@@ -711,9 +776,14 @@ class AsyncChat(Protocol):
             if not self._after:
                 self._after = _REPLY
         else:
+            limit = self.max_unsent
+            if limit is not None and output.size > limit:
+                self._check_length(data, output)
             self._pushed()
 
-    def push_with_producer(self, producer: Producer | IPushProducer | IPullProducer) -> None:
+    def push_with_producer(
+        self, producer: Producer | Buffer | IPushProducer | IPullProducer
+    ) -> None:
         """
         Send what *producer* gives after everything that is queued; see `txasynchat.producers`.
 
@@ -726,6 +796,8 @@ class AsyncChat(Protocol):
         """
         if self._ending:
             self._refuse(producer)
+        elif isinstance(producer, Buffer):
+            self.push(producer)
         elif IPushProducer.providedBy(producer):
             self.registerProducer(producer, True)
         elif IPullProducer.providedBy(producer):
@@ -857,7 +929,9 @@ class AsyncChat(Protocol):
     @_shown
     def addr(self) -> Any:
         """
-        The peer's address as the `socket` module gives it, ``(host, port)`` or a path; None before.
+        The peer's address as the `socket` module gives it, ``(host, port)`` or a path.
+
+        None before there is a connection, and where there are no addresses, as with a process.
         """
         return None if self.transport is None else transports.peer_address(self.transport)
 
@@ -939,6 +1013,8 @@ class AsyncChat(Protocol):
         The transport is ready for both directions.
         """
         self._opened = True
+        if self.max_unsent is not None and self.max_unsent < self.ac_out_buffer_size:
+            self.ac_out_buffer_size = max(1, self.max_unsent)  # so push() looks at what is longer
         first = self._state is _CONNECTING
         self._set_state(_OPEN if first else self._state)
         self._delivering = self._after = self._resumed = True
@@ -996,8 +1072,7 @@ class AsyncChat(Protocol):
 
     def _abort_transport(self) -> None:
         if self.transport is not None:
-            abort = getattr(self.transport, "abortConnection", self.transport.loseConnection)
-            abort()
+            transports.abort(self.transport)
 
     def _stop_delivery(self) -> None:
         """
@@ -1027,7 +1102,8 @@ class AsyncChat(Protocol):
         Log the exception that is being handled, ask `handle_error`, and close.
         """
         if isinstance(sys.exc_info()[1], ProducerError):
-            self._log.failure("{peer}: a producer of {handler} failed", **self._about())
+            # With the traceback of the producer's own exception, which is the cause.
+            failure(self._log, "{peer}: a producer of {handler} failed", **self._about())
             # What stands behind it would follow a piece that is cut off.
             self._drop_output()
         else:
@@ -1055,23 +1131,32 @@ class AsyncChat(Protocol):
         """
         transport = self.transport
         return {
-            "peer": None if transport is None else transport.getPeer(),
+            "peer": None if transport is None else transports.peer_name(transport),
             "handler": type(self).__qualname__,
         }
 
     def _report(self, error: PeerError) -> None:
         """
         Log a peer's mistake: what it is and its numbers, none of its data.
+
+        Once a second for each kind, since a peer can repeat it, and scanners do.
         """
         if not isinstance(error, MessageTooLong) or self.overflow is Overflow.CLOSE:
             self.close_reason = error
-        about = self._about() | {"error": str(error), "kind": type(error).__name__}
-        if not isinstance(error, TLSError):
-            self._log.warn("{peer}: {error}", **about)
-        # Scanners, and peers that just go, would fill the log.
-        elif (hidden := _tls_errors.suppressed(type(error).__name__)) is not None:
-            before = f" ({hidden} of these before it were not logged)" if hidden else ""
-            self._log.info("{peer}: {error}{before}", before=before, **about)
+        kind = type(error).__name__
+        suppressed = _peer_errors.suppressed(kind)
+        if suppressed is None:
+            return
+        # What a scanner does, or a peer that just goes, is no reason to look.
+        log = self._log.info if isinstance(error, TLSError) else self._log.warn
+        log(
+            "{peer}: {error}{before}",
+            error=escape(str(error)),
+            kind=kind,
+            suppressed=suppressed,
+            before=f" ({suppressed} of these before it were not logged)" if suppressed else "",
+            **self._about(),
+        )
 
     # -- internals: input
 
@@ -1208,11 +1293,11 @@ class AsyncChat(Protocol):
         if self._lazy_output is None:
             return
         for error in self._lazy_output.stop():
-            self._log.error(
-                "{peer}: a producer of {handler} raised when it was stopped: {error!r}",
-                error=error,
-                **self._about(),
-            )
+            try:
+                raise error
+            except Exception:  # noqa: BLE001 only to be logged with its traceback
+                message = "{peer}: a producer of {handler} raised when it was stopped"
+                failure(self._log, message, **self._about())
 
     def _pushed(self) -> None:
         """
@@ -1224,6 +1309,19 @@ class AsyncChat(Protocol):
         else:
             self._after = True
         self._limit(output.size)
+
+    def _check_length(self, data: Buffer, output: OutputQueue | None = None) -> None:
+        """
+        Raise if *data*, which stands at the end of *output* where that is given, can never be sent.
+        """
+        length = memoryview(data).nbytes
+        if self.max_unsent is not None and length > self.max_unsent and not self._ending:
+            if output is not None:
+                output.take_back()
+            raise ValueError(
+                f"{length} bytes at once are more than max_unsent, {self.max_unsent}; send them by a"
+                " producer"
+            )
 
     def _limit(self, unsent: int) -> None:
         """
@@ -1330,13 +1428,72 @@ class AsyncChat(Protocol):
         if register is not None and not self._registered:
             self._registered = True
             register(self, True)
+            if not self._registered:  # it has no use for a producer any more
+                self._cannot_send()
 
     def _unregister(self) -> None:
         if self._registered:
             self._registered = False
             self.transport.unregisterProducer()
 
+    def _check_caller(self, name: str, remedy: str) -> None:
+        """
+        Raise if it is not the transport that tells its producer something.
+        """
+        if self._registered or self._left:
+            return
+        raise RuntimeError(
+            f"{type(self).__qualname__}.{name}() is called by the transport, and stops output; {remedy}"
+        )
+
+    def _takes_write(self, transport: Any, data: bytes) -> bool:
+        """
+        Called by the transport, which somebody told to write: send that behind what is queued.
+
+        Returns:
+            False, if it may be written at once: it is we who wrote it, or nothing is queued. What a
+            policy in between writes is ours, kept for later, unless a handler is running.
+        """
+        if self._flushing or not self._lazy_output:
+            return False
+        if not self._delivering and self.transport is not transport:
+            return False
+        AsyncChat.push(self, data)
+        return True
+
+    def _takes_tls(self) -> None:
+        """
+        Called by the transport, which somebody told to start TLS: send in the clear what is queued.
+
+        Raises:
+            RuntimeError: not all of it can be sent now.
+        """
+        self._flush()
+        if self._lazy_output:
+            raise RuntimeError(
+                "startTLS() with something queued that cannot be sent yet, and would be sent encrypted;"
+                " AsyncChat.start_tls() waits for it"
+            )
+
     # -- internals: closing
+
+    def _broke_off(self, error: BaseException | None) -> bool:
+        """
+        Tell whether *error* stands for a connection that did not come to its end.
+        """
+        if not isinstance(error, ConnectionLost) or isinstance(error, ConnectionAborted):
+            return False
+        # The reactor calls it a loss, too, if the peer closes when we have just let the transport go;
+        # and TLS has an error of its own for what it calls one.
+        over = self._left or transports.tls_layer(self.transport) is not None
+        return not over or bool(transports.unsent_bytes(self.transport))
+
+    def _stopped_by_server(self) -> None:
+        """
+        Called by the server that stops, and ends this connection now.
+        """
+        if self.close_reason is None:
+            self.close_reason = StoppedByServer()
 
     def _takes_closing(self) -> bool:
         """
@@ -1377,6 +1534,23 @@ class AsyncChat(Protocol):
         self._unregister()
         self.transport.loseWriteConnection()
 
+    def _cannot_send(self) -> None:
+        """
+        The transport takes nothing any more: deliver what has arrived, and close.
+        """
+        if self._left or self._state is _CLOSED:
+            return
+        self._set_state(_CLOSING)
+        self._drop_output()
+        self._release(_BY_OUTPUT)
+        transports.read_what_is_there(self.transport)
+        self._full = False
+        self._output.close_when_done()
+        if self._delivering:
+            self._after = True
+        else:
+            self._flush()
+
     def _leave(self) -> None:
         """
         While closing: something was written, or there is nothing to write.
@@ -1396,3 +1570,25 @@ class AsyncChat(Protocol):
         self._set_reading()
         self._left = True
         self._unregister()
+
+
+if sys.flags.dev_mode:
+    check_threads(
+        AsyncChat,
+        (
+            "abort",
+            "close",
+            "close_when_done",
+            "close_when_idle",
+            "discard_buffers",
+            "pause",
+            "push",
+            "push_with_producer",
+            "registerProducer",
+            "resume",
+            "set_terminator",
+            "start_tls",
+            "unregisterProducer",
+            "write",
+        ),
+    )

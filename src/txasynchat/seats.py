@@ -7,7 +7,7 @@ each channel becomes a reader and writer of the host's.  Importing this installs
 
 from __future__ import annotations
 
-from contextlib import suppress
+import threading
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.interfaces import IReadWriteDescriptor
@@ -88,15 +88,20 @@ class Seat:
         self.on_ready = on_ready
         #: Pollers do not nest here: each channel is a reader and writer of the host.
         self.owns_channels = hub.fileno() < 0
+        # Where that is so: the hub's waker, the host's thread, and what others forgot meanwhile.
+        self._waker = -1
+        self._thread = threading.get_ident()
+        self._late: set[int] = set()
 
     def sit(self) -> None:
         """
         Begin to be polled.
         """
         if self.owns_channels:
-            self.watch(self.hub.waker, READ)
-            for fd, mask in self.hub.masks.items():
-                self.watch(fd, mask)
+            self._waker = self.hub.waker
+            self.show(self._waker, READ)
+            for fd, mask in list(self.hub.masks.items()):
+                self.show(fd, mask)
         else:
             self.add()
 
@@ -105,8 +110,8 @@ class Seat:
         Stop being polled.
         """
         if self.owns_channels:
-            for fd in (self.hub.waker, *self.hub.masks):
-                self.watch(fd, 0)
+            for fd in (self._waker, *list(self.hub.masks)):
+                self.show(fd, 0)
         else:
             self.remove()
 
@@ -131,6 +136,26 @@ class Seat:
     def watch(self, fd: int, mask: int) -> None:
         """
         Make a channel's descriptor the host's reader or writer, as *mask* says.
+
+        From any thread; in another one than the host's it takes effect with the next `catch_up`.
+        """
+        if threading.get_ident() == self._thread:
+            self.show(fd, mask)
+        else:
+            self._late.add(fd)
+
+    def catch_up(self) -> None:
+        """
+        Called in the host's thread, before the hub looks what is ready.
+        """
+        self._thread = threading.get_ident()
+        while self._late:
+            fd = self._late.pop()
+            self.show(fd, self.hub.masks.get(fd, 0))
+
+    def show(self, fd: int, mask: int) -> None:
+        """
+        Do what `watch` says, in the host's thread.
         """
         raise NotImplementedError
 
@@ -153,7 +178,7 @@ class AsyncioSeat(Seat):
             self.host.remove_reader(self._fd)
 
     @override
-    def watch(self, fd: int, mask: int) -> None:
+    def show(self, fd: int, mask: int) -> None:
         if self.host.is_closed():
             return
         if mask & READ:
@@ -182,27 +207,24 @@ class ReactorSeat(Seat):
 
     @override
     def remove(self) -> None:
-        with suppress(OSError):  # the descriptor was closed first, in the child of a fork
-            self.host.removeReader(self._descriptors.pop(-1))
+        one = self._descriptors.pop(-1, None)
+        if one is not None:
+            self._remove(one)
 
     @override
     def abandon(self) -> None:
-        reads = getattr(self.host, "_reads", None)
-        selectables = getattr(self.host, "_selectables", None)
-        if not isinstance(reads, set) or selectables is None:
+        if self._books() is None:
             self.leave()  # no epoll, nothing is shared
             return
         for one in self._descriptors.values():
-            reads.discard(one.fileno())
-            selectables.pop(one.fileno(), None)
+            self._forget(one)
         self._descriptors.clear()
 
     @override
-    def watch(self, fd: int, mask: int) -> None:
+    def show(self, fd: int, mask: int) -> None:
         one = self._descriptors.pop(fd, None)
         if one is not None:
-            self.host.removeReader(one)
-            self.host.removeWriter(one)
+            self._remove(one)
         if mask:
             one = SeatDescriptor(fd, self.on_ready)
             self._descriptors[fd] = one
@@ -210,6 +232,40 @@ class ReactorSeat(Seat):
                 self.host.addReader(one)
             if mask & WRITE:
                 self.host.addWriter(one)
+
+    def _remove(self, one: SeatDescriptor) -> None:
+        # Reactors on poll and epoll go by the number, which may be another's since it was closed.
+        now = getattr(self.host, "_selectables", {}).get(one.fileno(), one)
+        if now is not one:
+            return
+        try:
+            self.host.removeReader(one)
+            self.host.removeWriter(one)
+        except OSError:  # the descriptor was closed first, or the reactor's own
+            self._forget(one)
+
+    def _books(self) -> tuple[dict[int, Any], set[int], set[int]] | None:
+        """
+        What a reactor on epoll knows of its descriptors, by number; `None` for the others.
+        """
+        reads = getattr(self.host, "_reads", None)
+        selectables = getattr(self.host, "_selectables", None)
+        if not isinstance(reads, set) or selectables is None:
+            return None
+        return selectables, reads, self.host._writes
+
+    def _forget(self, one: SeatDescriptor) -> None:
+        """
+        Take *one* out of an epoll reactor's books, and leave its epoll alone.
+        """
+        books = self._books()
+        if books is None:
+            return
+        selectables, reads, writes = books
+        number = one.fileno()
+        if selectables.pop(number, one) is one:
+            reads.discard(number)
+            writes.discard(number)
 
 
 def take_seat(host: Any, hub: Hub, on_ready: Callable[[], None]) -> Seat:

@@ -6,6 +6,8 @@ Stopping has three steps. The ports close, so nobody new comes. Every connection
 after `stop_timeout` seconds is ended; so it is at once when stopping is asked for a second time, by
 `Server.stopService` or by a second signal. To end a connection is to abort it, unless the operating
 system has everything that was to be sent: that is still delivered, also when the process is gone.
+A port, a transport or a handler that raises meanwhile is logged, and one that does not report its end
+is not waited for: the others are stopped all the same.
 
 No reactor is imported here: whoever makes a `Server` says which.
 """
@@ -20,7 +22,13 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, DeferredList, maybeDeferred, succeed
+from twisted.internet.defer import (
+    CancelledError,
+    Deferred,
+    DeferredList,
+    maybeDeferred,
+    succeed,
+)
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 from twisted.internet.protocol import Factory
@@ -28,10 +36,12 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from typing_extensions import override
 
+from txasynchat import transports
 from txasynchat.connections import Connections, WatchedFactory
 from txasynchat.errors import ListenError
 from txasynchat.handlers import arguments_for, is_legacy, wanted
 from txasynchat.listening import make_endpoint, unlock, why
+from txasynchat.ranges import STOPPING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -42,6 +52,8 @@ __all__ = ["ChatFactory", "Connections", "Server"]
 
 #: Seconds that connections have to finish when their server stops.
 STOP_TIMEOUT = 15.0
+#: Seconds that ports and connections have to report their end once connections were aborted.
+ABORT_TIMEOUT = 5.0
 
 
 class ChatFactory(Factory):
@@ -122,7 +134,8 @@ class Server(Service):
 
     Raises:
         ListenError: a description is no endpoint.
-        TypeError: *factory* is no factory, or *endpoints* is a single string.
+        TypeError: *factory* is no factory, *endpoints* is a single string, or *stop_timeout* no number.
+        ValueError: *stop_timeout* is below 0, or above 1,000,000.
     """
 
     _log = Logger()
@@ -141,6 +154,7 @@ class Server(Service):
             raise TypeError(f"endpoints is the single string {endpoints!r}; give a list of them")
         if not hasattr(endpoints, "__iter__"):
             raise TypeError(f"endpoints is {endpoints!r}; give a list of them, as ['tcp:8007']")
+        STOPPING.check("stop_timeout", stop_timeout)
         self.reactor = reactor
         self.stop_timeout = stop_timeout
         self.connections: Connections
@@ -158,6 +172,10 @@ class Server(Service):
         self._started = False
         # Those who wait for the end of stopping; None while nothing stops.
         self._stopping: list[Deferred[None]] | None = None
+        self._stop_task: Deferred[None] | None = None
+        # When connections are aborted; when they are not waited for any more.
+        self._deadline: Any = None
+        self._last_resort: Any = None
         self._trigger: Any = None
 
     # -- IService: called by the application
@@ -221,7 +239,8 @@ class Server(Service):
             self.abort()
             return stopped
         self._stopping = [stopped]
-        Deferred.fromCoroutine(self._stop())
+        self._stop_task = Deferred.fromCoroutine(self._stop())
+        self._stop_task.addErrback(self._stop_failed).addCallback(self._stopped)
         return stopped
 
     # -- called and overridden by the application
@@ -233,6 +252,8 @@ class Server(Service):
         if self.connections:
             self._log.warn("aborting {count} connections", count=len(self.connections))
         self.connections.abort()
+        if self._stopping is not None and self._last_resort is None:
+            self._last_resort = self.reactor.callLater(ABORT_TIMEOUT, self._give_up)
 
     def listening_failed(self, error: ListenError) -> None:
         """
@@ -242,7 +263,7 @@ class Server(Service):
 
     def listening(self) -> None:
         """
-        Every endpoint is listened on; see `ports`.
+        Every endpoint is listened on; see `ports`. An exception is logged, and serving goes on.
         """
 
     # -- internals
@@ -262,8 +283,13 @@ class Server(Service):
                 raise ListenError(
                     description, result.value, why(description, result.value)
                 ) from result.value
+        for port in ports:
+            transports.throttle_refusals(port)
         self.ports = ports
-        self.listening()
+        try:
+            self.listening()
+        except Exception:  # noqa: BLE001 it is the application's, and is logged
+            self._log.failure("{server}.listening raised", server=type(self).__qualname__)
 
     def _failed_later(self, failure: Failure) -> None:
         self._started = False
@@ -273,17 +299,38 @@ class Server(Service):
 
     async def _stop(self) -> None:
         for pending in self._pending:
-            pending.cancel()
-        deadline = None
+            _cancel(pending, self._log)
         if self.stop_timeout is not None:
-            deadline = self.reactor.callLater(self.stop_timeout, self.abort)
+            self._deadline = self.reactor.callLater(self.stop_timeout, self.abort)
         ports, self.ports = self.ports, []
         # A port closes in the reactor's next turn; nobody is sent away while others still get in.
-        await DeferredList([_close(port) for port in ports], consumeErrors=True)
+        closed = await DeferredList([_close(port) for port in ports], consumeErrors=True)
+        for is_closed, result in closed:
+            if not is_closed:
+                self._log.failure("a port cannot be closed", failure=result)
         self.connections.finish()
         await self.connections.when_empty()
-        if deadline is not None and deadline.active():
-            deadline.cancel()
+
+    def _give_up(self) -> None:
+        """
+        Something was aborted, and does not report its end.
+        """
+        self._log.warn(
+            "not waiting any longer: {count} connections do not report their end",
+            count=len(self.connections),
+        )
+        if self._stop_task is not None:
+            self._stop_task.cancel()
+
+    def _stop_failed(self, failure: Failure) -> None:
+        if not isinstance(failure.value, CancelledError):
+            self._log.failure("stopping failed", failure=failure)
+
+    def _stopped(self, _result: object) -> None:
+        for timer in (self._deadline, self._last_resort):
+            if timer is not None and timer.active():
+                timer.cancel()
+        self._deadline = self._last_resort = self._stop_task = None
         if self._trigger is not None:
             self.reactor.removeSystemEventTrigger(self._trigger)
             self._trigger = None
@@ -319,6 +366,13 @@ class _SecondSignal:
     def __call__(self, _number: int, _frame: object) -> None:
         for server in self.servers:
             self.reactor.callFromThread(server.abort)
+
+
+def _cancel(pending: Deferred[Any], log: Logger) -> None:
+    try:
+        pending.cancel()
+    except Exception:  # noqa: BLE001 - it is the endpoint's, and is logged
+        log.failure("a port that was not open yet cannot be given up")
 
 
 def _close_ports(reactor: Any, process: int) -> None:

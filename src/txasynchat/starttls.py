@@ -13,6 +13,9 @@ It is never handled.
 The steps: delivery stops; what was queued goes out in the clear, up to a barrier in the output queue;
 whatever arrived until then is left over; a `TLSLayer` is put between the transport and the protocol;
 delivery goes on after its handshake.
+
+Each step ends: the handshake by its own limit, and a peer that takes nothing of what has to go out
+before it by the same one.
 """
 
 from __future__ import annotations
@@ -26,10 +29,13 @@ from twisted.internet.interfaces import (
 )
 
 from txasynchat import transports
-from txasynchat.errors import PlaintextAfterStartTLS
+from txasynchat.delivery import Progress
+from txasynchat.errors import HandshakeTimedOut, PlaintextAfterStartTLS
 from txasynchat.tlslayer import TLSFactory
 
 if TYPE_CHECKING:
+    from twisted.internet.interfaces import IDelayedCall
+
     from txasynchat.protocol import AsyncChat
 
 __all__ = ["Leftovers", "Upgrade", "start_tls"]
@@ -63,7 +69,8 @@ def start_tls(chat: AsyncChat, options: Any, leftovers: Leftovers) -> None:
     link = transports.link_to(chat.transport, chat)
     if link is None:
         raise RuntimeError(f"TLS cannot be put on {chat.transport!r}")
-    upgrade = Upgrade(chat, options, is_client, leftovers, link)
+    clock = chat.clock or transports.reactor_of(chat.transport)
+    upgrade = Upgrade(chat, TLSFactory(options, is_client, None, clock), leftovers, link)
     if upgrade.rejects_leftovers():
         return
     chat._upgrade = upgrade
@@ -89,19 +96,23 @@ class Upgrade:
     """
 
     def __init__(
-        self,
-        chat: AsyncChat,
-        options: Any,
-        is_client: bool,
-        leftovers: Leftovers,
-        link: tuple[Any, str],
+        self, chat: AsyncChat, factory: TLSFactory, leftovers: Leftovers, link: tuple[Any, str]
     ) -> None:
         self._chat = chat
-        self._options = options
-        self._is_client = is_client
+        self._factory = factory
         self._leftovers = leftovers
         self._link = link
         self._switched = False
+        self._progress = Progress()
+        self._timer: IDelayedCall | None = None
+
+    def cancel(self) -> None:
+        """
+        The connection is lost, or TLS begins.
+        """
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def discarded(self) -> None:
         """
@@ -133,18 +144,38 @@ class Upgrade:
         Called whenever that may have changed, and no handler is running.
         """
         chat = self._chat
-        if self._switched or chat._left or not chat._output.held_back:
+        if self._switched or chat._left:
+            return
+        if not chat._output.held_back:
+            if self._timer is None:
+                self._watch()
             return
         if self.rejects_leftovers():
             return
         received = self._received()
         self._switched = True
+        self.cancel()
         chat._framer.clear()
         if not chat._held:
             chat._framer.resume()
         chat._received = chat._incoming = None
         chat._output.go_on()
         self._switch(received)
+
+    def _watch(self) -> None:
+        """
+        Give up if the peer took nothing since this was called last; else call it again later.
+        """
+        chat = self._chat
+        self._timer = None
+        limit = self._factory.handshake_timeout
+        if limit is None or self._factory.clock is None or chat._left or chat._ending:
+            return
+        if self._progress.made(chat._taken, *transports.outstanding_bytes(chat.transport)):
+            self._timer = self._factory.clock.callLater(limit, self._watch)
+        else:
+            chat._report(HandshakeTimedOut(limit))
+            chat._abort()
 
     def _switch(self, received: bytes) -> None:
         chat = self._chat
@@ -155,9 +186,7 @@ class Upgrade:
         if not chat._reading:
             chat._reading = True
             transport.resumeProducing()
-        clock = chat.clock or transports.reactor_of(transport)
-        factory = TLSFactory(self._options, self._is_client, None, clock)
-        layer = factory.protocol(factory, chat, False)
+        layer = self._factory.protocol(self._factory, chat, False)
         setattr(*self._link, layer)
         chat.transport = layer
         layer.makeConnection(transport)

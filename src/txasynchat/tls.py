@@ -44,6 +44,7 @@ from txasynchat.errors import (
 )
 from txasynchat.handshakes import HANDSHAKES, HandshakeLimit
 from txasynchat.pending import default_limit
+from txasynchat.ranges import TLS, check_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -108,19 +109,21 @@ class ServerOptions:
         close_timeout: seconds for the peer to answer when the connection is closed, once it has
             everything.
         flush_timeout: seconds in which the peer must take something of what is left then.
-        max_handshakes: how many go on at once, over all connections that have this object: their
-            ClientHello has arrived, and they are not over. More of them wait, and each network (an
-            IPv4 address, 64 bits of an IPv6 address) has its turn; one whose client has not answered
-            goes on, and makes room for another that has waited for 0.1 seconds. None for no limit.
-        max_pending: how many connections may exist whose handshake is not over, silent ones among
-            them. When there are more, one is aborted: of the network that has most of them, the one
-            whose client has let the server wait longest. None for no limit; not given, 1,024, or half
-            of the descriptors that the process may open if that is less.
+        max_handshakes: how many handshakes go on at once, over all connections that share this object.
+            One counts from its complete ClientHello to its end; silent connections do not count. The
+            others queue, and networks (an IPv4 address, or the first 64 bits of an IPv6 address) take
+            turns. A handshake that waits for its client makes room after 0.1 seconds, and continues.
+            None for no limit.
+        max_pending: how many connections may have an unfinished handshake, silent ones included. Above
+            that, one is aborted: of the network that has most of them, the one that has kept the server
+            waiting longest. None for no limit. The default is 1,024, or half of the descriptors that
+            the process may open, if that is less.
 
     Raises:
         CredentialsError: a file is missing, unreadable or not what it should be, key and certificate
             do not match, or the certificate is not valid now.
-        ValueError: arguments contradict each other.
+        ValueError: arguments contradict each other, or a number is out of its range.
+        TypeError: what should be a number is none.
     """
 
     credentials: Credentials | Sequence[Credentials]
@@ -145,15 +148,12 @@ class ServerOptions:
     _contexts: _Contexts = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        check_all(self, TLS)
         if (self.client_certificate is ClientCertificate.OFF) != (self.client_authorities is None):
             raise ValueError(
                 "client_certificate and client_authorities need each other:"
                 f" {self.client_certificate}, {self.client_authorities!r}"
             )
-        for name in ("max_handshakes", "max_pending"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is 1 or more, or None for no limit: {value!r}")
         _check_alpn(self.alpn)
         if self.require_alpn and not self.alpn:
             raise ValueError("require_alpn without alpn would refuse everybody")
@@ -206,19 +206,19 @@ class _Contexts:
             for one in several
         ]
         # Tickets of one context are good for all of them.
-        self._made = [watched.made[1] for watched in self._watched]
+        self._made = [watched.loaded[1] for watched in self._watched]
         self._by_name = self._index()
 
     def default(self) -> SSL.Context:
         """
         Return the context to begin with, after a look at the files if it is time for one.
         """
-        others = self._authorities.renewed()
+        other_authorities = self._authorities.renewed()
         for position, watched in enumerate(self._watched):
             if watched.renewed():
-                self._made[position] = watched.made[1]
-            elif others:
-                self._made[position] = self._make(watched.made[0])
+                self._made[position] = watched.loaded[1]
+            elif other_authorities:
+                self._made[position] = self._make(watched.loaded[0])
             else:
                 continue
             self._by_name = self._index()
@@ -227,7 +227,7 @@ class _Contexts:
     def _index(self) -> dict[str, SSL.Context]:
         names: dict[str, SSL.Context] = {}
         for watched, context in zip(self._watched, self._made, strict=True):
-            for name in watched.made[0].names:
+            for name in watched.loaded[0].names:
                 names.setdefault(name, context)
         return names
 
@@ -243,7 +243,7 @@ class _Contexts:
         if not options.sessions:
             context.set_options(SSL.OP_NO_TICKET)
         context.set_verify(options.client_certificate.value, _verify_chain)
-        for authority in self._authorities.made:
+        for authority in self._authorities.loaded:
             _store(context).add_cert(crypto.X509.from_cryptography(authority))
             context.add_client_ca(authority)
         context.set_tlsext_servername_callback(self._choose_by_name)
@@ -313,7 +313,8 @@ class ClientOptions:
     Raises:
         CredentialsError: a file is missing, unreadable or not what it should be, key and certificate
             do not match, or our certificate is not valid now.
-        ValueError: *hostname* is no name.
+        ValueError: *hostname* is no name, or a number is out of its range.
+        TypeError: what should be a number is none.
     """
 
     hostname: str
@@ -331,11 +332,12 @@ class ClientOptions:
     _server_name: bytes | None = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        check_all(self, TLS)
         _check_alpn(self.alpn)
         hostname = self.hostname
         if type(hostname) is not str or hostname[:1] in ("", "."):
             raise ValueError(
-                "hostname is the name or address that the server's certificate must be for, a str:"
+                "hostname must be a str, the name or address in the server's certificate:"
                 f" {hostname!r}"
             )
         wanted: DNS_ID | IPAddress_ID
@@ -384,13 +386,13 @@ class ClientOptions:
         return None
 
 
-def _validity(made: tuple[Loaded, SSL.Context]) -> str:
-    return f", valid until {made[0].chain[0].not_valid_after_utc.isoformat()}"
+def _validity(loaded: tuple[Loaded, SSL.Context]) -> str:
+    return f", valid until {loaded[0].chain[0].not_valid_after_utc.isoformat()}"
 
 
 def _load_authorities(authorities: Any) -> tuple[x509.Certificate, ...]:
     """
-    Read trust roots, none for None, and let OpenSSL say whether it can use them.
+    Read trust roots (none for None), and check that OpenSSL accepts them.
     """
     if authorities is None:
         return ()

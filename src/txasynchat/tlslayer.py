@@ -17,7 +17,7 @@ there an exception, and only then may OpenSSL have something to send on its own.
 written while received data is handled is joined, encrypted and sent when the handling is done; what is
 written at other times is sent at once.
 
-*Handshake.* A server starts OpenSSL when the client's hello is whole (`Greeting`) and `HandshakeLimit`
+*Handshake.* A server starts OpenSSL when the ClientHello is complete (`Greeting`) and `HandshakeLimit`
 has admitted the handshake. Its steps run when `Turns` has time for them. One timer runs from the
 beginning to the end of it.
 
@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from OpenSSL.SSL import RECEIVED_SHUTDOWN, Error, SysCallError, WantReadError, ZeroReturnError
+from twisted.internet.error import ConnectionAborted
 from twisted.internet.interfaces import IHalfCloseableProtocol, IHandshakeListener
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.logger import Logger
@@ -56,7 +57,7 @@ from txasynchat.errors import (
 )
 from txasynchat.greeting import Greeting
 from txasynchat.handshakes import HandshakeLimit, Turns
-from txasynchat.pending import GAVE_WAY
+from txasynchat.pending import EVICTED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -106,15 +107,17 @@ class TLSLayer(TLSMemoryBIOProtocol):
     transport: Any
     disconnecting: bool
     __provides__: Any
-    _tlsConnection: Any  # noqa: N815 Twisted's name
-    #: What a server has received, until OpenSSL is started.
-    _greeting: Greeting | None
+    _tlsConnection: Any = None  # noqa: N815 Twisted's name
+    #: What a server has received before OpenSSL is started; None from then on, and for a client.
+    _greeting: Greeting | None = None
     _reason: Failure | None
 
     _clock: IReactorTime | None = None
     _limit: HandshakeLimit | None = None
     _send_now: Callable[[Any, bytes], bytes] | None = None
     _timer: IDelayedCall | None = None
+    #: What the transport writes to, where that may be lost by itself.
+    _writing_end: Any = None
     _began = False
     #: Something of the handshake was sent.
     _answered = False
@@ -133,6 +136,8 @@ class TLSLayer(TLSMemoryBIOProtocol):
     _head = b""
     #: The peer sent close_notify, and the protocol goes on writing.
     _half_closed = False
+    #: The protocol has a queue, which goes before what others write.
+    _asks_writes = False
     #: `loseWriteConnection` was called: nothing more is written.
     _write_closed = False
     _progress: Progress | None = None
@@ -145,17 +150,30 @@ class TLSLayer(TLSMemoryBIOProtocol):
         """
         Connect the protocol above, unless it is connected already; then begin the handshake.
         """
-        self._greeting = self._tlsConnection = None
-        if getattr(self.factory, "is_client", True):
-            self._create_connection()
-        else:
-            self._greeting = Greeting(transport, self._greeted)
+        is_client = getattr(self.factory, "is_client", True)
+        self._greeting = None if is_client else Greeting(transport, self._greeted)
+        self._tlsConnection = None
         self._appSendBuffer = []
         _provide(self, transport, half_close=False)
         Protocol.makeConnection(self, transport)
+        self._writing_end = transports.writing_end(transport)
+        transports.tell_of_ends(transport, self)
         self.factory.registerProtocol(self)
-        if self._connectWrapped:
-            self.wrappedProtocol.makeConnection(self)
+        try:
+            if is_client:
+                self._create_connection()
+        except Exception:  # noqa: BLE001 the options may be the application's; it is logged
+            if self._connectWrapped:
+                # It has no connection, so it cannot lose one.
+                self.wrappedProtocol = Protocol()
+            self._failed()
+            return
+        try:
+            if self._connectWrapped:
+                self.wrappedProtocol.makeConnection(self)
+        except Exception:  # noqa: BLE001 it is the application's, and is logged
+            self._failed()
+            return
         self._checkHandshakeStatus()
 
     @override
@@ -208,11 +226,12 @@ class TLSLayer(TLSMemoryBIOProtocol):
         self._reason = None
         self.connected = False
         self._outgoing = None
-        ProtocolWrapper.connectionLost(self, reason)
-        if isinstance(self.factory, TLSFactory) and self.factory.on_ready is not None:
-            self.factory.on_ready(self, reason)
-        # The connection refers to this object as its data.
-        self._greeting = self._tlsConnection = None
+        self._tell_factory(reason)
+        try:
+            ProtocolWrapper.connectionLost(self, reason)
+        finally:
+            # The connection refers to this object as its data.
+            self._greeting = self._tlsConnection = None
 
     def readConnectionLost(self) -> None:  # noqa: N802 Twisted's name
         """
@@ -233,8 +252,16 @@ class TLSLayer(TLSMemoryBIOProtocol):
 
     def writeConnectionLost(self) -> None:  # noqa: N802 Twisted's name
         """
-        The loss of the connection is reported by ``connectionLost``.
+        Nothing can be sent any more, not even an alert: that is the end, unless it was asked for.
         """
+        if self._lostTLSConnection or transports.writing_was_ended(
+            self.transport, self._writing_end
+        ):
+            return
+        transports.read_what_is_there(self.transport)
+        if self._reason is None and not self.disconnecting:
+            self._reason = self._explain_loss(self._tlsConnection, "the peer stopped reading")
+        self.abortConnection()
 
     # -- ITransport: called by the protocol
 
@@ -244,6 +271,8 @@ class TLSLayer(TLSMemoryBIOProtocol):
         Encrypt and send: when received data is handled, or at once.
         """
         if (self.disconnecting or self._write_closed) and self._producer is None:
+            return
+        if self._asks_writes and endings.asks_protocol(self, "_takes_write", self, data):
             return
         outgoing = self._outgoing
         if outgoing is None:
@@ -266,7 +295,6 @@ class TLSLayer(TLSMemoryBIOProtocol):
             or transport.dataBuffer
             or transport._tempDataBuffer
             or self.disconnecting
-            or self._write_closed
             or not self._handshakeDone
         ):
             return data
@@ -305,6 +333,7 @@ class TLSLayer(TLSMemoryBIOProtocol):
             return
         self._send_outgoing()
         self._write_closed = True
+        self._send_now = None  # so that send_now() takes nothing either
         self._close_writing()
 
     def _close_writing(self) -> None:
@@ -336,7 +365,12 @@ class TLSLayer(TLSMemoryBIOProtocol):
         """
         self._outgoing = None
         self._stop_timer()
-        super().abortConnection()
+        self._aborted = True
+        self.disconnecting = True
+        if self._tlsConnection is not None:
+            self._shutdownTLS()
+        self._tell_factory(self._reason or Failure(ConnectionAborted()))
+        transports.abort(self.transport)
 
     @override
     def _shutdownTLS(self) -> None:
@@ -377,6 +411,7 @@ class TLSLayer(TLSMemoryBIOProtocol):
         if self._began or self._aborted:
             return
         self._began = True
+        self._asks_writes = hasattr(type(endings.protocol_above(self)), "_takes_write")
         transport = self.transport
         # Now and not before: a policy's wrapper above claims what is provided here, and has it not.
         _provide(self, transport, half_close=True)
@@ -401,7 +436,7 @@ class TLSLayer(TLSMemoryBIOProtocol):
 
     def _greeted(self) -> None:
         """
-        The client's hello is whole, or is none.
+        The ClientHello is complete, or the client does not speak TLS.
         """
         limit = self._limit
         if limit is None or limit.enter(
@@ -418,11 +453,11 @@ class TLSLayer(TLSMemoryBIOProtocol):
         self._start_timer()
         self._go_on()
 
-    def give_way(self) -> None:
+    def evict(self) -> None:
         """
-        Called when too many handshakes are not over, and this one kept the server waiting longest.
+        Called by `Pending`.
         """
-        self._reason = Failure(HandshakeFailed(GAVE_WAY))
+        self._reason = Failure(HandshakeFailed(EVICTED))
         self.abortConnection()
 
     def _go_on(self) -> None:
@@ -475,7 +510,7 @@ class TLSLayer(TLSMemoryBIOProtocol):
             self._tlsShutdownFinished(Failure(self._explain(error)))
             return
         if self._ended():
-            return  # by a callback of the options'
+            return  # a callback of the options aborted it
         if self.refusal is not None:
             self._refuse_name(self.refusal)
             return
@@ -497,22 +532,25 @@ class TLSLayer(TLSMemoryBIOProtocol):
         if self.disconnecting:
             self._watch_closing()
         if IHandshakeListener.providedBy(self.wrappedProtocol):
-            self.wrappedProtocol.handshakeCompleted()
-        if isinstance(self.factory, TLSFactory) and self.factory.on_ready is not None:
-            self.factory.on_ready(self, None)
+            try:
+                self.wrappedProtocol.handshakeCompleted()
+            except Exception:  # noqa: BLE001 it is the application's, and is logged
+                self._failed()
+                return
+        self._tell_factory(None)
         if self._tlsConnection is not None:
             # What came behind the last flight; how many records that is was not counted.
             self._receive(connection, _ALL)
 
     def _start_openssl(self) -> None:
         """
-        Let OpenSSL have the hello, and what else has arrived.
+        Create the connection and give it what has arrived.
         """
         greeting, self._greeting = self._greeting, None
         try:
             self._create_connection()
         except Exception:  # noqa: BLE001 it is the application's, and is logged
-            self._log.failure("no connection could be made by {options!r}", options=self.factory)
+            self._log.failure("the options of {factory!r} raised", factory=self.factory)
             self._reason = Failure()
             self.abortConnection()
             return
@@ -533,6 +571,23 @@ class TLSLayer(TLSMemoryBIOProtocol):
             pass
         self._send_ciphertext(_UNRECOGNIZED_NAME)
         self._tlsShutdownFinished(Failure(refusal))
+
+    def _failed(self) -> None:
+        """
+        Log the application's exception that is being handled, and end this connection.
+        """
+        peer = transports.peer_name(self.transport)
+        self._log.failure("{peer}: {what} raised", peer=peer, what=self.logPrefix())
+        if self._reason is None:
+            self._reason = Failure()
+        self.abortConnection()
+
+    def _tell_factory(self, failure: Failure | None) -> None:
+        """
+        The handshake is done, or will not be: tell who waits for that, before anybody else.
+        """
+        if isinstance(self.factory, TLSFactory):
+            self.factory.settled(self, failure)
 
     def _leave_queue(self) -> None:
         if self._limit is not None:
@@ -722,6 +777,8 @@ class TLSLayer(TLSMemoryBIOProtocol):
         self._flushSendBIO()
         self.transport.loseConnection()
         self._watch_closing()
+        if not self._handshakeDone and self._reason is not None:
+            self._tell_factory(self._reason)
 
     def _watch_closing(self) -> None:
         """
@@ -804,8 +861,6 @@ class TLSFactory(TLSMemoryBIOFactory):
         self.options = options
         self.is_client = is_client
         self.clock = clock
-        #: Called with a layer and None when its handshake is done, and why when it is lost.
-        self.on_ready: Callable[[TLSLayer, Failure | None], object] | None = None
         self.limit: HandshakeLimit | None = None if is_client else getattr(options, "limit", None)
         self.handshake_timeout: float | None = getattr(
             options, "handshake_timeout", TLSLayer.handshake_timeout
@@ -820,6 +875,13 @@ class TLSFactory(TLSMemoryBIOFactory):
         """
         protocol = self.wrappedFactory.buildProtocol(addr)
         return None if protocol is None else self.protocol(self, protocol)
+
+    def settled(self, layer: TLSLayer, failure: Failure | None) -> None:
+        """
+        The handshake of *layer* is done, or its connection is lost, because of *failure*.
+
+        The first call counts: a connection is lost in the end, and may be so for several reasons.
+        """
 
 
 _NO_CLOCK: Any = object()

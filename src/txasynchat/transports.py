@@ -13,44 +13,61 @@ import socket
 import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
-from weakref import WeakMethod
 
+from twisted.application._client_service import _ReconnectingProtocolProxy
 from twisted.internet import address
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.endpoints import _WrappingProtocol
+from twisted.internet.error import ConnectionAborted
 from twisted.internet.interfaces import IHalfCloseableProtocol, IHandshakeListener
 from twisted.internet.protocol import Protocol
 from twisted.internet.tcp import Connection
 from twisted.internet.unix import _SendmsgMixin
+from twisted.logger import ILogObserver, Logger, LogLevel
 from twisted.protocols.policies import ProtocolWrapper
 from twisted.protocols.tls import TLSMemoryBIOProtocol
-from zope.interface import alsoProvides
+from twisted.python.failure import Failure
+from zope.interface import alsoProvides, implementer
 
+from txasynchat import pipes
 from txasynchat.delivery import unacknowledged
+from txasynchat.log import Throttle
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from twisted.logger import LogEvent
+
 __all__ = [
+    "abort",
     "accept_fewer",
+    "beneath_service",
     "can_half_close",
     "closes_by_itself",
     "has_unread_bytes",
     "immediate_sender",
     "innermost",
     "link_to",
+    "lose",
     "outstanding_bytes",
     "own_address",
     "peer_address",
+    "peer_name",
     "reactor_of",
+    "read_what_is_there",
     "real_socket",
+    "tell_of_ends",
     "tell_of_half_close",
+    "throttle_refusals",
     "tls_layer",
     "turn_away",
     "unsent_bytes",
+    "waits_for_exit",
     "was_accepted",
     "when_introduced",
     "when_secure",
+    "writing_end",
+    "writing_was_ended",
 ]
 
 
@@ -102,7 +119,9 @@ def _layers(transport: Any) -> list[Any]:
     layers = []
     while transport is not None and transport not in layers:
         layers.append(transport)
-        transport = vars(transport).get("transport") if hasattr(transport, "__dict__") else None
+        names = vars(transport) if hasattr(transport, "__dict__") else {}
+        # The second is the name that Twisted's endpoint for processes has for it.
+        transport = names.get("transport") or names.get("_process")
     return layers
 
 
@@ -117,10 +136,13 @@ def unsent_bytes(transport: Any) -> int | None:
     """
     Count the bytes that the transports hold and the operating system has not taken; None: unknown.
     """
-    one = innermost(transport)
-    if not isinstance(one, FileDescriptor):
-        return None
-    return len(one.dataBuffer) - one.offset + one._tempDataLen
+    end = pipes.writing_end(innermost(transport))
+    return None if end is None else _unsent_by(end)
+
+
+def _unsent_by(end: Any) -> int:
+    count: int = len(end.dataBuffer) - end.offset + end._tempDataLen
+    return count
 
 
 def outstanding_bytes(transport: Any) -> tuple[int | None, int | None]:
@@ -236,12 +258,20 @@ def tell_of_half_close(transport: Any, listener: Any) -> None:
     one = innermost(transport)
     if tls is not None:
         above = tls.wrappedProtocol
-    elif isinstance(one, Connection):
+    elif isinstance(one, (Connection, pipes.STANDARD_IO)):
         above = one.protocol
     else:
+        tell_of_ends(one, listener)
         return
     if isinstance(above, ProtocolWrapper | _WrappingProtocol):
         _pass_on(above, listener, IHalfCloseableProtocol)
+
+
+def tell_of_ends(transport: Any, listener: Any) -> None:
+    """
+    See to it that *listener* hears when a process closes one of its two ends; see `pipes`.
+    """
+    pipes.tell_of_ends(_layers(transport)[-1], listener)
 
 
 def _pass_on(above: Any, listener: Any, interface: Any) -> None:
@@ -254,14 +284,8 @@ def _pass_on(above: Any, listener: Any, interface: Any) -> None:
         return
     for name in interface.names():
         # Weakly, not to leave every such connection to the garbage collector.
-        setattr(above, name, partial(_call, WeakMethod(getattr(listener, name))))
+        setattr(above, name, pipes.call_weakly(getattr(listener, name)))
     alsoProvides(above, interface)
-
-
-def _call(reference: WeakMethod[Callable[[], object]]) -> None:
-    method = reference()
-    if method is not None:
-        method()
 
 
 def link_to(transport: Any, protocol: Any) -> tuple[Any, str] | None:
@@ -289,10 +313,12 @@ def turn_away(transport: Any, protocol: Any, error: Exception) -> None:
     if link is not None:
         above, attribute = link
         setattr(above, attribute, Protocol())
+        if isinstance(above, TLSMemoryBIOProtocol):
+            above._reason = Failure(error)  # type: ignore[no-untyped-call] # Twisted's, untyped
         connected = getattr(above, "_connectedDeferred", None)
         if connected is not None and not connected.called:
             connected.errback(error)
-    getattr(transport, "abortConnection", transport.loseConnection)()
+    abort(transport)
 
 
 def accept_fewer(transport: Any, count: int) -> None:
@@ -308,36 +334,155 @@ def accept_fewer(transport: Any, count: int) -> None:
 
 def was_accepted(transport: Any) -> bool:
     """
-    Return whether *transport* is known to be that of a connection that a port accepted.
+    Return whether a port accepted the connection of *transport*, as far as that is known.
     """
     return getattr(_layers(transport)[-1], "server", None) is not None
 
 
+def throttle_refusals(port: Any) -> None:
+    """
+    Let a port log once a second that it cannot accept, with the number of connections.
+
+    At the limit on descriptors Twisted writes a line for each connection that it has to refuse.
+    """
+    logger = getattr(port, "_logger", None)
+    if isinstance(logger, Logger):
+        port._logger = Logger(namespace=logger.namespace, observer=_Refusals(logger.observer))
+
+
+@implementer(ILogObserver)
+class _Refusals:
+    """
+    Passes on a port's log events; those that tell of refused connections are summed up.
+    """
+
+    def __init__(self, observer: ILogObserver) -> None:
+        self._observer = observer
+        self._throttle = Throttle(1.0)
+        self._refused = 0
+
+    def __call__(self, event: LogEvent) -> None:
+        text = str(event.get("log_format"))
+        if text.startswith("EMFILE encountered"):
+            return  # each of them follows, and then the end
+        if text.startswith("EMFILE recovery"):
+            self._refused += 1
+            return
+        if text.startswith("Could not accept"):
+            self._refused += 1  # it stays in the queue, and is tried again
+        elif not text.startswith("Re-reserving EMFILE"):
+            self._observer(event)
+            return
+        if self._throttle.suppressed("refused") is not None:
+            refused, self._refused = self._refused, 0
+            self._observer(
+                event
+                | {
+                    "log_level": LogLevel.warn,
+                    "log_format": "no descriptor is left for {refused} connections, which are refused; "
+                    "raise the limit on open files (ulimit -n)",
+                    "refused": refused,
+                }
+            )
+
+
 def closes_by_itself(transport: Any) -> bool:
     """
-    Tell whether nothing but the reactor's next turn is needed for ``loseConnection`` to be done.
+    Return whether nothing but the reactor's next turn is needed for ``loseConnection`` to be done.
 
-    It waits for the socket to be writable, even with nothing to write.
+    A descriptor is closed when it is writable next. One that the operating system just filled to the
+    brim, for a peer that does not read, never is.
     """
-    return unsent_bytes(transport) == 0 and tls_layer(transport) is None and _is_writable(transport)
-
-
-def _is_writable(transport: Any) -> bool:
+    bottom = innermost(transport)
+    end = pipes.writing_end(bottom)
+    if (
+        end is None
+        or _unsent_by(end)
+        or pipes.ends_with_process(bottom)
+        or tls_layer(transport) is not None
+    ):
+        return False
+    descriptor = end.fileno()
+    if descriptor < 0:  # it is closed
+        return True
     if not hasattr(select, "poll"):
         return False
-    try:
-        poller = select.poll()
-        poller.register(real_socket(transport) or -1, select.POLLOUT)
-        return bool(poller.poll(0))
-    except (OSError, ValueError):
-        return False
+    poller = select.poll()
+    poller.register(descriptor, select.POLLOUT)
+    return bool(poller.poll(0))
+
+
+def waits_for_exit(transport: Any) -> bool:
+    """
+    Return whether the loss of the connection is only reported when a process exits.
+    """
+    return pipes.ends_with_process(_layers(transport)[-1])
+
+
+def lose(transport: Any, *, sent: bool) -> None:
+    """
+    Let *transport* go when it has sent everything, if there was anything; see `pipes.let_go`.
+    """
+    if (
+        isinstance(transport, Connection)
+        or tls_layer(transport) is not None
+        or not pipes.let_go(_layers(transport)[-1], sent=sent)
+    ):
+        transport.loseConnection()
+
+
+def abort(transport: Any) -> None:
+    """
+    Close now, whatever kind of transport it is; what it has not sent is lost.
+    """
+    abort_connection = getattr(transport, "abortConnection", None)
+    if abort_connection is not None:
+        abort_connection()
+    elif not pipes.end(_layers(transport)[-1], ConnectionAborted()):
+        transport.loseConnection()
+
+
+def writing_end(transport: Any) -> Any:
+    """
+    Return the descriptor that *transport* writes to, to be asked about with `writing_was_ended`.
+    """
+    return pipes.writing_end(_layers(transport)[-1])
+
+
+def writing_was_ended(transport: Any, end: Any) -> bool:
+    """
+    Return whether this side ended the sending, and not the peer the receiving.
+
+    Args:
+        transport: a transport that reports the loss of its writing half.
+        end: what `writing_end` said of it while it had that half.
+    """
+    if end is None:
+        return hasattr(transport, "loseWriteConnection")
+    return bool(end.disconnecting or end._writeDisconnecting)
+
+
+def read_what_is_there(transport: Any) -> None:
+    """
+    Deliver what has arrived already from a peer that hangs up.
+    """
+    pipes.read_what_is_there(_layers(transport)[-1])
 
 
 def reactor_of(transport: Any) -> Any:
     """
     Return the reactor that drives *transport*; None for one in memory.
     """
-    return getattr(innermost(transport), "reactor", None)
+    return pipes.reactor_of(innermost(transport))
+
+
+def beneath_service(protocol: Any) -> Any:
+    """
+    Return the application's protocol where *protocol* is what `ClientService` puts in front of it.
+
+    That one must not hear of the end of a connection that it never had: it is not prepared for it.
+    """
+    return protocol._protocol if isinstance(protocol, _ReconnectingProtocolProxy) else protocol
 
 
 def peer_address(transport: Any) -> Any:
@@ -346,19 +491,38 @@ def peer_address(transport: Any) -> Any:
 
     Returns:
         (host, port) for TCP, a path, perhaps empty, for a Unix socket; for other transports, what
-        ``getPeer()`` says.
+        ``getPeer()`` says; None where it says nothing, as for a process or a serial port.
     """
-    return _as_socket_would(transport.getPeer())
+    return _as_socket_would(transport.getPeer)
 
 
 def own_address(transport: Any) -> Any:
     """
     Return this side's address in the form of `peer_address`.
     """
-    return _as_socket_would(transport.getHost())
+    return _as_socket_would(transport.getHost)
 
 
-def _as_socket_would(one: Any) -> Any:
+def peer_name(transport: Any) -> Any:
+    """
+    Return what to call the peer in the log. It never raises: the log is of other things.
+    """
+    try:
+        bottom = innermost(transport)
+        if isinstance(bottom, pipes.STANDARD_IO):
+            return "standard input"
+        if waits_for_exit(bottom):
+            return f"process {bottom.pid}"
+        return transport.getPeer()
+    except Exception:  # noqa: BLE001 a transport may be anybody's
+        return type(transport).__name__
+
+
+def _as_socket_would(ask: Callable[[], Any]) -> Any:
+    try:
+        one = ask()
+    except NotImplementedError:
+        return None
     if isinstance(one, address.IPv4Address):
         return (one.host, one.port)
     if isinstance(one, address.IPv6Address):

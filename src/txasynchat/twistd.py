@@ -22,6 +22,7 @@ from txasynchat.compat._install import what_brings_back
 from txasynchat.handlers import Hears, hears, is_legacy, wanted
 from txasynchat.program import CannotStart, Program
 from txasynchat.protocol import AsyncChat
+from txasynchat.ranges import STOPPING, Range
 from txasynchat.server import STOP_TIMEOUT, ChatFactory
 
 if TYPE_CHECKING:
@@ -69,6 +70,10 @@ class LineEcho(AsyncChat):
         self.push(message + (self.matched_terminator or b""))
 
 
+#: As the setting, and 0 for None.
+_LENGTHS = Range(0, whole=True)
+
+
 class Options(usage.Options):
     """
     What follows ``twistd asynchat``.
@@ -103,13 +108,13 @@ class Options(usage.Options):
         """
         Bytes of the longest message; 0 for no limit. [default: what the handler says, or 16384]
         """
-        self["max-message-length"] = _number("max-message-length", count, int)
+        self["max-message-length"] = _number("max-message-length", count, _LENGTHS)
 
     def opt_stop_timeout(self, seconds: str) -> None:
         """
         Seconds that connections have to finish when the server stops. [default: 15]
         """
-        self["stop-timeout"] = _number("stop-timeout", seconds, float)
+        self["stop-timeout"] = _number("stop-timeout", seconds, STOPPING)
 
     @override
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
@@ -303,11 +308,8 @@ def _what_and_where(error: Exception) -> str:
     return what
 
 
-def _number(option: str, text: str, kind: type[int | float]) -> int | float:
+def _number(option: str, text: str, range_: Range) -> Any:
     try:
-        number = kind(text)
-    except ValueError:
-        number = -1
-    if not 0 <= number < float("inf"):
-        raise CannotStart(f"--{option} {text!r}: not a number from 0 up")
-    return number
+        return range_.parse(f"--{option}", text)
+    except ValueError as error:
+        raise CannotStart(str(error)) from None

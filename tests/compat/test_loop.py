@@ -522,6 +522,27 @@ class TestRepairs:
         with in_thread(add):
             asyncore.loop(timeout=None, map=channels)
 
+    def test_a_channel_that_answers_to_its_end_does_not_burn_the_processor(self, channels, pair):
+        """It reports, each time, that something of it changed."""
+        near, far = pair()
+        reads = []
+
+        class Answering(Chat):
+            def handle_read(self):
+                self.recv(10)
+                reads.append(time.monotonic())
+                self.push(b"you have gone")
+
+            def handle_close(self):
+                pass
+
+        Answering(far, channels)
+        near.shutdown(socket.SHUT_WR)
+        end = time.monotonic() + 0.5
+        while time.monotonic() < end:
+            asyncore.loop(timeout=0.05, map=channels, count=1)
+        assert driving.PATIENCE <= len(reads) <= driving.PATIENCE + 10
+
     def test_a_channel_that_forgets_to_close_does_not_burn_the_processor(self, channels, pair):
         near, far = pair()
         closes = []
@@ -862,6 +883,56 @@ def test_a_fork_inside_a_handler_goes_on_in_both(channels, pair):
     assert chat.got == [b"fork", b"go on"]
 
 
+BESIDE_A_FORK = """
+import os, socket, sys, threading
+from txasynchat.compat import asyncore, current_reactor
+
+class Heard(asyncore.dispatcher):
+    def handle_read(self):
+        print(self.recv(10), flush=True)
+        heard.set()
+
+    def writable(self):
+        return False
+
+def run():
+    Heard(far, channels)
+    reactors.append(current_reactor())
+    reactors[0].callLater(0, heard.set)
+    asyncore.loop(timeout=30, map=channels)
+
+near, far = socket.socketpair()
+channels, reactors, heard = {}, [], threading.Event()
+thread = threading.Thread(target=run)
+thread.start()
+assert heard.wait(10)
+if os.fork() == 0:
+    sys.exit(0)
+os.wait()
+heard.clear()
+near.send(b"go on")
+assert heard.wait(10)
+called = threading.Event()
+reactors[0].callFromThread(called.set)
+assert called.wait(10)
+asyncore.close_all(channels)
+thread.join(10)
+near.close()
+"""
+
+
+def test_a_fork_leaves_the_reactor_of_another_thread_alone():
+    """The child has not that thread, but its epoll, which is the parent's as well."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", BESIDE_A_FORK],
+        capture_output=True,
+        timeout=60,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "b'go on'\n", "")
+
+
 # -- several loops
 
 
@@ -1099,7 +1170,7 @@ def test_loop_refuses_to_block_an_asyncio_event_loop(channels, pair):
     Recorder(far, channels)
 
     async def main():
-        asyncore.loop(timeout=0, map=channels, count=1)
+        asyncore.loop(timeout=0.1, map=channels, count=1)
 
     with pytest.raises(RuntimeError, match=r"asyncio event loop.*attach"):
         asyncio.run(main())
@@ -1168,7 +1239,7 @@ class TestAttach(TestCase):
         Chat(self.far, self.map)
         await task.deferLater(reactor, 0)  # it runs from here on
         with self.assertRaisesRegex(RuntimeError, "Twisted reactor.*attach"):
-            asyncore.loop(timeout=0, map=self.map, count=1)
+            asyncore.loop(timeout=0.1, map=self.map, count=1)
 
     async def test_channels_live_beside_twisted(self):
         from twisted.internet import reactor

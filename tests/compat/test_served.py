@@ -2,6 +2,7 @@
 Legacy handlers, unmodified, on Twisted's transports.
 """
 
+import selectors
 import socket
 import ssl
 import struct
@@ -12,6 +13,7 @@ import pytest
 import trustme
 from twisted.internet import defer, endpoints, reactor, threads
 from twisted.internet import ssl as tx_ssl
+from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransportWithDisconnection
 from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import TestCase
@@ -353,6 +355,43 @@ class Transports(TestCase):
             sock.recv(1)
         with pytest.raises(OSError, match="Bad file descriptor"):
             sock.send(b"x")
+
+    def test_socket_names_no_descriptor_and_says_what_to_do(self):
+        kept = []
+        factory = LegacyFactory(build=lambda sock, _addr: kept.append(asyncore.dispatcher(sock)))
+        protocol = factory.buildProtocol(None)
+        transport = StringTransportWithDisconnection()
+        transport.protocol = protocol
+        protocol.makeConnection(transport)
+        sock = kept[0].socket
+        for use in (sock.fileno, sock.detach, sock.dup, sock.makefile):
+            with pytest.raises(OSError, match=r"no descriptor .* txasynchat\.compat\.start_tls"):
+                use()
+        with pytest.raises(OSError, match="start_tls"):
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).wrap_socket(sock, server_side=True)
+        with pytest.raises(OSError, match="start_tls"):
+            selectors.DefaultSelector().register(sock, selectors.EVENT_READ)
+        kept[0].close()
+        self.assertEqual((sock.fileno(), sock.detach()), (-1, -1))
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            sock.dup()
+
+    def test_a_socket_that_nobody_keeps_ends_the_connection(self):
+        kept = []
+        factory = LegacyFactory(
+            build=lambda sock, _addr: kept.append(asyncore.dispatcher(sock)), reactor=Clock()
+        )
+        protocol = factory.buildProtocol(None)
+        transport = StringTransportWithDisconnection()
+        transport.protocol = protocol
+        protocol.makeConnection(transport)
+        kept[0].del_channel()
+        factory.reactor.advance(1)
+        self.assertTrue(transport.connected)
+        kept.clear()
+        factory.reactor.advance(1)
+        self.assertFalse(transport.connected)
+        self.assertEqual(factory.connections, {})
 
     def test_takes_a_handler_or_a_builder(self):
         self.assertRaises(TypeError, LegacyFactory)

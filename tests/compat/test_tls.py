@@ -137,8 +137,8 @@ def test_a_server_that_is_not_who_it_says_reaches_handle_error(channels, name, t
 
 
 @pytest.mark.parametrize("name", [None, ""])
-def test_a_client_that_has_no_name_to_verify_is_refused_at_the_call(channels, name):
-    """Some releases of Python would take any server then."""
+def test_client_without_server_hostname_is_refused_at_the_call(channels, name):
+    """Some releases of Python would accept any server."""
     listener = Listener(channels, server_context())
     client = Lines(map=channels)
     client.create_socket(socket.AF_INET, socket.SOCK_STREAM)
@@ -152,12 +152,12 @@ def test_a_client_that_has_no_name_to_verify_is_refused_at_the_call(channels, na
     ):
         with pytest.raises(ValueError, match=r"pass server_hostname=.*check_hostname = False"):
             begin()
-    # Nothing else has happened.
+    # Nothing has changed.
     assert client.socket is plain
     assert client.ac_in_buffer == b"early"
 
 
-def test_a_context_that_verifies_names_is_a_clients_whatever_its_protocol(channels):
+def test_context_that_verifies_names_makes_a_client(channels):
     with pytest.warns(DeprecationWarning):
         context = ssl.SSLContext(ssl.PROTOCOL_TLS)
     context.verify_mode = ssl.CERT_REQUIRED
@@ -167,7 +167,7 @@ def test_a_context_that_verifies_names_is_a_clients_whatever_its_protocol(channe
         start_tls(client, context)
 
 
-def test_a_client_that_verifies_no_name_says_so_in_its_context(channels):
+def test_context_without_check_hostname_needs_no_server_hostname(channels):
     listener = Listener(channels, server_context())
     context = client_context()
     context.check_hostname = False
@@ -181,7 +181,7 @@ def test_a_client_that_verifies_no_name_says_so_in_its_context(channels):
 
 
 @pytest.mark.parametrize("name", ["127.0.0.1", "127.0.0.2"])
-def test_an_address_is_verified_as_names_are(channels, name):
+def test_address_is_verified_like_a_name(channels, name):
     listener = Listener(channels, server_context())
     client = Lines(map=channels)
     client.create_socket(socket.AF_INET, socket.SOCK_STREAM)

@@ -1,6 +1,6 @@
 """
-Many clients of the facade's own TLS that connect and do not go on: they keep nobody else out, and
-their number is bounded.
+Floods of clients that start a connection of the facade's own TLS and do not continue: others are
+served, and the number of unfinished handshakes is bounded.
 """
 
 import gc
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="the loopback has one address elsewhere"
 )
 
-#: Where the clients connect from that do not go on, and the one that does.
+#: The addresses of the attackers and of the honest client.
 THEIRS, OURS = "127.0.0.2", "127.0.0.3"
 #: Seconds.
 PROMPTLY = 5.0
@@ -42,7 +42,7 @@ def hello():
     return Memory(client_context(), "localhost").hello()
 
 
-#: What those send that do not go on.
+#: What attackers send.
 ATTACKS = {"nothing": lambda: b"", "half a hello": lambda: hello()[:100], "no answer": hello}
 ORIGINS = {
     "one address": lambda: itertools.repeat(THEIRS),
@@ -78,19 +78,19 @@ def attack():
 
 @pytest.fixture
 def few(monkeypatch):
-    """Bound the number to this."""
+    """The limit, made small."""
     monkeypatch.setattr(tls, "default_limit", lambda: 20)
     return 20
 
 
 def pending(listener):
-    return tls._Held._all[listener._tls_context]
+    return tls._Place._all[listener._tls_context]
 
 
 @pytest.mark.parametrize("use_poll", [False, True])
 @pytest.mark.parametrize("origin", ORIGINS)
 @pytest.mark.parametrize("what", ATTACKS)
-def test_others_are_served_at_once(channels, attack, what, origin, use_poll):
+def test_honest_client_is_served_during_any_flood(channels, attack, what, origin, use_poll):
     listener = Listener(channels, server_context())
     socks = attack(listener, 60, ATTACKS[what](), ORIGINS[origin])
     drive(channels, lambda: len(listener.handlers) == 60, use_poll=use_poll)
@@ -110,7 +110,7 @@ def test_others_are_served_at_once(channels, attack, what, origin, use_poll):
 
 @pytest.mark.parametrize("use_poll", [False, True])
 @pytest.mark.parametrize("what", ATTACKS)
-def test_too_many_of_one_address_give_way_and_a_slow_client_from_elsewhere_does_not(
+def test_flood_from_one_address_does_not_evict_a_slow_client_from_another(
     channels, attack, few, what, use_poll
 ):
     listener = Listener(channels, server_context())
@@ -134,7 +134,7 @@ def test_too_many_of_one_address_give_way_and_a_slow_client_from_elsewhere_does_
 
 
 @pytest.mark.parametrize("poll", [asyncore.poll, asyncore.poll2])
-def test_passes_by_hand_tell_who_gives_way_too(channels, attack, few, poll):
+def test_eviction_reaches_channels_polled_by_hand(channels, attack, few, poll):
     listener = Listener(channels, server_context())
     attack(listener, few + 1)
     end = time.monotonic() + LIMIT
@@ -142,10 +142,10 @@ def test_passes_by_hand_tell_who_gives_way_too(channels, attack, few, poll):
         assert time.monotonic() < end
         poll(0.05, channels)
     ((_, error),) = listener.handlers[0].events
-    assert "too many handshakes are not over" in str(error)
+    assert "too many handshakes are unfinished" in str(error)
 
 
-def test_clients_that_are_silent_after_starttls_are_counted_too(channels, attack, few):
+def test_clients_silent_after_starttls_count_as_pending(channels, attack, few):
     context = server_context()
 
     class Chat(Lines):
@@ -157,12 +157,13 @@ def test_clients_that_are_silent_after_starttls_are_counted_too(channels, attack
     socks = attack(listener, few + 5, b"STARTTLS\n")
     ended = InThread(list, map(drain, socks[:5]))
     drive(channels, ended.done)
-    assert len(tls._Held._all[context]) == few
+    assert len(tls._Place._all[context]) == few
     asyncore.close_all(channels)
-    assert len(tls._Held._all[context]) == 0
+    assert len(tls._Place._all[context]) == 0
 
 
-def test_a_connection_that_the_program_drops_is_not_counted(channels, attack):
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_socket_dropped_without_closing_is_no_longer_counted(channels, attack):
     class Forgetful(Listener):
         def handle_accepted(self, sock, addr):
             assert type(sock) is TLSSocket
@@ -170,8 +171,7 @@ def test_a_connection_that_the_program_drops_is_not_counted(channels, attack):
             self.handlers.append(addr)
 
     listener = Forgetful(channels, server_context())
-    with pytest.warns(ResourceWarning):
-        attack(listener, 1)
-        drive(channels, lambda: listener.handlers)
-        gc.collect()
+    attack(listener, 1)
+    drive(channels, lambda: listener.handlers)
+    gc.collect()
     assert len(pending(listener)) == 0

@@ -650,7 +650,19 @@ def test_a_peer_that_never_answers_close_notify_keeps_nothing(channels, use_poll
 
 
 @BOTH_WAYS
-@pytest.mark.parametrize("send_buffer", [4096, 131_072], ids=["small buffer", "large buffer"])
+@pytest.mark.parametrize(
+    "send_buffer",
+    [
+        pytest.param(4096, id="small buffer"),
+        pytest.param(
+            131_072,
+            id="large buffer",
+            marks=pytest.mark.skipif(
+                sys.platform != "linux", reason="no other system says how much it holds"
+            ),
+        ),
+    ],
+)
 def test_a_peer_that_reads_slowly_gets_the_last_bytes_all_the_same(
     channels, monkeypatch, use_poll, send_buffer
 ):
@@ -762,6 +774,59 @@ def test_tls_begins_behind_a_full_queue_by_itself(channels, leftover):
         received = running()
     assert received[:3_000_000] == b"x" * 3_000_000
     assert received[3_000_000] == 22  # a record of the handshake
+
+
+@BOTH_WAYS
+def test_a_peer_that_never_reads_what_comes_before_tls_is_gone_after_the_limit(channels, use_poll):
+    handler, theirs = pair(channels, Lines)
+    handler.push(b"x" * 3_000_000)
+    start_tls(handler, server_context(), handshake_timeout=0.2)
+    with theirs:
+        drive(channels, lambda: handler.events, use_poll=use_poll)
+        ((_, error),) = handler.events
+        assert type(error) is HandshakeTimedOut
+        assert not channels
+
+
+@pytest.mark.parametrize("poll", [asyncore.poll, asyncore.poll2])
+def test_passes_by_hand_end_it_too(channels, poll):
+    handler, theirs = pair(channels, Lines)
+    handler.push(b"x" * 3_000_000)
+    start_tls(handler, server_context(), handshake_timeout=0.2)
+    end = time.monotonic() + LIMIT
+    with theirs:
+        while channels and time.monotonic() < end:
+            poll(0.05, channels)
+    ((_, error),) = handler.events
+    assert type(error) is HandshakeTimedOut
+
+
+@BOTH_WAYS
+def test_a_peer_that_reads_slowly_what_comes_before_tls_gets_there(channels, use_poll):
+    handler, theirs = pair(channels, Lines)
+    handler.push(b"x" * 10_000_000)
+    start_tls(handler, server_context(), handshake_timeout=0.5)
+
+    def read(size):
+        while size:
+            size -= len(theirs.recv(min(size, 65536)))
+
+    def run():
+        # It takes longer than the limit, each piece does not.
+        for _ in range(16):
+            read(500_000)
+            time.sleep(0.05)
+        read(2_000_000)
+        client = client_context().wrap_socket(theirs, server_hostname="localhost")
+        with client:
+            client.sendall(b"hello\n")
+            return client.recv(100)
+
+    began = time.monotonic()
+    running = InThread(run)
+    drive(channels, running.done, use_poll=use_poll)
+    assert running() == b"hello\n"
+    assert time.monotonic() - began > 0.5
 
 
 @pytest.mark.parametrize("checks_names", [True, False])

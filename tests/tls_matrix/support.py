@@ -215,8 +215,9 @@ def in_memory_handshake(context: ssl.SSLContext, options: ServerOptions) -> ssl.
 class Server:
     """A listening `SecureServerEndpoint`, and the handlers it has made."""
 
-    def __init__(self, case, options, handler=Notes, wrap=None, plain=False):
+    def __init__(self, case, options, handler=Notes, wrap=None, plain=False, number=0):
         self.options = options
+        self.number = number
         self.handlers = []
         self.made = []
         factory = Factory()
@@ -236,7 +237,7 @@ class Server:
         return handler
 
     async def listen(self):
-        endpoint = TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1")
+        endpoint = TCP4ServerEndpoint(reactor, self.number, interface="127.0.0.1")
         if not self.plain:
             endpoint = SecureServerEndpoint(reactor, endpoint, self.options)
         port = await endpoint.listen(self.factory)

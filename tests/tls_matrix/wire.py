@@ -111,6 +111,8 @@ class Memory:
                 piece = self.tls.read(size - len(data))
                 data += piece
                 self.ended = not piece
+            except ssl.SSLZeroReturnError:  # after our own close_notify
+                self.ended = True
             except ssl.SSLWantReadError:
                 piece = sock.recv(65536)
                 if not piece:

@@ -58,7 +58,7 @@ class Deadlines:
         while self._heap and self._heap[0][0] <= now:
             moment, _, key = heapq.heappop(self._heap)
             if self._moments.get(key) == moment:
-                del self._moments[key]
+                self._moments.pop(key, None)  # another thread may drop it
                 due.append((key, moment))
         self.next = self._heap[0][0] if self._heap else math.inf
         return due

@@ -27,12 +27,13 @@ import math
 import os
 import socket
 import sys
+import threading
 import time
 from contextlib import suppress
 from operator import is_
 from typing import Any
 
-from txasynchat.compat import _interest, _reactor
+from txasynchat.compat import _interest, _reactor, _renewal
 from txasynchat.compat._deadlines import Deadlines
 from txasynchat.compat._interest import ALWAYS, CHAT, NoSocket, has_pending, is_open, kind_of
 from txasynchat.hub import ERROR, HANGUP, INVALID, READ, URGENT, WRITE, Events, Hub
@@ -46,6 +47,9 @@ FULL_PASS_LATEST = 0.1
 FULL_PASS_SHARE = 40
 #: Seconds between two looks for predicates that were put on a channel, in place of its class's.
 CLASSIFY = 1.0
+#: Seconds between two looks whether the program closed descriptors of the hub, or of the reactor
+#: beside it; mostly an error tells sooner.
+CHECK = 0.1
 #: Seconds: how long a channel is left alone that was told the same thing again and again: the end
 #: of its stream, or urgent data that it does not take.
 PENANCE = 0.1
@@ -67,6 +71,7 @@ _ALL_READ = {READ}
 #: ``asyncore.read`` as it is, unless a program has put its own in its place.
 own_read: Any = None
 
+_get_ident = threading.get_ident
 _monotonic = time.monotonic
 _modules = sys.modules
 _socket = socket.socket
@@ -115,7 +120,11 @@ class MapDriver:
         self._keys: dict[int, Any] = {}
         # Channels to ask before the next wait: by events, and by `touch`.
         self._recent: dict[Any, int] = {}
-        self._touched: dict[Any, None] = {}
+        self._touched: dict[Any, float | None] = {}
+        # Descriptors whose channels were taken out of the map, by another thread, a signal handler or
+        # a predicate.  What is known of the channels (entries, ranks, who is always asked) is for the
+        # driver's thread alone, and nothing of it goes while it is looked through.
+        self._gone: dict[Any, None] = {}
         # Descriptors that changed hands, one set for each batch that is being handed out.
         self._batches: list[set[Any]] = []
         # Channels with decrypted bytes inside OpenSSL; whose descriptor is not open; that were
@@ -139,6 +148,8 @@ class MapDriver:
         self._without_reactor = -1
         self._next_full = 0.0
         self._next_classify = 0.0
+        self._next_check = 0.0
+        self._check_is_due = False
         self._waiting = False
 
     # -- from any thread
@@ -155,20 +166,22 @@ class MapDriver:
         """
         The channel under *fd* was taken out of the map; its descriptor is still open.
         """
-        self._leave(fd)
-        if self._entries.pop(fd, None) is not None:
-            self._ranks.pop(fd, None)
-            self._always.pop(fd, None)
+        if self._batches and _get_ident() == self.thread:  # by a handler: nothing else is under way
+            self._drop(fd)
+        else:
+            self._gone[fd] = None  # first: see _hand_out
+            self._leave(fd)
         if self.depth:
             self.wake()
 
     def _leave(self, fd: Any) -> None:
-        for batch in self._batches:
-            batch.add(fd)
         self._last_channel = self._answers = None
         entry = self._entries.get(fd)
         if entry is not None:
             entry.channel = None
+        for batch in self._batches:
+            batch.add(fd)  # whoever is found in the map under this number, later on, is another
+        if entry is not None:
             self.hub.forget(self._number(fd))
             self._buffered.pop(fd, None)
             self._closed.pop(fd, None)
@@ -181,7 +194,7 @@ class MapDriver:
         """
         The answer of the predicates of the channel under *fd* may have changed.
         """
-        self._touched[fd] = None
+        self._touched.setdefault(fd)  # it may be there, to be left alone for a while
         self.wake()
 
     def wake(self) -> None:
@@ -207,10 +220,26 @@ class MapDriver:
         """
         count = told[fd] = told.get(fd, 0) + 1
         if count > PATIENCE:
-            self._penance.set(fd, _monotonic() + PENANCE)
-            self._touched[fd] = None
+            self._touched[fd] = _monotonic() + PENANCE
 
     # -- asking
+
+    def _drop_gone(self) -> None:
+        while self._gone:
+            try:
+                fd, _ = self._gone.popitem()
+            except KeyError:  # as above
+                break
+            self._drop(fd)
+
+    def _drop(self, fd: Any) -> None:
+        """
+        Forget the channel under *fd*, which is in the map no more.
+        """
+        self._leave(fd)
+        if self._entries.pop(fd, None) is not None:
+            self._ranks.pop(fd, None)
+            self._always.pop(fd, None)
 
     def _number(self, fd: Any) -> int:
         if type(fd) is int:
@@ -285,6 +314,9 @@ class MapDriver:
             except OSError:
                 if self.channels.get(fd) is channel:  # else another thread just closed it
                     self._closed[fd] = None
+            else:
+                if self.channels.get(fd) is not channel:  # likewise
+                    hub.forget(number)
 
     def _refresh(self, *, ask_always: bool = True) -> bool:
         """
@@ -295,6 +327,8 @@ class MapDriver:
         """
         channels = self.channels
         entries = self._entries
+        if self._gone:
+            self._drop_gone()
         if self._recent:
             self._ask_recent()
         if self._touched:
@@ -388,14 +422,19 @@ class MapDriver:
     def _ask_touched(self, ask_always: bool) -> None:
         touched = []
         while self._touched:
-            with suppress(KeyError):  # other threads add and replace
-                touched.append(self._touched.popitem()[0])
+            try:
+                fd, until = self._touched.popitem()  # other threads add and replace
+            except KeyError:  # a signal handler looked through them
+                break
+            touched.append(fd)
+            if until is not None:
+                self._penance.set(fd, until)
         for fd in reversed(touched):
             channel = self.channels.get(fd)
             entry = self._entries.get(fd)
             if channel is None:
                 if entry is not None:
-                    self.remove(fd)
+                    self._drop(fd)
                 continue
             if entry is None or entry.channel is not channel:
                 entry = self._adopt(fd, channel)
@@ -430,9 +469,16 @@ class MapDriver:
         classify = begin >= self._next_classify
         if classify:
             self._next_classify = begin + CLASSIFY
+        if begin >= self._next_check:
+            self._next_check = begin + CHECK
+            self._check_is_due = True  # for a reactor; see _sit
+            self.hub.check()
+        if self._gone:
+            self._drop_gone()
         if self._recent:
             self._ask_recent()
-        self._touched.clear()
+        if self._touched:
+            self._ask_touched(ask_always)
         self._answers = None
         self._without_reactor = -1
         entries = self._entries
@@ -469,7 +515,7 @@ class MapDriver:
                 self._ask(fd, channel)
         if len(entries) != len(snapshot):
             for fd in [fd for fd in entries if fd not in snapshot]:
-                self.remove(fd)
+                self._drop(fd)
         if not in_order:
             self._reorder(snapshot)
         now = _monotonic()
@@ -604,23 +650,42 @@ class MapDriver:
             reactor = _reactor.here()
             self._without_reactor = -1 if reactor else known
         hub = self.hub
+        if reactor is not None and (self._check_is_due or hub.stale or not hub.attached):
+            self._sit(reactor)
         self._waiting = True
         try:
-            if self._touched:
+            if self._touched or self._gone or not self.channels:  # by another thread, just now
                 limit = 0.0
-            if reactor is None:
-                return hub.wait(limit)
-            if not hub.attached:
-                hub.attach(reactor, lambda: _reactor.interrupt(reactor))
-            _reactor.turn(reactor, 0.0 if hub.busy else limit)
-            return hub.wait(0.0)
+            if reactor is not None:
+                _reactor.turn(reactor, 0.0 if hub.busy else limit)
+                limit = 0.0
+            return hub.wait(limit)
         finally:
             self._waiting = False
 
+    def _sit(self, reactor: Any) -> None:
+        """
+        See to it that *reactor* polls the hub, and that the descriptors of both are their own.
+        """
+        hub = self.hub
+        if self._check_is_due or hub.stale:
+            self._check_is_due = False
+            _renewal.renew(reactor)
+            hub.renew()
+        if hub.attached:
+            return
+        try:
+            hub.attach(reactor, lambda: _reactor.interrupt(reactor))
+        except OSError:  # the program closed one just now
+            _renewal.renew(reactor)
+            hub.check()
+            hub.renew()
+            hub.attach(reactor, lambda: _reactor.interrupt(reactor))
+
     def _no_limit_for_ready(self, limit: float | None) -> float | None:
         masks = self.hub.masks
-        if any(masks.get(self._number(fd), 0) & READ for fd in tuple(self._buffered)) or any(
-            fd not in self._penance for fd in tuple(self._closed)
+        if any(masks.get(self._number(fd), 0) & READ for fd in list(self._buffered)) or any(
+            fd not in self._penance for fd in list(self._closed)
         ):
             return 0.0
         return limit
@@ -631,12 +696,12 @@ class MapDriver:
         """
         ready = dict(events)
         masks = self.hub.masks
-        for fd in tuple(self._buffered):
+        for fd in list(self._buffered):
             number = self._number(fd)
             if masks.get(number, 0) & READ:
                 self._buffered.pop(fd, None)
                 ready[number] = ready.get(number, 0) | READ
-        for fd in tuple(self._closed):
+        for fd in list(self._closed):
             if fd not in self._penance:
                 ready[self._number(fd)] = INVALID
         return list(ready.items())
@@ -648,17 +713,20 @@ class MapDriver:
             events = [(self._keys.get(fd, fd), bits) for fd, bits in events]
         ready = dict(events)
         ranks = self._ranks
-        try:
-            order = sorted(ready, key=ranks.__getitem__)
-        except KeyError:  # nobody's
-            for fd in tuple(ready):
-                if fd not in ranks:
-                    del ready[fd]
-                    self.hub.quiet(self._number(fd))
-            order = sorted(ready, key=ranks.__getitem__)
         changed: set[Any] = set()
         self._batches.append(changed)
         try:
+            if self._gone:  # since the wait began, by another thread
+                entries = self._entries
+                changed.update(fd for fd in ready if fd in entries and entries[fd].channel is None)
+            try:
+                order = sorted(ready, key=ranks.__getitem__)
+            except KeyError:  # nobody's
+                for fd in tuple(ready):
+                    if fd not in ranks:
+                        del ready[fd]
+                        self.hub.quiet(self._number(fd))
+                order = sorted(ready, key=lambda fd: ranks.get(fd, 0))
             if not self.poll_mode and set(ready.values()) == _ALL_READ:
                 self._hand_out_reads(order, changed)
             else:
@@ -686,10 +754,8 @@ class MapDriver:
         is_own = read is own_read
         try:
             for fd in order:
-                if changed and fd in changed:
-                    continue
                 channel = channels.get(fd)
-                if channel is None:
+                if channel is None or (changed and fd in changed):  # in this order: see _leave
                     continue
                 if not is_own:
                     read(channel)
@@ -763,17 +829,15 @@ class MapDriver:
             if bits & URGENT:
                 urgent.append(fd)
                 wanted = True
-            if not wanted:
+            if not wanted and fd not in changed:
                 self.hub.quiet(self._number(fd))
         for fds, name in ((reads, "read"), (writes, "write"), (urgent, "_exception")):
             if not fds:
                 continue
             call = names[name]
             for fd in fds:
-                if changed and fd in changed:
-                    continue
                 channel = channels.get(fd)
-                if channel is not None:
+                if channel is not None and not (changed and fd in changed):
                     call(channel)
                     if fds is urgent and channels.get(fd) is channel:
                         self._bear(fd, self._urged)
@@ -787,10 +851,8 @@ class MapDriver:
         readwrite = self.names["readwrite"]
         channels = self.channels
         for fd in order:
-            if changed and fd in changed:
-                continue
             channel = channels.get(fd)
-            if channel is not None:
+            if channel is not None and not (changed and fd in changed):
                 bits = ready[fd]
                 readwrite(channel, bits)
                 if bits & READ:

@@ -74,9 +74,13 @@ def release(driver: MapDriver) -> None:
     """
     The reverse of `take`.
     """
-    driver.depth -= 1
-    if driver.depth == 0:
-        driver.stop()
+    last = driver.depth == 1
+    try:
+        if last:
+            driver.stop()
+    finally:
+        driver.depth -= 1  # from here on another thread may take it
+    if last:
         if driver.channels:
             _local.kept.keep(driver)
         else:
@@ -109,16 +113,18 @@ def run(
         names: the globals of the facade's asyncore module.
 
     Raises:
-        RuntimeError: a reactor or event loop runs in this thread, or the map is attached to one.
+        RuntimeError: a reactor or event loop runs in this thread, and this would block it; or the map
+            is attached to one.
         BaseException: what must leave ``loop()``: ExitNow, KeyboardInterrupt, SystemExit, what a
             predicate or a signal handler raised.
     """
-    _reactor.refuse_inside_a_running_loop()
+    if count is None or timeout != 0:
+        _reactor.refuse_inside_a_running_loop()
     driver = take(channels, names)
     if driver is None or driver.attachment is not None:
         if driver is not None:
             release(driver)
-        elif _drivers[id(channels)].attachment is None:
+        elif getattr(driver_of(channels), "attachment", None) is None:
             # Two threads with one map: the second looks at all of it on each pass, as ever.
             poll = names["poll2" if poll_mode else "poll"]
             while channels and (count is None or count > 0):

@@ -17,6 +17,9 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from txasynchat.compat import _renewal
+from txasynchat.descriptors import pollers
+
 if TYPE_CHECKING:
     from twisted.internet.base import ReactorBase
 
@@ -38,19 +41,27 @@ class _Private:
 
         global private_reactors  # noqa: PLW0603 - threads may count two as one: it only has to change
         private_reactors += 1
+        self.pid = os.getpid()
         self.reactor = _new_reactor()
+        _renewal.know(self.reactor)
         self.lost = Failure(ConnectionAborted())  # type: ignore[no-untyped-call] # no types there
 
     def __del__(self) -> None:
         with suppress(Exception):  # at interpreter exit modules may be gone
             reactor: Any = self.reactor
+            if os.getpid() != self.pid:
+                # The child of a fork, and the parent's thread goes on with it: they share what an
+                # epoll reactor has registered.  Threads that a child does not have end as it begins.
+                _abandoned.append(reactor)
+                return
             _rest(reactor)
+            _renewal.renew(reactor)  # or what is closed now would be somebody else's
             for one in (*reactor.removeAll(), *reactor._internalReaders):
                 reactor.removeReader(one)
                 one.connectionLost(self.lost)
             poller: Any = getattr(reactor, "_poller", None)
             if hasattr(poller, "close"):
-                poller.close()
+                pollers.close(poller)
 
 
 class _Local(threading.local):
@@ -60,7 +71,7 @@ class _Local(threading.local):
 _local = _Local()
 _main_thread = threading.main_thread().ident
 # In the child of a fork: private reactors that are the parent's, never to be touched.
-_abandoned: list[_Private] = []
+_abandoned: list[ReactorBase] = []
 # Also there: the reactor that was installed before, and the parent's number.
 _inherited: tuple[Any, int] | None = None
 
@@ -68,10 +79,7 @@ _inherited: tuple[Any, int] | None = None
 def _after_fork_in_child() -> None:
     global _main_thread, _inherited  # noqa: PLW0603 - the forking thread is the main one now
     _main_thread = threading.get_ident()
-    # Their descriptors are shared with the parent, which an epoll reactor does not survive.
-    if _local.private is not None:
-        _abandoned.append(_local.private)
-        _local.private = None
+    _local.private = None
     _inherited = sys.modules.get("twisted.internet.reactor"), os.getppid()
 
 
@@ -126,6 +134,11 @@ def _is_ours(reactor: Any) -> bool:
     return os.getppid() != _inherited[1]  # a daemon, whose parent is gone
 
 
+def _asyncio_runs_here() -> bool:
+    events: Any = sys.modules.get("asyncio.events")
+    return events is not None and events._get_running_loop() is not None
+
+
 def _running_here() -> Any:
     reactor: Any = sys.modules.get("twisted.internet.reactor")
     if reactor is not None and getattr(reactor, "running", False):
@@ -143,8 +156,7 @@ def refuse_inside_a_running_loop() -> None:
     Raises:
         RuntimeError: a Twisted reactor or an asyncio event loop runs in this thread.
     """
-    asyncio_events: Any = sys.modules.get("asyncio.events")
-    if asyncio_events is not None and asyncio_events._get_running_loop() is not None:
+    if _asyncio_runs_here():
         runs = "an asyncio event loop"
     elif _running_here() is not None:
         runs = "the Twisted reactor"
@@ -152,7 +164,7 @@ def refuse_inside_a_running_loop() -> None:
         return
     raise RuntimeError(
         f"asyncore.loop() would block {runs}, which runs in this thread: "
-        "let it drive the channels, by txasynchat.compat.attach(map)"
+        "let it drive the channels, by txasynchat.compat.attach(map), or call loop(timeout=0, count=1)"
     )
 
 
@@ -182,6 +194,8 @@ def turn(reactor: Any, timeout: float | None) -> None:
     """
     loop = getattr(reactor, "_asyncioEventloop", None)
     if loop is not None:
+        if _asyncio_runs_here():
+            return  # loop(timeout=0, count=1) inside of another one, beside which none can run
         _start_pool(reactor)
         stop = None if timeout is None else loop.call_later(timeout, loop.stop)
         loop.run_forever()
@@ -193,7 +207,11 @@ def turn(reactor: Any, timeout: float | None) -> None:
     until_due = reactor.timeout()
     if timeout is None or (until_due is not None and until_due < timeout):
         timeout = until_due
-    reactor.doIteration(timeout)
+    try:
+        reactor.doIteration(timeout)
+    except OSError:
+        if not _renewal.renew(reactor):
+            raise
 
 
 def _start_pool(reactor: Any) -> None:

@@ -326,7 +326,7 @@ def loop(
 
     Raises:
         RuntimeError: a Twisted reactor or an asyncio event loop runs in this thread: use
-            `txasynchat.compat.attach`.
+            `txasynchat.compat.attach`, or a *timeout* of 0 with a *count*, which blocks nobody.
         ExitNow, KeyboardInterrupt, SystemExit: from a handler.
         Exception: whatever `readable`, `writable` or `handle_error` of a channel raised.
         OSError: EBADF, a channel's descriptor is closed; select mode only.
@@ -429,8 +429,11 @@ class dispatcher:  # noqa: N801 - the stdlib's name
         fd = self._fileno
         if map is None:
             map = self._map  # noqa: A001 - the stdlib's name
-        if fd in map:
+        try:
             del map[fd]
+        except KeyError:
+            pass  # not there, or another thread closes it as well
+        else:
             _loop.removed(map, fd)
         self._fileno = None
 
@@ -452,7 +455,9 @@ class dispatcher:  # noqa: N801 - the stdlib's name
         Make *sock* this channel's, and register it.
         """
         self.socket = sock
-        self._fileno = sock.fileno()
+        # A transport worn as a socket (`compat.served`) has a key, and no descriptor.
+        key = getattr(sock, "channel_key", None)
+        self._fileno = key if type(key) is int else sock.fileno()
         self.add_channel(map)
 
     def set_reuse_addr(self) -> None:

@@ -10,8 +10,13 @@ TLS, Unix sockets, socket activation and whatever else an endpoint does lie bene
 Nobody polls here, so three things stand in for the question "are you readable? writable?" that
 ``asyncore`` asks on every pass. A channel is asked after each event and after whatever it did itself;
 the methods of our own classes report through `touch` when they are called from elsewhere; and a class
-that has predicates of its own is asked every `RESTLESS` seconds as well, since its answers may depend
-on anything.
+that has predicates of its own is asked again when any handler of the factory has run, and every
+`RESTLESS` seconds, since its answers may depend on anything.
+
+The descriptor stays Twisted's: whoever got its number could close it, and the reactor would go on with
+a number that is somebody else's by then. What needs one (`ssl`, `select`, `os`) raises an error that
+says what to do instead, and a handler that puts another socket in the place of its transport is told
+the same; either way its own connection is the only one that ends.
 """
 
 from __future__ import annotations
@@ -23,6 +28,7 @@ import os
 import socket
 import threading
 import weakref
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.error import ConnectionDone
@@ -61,8 +67,19 @@ _ADDRESS_NAMES = frozenset({"addr", "address", "client_address", "client_addr", 
 _keys = itertools.count(-2, -1)
 
 
+#: What a handler is told that treats its transport as a socket of the system's.
+_NO_DESCRIPTOR = (
+    "this socket is a Twisted transport: it has no descriptor to wrap, copy or select on, and no other"
+    " socket can take its place; to begin TLS, call txasynchat.compat.start_tls(self, context)"
+)
+
+
 def _error(number: int) -> OSError:
     return OSError(number, os.strerror(number))
+
+
+def _no_descriptor() -> OSError:
+    return OSError(errno.EOPNOTSUPP, _NO_DESCRIPTOR)
 
 
 class TransportSocket:
@@ -71,11 +88,14 @@ class TransportSocket:
 
     What a channel does with its socket works, and raises what a socket would: `BlockingIOError` when
     there is nothing to read or no room to write, ``ConnectionResetError`` when the connection was
-    lost, ``EBADF`` when it was closed. `accept`, `connect` and the like do not exist.
+    lost, ``EBADF`` when it was closed. `accept`, `connect` and the like do not exist, and there is no
+    descriptor (see `fileno`). As with a socket, the connection ends when nobody refers to this any
+    more.
 
     Attributes:
         transport: the transport underneath, for what a socket cannot tell: its certificates, for one.
         channel_map: where a dispatcher that is given this socket registers if it names no map.
+        channel_key: the number under which it does so; negative, and no descriptor.
     """
 
     type = socket.SOCK_STREAM
@@ -90,7 +110,13 @@ class TransportSocket:
         real = transports.real_socket(self.transport)
         self._real = real
         self.family = socket.AF_INET if real is None else real.family
-        self._key = next(_keys) if real is None else real.fileno()
+        self.channel_key = next(_keys)
+
+    def __del__(self) -> None:
+        connection = self._connection
+        if not connection.closed:
+            with suppress(Exception):  # at interpreter exit modules may be gone
+                connection.let_go()
 
     def __repr__(self) -> str:
         return f"<TransportSocket {self._host!r} to {self._peer!r}>"
@@ -148,9 +174,33 @@ class TransportSocket:
 
     def fileno(self) -> int:
         """
-        Return the descriptor underneath, or a negative number of our own where there is none.
+        Refuse to name the descriptor underneath, which is the reactor's; -1 when this is closed.
+
+        Raises:
+            OSError: EOPNOTSUPP, it is open. ``channel_key``, a dispatcher's ``_fileno``, is a number to
+                tell connections apart by.
         """
-        return self._key
+        if self._connection.closed:
+            return -1
+        raise _no_descriptor()
+
+    def detach(self) -> int:
+        """
+        As `fileno`.
+        """
+        return self.fileno()
+
+    def dup(self) -> Any:
+        """
+        As `fileno`, but EBADF when this is closed.
+        """
+        raise _error(errno.EBADF) if self._connection.closed else _no_descriptor()
+
+    def makefile(self, *_arguments: Any, **_keywords: Any) -> Any:
+        """
+        As `dup`.
+        """
+        self.dup()
 
     def getpeername(self) -> Any:
         """
@@ -169,13 +219,22 @@ class TransportSocket:
         """
         return self._host
 
+    def outstanding(self) -> tuple[int | None, int | None]:
+        """
+        Count what is on its way to the peer: see `transports.outstanding_bytes`.
+        """
+        return transports.outstanding_bytes(self.transport)
+
     # -- settings: those of the socket underneath, where there is one
 
     def getsockopt(self, level: int, option: int, *size: int) -> Any:
         """
-        Return an option of the socket underneath; 0 where there is none.
+        Return an option of the socket underneath; where there is none its type, and 0 for the others.
         """
-        return 0 if self._real is None else self._real.getsockopt(level, option, *size)
+        if self._real is not None:
+            return self._real.getsockopt(level, option, *size)
+        is_type = (level, option) == (socket.SOL_SOCKET, socket.SO_TYPE)
+        return socket.SOCK_STREAM if is_type else 0
 
     def setsockopt(self, level: int, option: int, *value: Any) -> None:
         """
@@ -215,20 +274,26 @@ class Connection(Protocol):
 
     _log = Logger()
     transport: Any = None
-    factory: Any = None
 
-    def __init__(self) -> None:
-        self.socket: TransportSocket | None = None
+    def __init__(self, factory: LegacyFactory) -> None:
+        self.factory: Any = factory
+        # The factory's map, and where the channel is in it; None before there is one.
+        self._channels = factory.channels
+        self._key: int | None = None
         self.closed = False
+        # Nobody refers to the socket any more.
+        self._let_go = False
         self._unread = bytearray()
         self._end: OSError | None = None
         self._ended = False
-        # The handler has read the end of the stream.
+        # The handler was told of the end; it is told once.
         self._told = False
         self._full = False
         self._reading = True
         self._passing = False
         self._scheduled = False
+        # Something changed since the channel was asked in this pass.
+        self._touched = False
         self._sent = 0
         self._thread = threading.get_ident()
         # The transport's producer: only while something waits, or TLS would not close.
@@ -236,6 +301,7 @@ class Connection(Protocol):
         self._shut = False
         self._progress = Progress()
         self._watcher: Any = None
+        self._reactor: Any = None
 
     # -- IProtocol, IHalfCloseableProtocol, IHandshakeListener: called by the transport
 
@@ -244,6 +310,7 @@ class Connection(Protocol):
         tlslayer.adopt(transport)
         endings.let_protocol_end(transport)
         self._send_now = transports.immediate_sender(transport)
+        transports.tell_of_half_close(transport, self)
         super().makeConnection(transport)  # type: ignore[no-untyped-call] # Twisted's, untyped
         if transports.when_secure(transport, self):
             self.handshakeCompleted()
@@ -256,25 +323,32 @@ class Connection(Protocol):
             self._build()
 
     def _build(self) -> None:
-        if self.socket is not None or self.closed:
+        if self._key is not None or self.closed:
             return
         self._reactor = transports.reactor_of(self.transport) or self.factory.reactor
-        self.socket = TransportSocket(self, self.factory.channels)
-        self.factory.connections[self.socket.fileno()] = self
-        made = None
+        made = self._build_channel()
+        if self.channel is None and not self.closed:
+            self._log.error("{peer}: {what}", peer=self.transport.getPeer(), what=_not_ours(made))
+            self.close()
+        self.schedule()
+
+    def _build_channel(self) -> Any:
+        # The handler alone refers to the socket afterwards: see `let_go`.
+        sock = TransportSocket(self, self.factory.channels)
+        self._key = sock.channel_key
+        self.factory.connections[self._key] = self
+        self._passing = True  # or what it lets go at once would be looked at from here
         try:
-            made = self.factory.build_channel(self.socket, self.socket.getpeername())
+            return self.factory.build_channel(sock, sock.getpeername())
         except asyncore._reraised_exceptions:
             self._stop_reactor()
         except Exception:  # noqa: BLE001 it is the application's, and is logged
             self._log.failure("{peer}: no handler could be built", peer=self.transport.getPeer())
+            self._told = True  # what is not built yet is called no more
             self.close()
-            return
-        if self.channel is None and not self.closed:
-            self._log.error("{peer}: {what}", peer=self.transport.getPeer(), what=_not_ours(made))
-            self.close()
-            return
-        self.schedule()
+        finally:
+            self._passing = False
+        return None
 
     @override
     def dataReceived(self, data: bytes) -> None:
@@ -305,8 +379,7 @@ class Connection(Protocol):
         if self._watcher is not None:
             self._watcher.cancel()
             self._watcher = None
-        if self.socket is not None:
-            self.run_pass()
+        self.run_pass()
 
     def handle_shutdown(self) -> None:
         """
@@ -319,6 +392,7 @@ class Connection(Protocol):
             channel.close_when_done()
             self.schedule()
         else:
+            self._unregister()
             self.transport.loseConnection()
 
     # -- IPushProducer: called by the transport
@@ -367,7 +441,8 @@ class Connection(Protocol):
         """
         if self.closed:
             raise _error(errno.EBADF)
-        if self._end is not None or not self.connected or self._shut:
+        if self._shut or not self.connected:
+            self._told = self._told or not self.connected
             raise _error(errno.EPIPE)
         if (self._full and not ignore_full) or threading.get_ident() != self._thread:
             self.schedule()
@@ -382,7 +457,10 @@ class Connection(Protocol):
                 self.transport.write(rest)
                 if not self._full:
                     self._unregister()
-            self.schedule()
+            if self._passing:
+                self._touched = True
+            else:
+                self.schedule()
         return len(piece)
 
     def close(self) -> None:
@@ -392,13 +470,20 @@ class Connection(Protocol):
         if self.closed:
             return
         self.closed = True
-        if self.socket is not None:
-            self.factory.connections.pop(self.socket.fileno(), None)
-        self.factory.leave_alone(self)
+        self.factory.connections.pop(self._key, None)
         if threading.get_ident() == self._thread:
             self._lose()
         else:
             self._reactor.callFromThread(self._lose)
+        if self.channel is not None:
+            self.schedule()
+
+    def let_go(self) -> None:
+        """
+        Nobody refers to the socket any more; from any thread, at any moment.
+        """
+        self._let_go = True
+        self.schedule()
 
     def shut_down(self, how: int) -> None:
         """
@@ -406,10 +491,10 @@ class Connection(Protocol):
         """
         if self.closed:
             raise _error(errno.EBADF)
-        if how != socket.SHUT_RD:
+        if how != socket.SHUT_RD and not self._shut:
             self._shut = True
             self._full = False
-            self._unregister()
+            self._unregister()  # a transport whose producer is paused forgets it
             half = getattr(self.transport, "loseWriteConnection", None)
             if how == socket.SHUT_WR and half is not None:
                 half()
@@ -421,6 +506,11 @@ class Connection(Protocol):
             self.schedule()
 
     def _register(self) -> None:
+        """
+        Become the transport's producer, while something waits in it.
+
+        Not for longer: TLS with a producer does not close when a policy around it says so.
+        """
         register = getattr(self.transport, "registerProducer", None)
         if register is not None and not self._registered:
             self._registered = True
@@ -432,6 +522,8 @@ class Connection(Protocol):
             self.transport.unregisterProducer()
 
     def _lose(self) -> None:
+        if not self.connected:
+            return
         self._unregister()
         if not self._reading:
             self.transport.resumeProducing()  # TLS waits for what the peer says at the end
@@ -446,7 +538,7 @@ class Connection(Protocol):
         Returns:
             False: it may close, when all that it was given is sent.
         """
-        if not self.closed and self.socket is not None:
+        if not self.closed and self._key is not None:
             self._watch()
         return False
 
@@ -471,19 +563,21 @@ class Connection(Protocol):
         """
         The channel that registered with the socket; None when it left.
         """
-        return None if self.socket is None else self.factory.channels.get(self.socket.fileno())
+        return self._channels.get(self._key)
 
     def schedule(self) -> None:
         """
-        Look at the channel again in the reactor's next turn; from any thread.
+        Look at the channel again in the reactor's next turn; from any thread, at any moment.
         """
-        if self._passing or self._scheduled or self._reactor is None:
-            return
-        self._scheduled = True
-        if threading.get_ident() == self._thread:
+        if threading.get_ident() != self._thread:
+            if not self._scheduled and self._reactor is not None:
+                self._scheduled = True
+                self._reactor.callFromThread(self._scheduled_pass)
+        elif self._passing:
+            self._touched = True
+        elif not self._scheduled and self._reactor is not None:
+            self._scheduled = True
             self._reactor.callLater(0, self._scheduled_pass)
-        else:
-            self._reactor.callFromThread(self._scheduled_pass)
 
     def _scheduled_pass(self) -> None:
         self._scheduled = False
@@ -493,60 +587,125 @@ class Connection(Protocol):
         """
         Ask the channel, and call its handlers, as long as that leads anywhere.
         """
-        if self._passing or self.socket is None:
+        if self._passing or self._key is None:
             return
         self._passing = True
         again = False
+        factory = self.factory
+        sent, unread, told = self._sent, len(self._unread), self._told
         try:
-            channel = self.channel
-            while channel is not None and self._readable() and channel.readable():
-                before = len(self._unread)
-                asyncore.read(channel)
-                channel = self.channel
-                if len(self._unread) >= before:
-                    self._told = self._ended and not before
-                    break  # it did not read, or it was told of the end
-            again = channel is not None and self._write(channel)
+            if not self.closed:
+                self._read()
+                again = self._write()
+            channel = self._channels.get(self._key)
+            if channel is not None:
+                self._part(channel)
         except asyncore._reraised_exceptions:
             self._stop_reactor()
         except Exception:  # noqa: BLE001 asyncore lets these end its loop; here one channel
             self._log.failure("{peer}: the handler raised", peer=self.transport.getPeer())
             self.close()
+            self._tell_of_end()
         finally:
             self._passing = False
         self._set_reading()
-        channel = self.channel
-        if channel is None or self._told:
-            self.factory.leave_alone(self)
-            return
-        if again:
-            self.schedule()
-        # A channel that does not read does not notice the end, and is asked until it does.
-        if self._ended or self._is_restless(channel):
-            self.factory.restless.add(self)
-            self.factory.look_again()
+        others = factory.restless
+        if others and (self._sent != sent or len(self._unread) != unread or self._told is not told):
+            factory.look_soon(self)
+        channel = self._channels.get(self._key)
+        if channel is not None:
+            if again or self._touched:
+                self.schedule()
+            if self._is_restless(channel):
+                others.add(self)
+                factory.look_again(self)
+                return
+        elif self._let_go:
+            self.close()
+        if others:
+            factory.leave_alone(self)
 
-    def _readable(self) -> bool:
-        return bool(self._unread) or self._ended
+    def _read(self) -> None:
+        """
+        Let the channel read while it wants to and that leads anywhere.
+        """
+        while (channel := self._channels.get(self._key)) is not None:
+            before = len(self._unread)
+            is_ready = before or (self._ended and not self._told)
+            if _interest.tls_socket is _interest.NoSocket:
+                if not (is_ready and channel.readable()):
+                    return
+            else:
+                reads, _, is_due = asyncore._ask_tls(channel, channel.readable(), False)
+                if not (is_due or (is_ready and reads)):
+                    return
+            if not before and self._ended:
+                self._told = True
+            asyncore.read(channel)
+            if len(self._unread) >= before:
+                return  # it did not read, or it was told of the end
 
-    def _write(self, channel: Any) -> bool:
+    def _write(self) -> bool:
         """
         Let the channel write while it wants to; tell whether it should soon be asked again.
         """
         for _ in range(WRITES_IN_A_ROW):
-            if self._full or not self.connected or not channel.writable():
+            channel = self._channels.get(self._key)
+            self._touched = False
+            if channel is None or self._full:
+                return False
+            writes = channel.writable()
+            if _interest.tls_socket is not _interest.NoSocket:
+                _, writes, _ = asyncore._ask_tls(channel, False, writes)
+            if not writes:
                 return False
             before = self._sent
             asyncore.write(channel)
-            if self.channel is not channel or self._sent == before:
+            if self._sent == before:
                 return False
         return True
 
     def _is_restless(self, channel: Any) -> bool:
         """
-        Tell whether the channel's next answer may come from anywhere.
+        Tell whether the channel's next answer may come from anywhere, or with time.
+
+        One that does not read does not notice the end, and is asked until it does.
         """
+        if self._ended and not self._told:
+            return True
+        sock: Any = getattr(channel, "socket", None)
+        if type(sock) is _interest.tls_socket and (sock.deadline is not None or sock.pending()):
+            return True
         return _interest.kind_of(channel) == _interest.ALWAYS
+
+    def _part(self, channel: Any) -> None:
+        """
+        Part from a channel that has no connection any more, or has put another in its place.
+        """
+        if self._let_go or isinstance(getattr(channel, "socket", None), socket.socket):
+            self._told = True
+            self._channels.pop(self._key, None)
+            self.close()
+            try:
+                raise _no_descriptor()
+            except OSError:
+                channel.handle_error()
+        elif self.closed or (self._told and not self.connected and not self._unread):
+            self.close()
+            self._tell_of_end()
+
+    def _tell_of_end(self) -> None:
+        """
+        Forget the channel, whose connection is gone; it is told, unless it was already.
+        """
+        channel = self._channels.pop(self._key, None)
+        if self._told or channel is None:
+            return
+        self._told = True
+        try:
+            channel.handle_close()
+        except Exception:  # noqa: BLE001 it is the application's, and is logged
+            self._log.failure("{peer}: handle_close raised", peer=self.transport.getPeer())
 
     def _set_reading(self) -> None:
         reading = len(self._unread) < UNREAD
@@ -563,6 +722,7 @@ class Connection(Protocol):
         """
         self._log.info("{peer}: the handler ends the program", peer=self.transport.getPeer())
         self.close()
+        self._channels.pop(self._key, None)
         if self._reactor is not None and self._reactor.running:
             self._reactor.stop()
 
@@ -610,27 +770,37 @@ class LegacyFactory(ServerFactory):
         self.connections: dict[Any, Connection] = {}
         #: Connections whose channels are asked again and again.
         self.restless: set[Connection] = set()
+        # When the restless are asked next; whether that is in the next turn.
         self._looking: Any = None
+        self._looks_soon = False
         self.build_channel = build or _builder(handler, arguments, keywords)
         _Driver(self)
 
     @override
     def buildProtocol(self, addr: IAddress | None) -> Connection:
-        connection = Connection()
-        connection.factory = self
-        return connection
+        return Connection(self)
 
-    def look_again(self) -> None:
+    def look_again(self, connection: Connection, *, soon: bool = False) -> None:
         """
-        See to it that the restless are asked once more, `RESTLESS` seconds from now.
+        See to it that the restless are asked once more: in the reactor's next turn, or a while later.
+
+        Args:
+            connection: one of them; its reactor is the one that they live on.
+            soon: not later than in the next turn.
         """
-        if self._looking is not None:
-            return
-        for connection in self.restless:
-            clock = connection._reactor
-            if clock is not None:
-                self._looking = clock.callLater(RESTLESS, self._look)
-                return
+        if self._looking is None:
+            if connection._reactor is not None:
+                self._looking = connection._reactor.callLater(0 if soon else RESTLESS, self._look)
+        elif soon and not self._looks_soon:
+            self._looking.reset(0)
+        self._looks_soon = self._looks_soon or soon
+
+    def look_soon(self, connection: Connection) -> None:
+        """
+        A handler of *connection* has run: the answers of the others' predicates may be others now.
+        """
+        if len(self.restless) > (connection in self.restless):
+            self.look_again(connection, soon=True)
 
     def leave_alone(self, connection: Connection) -> None:
         """
@@ -640,12 +810,15 @@ class LegacyFactory(ServerFactory):
         if not self.restless and self._looking is not None:
             self._looking.cancel()
             self._looking = None
+            self._looks_soon = False
 
     def _look(self) -> None:
         self._looking = None
+        self._looks_soon = False
         for connection in list(self.restless):
             connection.run_pass()
-        self.look_again()
+            if connection in self.restless:
+                self.look_again(connection)
 
 
 class _Driver:

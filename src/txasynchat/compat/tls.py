@@ -22,10 +22,11 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 from weakref import WeakKeyDictionary, ref
 
+from txasynchat import ranges
 from txasynchat.compat import _interest, _loop, asyncore
 from txasynchat.delivery import Progress, unacknowledged
 from txasynchat.errors import HandshakeFailed, HandshakeTimedOut, PlaintextAfterStartTLS
-from txasynchat.pending import GAVE_WAY, Pending, default_limit, network_of
+from txasynchat.pending import EVICTED, Pending, default_limit, network_of
 
 __all__ = ["TLSSocket", "check_server_context", "start_tls", "wrap_accepted"]
 
@@ -68,7 +69,7 @@ class TLSSocket:
         handshake_timeout: seconds; None for no limit.
 
     Raises:
-        ValueError: the context verifies names (``check_hostname``), and there is none to verify.
+        ValueError: the context verifies names (``check_hostname``), and *server_hostname* is missing.
 
     Attributes:
         secure: the handshake is done.
@@ -79,7 +80,8 @@ class TLSSocket:
         received: what was decrypted, and not yet asked for by `recv`.
         end_waits: `recv` has not yet told of the end.
         has_more: what arrived last filled the buffer, so that there is probably more.
-        deadline: by `time.monotonic`, when the handshake must be done; None when there is no limit.
+        deadline: by `time.monotonic`, when the handshake must be done, or more of what leaves in plain
+            before it be taken; None when there is no limit.
     """
 
     def __init__(
@@ -92,11 +94,11 @@ class TLSSocket:
         handshake_timeout: float | None = HANDSHAKE_TIMEOUT,
     ) -> None:
         if context.check_hostname and not (server_side or server_hostname):
-            # Some releases of Python would verify no name.
+            # Some patch releases of Python accept any name then.
             raise ValueError(
-                "the context verifies the server's name, and there is none: pass server_hostname="
-                " (the name that the server's certificate must be for), or set"
-                " context.check_hostname = False to verify none"
+                f"server_hostname is {server_hostname!r}, and the context verifies it: pass"
+                " server_hostname= (the name in the server's certificate), or set"
+                " context.check_hostname = False to accept any name"
             )
         self._plain_socket = plain
         self._incoming = ssl.MemoryBIO()
@@ -128,13 +130,15 @@ class TLSSocket:
         # TLS cannot be ended in order any more.
         self._broken = False
         self._closed = False
-        # What had to leave in plain has left.
+        # What had to leave in plain has left; until then, how much of it, and what the peer took.
         self._switched = False
+        self._sent_before = 0
+        self._progress: Progress | None = None
         # The plain socket is still connecting.
         self._connecting = False
-        # A server's: the handshake is going on, and is one of those that may have to give way.
-        self._held: _Held | None = None
-        self._gave_way = False
+        # A server's place among the pending handshakes, until its own has finished.
+        self._place: _Place | None = None
+        self._evicted = False
 
     def __repr__(self) -> str:
         return (
@@ -194,7 +198,9 @@ class TLSSocket:
         if not self.is_quiet:
             self._prepare_to_send()
             if not self._switched:
-                return self._plain_socket.send(data)
+                sent = self._plain_socket.send(data)
+                self._sent_before += sent
+                return sent
         if len(data) > LARGEST_SEND:
             data = memoryview(data)[:LARGEST_SEND]
         write = self._write
@@ -246,7 +252,7 @@ class TLSSocket:
             return
         self._closed = True
         self.is_quiet = False
-        self._handshake_is_over()
+        self._leave_pending()
         self._end = None  # its traceback refers to this
         if self.secure and not self._broken:
             self._say_goodbye()
@@ -290,20 +296,21 @@ class TLSSocket:
         Raises:
             ssl.SSLError: the handshake failed, the peer's certificate was not accepted.
             HandshakeTimedOut: it took too long.
-            HandshakeFailed: it gave way to others.
+            HandshakeFailed: it was evicted, because too many handshakes were unfinished.
             OSError: the connection was lost during the handshake.
         """
         if self.received or self._ended:
             return not self._closed
         if not self.is_quiet:
-            if self._closed or self._connecting or not self._switched:
+            if self._closed or self._connecting:
                 return False
-            if self._gave_way and not self.secure:
+            if self._evicted and not self.secure:
                 self._fail()
-                raise HandshakeFailed(GAVE_WAY)
+                raise HandshakeFailed(EVICTED)
             if self.deadline is not None and time.monotonic() >= self.deadline:
-                self._fail()
-                raise HandshakeTimedOut(self._timeout or 0.0)
+                self._expire()
+            if not self._switched:
+                return False
             if _taken[0] > HANDSHAKES_SHARE and not self.secure:
                 self._start_clock()  # it is us who are late
                 return False
@@ -413,15 +420,36 @@ class TLSSocket:
         if not connecting:
             self._start_clock()
         if self.tls.server_side:
-            self._held = _Held(self, self._plain_socket, self.tls.context)
+            self._place = _Place(self, self._plain_socket, self.tls.context)
 
-    def give_way(self) -> None:
+    def evict(self) -> None:
         """
-        End, so that others have room: the poller and `advance` are told.
+        End the connection to make room for others; `advance` raises the reason.
         """
-        self._gave_way = True
+        self._evicted = True
         with suppress(OSError):
             self._plain_socket.shutdown(socket.SHUT_RDWR)
+
+    def _expire(self) -> None:
+        """
+        Go on waiting if TLS has not begun, and the peer takes what has to leave before it.
+
+        Raises:
+            HandshakeTimedOut: the time for it is over.
+        """
+        if not self._switched and self._made_progress():
+            self._start_clock()
+            return
+        self._fail()
+        raise HandshakeTimedOut(self._timeout or 0.0)
+
+    def _made_progress(self) -> bool:
+        """
+        Return whether the peer has taken something of what leaves before TLS since the last call.
+        """
+        if self._progress is None:
+            self._progress = Progress()
+        return self._progress.made(self._sent_before, *_outstanding(self._plain_socket))
 
     def _start_clock(self) -> None:
         if self._timeout is not None:
@@ -447,8 +475,8 @@ class TLSSocket:
         try:
             self.tls.do_handshake()
         except ssl.SSLWantReadError:
-            if self._held is not None and self._outgoing.pending:
-                self._held.progressed()
+            if self._place is not None and self._outgoing.pending:
+                self._place.progressed()
         except OSError:  # ssl.SSLError among them
             with suppress(OSError):
                 self.flush()  # the alert that says why
@@ -456,7 +484,7 @@ class TLSSocket:
             raise
         else:
             self.secure = True
-            self._handshake_is_over()
+            self._leave_pending()
         finally:
             _taken[0] += time.perf_counter() - began
         try:
@@ -514,16 +542,16 @@ class TLSSocket:
         the end, as of any other.
         """
         self._ended = self.end_waits = self._broken = True
-        self._handshake_is_over()
+        self._leave_pending()
         if self.secure:
             self.truncated = True  # a reset is no orderly end either
             self._end = error
 
-    def _handshake_is_over(self) -> None:
+    def _leave_pending(self) -> None:
         self.deadline = None
-        if self._held is not None:
-            self._held.release()
-            self._held = None
+        if self._place is not None:
+            self._place.release()
+            self._place = None
 
     def _say_goodbye(self) -> None:
         with suppress(OSError):  # SSLWantReadError: the peer's own close_notify is not awaited
@@ -544,16 +572,15 @@ for _name in set(dir(socket.socket)).difference(dir(TLSSocket)):
         setattr(TLSSocket, _name, _of_plain_socket(_name))
 
 
-class _Held:
+class _Place:
     """
-    One of the connections to a server that are in their handshake: a member of `Pending`.
-
-    The socket is known weakly, since programs drop sockets without closing them.
+    A socket's place in `Pending`. It refers to the socket weakly, because programs drop sockets
+    without closing them.
     """
 
     __slots__ = ("_pending", "_sock")
 
-    #: By context, which is one for each server.
+    #: A server is told from others by its context.
     _all: ClassVar[WeakKeyDictionary[ssl.SSLContext, Pending]] = WeakKeyDictionary()
 
     def __init__(self, sock: TLSSocket, plain: socket.socket, context: ssl.SSLContext) -> None:
@@ -570,24 +597,32 @@ class _Held:
 
     def progressed(self) -> None:
         """
-        It is the client's turn again.
+        The client's message was answered.
         """
         self._pending.progressed(self)
 
     def release(self, _: object = None) -> None:
         """
-        The handshake is over, or the socket gone.
+        The handshake has finished or failed, or the socket is gone.
         """
         self._sock = None  # whose callback refers to this
         self._pending.discard(self)
 
-    def give_way(self) -> None:
+    def evict(self) -> None:
         """
         Called by `Pending`.
         """
         sock = None if self._sock is None else self._sock()
         if sock is not None:
-            sock.give_way()
+            sock.evict()
+
+
+def _outstanding(plain: Any) -> tuple[int | None, ...]:
+    """
+    Count what is on its way to the peer, in a transport that is worn as a socket, and in the system.
+    """
+    worn = getattr(plain, "outstanding", None)
+    return (unacknowledged(plain),) if worn is None else worn()
 
 
 class _Leaving(asyncore.dispatcher):
@@ -599,7 +634,7 @@ class _Leaving(asyncore.dispatcher):
         super().__init__(None, channels)
         self._bytes_left = unsent
         self._progress = Progress()
-        self._progress.made(len(unsent), unacknowledged(plain))
+        self._progress.made(len(unsent), *_outstanding(plain))
         self._leaves_at = time.monotonic() + CLOSE_TIMEOUT
         self.connected = True
         self.set_socket(plain)
@@ -611,7 +646,7 @@ class _Leaving(asyncore.dispatcher):
         """
         Called when the time is over: nothing is read here.
         """
-        if not self._progress.made(len(self._bytes_left), unacknowledged(self.socket)):
+        if not self._progress.made(len(self._bytes_left), *_outstanding(self.socket)):
             self.close()
             return
         self._leaves_at = time.monotonic() + CLOSE_TIMEOUT
@@ -677,8 +712,9 @@ def start_tls(  # noqa: PLR0913 they are settings, by keyword
         server_side: this side waits for the ClientHello; by default, unless *server_hostname* or a
             context for clients says otherwise.
         server_hostname: for a client, the name or address to verify.
-        handshake_timeout: seconds, then ``handle_error`` is called with `HandshakeTimedOut`; None
-            for no limit.
+        handshake_timeout: seconds for the handshake, and before it for the peer to take more of what is
+            queued in plain; then ``handle_error`` is called with `HandshakeTimedOut`. None for no
+            limit.
         leftover: what to do with plain text that arrived already: refuse it, or take it for the
             beginning of the handshake.
 
@@ -686,13 +722,15 @@ def start_tls(  # noqa: PLR0913 they are settings, by keyword
         the channel's new ``socket``.
 
     Raises:
-        ValueError: the channel listens, has no socket, or has TLS already; or *context* verifies
-            names (``check_hostname``), and *server_hostname* is missing.
+        ValueError: the channel listens, has no socket, or has TLS already; *context* verifies names
+            (``check_hostname``), and *server_hostname* is missing; or *handshake_timeout* is out of
+            its range.
         PlaintextAfterStartTLS: *leftover* is "reject" and there is some. It is dropped; left alone,
             the exception goes to ``handle_error``, which closes.
         OSError: a client's connection is lost; or, an `ssl.SSLError`, *context* is for clients and
             this side is the server, or *leftover* is "feed" and there is no handshake.
     """
+    ranges.TLS["handshake_timeout"].check("handshake_timeout", handshake_timeout)
     plain = channel.socket
     if plain is None or channel.accepting:
         raise ValueError(f"no connection to put TLS on: {channel!r}")
@@ -724,6 +762,8 @@ def start_tls(  # noqa: PLR0913 they are settings, by keyword
         sock.begin()  # the peer left before its connection was accepted, and recv() will tell so
     elif queue:
         queue.append(_Switch(sock, channel))
+        sock._made_progress()
+        sock._start_clock()
     elif getattr(channel, "out_buffer", b""):
         channel.socket = plain
         raise ValueError(f"out_buffer is not empty, and has no place for TLS to begin: {channel!r}")

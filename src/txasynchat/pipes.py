@@ -1,0 +1,215 @@
+"""
+What Twisted's transports over pipes and terminals leave out: an abort, and word of each end.
+
+Standard input and output, and a child process, have one descriptor for each direction, and each is
+lost by itself. A terminal or a serial port has one for both. None of them has ``abortConnection``;
+`StandardIO` forgets to report the loss of its second descriptor; a process reports its exit only.
+
+A connection over pipes is the pipes, and not the process at the other end: whoever aborts a
+connection hangs up, as over a network, and kills nobody.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import sys
+import termios
+from functools import partial
+from typing import TYPE_CHECKING, Any
+from weakref import WeakMethod
+
+from twisted.internet import stdio
+from twisted.internet.abstract import FileDescriptor
+from twisted.internet.error import ConnectionDone
+from twisted.internet.process import Process, PTYProcess
+from twisted.internet.protocol import ProcessProtocol
+from twisted.python.failure import Failure
+from typing_extensions import override
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = [
+    "GRACE",
+    "STANDARD_IO",
+    "call_weakly",
+    "end",
+    "ends_with_process",
+    "let_go",
+    "reactor_of",
+    "read_what_is_there",
+    "tell_of_ends",
+    "writing_end",
+]
+
+#: Twisted's `StandardIO`; what it is to a type checker depends on the platform.
+STANDARD_IO: Any = stdio.StandardIO
+#: Seconds that a process has between the end of its input and that of its output, at an abort.
+GRACE = 1.0
+#: Bytes that Twisted reads from a pipe at once.
+_READ = 8_192
+
+
+def writing_end(transport: Any) -> Any:
+    """
+    Return the descriptor that *transport* writes to; None if it has none, or has it no more.
+    """
+    if isinstance(transport, FileDescriptor):
+        return transport
+    if isinstance(transport, STANDARD_IO):
+        return transport._writer
+    return transport.pipes.get(0) if isinstance(transport, Process) else None
+
+
+def ends_with_process(transport: Any) -> bool:
+    """
+    Return whether the connection is reported as lost when a process exits, and not before.
+    """
+    return isinstance(transport, Process | PTYProcess)
+
+
+def reactor_of(transport: Any) -> Any:
+    """
+    Return the reactor that drives *transport*; None for one in memory.
+    """
+    if isinstance(transport, STANDARD_IO):
+        transport = transport._reader or transport._writer
+    return getattr(transport, "reactor", None) or getattr(transport, "_reactor", None)
+
+
+def call_weakly(method: Callable[[], object]) -> Callable[[], None]:
+    """
+    Return a function that calls *method* of an object that it does not keep alive.
+    """
+    return partial(_call, WeakMethod(method))
+
+
+def _call(reference: WeakMethod[Callable[[], object]]) -> None:
+    method = reference()
+    if method is not None:
+        method()
+
+
+def tell_of_ends(transport: Any, listener: Any) -> None:
+    """
+    Have *listener*, an `IHalfCloseableProtocol`, told when a process closes one of its two ends.
+    """
+    if isinstance(transport, Process) and transport.proto is not None:
+        proto: Any = transport.proto
+        proto.outConnectionLost = call_weakly(listener.readConnectionLost)
+        proto.inConnectionLost = call_weakly(listener.writeConnectionLost)
+
+
+def read_what_is_there(transport: Any) -> None:
+    """
+    Deliver what has arrived already: a peer that hangs up may have said something before.
+    """
+    reader: Any = None
+    if isinstance(transport, STANDARD_IO):
+        reader = transport._reader
+    elif isinstance(transport, Process):
+        reader = transport.pipes.get(1)
+    if reader is None or reader.disconnected or reader.disconnecting:
+        return
+    try:
+        size = int.from_bytes(
+            fcntl.ioctl(reader.fileno(), termios.FIONREAD, bytes(4)), sys.byteorder
+        )
+    except OSError:  # standard input may be anything
+        return
+    for _ in range(0, size, _READ):
+        # What this returns is about the end of the pipe, which the reactor finds out by itself.
+        reader.doRead()
+
+
+def let_go(transport: Any, *, sent: bool) -> bool:
+    """
+    Close *transport* in the order that suits it, when it has sent everything.
+
+    A process is told by the end of its input, and may have something to say before it exits; to
+    close its output as well would be an error to it. One on a terminal can only be hung up on, and
+    what it has not read by then is lost: that waits for an abort, if anything was *sent*.
+    `StandardIO` that can no longer write would forget to report its end.
+
+    Returns:
+        False if ``loseConnection`` does the right thing: then nothing was done.
+    """
+    if _is_process(transport) and 0 in transport.pipes:
+        transport.closeStdin()
+        return True
+    if isinstance(transport, STANDARD_IO) and transport._writer is None:
+        return end(transport, ConnectionDone())
+    return sent and isinstance(transport, PTYProcess)
+
+
+def end(transport: Any, error: Exception) -> bool:
+    """
+    Hang up, whatever was not sent; the protocol is told of *error* in the reactor's next turn.
+
+    A process that lives on is nobody's any more; Twisted still waits for its exit. Its output is
+    closed `GRACE` seconds after its input, so that it may end in order.
+
+    Returns:
+        False if *transport* is of another kind: then nothing was done.
+    """
+    if isinstance(transport, STANDARD_IO):
+        ends = [one for one in (transport._reader, transport._writer) if one is not None]
+    elif _is_process(transport):
+        transport.pauseProducing()
+        ends = [transport.pipes[0]] if 0 in transport.pipes else []
+    elif isinstance(transport, FileDescriptor):
+        ends = [transport]
+    else:
+        return False
+    for one in ends:
+        # The reactor may have an event of this turn for it.
+        one.doRead = one.doWrite = _do_nothing
+        one.stopReading()
+        one.stopWriting()
+    reactor = reactor_of(transport)
+    reason = Failure(error)  # type: ignore[no-untyped-call] # Twisted's, untyped
+    if reactor is None:
+        # Both ends of standard input and output are gone, and nothing was reported.
+        _finish(transport, ends, reason)
+    else:
+        reactor.callLater(0, _finish, transport, ends, reason)
+    return True
+
+
+def _is_process(transport: Any) -> bool:
+    return isinstance(transport, Process)
+
+
+def _do_nothing() -> None:
+    pass
+
+
+def _finish(transport: Any, ends: list[Any], reason: Failure) -> None:
+    if _is_process(transport):
+        for one in ends:
+            if not one.disconnected:
+                one.connectionLost(reason)
+    elif not transport.disconnected:
+        transport.connectionLost(reason)
+    if ends_with_process(transport) and transport.proto is not None:
+        # It has not exited.
+        proto = transport.proto
+        transport.proto = _Nobody(transport, GRACE if ends else 0.0)
+        proto.processEnded(reason)
+
+
+class _Nobody(ProcessProtocol):
+    """
+    Takes the place of a protocol that hung up on a process, until that exits.
+    """
+
+    def __init__(self, process: Any, grace: float) -> None:
+        self._timer: Any = None
+        if _is_process(process):
+            process.resumeProducing()
+            self._timer = process._reactor.callLater(grace, process.loseConnection)
+
+    @override
+    def processEnded(self, reason: Failure) -> None:
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()

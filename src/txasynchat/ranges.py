@@ -1,0 +1,175 @@
+"""
+What numbers users may give: in class bodies, as arguments, in ``secure:`` strings, as options.
+
+One table for each kind of owner, and one way to check: a number that makes no sense is an error where
+it is given, in one line with its name, its value and its range, and no surprise in a connection later.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = [
+    "HANDLER",
+    "STOPPING",
+    "TLS",
+    "Clock",
+    "Range",
+    "check_all",
+    "check_class",
+    "check_owner",
+]
+
+#: Eleven days: what waits for longer may as well wait for ever, and `select` can wait no longer.
+LONGEST_SECONDS = 1_000_000
+
+
+@dataclass(frozen=True)
+class Range:
+    """
+    The numbers that something may be.
+
+    Args:
+        lowest: the smallest.
+        highest: the largest; None: there is none.
+        whole: bytes and the like, not seconds.
+        above: *lowest* is not among them.
+        optional: or None.
+    """
+
+    lowest: int
+    highest: int | None = None
+    whole: bool = False
+    above: bool = False
+    optional: bool = False
+
+    def __str__(self) -> str:
+        """Say it as it stands in a sentence."""
+        kind = "a whole number" if self.whole else "a number"
+        lowest = f"{'above' if self.above else 'from'} {self.lowest:,}"
+        highest = " up" if self.highest is None else f" to {self.highest:,}"
+        return f"{kind} {lowest}{highest}"
+
+    def check(self, name: str, value: Any) -> None:
+        """
+        Raise if *value* is none of them.
+
+        Raises:
+            TypeError: it is no number.
+            ValueError: it is one that is out of range, or not whole.
+        """
+        if value is None and self.optional:
+            return
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if is_number and self._has(value) and (isinstance(value, int) or not self.whole):
+            return
+        text = f"{name} is {self}{', or None' if self.optional else ''}, not {value!r:.80}"
+        raise ValueError(text) if is_number else TypeError(text)
+
+    def parse(self, name: str, text: str) -> Any:
+        """
+        Return the number that *text* stands for.
+
+        Raises:
+            ValueError: it stands for none, or for one that is out of range.
+        """
+        try:
+            number = int(text) if self.whole else float(text)
+            if self._has(number):
+                return number
+        except ValueError:
+            pass
+        raise ValueError(f"{name} is {self}, not {text!r:.80}")
+
+    def _has(self, number: float) -> bool:
+        # "not a number" is in no range: no comparison with it is true.
+        begins = number > self.lowest if self.above else number >= self.lowest
+        return begins and (self.highest is None or number <= self.highest)
+
+
+class Clock:
+    """
+    Stands where a `Range` would for what is a clock.
+    """
+
+    def check(self, name: str, value: Any) -> None:
+        """
+        Raise a TypeError if *value* is neither a clock nor None.
+        """
+        if value is not None and not callable(getattr(value, "callLater", None)):
+            raise TypeError(f"{name} is a reactor or a Clock, or None, not {value!r:.80}")
+
+
+def _seconds(*, optional: bool = False) -> Range:
+    return Range(0, LONGEST_SECONDS, above=True, optional=optional)
+
+
+def _count(lowest: int, *, optional: bool = False) -> Range:
+    return Range(lowest, whole=True, optional=optional)
+
+
+#: The settings of an `AsyncChat`.
+HANDLER: Mapping[str, Range | Clock] = {
+    "max_message_length": _count(1, optional=True),
+    "high_water": _count(0, optional=True),
+    "low_water": _count(0),
+    "max_unsent": _count(1, optional=True),
+    "ac_out_buffer_size": _count(1),
+    "close_timeout": _seconds(optional=True),
+    "clock": Clock(),
+}
+#: Those of `ServerOptions` and `ClientOptions`, and of ``secure:`` strings.
+TLS: Mapping[str, Range] = {
+    "reload_interval": _seconds(optional=True),
+    "handshake_timeout": _seconds(optional=True),
+    "close_timeout": _seconds(),
+    "flush_timeout": _seconds(),
+    "max_handshakes": _count(1, optional=True),
+    "max_pending": _count(1, optional=True),
+}
+#: The ``stop_timeout`` of a `Server`.
+STOPPING = Range(0, LONGEST_SECONDS, optional=True)
+
+
+def check_all(owner: Any, ranges: Mapping[str, Range]) -> None:
+    """
+    Check those attributes of *owner* that it has; see `Range.check`.
+    """
+    for name, its in ranges.items():
+        if hasattr(owner, name):
+            its.check(name, getattr(owner, name))
+
+
+def check_class(cls: type, ranges: Mapping[str, Range | Clock]) -> None:
+    """
+    Check what a class body sets; see `Range.check`. Properties, and fields of dataclasses, pass.
+    """
+    for name, its in ranges.items():
+        value = inspect.getattr_static(cls, name)
+        if type(value).__module__ == "builtins" and not hasattr(type(value), "__get__"):
+            its.check(f"{cls.__qualname__}.{name}", value)
+
+
+def check_owner(owner: Any, ranges: Mapping[str, Range | Clock], default: type) -> None:
+    """
+    Check the attributes of *owner*, and put those of *default* in place of wrong ones.
+
+    Raises:
+        TypeError, ValueError: see `Range.check`; for the first that is wrong.
+    """
+    first: Exception | None = None
+    for name, its in ranges.items():
+        value = getattr(owner, name)
+        if value is not getattr(default, name):
+            try:
+                its.check(f"{type(owner).__qualname__}.{name}", value)
+            except (TypeError, ValueError) as error:
+                first = first or error
+                setattr(owner, name, getattr(default, name))
+    if first is not None:
+        raise first

@@ -1,0 +1,821 @@
+"""
+Served handlers and their sockets, on each kind of endpoint: plain, ``secure:`` and ``ssl:``.
+
+What a handler does to its socket may work where it has a real one, so each test takes that, too.
+"""
+
+import contextlib
+import io
+import os
+import select
+import socket
+import ssl
+import sys
+from pathlib import Path
+
+import pytest
+from OpenSSL import SSL
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import quoteStringArgument
+from twisted.internet.task import deferLater
+from twisted.logger import globalLogPublisher
+from twisted.protocols.policies import TimeoutFactory
+from twisted.trial.unittest import TestCase
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tls_matrix"))
+
+from support import HOST, client_context, in_thread, leaf, pem
+from wire import Memory, raw, reset
+
+from txasynchat import Server
+from txasynchat.compat import LegacyFactory, asynchat, asyncore, served, start_tls
+from txasynchat.errors import HandshakeTimedOut
+from txasynchat.tlslayer import TLSLayer
+
+# Twisted hands pyOpenSSL's own certificates back to pyOpenSSL, which would rather have others.
+pytestmark = pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")
+
+
+class Lines(asynchat.async_chat):
+    """Answers each line with itself."""
+
+    def __init__(self, sock):
+        asynchat.async_chat.__init__(self, sock)
+        self.set_terminator(b"\n")
+
+    collect_incoming_data = asynchat.async_chat._collect_incoming_data
+
+    def found_terminator(self):
+        self.line_received(self._get_data())
+
+    def line_received(self, line):
+        self.push(line + b"\n")
+
+
+class Client:
+    """A client in the calling thread, plain or over TLS by hand."""
+
+    def __init__(self, port, *, secure):
+        self.sock = raw(port)
+        self.tls = None
+        if secure:
+            self.tls = Memory(client_context(), HOST)
+            self.tls.finish(self.sock)
+
+    def send(self, data):
+        self.sock.sendall(self.tls.encrypt(data) if self.tls else data)
+
+    def end(self):
+        """Send no more; TLS has close_notify for it."""
+        if self.tls:
+            self.sock.sendall(self.tls.goodbye())
+        else:
+            self.sock.shutdown(socket.SHUT_WR)
+
+    def read(self, size):
+        """So many bytes, or what comes before the end, in order or not."""
+        data = bytearray()
+        with contextlib.suppress(ConnectionError):
+            if self.tls:
+                return self.tls.read(self.sock, size)
+            while len(data) < size and (piece := self.sock.recv(min(65536, size - len(data)))):
+                data += piece
+        return bytes(data)
+
+    def ask(self, line):
+        self.send(line + b"\n")
+        return self.read(len(line) + 1)
+
+    def drain(self):
+        with self.sock:
+            return self.read(1 << 30)
+
+
+class WaysTestCase(TestCase):
+    timeout = 60
+
+    def setUp(self):
+        self.pem = self.mktemp()
+        Path(self.pem).write_bytes(pem(leaf()))
+
+    async def serve(self, handler, *, around=lambda factory: factory):
+        """Start a server of *handler* on the endpoint that this class is about."""
+        description = self.description.format(pem=quoteStringArgument(self.pem))
+        self.factory = LegacyFactory(handler)
+        server = Server(reactor, around(self.factory), [description], stop_timeout=10)
+        server.startService()
+        self.addCleanup(server.stopService)
+        self.port = server.ports[0].getHost().port
+        return server
+
+    async def client(self):
+        client = await in_thread(lambda: Client(self.port, secure=self.secure))
+        self.addCleanup(client.sock.close)
+        return client
+
+    async def until(self, condition):
+        """Let the reactor turn until *condition* holds; the test's own timeout ends it."""
+        while not condition():
+            await deferLater(reactor, 0)
+
+    async def all_gone(self):
+        await self.until(
+            lambda: not (self.factory.connections or self.factory.channels or self.factory.restless)
+        )
+
+    @contextlib.contextmanager
+    def listening_in(self):
+        """What is printed and logged meanwhile: a list of texts."""
+        said = []
+        printed = io.StringIO()
+
+        def observe(event):
+            if "log_failure" in event:
+                said.append(event["log_failure"].getTraceback())
+
+        globalLogPublisher.addObserver(observe)
+        try:
+            with contextlib.redirect_stdout(printed):
+                yield said
+        finally:
+            globalLogPublisher.removeObserver(observe)
+            said.extend(printed.getvalue().splitlines())
+
+
+# -- what handlers that own their socket do to it
+
+
+def server_context():
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    leaf().configure_cert(context)
+    return context
+
+
+def wrap(sock):
+    return server_context().wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+
+
+# The far ends of sockets that handlers put in the place of theirs.
+far_ends = []
+
+
+def other():
+    near, far = socket.socketpair()
+    near.setblocking(False)
+    far_ends.append(far)
+    return near
+
+
+def put(make):
+    return lambda handler: setattr(handler, "socket", make(handler.socket))
+
+
+NEEDS_A_DESCRIPTOR = {
+    b"wrap and set": lambda handler: handler.set_socket(wrap(handler.socket)),
+    b"wrap and assign": put(wrap),
+    b"wrap and drop": lambda handler: wrap(handler.socket),
+    b"pyOpenSSL": put(lambda sock: SSL.Connection(SSL.Context(SSL.TLS_METHOD), sock)),
+    b"close the descriptor": lambda handler: os.close(handler.socket.fileno()),
+    b"close a socket of the descriptor": lambda handler: socket.socket(
+        fileno=handler.socket.fileno()
+    ).close(),
+    b"drop a socket of the descriptor": lambda handler: socket.socket(
+        fileno=handler.socket.fileno()
+    ),
+    b"copy the descriptor": lambda handler: socket.fromfd(
+        handler.socket.fileno(), socket.AF_INET, socket.SOCK_STREAM
+    ).close(),
+    b"detach": lambda handler: os.close(handler.socket.detach()),
+    b"dup": lambda handler: handler.socket.dup().close(),
+    b"makefile": lambda handler: handler.socket.makefile("rb").close(),
+    b"select": lambda handler: select.select([handler.socket], [], [], 0),
+    b"assign another": put(lambda _: other()),
+    b"set another": lambda handler: handler.set_socket(other()),
+    b"keep it and assign another": lambda handler: (
+        setattr(handler, "kept", handler.socket),
+        setattr(handler, "socket", other()),
+    ),
+}
+ENDS = {
+    b"close": lambda handler: handler.socket.close(),
+    b"close twice": lambda handler: (handler.socket.close(), handler.socket.close()),
+    b"shut down": lambda handler: handler.socket.shutdown(socket.SHUT_RDWR),
+    b"shut down to read": lambda handler: handler.socket.shutdown(socket.SHUT_RD),
+    b"shut down to write": lambda handler: handler.socket.shutdown(socket.SHUT_WR),
+    b"lose it": put(lambda _: None),
+    b"leave the map": lambda handler: handler.del_channel(),
+    b"clear the map": lambda handler: handler._map.pop(handler._fileno),
+}
+
+
+class Meddler(Lines):
+    """Some lines have it do something to its socket, between a ``go`` and a ``done``."""
+
+    def line_received(self, line):
+        act = NEEDS_A_DESCRIPTOR.get(line) or ENDS.get(line)
+        if act is None:
+            self.push(line + b"\n")
+        else:
+            self.push(b"go\n")
+            act(self)
+            self.push(b"done\n")
+
+
+def meddle(client, what):
+    """Ask a `Meddler` for it; return whether the connection still works, having ended it."""
+    with client.sock:
+        client.send(what + b"\n")
+        if client.read(3) != b"go\n":
+            return False
+        try:
+            if what.startswith(b"wrap") and not client.tls:
+                client.tls = Memory(client_context(), HOST)
+                client.tls.finish(client.sock)
+            elif client.read(5) != b"done\n":
+                return False
+            return client.ask(b"still here") == b"still here\n"
+        except OSError:
+            return False
+
+
+class Sockets:
+    async def check(self, kinds, *, needs_help):
+        server = await self.serve(Meddler)
+        early = await self.client()
+        assert await in_thread(early.ask, b"hello") == b"hello\n"
+        for what in kinds:
+            client = await self.client()
+            with self.listening_in() as said:
+                works = await in_thread(meddle, client, what)
+                await self.until(lambda: len(self.factory.connections) == 1)
+            while far_ends:
+                far_ends.pop().close()
+            helped = [text for text in said if "start_tls" in text]
+            assert len(helped) == (needs_help and not works), (what, said)
+            assert not any("Traceback" in text for text in said), (what, said)
+            # The others, and those who come now, and get numbers of descriptors that were free.
+            late = await self.client()
+            for one in (early, late):
+                assert await in_thread(one.ask, b"hello") == b"hello\n", what
+            late.sock.close()
+            await self.until(lambda: len(self.factory.connections) == 1)
+        await server.stopService()
+        early.sock.close()
+        await self.all_gone()
+
+    async def test_what_needs_a_descriptor_ends_its_own_connection_with_one_line(self):
+        await self.check(NEEDS_A_DESCRIPTOR, needs_help=True)
+
+    async def test_an_end_of_the_socket_is_the_end_of_its_own_connection(self):
+        await self.check(ENDS, needs_help=False)
+
+    async def test_a_socket_that_is_closed_directly_reaches_handle_close_once(self):
+        calls = []
+
+        class Telling(Meddler):
+            def handle_close(self):
+                calls.append("handle_close")
+                self.close()
+
+        await self.serve(Telling)
+        client = await self.client()
+        await in_thread(meddle, client, b"close")
+        await self.all_gone()
+        assert calls == ["handle_close"]
+
+    async def test_handlers_find_themselves_in_the_map_by_numbers_of_their_own(self):
+        handlers = []
+
+        class Kept(Lines):
+            def __init__(self, sock):
+                super().__init__(sock)
+                handlers.append(self)
+
+        await self.serve(Kept)
+        clients = [await self.client() for _ in range(3)]
+        for client in clients:
+            await in_thread(client.ask, b"hello")
+        assert len({handler._fileno for handler in handlers}) == 3
+        for handler in handlers:
+            assert handler._map[handler._fileno] is handler
+            handler.close()
+            assert handler.socket.fileno() == -1
+        for client in clients:
+            client.sock.close()
+        await self.all_gone()
+
+    async def test_all_that_was_sent_before_shutdown_arrives_and_then_the_end(self):
+        class Burst(Lines):
+            def line_received(self, _line):
+                sock = self.socket
+                self.kept = b"x" * 6_000_000
+                self.flush_and_end(sock)
+
+            def flush_and_end(self, sock):
+                while self.kept:
+                    try:
+                        self.kept = self.kept[sock.send(self.kept) :]
+                    except BlockingIOError:
+                        return
+                self.kept = None
+                sock.shutdown(socket.SHUT_WR)
+
+            kept = None
+
+            def writable(self):
+                return self.kept is not None
+
+            def handle_write(self):
+                self.flush_and_end(self.socket)
+
+        await self.serve(Burst)
+        client = await self.client()
+        client.send(b"go\n")
+        assert len(await in_thread(client.drain)) == 6_000_000
+        assert not client.tls or client.tls.ended
+        await self.all_gone()
+
+
+# -- the end of a connection, seen from both sides
+
+
+class Noting(Lines):
+    """Answers at length, and when the peer has ended closes as soon as all is sent."""
+
+    ended = False
+    size = 12_000_000
+
+    def line_received(self, _line):
+        for _ in range(self.size // 10_000):
+            self.push(b"x" * 10_000)
+
+    def readable(self):
+        return not self.ended
+
+    def writable(self):
+        if self.ended and not self.producer_fifo:
+            self.close()
+            return False
+        return super().writable()
+
+    def handle_close(self):
+        self.ended = True
+
+
+class Late(Lines):
+    """Answers when the peer has ended, by a producer."""
+
+    pieces = 60
+    ended = False
+
+    def line_received(self, line):
+        pass
+
+    def handle_close(self):
+        if self.ended:
+            self.close()
+            return
+        self.ended = True
+        self.push_with_producer(self)
+        self.close_when_done()
+
+    def more(self):
+        self.pieces -= 1
+        return b"x" * 1000 if self.pieces >= 0 else b""
+
+
+class Ends:
+    async def ask_and_end(self):
+        client = await self.client()
+        client.send(b"go\n")
+        client.end()
+        return await in_thread(client.drain)
+
+    async def test_what_is_queued_when_the_peer_ends_is_sent_if_the_handler_goes_on(self):
+        await self.serve(Noting)
+        assert len(await self.ask_and_end()) == Noting.size
+        await self.all_gone()
+
+    async def test_an_answer_that_begins_in_handle_close_is_sent_to_its_end(self):
+        await self.serve(Late)
+        assert len(await self.ask_and_end()) == 60_000
+        await self.all_gone()
+
+    async def test_below_a_policy_it_is_as_well(self):
+        await self.serve(Late, around=lambda factory: TimeoutFactory(factory, 30))
+        assert len(await self.ask_and_end()) == 60_000
+        await self.all_gone()
+
+    async def test_a_loss_while_the_handler_only_writes_is_told(self):
+        class Endless(Noting):
+            closed = Deferred()
+            size = 20_000_000
+
+            def handle_close(self):
+                if self.ended:
+                    self.close()
+                    self.closed.callback(None)
+                self.ended = True
+
+        await self.serve(Endless)
+        client = await self.client()
+        client.send(b"go\n")
+        client.end()
+        await in_thread(client.read, 100_000)
+        reset(client.sock)
+        await Endless.closed
+        await self.all_gone()
+
+    async def test_a_handler_that_raises_at_the_end_is_called_no_more(self):
+        calls = []
+
+        class Raising(Lines):
+            def handle_close(self):
+                calls.append("handle_close")
+                raise ValueError("at the end")
+
+        for leave in (Client.end, lambda client: reset(client.sock)):
+            await self.serve(Raising)
+            calls.clear()
+            client = await self.client()
+            await in_thread(client.ask, b"hello")
+            with self.listening_in() as said:
+                leave(client)
+                await self.all_gone()
+                # What would come again comes within this time.
+                await deferLater(reactor, 2 * served.RESTLESS)
+            client.sock.close()
+            # By recv(), then by handle_error() as asyncore has it.
+            assert calls == ["handle_close"] * 2
+            assert len(said) == 2, said
+            assert len(self.flushLoggedErrors(ValueError)) == 1
+
+    async def test_a_handler_that_forgets_to_close_is_forgotten_with_its_connection(self):
+        calls = []
+
+        class Forgetful(Lines):
+            def handle_close(self):
+                calls.append("handle_close")
+
+        await self.serve(Forgetful)
+        client = await self.client()
+        await in_thread(client.ask, b"hello")
+        reset(client.sock)
+        await self.all_gone()
+        assert calls == ["handle_close"]
+
+    async def test_a_predicate_that_raises_ends_its_own_connection_and_is_told_once(self):
+        calls = []
+
+        class Raising(Lines):
+            raises = False
+
+            def line_received(self, line):
+                super().line_received(line)
+                self.raises = line == b"raise"
+
+            def writable(self):
+                if self.raises:
+                    raise ValueError("no answer")
+                return super().writable()
+
+            def handle_close(self):
+                calls.append("handle_close")
+                self.close()
+
+        await self.serve(Raising)
+        client, bystander = await self.client(), await self.client()
+        await in_thread(client.ask, b"raise")
+        assert await in_thread(client.drain) == b""
+        assert await in_thread(bystander.ask, b"hello") == b"hello\n"
+        bystander.sock.close()
+        await self.all_gone()
+        assert calls == ["handle_close"] * 2
+        assert len(self.flushLoggedErrors(ValueError)) == 1
+
+    async def test_a_policy_ends_an_idle_connection(self):
+        await self.serve(Lines, around=lambda factory: TimeoutFactory(factory, 0.2))
+        client = await self.client()
+        assert await in_thread(client.drain) == b""
+        await self.all_gone()
+
+    async def test_a_policy_ends_a_connection_that_has_sent_much(self):
+        class Talkative(Lines):
+            def line_received(self, _line):
+                self.push(b"x" * 3_000_000)
+
+        await self.serve(Talkative, around=lambda factory: TimeoutFactory(factory, 0.5))
+        client = await self.client()
+        client.send(b"go\n")
+        assert len(await in_thread(client.drain)) == 3_000_000
+        await self.all_gone()
+
+    async def test_a_stopping_server_ends_idle_dispatchers_at_once(self):
+        class Old(asyncore.dispatcher_with_send):
+            def handle_read(self):
+                self.send(self.recv(100))
+
+            def handle_close(self):
+                self.close()
+
+        server = await self.serve(Old)
+        client = await self.client()
+        await in_thread(client.ask, b"hello")
+        ended = in_thread(client.drain)
+        server.stop_timeout = None
+        await server.stopService()
+        assert await ended == b""
+
+
+# -- what one handler changes in another
+
+
+class Room:
+    """What one says goes to all others, by way of their queues."""
+
+    members = ()
+
+    def enter(self):
+        type(self).members += (self,)
+
+    def say(self, data):
+        for member in self.members:
+            if member is not self:
+                member.put(data)
+
+    def handle_close(self):
+        type(self).members = ()
+        self.close()
+
+
+class OwnQueueRoom(Room, asyncore.dispatcher):
+    """A queue that nobody else knows of, and predicates that look at it."""
+
+    def __init__(self, sock):
+        asyncore.dispatcher.__init__(self, sock)
+        self.queue = b""
+        self.enter()
+
+    def put(self, data):
+        self.queue += data
+
+    def handle_read(self):
+        self.say(self.recv(1000))
+
+    def writable(self):
+        return bool(self.queue)
+
+    def handle_write(self):
+        self.queue = self.queue[self.send(self.queue) :]
+
+
+class Paused(Lines):
+    """Hears nothing until another one has said so, by a predicate on the instance."""
+
+    waiting = None
+
+    def __init__(self, sock):
+        super().__init__(sock)
+        if Paused.waiting is None:
+            Paused.waiting = self
+            self.readable = lambda: False
+
+    def line_received(self, line):
+        super().line_received(line)
+        if Paused.waiting is not self:
+            Paused.waiting.readable = lambda: True
+
+
+class Neighbours:
+    def setUp(self):
+        super().setUp()
+        # Who is asked only now and then is asked too late.
+        self.patch(served, "RESTLESS", 3600.0)
+
+    async def check_room(self, room):
+        room.members = ()
+        await self.serve(room)
+        speaker, listener = await self.client(), await self.client()
+        await self.until(lambda: len(room.members) == 2)
+        for _ in range(20):
+            speaker.send(b"hello\n")
+            assert await in_thread(listener.read, 6) == b"hello\n"
+        # From no handler at all: a timer, another protocol.
+        room.members[1].put(b"from outside\n")
+        assert await in_thread(listener.read, 13) == b"from outside\n"
+        for client in (speaker, listener):
+            client.sock.close()
+        await self.all_gone()
+
+    async def test_what_only_a_predicate_knows_of_is_sent(self):
+        # What no handler has done is noticed at the next look.
+        self.patch(served, "RESTLESS", 0.1)
+        await self.check_room(OwnQueueRoom)
+
+    async def test_what_a_handler_does_to_a_predicate_of_another_takes_effect_at_once(self):
+        OwnQueueRoom.members = ()
+        await self.serve(OwnQueueRoom)
+        speaker, listener = await self.client(), await self.client()
+        await self.until(lambda: len(OwnQueueRoom.members) == 2)
+        for _ in range(20):
+            speaker.send(b"hello\n")
+            assert await in_thread(listener.read, 6) == b"hello\n"
+        for client in (speaker, listener):
+            client.sock.close()
+        await self.all_gone()
+
+    async def test_who_is_let_read_by_another_reads(self):
+        Paused.waiting = None
+        await self.serve(Paused)
+        paused, other_one = await self.client(), await self.client()
+        await self.until(lambda: len(self.factory.channels) == 2)
+        paused.send(b"first\n")
+        assert await in_thread(other_one.ask, b"go on") == b"go on\n"
+        assert await in_thread(paused.read, 6) == b"first\n"
+        for client in (paused, other_one):
+            client.sock.close()
+        await self.all_gone()
+
+
+# -- one class for each way, and what some ways have alone
+
+
+class Plain:
+    description = "tcp:0:interface=127.0.0.1"
+    secure = False
+
+
+class Secure:
+    description = "secure:tcp:0:interface=127.0.0.1:certificate={pem}"
+    secure = True
+
+
+class Ssl:
+    description = "ssl:0:interface=127.0.0.1:privateKey={pem}"
+    secure = True
+
+
+class PlainSocketTests(Plain, Sockets, WaysTestCase):
+    pass
+
+
+class SecureSocketTests(Secure, Sockets, WaysTestCase):
+    pass
+
+
+class SslSocketTests(Ssl, Sockets, WaysTestCase):
+    pass
+
+
+class PlainEndTests(Plain, Ends, WaysTestCase):
+    pass
+
+
+class SecureEndTests(Secure, Ends, WaysTestCase):
+    pass
+
+
+class SslEndTests(Ssl, Ends, WaysTestCase):
+    async def test_a_handshake_that_never_comes_has_an_end(self):
+        self.patch(TLSLayer, "handshake_timeout", 0.2)
+        server = await self.serve(Lines)
+        client = await in_thread(lambda: Client(self.port, secure=False))
+        assert await in_thread(client.drain) == b""
+        await self.until(lambda: not server.connections)
+
+
+class PlainNeighbourTests(Plain, Neighbours, WaysTestCase):
+    pass
+
+
+class SecureNeighbourTests(Secure, Neighbours, WaysTestCase):
+    pass
+
+
+class SslNeighbourTests(Ssl, Neighbours, WaysTestCase):
+    pass
+
+
+class Upgrading(Lines):
+    """``STARTTLS`` has its meaning; a number before it is how much is queued in plain first."""
+
+    limit = 0.3
+
+    def __init__(self, sock, errors):
+        super().__init__(sock)
+        self.errors = errors
+
+    def line_received(self, line):
+        if line.endswith(b"STARTTLS"):
+            self.push(b"x" * int(b"0" + line.partition(b"STARTTLS")[0]))
+            self.push(b"go\n")
+            start_tls(self, server_context(), handshake_timeout=self.limit)
+        else:
+            self.push(line + b"\n")
+
+    def handle_error(self):
+        self.errors.append(sys.exception())
+        self.close()
+
+
+class StartTLSTests(Plain, WaysTestCase):
+    async def serve_upgrading(self, handler=Upgrading):
+        self.errors = []
+        await self.serve(lambda sock: handler(sock, self.errors))
+        return await self.client()
+
+    def timed_out(self):
+        return [type(error) for error in self.errors] == [HandshakeTimedOut]
+
+    async def test_a_peer_that_asks_and_says_no_more_is_gone_after_the_limit(self):
+        client = await self.serve_upgrading()
+        client.send(b"STARTTLS\n")
+        assert await in_thread(client.drain) == b"go\n"
+        await self.all_gone()
+        assert self.timed_out()
+
+    async def test_a_peer_that_stops_in_its_hello_is_gone_after_the_limit(self):
+        client = await self.serve_upgrading()
+        client.send(b"STARTTLS\n")
+        assert await in_thread(client.read, 3) == b"go\n"
+        client.send(Memory(client_context(), HOST).hello()[:50])
+        assert await in_thread(client.drain) == b""
+        await self.all_gone()
+        assert self.timed_out()
+
+    async def test_a_peer_that_never_answers_the_servers_hello_is_gone_after_the_limit(self):
+        client = await self.serve_upgrading()
+        client.send(b"STARTTLS\n")
+        assert await in_thread(client.read, 3) == b"go\n"
+        client.send(Memory(client_context(), HOST).hello())
+        await in_thread(client.drain)
+        await self.all_gone()
+        assert self.timed_out()
+
+    async def test_a_peer_that_never_reads_is_gone_after_the_limits(self):
+        self.patch(served, "CLOSE_TIMEOUT", 0.2)
+        client = await self.serve_upgrading()
+        client.send(b"20000000STARTTLS\n")
+        await self.all_gone()
+        assert self.timed_out()
+        client.sock.close()
+
+    async def test_a_peer_that_reads_slowly_before_it_begins_gets_there(self):
+        class Impatient(Upgrading):
+            limit = 1.0
+
+        client = await self.serve_upgrading(Impatient)
+        client.send(b"40000000STARTTLS\n")
+        begun = reactor.seconds()
+        # It takes longer than the limit, each piece does not. The last ones wait in the system, where
+        # the handshake's own time has begun.
+        for _ in range(15):
+            assert len(await in_thread(client.read, 1_000_000)) == 1_000_000
+            await deferLater(reactor, 0.1)
+        assert reactor.seconds() - begun > Impatient.limit
+        assert len(await in_thread(client.read, 25_000_000)) == 25_000_000
+        assert await in_thread(client.read, 3) == b"go\n"
+        client.tls = Memory(client_context(), HOST)
+        await in_thread(client.tls.finish, client.sock)
+        assert await in_thread(client.ask, b"hello") == b"hello\n"
+        client.sock.close()
+        await self.all_gone()
+
+    async def test_a_failed_handler_that_does_not_close_is_told_of_the_end(self):
+        calls = []
+
+        class Staying(Upgrading):
+            def handle_error(self):
+                self.errors.append(sys.exception())
+
+            def handle_close(self):
+                calls.append("handle_close")
+                self.close()
+
+        client = await self.serve_upgrading(Staying)
+        client.send(b"STARTTLS\n")
+        assert await in_thread(client.drain) == b"go\n"
+        await self.all_gone()
+        assert self.timed_out()
+        assert calls == ["handle_close"]
+
+    async def test_the_last_bytes_after_close_reach_a_slow_reader(self):
+        class Closing(Upgrading):
+            limit = 10.0
+
+            def line_received(self, line):
+                super().line_received(line)
+                if line == b"big":
+                    self.push(b"x" * 8_000_000)
+                    self.close_when_done()
+
+        client = await self.serve_upgrading(Closing)
+        client.send(b"STARTTLS\n")
+        assert await in_thread(client.read, 3) == b"go\n"
+        client.tls = Memory(client_context(), HOST)
+        await in_thread(client.tls.finish, client.sock)
+        client.send(b"big\n")
+        assert len(await in_thread(client.drain)) == 4 + 8_000_000
+        assert client.tls.ended
+        await self.all_gone()

@@ -1,0 +1,411 @@
+"""
+Other threads that open and close channels of a map while a loop() runs over it.
+"""
+
+import random
+import socket
+import sys
+import threading
+import time
+from contextlib import contextmanager, suppress
+
+import pytest
+
+from txasynchat.compat import _driver as driving
+from txasynchat.compat import _interest, _loop, asyncore
+from txasynchat.hub import Hub
+from txasynchat.pollers import ONCE, READ, PollPoller, new_poller
+
+LIMIT = 10.0
+
+
+class Heard(asyncore.dispatcher):
+    """Knows when it has heard something; whatever else happens to it goes into `trouble`."""
+
+    trouble: list
+
+    def __init__(self, sock, channels):
+        self.heard = threading.Event()
+        super().__init__(sock, channels)
+
+    def writable(self):
+        return False
+
+    def handle_read(self):
+        try:
+            if self.recv(100):
+                self.heard.set()
+        except BlockingIOError:
+            self.trouble.append("an event that was for another")
+
+    def handle_close(self):
+        self.close()
+
+    def handle_error(self):
+        if self.connected:  # else it was closed just now
+            self.trouble.append(sys.exc_info()[1])
+
+
+class Steady(Heard):
+    """Asked when something of it may have changed."""
+
+    writable = _interest.steady(Heard.writable)
+
+
+@pytest.fixture
+def channels():
+    own = {}
+    yield own
+    asyncore.close_all(own, ignore_all=True)
+
+
+@pytest.fixture(params=[new_poller, PollPoller], ids=["nested", "flat"])
+def make_poller(request, monkeypatch):
+    """What the hubs of this test are built on."""
+    monkeypatch.setattr(driving, "Hub", lambda: Hub(request.param))
+    return request.param
+
+
+@pytest.fixture
+def restless():
+    """Threads take turns a million times a second."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@contextmanager
+def looping(channels, use_poll=False):
+    """A loop() in a thread, which must end by itself; yields what it raised."""
+    raised = []
+
+    def run():
+        try:
+            asyncore.loop(LIMIT, use_poll, channels)
+        except BaseException as error:  # noqa: BLE001 - looked at by the test
+            raised.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield raised
+        asyncore.close_all(channels)
+        began = time.monotonic()
+        thread.join(LIMIT)
+        assert time.monotonic() - began < LIMIT / 2  # it was told
+    finally:
+        asyncore.close_all(channels, ignore_all=True)
+        thread.join(2 * LIMIT)
+    assert not thread.is_alive()
+    assert raised == []
+
+
+def churn(channels, kinds, seconds, is_over):
+    """Open and close channels, and have each second one hear something first."""
+    mine = []
+    end = time.monotonic() + seconds
+    served = 0
+    chance = random.Random(seconds)
+    while time.monotonic() < end and not is_over():
+        near, far = socket.socketpair()
+        channel = chance.choice(kinds)(far, channels)
+        mine.append((channel, near))
+        near.send(b"x")
+        if chance.random() < 0.5:
+            assert channel.heard.wait(LIMIT), "it was forgotten"
+            served += 1
+        if len(mine) > 5:
+            close(*mine.pop(chance.randrange(5)))
+    for pair in mine:
+        close(*pair)
+    return served
+
+
+def close(channel, near):
+    channel.close()
+    near.close()
+
+
+def run_churns(channels, kinds, seconds, raised):
+    """Four of them at once."""
+    results = []
+
+    def one():
+        try:
+            results.append(churn(channels, kinds, seconds, lambda: raised))
+        except BaseException as error:  # noqa: BLE001 - looked at by the test
+            results.append(error)
+
+    threads = [threading.Thread(target=one) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(seconds + 2 * LIMIT)
+        assert not thread.is_alive()
+    assert raised == []
+    assert all(isinstance(result, int) and result for result in results), results
+
+
+def own_kinds(*kinds):
+    trouble = []
+    return trouble, [type(kind.__name__, (kind,), {"trouble": trouble}) for kind in kinds]
+
+
+both_modes = pytest.mark.parametrize("use_poll", [False, True], ids=["select", "poll"])
+
+
+@pytest.mark.usefixtures("restless", "make_poller")
+@both_modes
+def test_four_threads_open_and_close_channels_of_a_running_map(channels, use_poll):
+    """Each channel is served, none gets what was for another, and loop() goes on."""
+    trouble, kinds = own_kinds(Heard, Steady)
+    near, far = socket.socketpair()
+    kinds[0](far, channels)
+    with near, looping(channels, use_poll) as raised:
+        run_churns(channels, kinds, 1.0, raised)
+    assert trouble == []
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("restless")
+def test_four_threads_open_and_close_channels_of_a_running_map_for_half_a_minute(channels):
+    """The same, long enough for what happens once in a hundred thousand times."""
+    trouble, kinds = own_kinds(Heard, Steady)
+    near, far = socket.socketpair()
+    kinds[0](far, channels)
+    with near, looping(channels) as raised:
+        run_churns(channels, kinds, 30.0, raised)
+    assert trouble == []
+
+
+# -- the same at moments that are chosen
+
+
+def elsewhere(call, *args):
+    """Run it in another thread, to the end if that thread need not wait for this one."""
+    thread = threading.Thread(target=call, args=args)
+    thread.start()
+    thread.join(0.3)
+    return thread
+
+
+@pytest.fixture
+def seam(monkeypatch):
+    """Calls, by name, made once in another thread: within the hub's work, or the poller's."""
+    calls = {}
+    threads = []
+
+    def pass_by(name):
+        call = calls.pop(name, None)
+        if call is not None:
+            threads.append(elsewhere(call))
+
+    class Seamed(Hub):
+        __slots__ = ()
+
+        def wait(self, timeout, limit=-1):
+            events = super().wait(timeout, limit)
+            if events:
+                pass_by("after the wait")
+            return events
+
+        def quiet(self, fd):
+            super().quiet(fd)
+            pass_by("after something is silenced")
+
+    class Poller:
+        def __init__(self):
+            self._poller = new_poller()
+
+        def __getattr__(self, name):
+            return getattr(self._poller, name)
+
+        def register(self, fd, events):
+            pass_by("before it is registered")
+            self._poller.register(fd, events)
+            pass_by("after it is registered")
+
+        def modify(self, fd, events):
+            pass_by("before it is registered anew")
+            self._poller.modify(fd, events)
+
+    monkeypatch.setattr(driving, "Hub", lambda: Seamed(Poller))
+    yield calls
+    for thread in threads:
+        thread.join(LIMIT)
+        assert not thread.is_alive()
+
+
+def replace(channel, near, kind, channels, made):
+    """Close *channel*, and have another one on its number, which hears nothing yet."""
+    number = channel._fileno
+    channel.close()
+    near.close()
+    pairs = []
+    while not any(number == sock.fileno() for pair in pairs for sock in pair):
+        pairs.append(socket.socketpair())
+    far, other = next(
+        (one, two) for a, b in pairs for one, two in ((a, b), (b, a)) if one.fileno() == number
+    )
+    for a, b in pairs[:-1]:
+        a.close()
+        b.close()
+    made.append((kind(far, channels), other))
+
+
+@pytest.mark.parametrize(
+    "moment", ["after the wait", "before it is registered", "after it is registered"]
+)
+@both_modes
+@pytest.mark.parametrize("kind", [Heard, Steady])
+def test_a_channel_that_is_replaced_at_any_moment(channels, seam, moment, use_poll, kind):
+    """The new one on its number is not given what was for the old one, and is served."""
+    trouble, (kind,) = own_kinds(kind)
+    near, far = socket.socketpair()
+    old = kind(far, channels)
+    near.send(b"for the old one")
+    made = []
+    seam[moment] = lambda: replace(old, near, kind, channels, made)
+    end = time.monotonic() + LIMIT
+    while not made and time.monotonic() < end:
+        asyncore.loop(0.01, use_poll, channels, 1)
+    ((new, near),) = made
+    assert seam == {}
+    asyncore.loop(0, use_poll, channels, 2)
+    assert not new.heard.is_set()
+    near.send(b"for the new one")
+    while not new.heard.is_set() and time.monotonic() < end:
+        asyncore.loop(1, use_poll, channels, 1)
+    assert new.heard.is_set()
+    assert trouble == []
+    near.close()
+
+
+@both_modes
+def test_a_channel_is_closed_while_the_loop_looks_whose_events_it_has(channels, seam, use_poll):
+    """Some are nobody's, which takes a look; the order of the others is the map's as it was."""
+    trouble, (kind,) = own_kinds(Heard)
+    (near, far), (other_near, other_far), (mine, nobodys) = [socket.socketpair() for _ in range(3)]
+    first, second = kind(far, channels), kind(other_far, channels)
+    asyncore.loop(0, use_poll, channels, 1)
+    with near, other_near, mine, nobodys:
+        hub = _loop.driver_of(channels).hub
+        hub.watch(nobodys.fileno(), READ)
+        for sock in (near, other_near, mine):
+            sock.send(b"x")
+        seam["after something is silenced"] = second.close
+        asyncore.loop(LIMIT, use_poll, channels, 1)
+        assert seam == {}
+        assert first.heard.is_set()
+        assert not second.heard.is_set()
+        hub.forget(nobodys.fileno())
+    assert trouble == []
+
+
+@pytest.mark.skipif(not ONCE, reason="only epoll(7) tells once")
+@pytest.mark.parametrize("then", ["silenced", "spoken to again"])
+def test_a_channel_that_does_not_listen_is_closed_while_it_is(channels, seam, then):
+    """The hub names its descriptor to the system at that moment: another thread may close it."""
+    near, far = socket.socketpair()
+
+    class Deaf(asyncore.dispatcher):
+        accepting = True  # so that nothing but urgent data is waited for
+        hears = False
+
+        def readable(self):
+            return self.hears
+
+        def handle_accept(self):
+            self.recv(10)
+
+    with near:
+        deaf = Deaf(far, channels)
+        asyncore.loop(0, map=channels, count=1)
+        if then == "silenced":
+            seam["before it is registered anew"] = deaf.close
+            near.close()
+        else:
+            near.shutdown(socket.SHUT_RDWR)
+            asyncore.loop(0, map=channels, count=1)
+            seam["before it is registered anew"] = deaf.close
+            deaf.hears = True
+        for _ in range(3):
+            asyncore.loop(0, map=channels, count=1)
+        assert seam == {}
+        elsewhere(lambda: None)
+    assert channels == {}
+
+
+@both_modes
+def test_the_map_changes_while_its_channels_are_asked(channels, use_poll):
+    """In stdlib's select mode as in its poll mode, a pass goes on with whom it knew of."""
+    trouble, (kind,) = own_kinds(Heard)
+    peers = []
+
+    class Changing(kind):
+        victim = None
+
+        def readable(self):
+            if self.victim is not None:
+                victim, self.victim = self.victim, None
+                elsewhere(self.change, victim)
+            return True
+
+        def change(self, victim):
+            victim.close()
+            for _ in range(2):
+                near, far = socket.socketpair()
+                peers.append(near)
+                kind(far, channels)
+
+    made = []
+    for _ in range(8):
+        near, far = socket.socketpair()
+        peers.append(near)
+        made.append(Changing(far, channels))
+    for number, channel in enumerate(made):
+        channel.victim = made[(number * 3 + 1) % 8]
+    asyncore.loop(0.01, use_poll, channels, 10)
+    assert all(channel.victim is None or channel._fileno is None for channel in made)
+    for near in peers:
+        with suppress(BrokenPipeError):  # a victim's
+            near.send(b"x")
+    end = time.monotonic() + LIMIT
+    alive = list(channels.values())
+    assert len(alive) > 8
+    while not all(channel.heard.is_set() for channel in alive) and time.monotonic() < end:
+        asyncore.loop(1, use_poll, channels, 1)
+    assert all(channel.heard.is_set() for channel in alive)
+    assert trouble == []
+    for near in peers:
+        near.close()
+
+
+def test_two_threads_close_one_channel():
+    """The loop's own, say, whose peer has gone, and the one that ends the program."""
+    near, far = socket.socketpair()
+
+    class Map(dict):
+        meanwhile = None
+
+        def __delitem__(self, key):
+            if self.meanwhile is not None:
+                meanwhile, self.meanwhile = self.meanwhile, None
+                elsewhere(meanwhile)
+            super().__delitem__(key)
+
+    class Strict(Heard):
+        def handle_error(self):
+            self.trouble.append(sys.exc_info()[1])
+
+    channels = Map()
+    trouble, (kind,) = own_kinds(Strict)
+    channel = kind(far, channels)
+    asyncore.loop(0, map=channels, count=1)
+    channels.meanwhile = channel.close
+    near.close()
+    asyncore.loop(LIMIT, map=channels)
+    assert channels == {}
+    assert trouble == []
+    assert far.fileno() == -1
