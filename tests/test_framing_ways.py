@@ -46,7 +46,7 @@ class StepByStep(Framer):
         while not self.paused:
             self._join()
             self._searched = 0
-            if not self._buffer:
+            if self._buffer == b"":
                 if not self._announced or self._skipping is not None:
                     return
                 self._announced = False

@@ -160,7 +160,7 @@ class Pieces(Recorder):
         return [*self.events, self.part]
 
 
-limits = st.sampled_from(["none", 0, 1, 2, 4, 9])
+limits = st.sampled_from(["none", 1, 2, 4, 9])
 change = st.tuples(st.none() | limits, st.none() | st.sampled_from(Overflow))
 changes = st.builds(
     Changes,
@@ -322,6 +322,16 @@ def test_overflow_set_in_the_hook_decides_for_that_message():
     chat.dataReceived(b"longer\nfit\n")
     assert chat.events == [3, 3]
     assert isinstance(chat.close_reason, MessageTooLong)
+
+
+@pytest.mark.parametrize("wrong", [0, -1, "100", 1.5, True])
+def test_a_limit_that_makes_no_sense_is_refused_where_it_is_set(wrong):
+    chat = connect(Lines())
+    with pytest.raises(
+        (TypeError, ValueError), match=r"Lines.max_message_length is a whole number"
+    ):
+        chat.max_message_length = wrong
+    assert chat.max_message_length == 16_384
 
 
 def test_they_read_as_what_is_in_force():

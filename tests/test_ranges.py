@@ -57,13 +57,13 @@ def test_on_an_object_when_its_connection_is_made(name, value, where):
     def assign(chat):
         setattr(chat, name, value)
 
-    handler = type("Handler", (Line,), {where: assign})
+    kind = type("Handler", (Line,), {where: assign})
     if (where, name) == ("__init__", "max_message_length"):
-        # It may be changed at any moment, and is checked then.
-        with pytest.raises((TypeError, ValueError), match=f"^Handler.{name} is a "):
-            handler()
+        # It may be changed at any moment, and so is checked where it is assigned.
+        with pytest.raises((TypeError, ValueError), match=rf"^Handler\.{name} is a "):
+            kind()
         return
-    chat = handler()
+    chat = kind()
     transport = StringTransport()
     with capturedLogs() as logs:
         chat.makeConnection(transport)

@@ -269,7 +269,8 @@ class Framer:
         if terminator is current or (type(terminator) is bytes and terminator == current):
             return
         self._terminator = terminator
-        self._announced = False
+        if type(terminator) is int and terminator > self._longest:
+            self._delimiter = _NO_SHORT_WAY
         self._body = None
         self._searched = 0
         if self._skipping == b"":
@@ -299,8 +300,10 @@ class Framer:
         else:
             self.terminator = terminator = check_terminator(terminator)
             limit = self._limit
-            if isinstance(terminator, int) and limit is not None and terminator > limit:
-                self._announced = True
+            self._announced = (
+                isinstance(terminator, int) and limit is not None and terminator > limit
+            )
+            if self._announced:
                 self._delimiter = _NO_SHORT_WAY
                 if not self._buffer:
                     self._buffer = _NOTHING
@@ -640,12 +643,15 @@ class Framer:
         """
         whole = self.whole
         any_delivered = False
+        if length > self._longest:
+            return False
+        # A longer one disturbs that.
         self._delimiter = _COUNTING
         while True:
             buffer = self._buffer
             position = self._position
             end = position + length
-            if end > len(buffer) or length > self._longest:
+            if end > len(buffer):
                 return any_delivered
             any_delivered = True
             if whole:

@@ -168,15 +168,16 @@ class _Setting:
     Subclasses set a plain value, which hides this; `AsyncChat._set_up` puts it in place again.
     """
 
-    def __init__(self, value: Any, kept_as: str) -> None:
+    def __init__(self, value: Any, name: str, kept_as: str) -> None:
         self._value = value
+        self._name = name
         self._kept_as = kept_as
 
     def begin_with(self, value: Any) -> _Setting:
         """
         Return the same attribute for a class with another value.
         """
-        return type(self)(value, self._kept_as)
+        return type(self)(value, self._name, self._kept_as)
 
     def __get__(self, chat: Any, owner: Any = None) -> Any:
         if chat is None or chat._lazy_framer is None:
@@ -184,9 +185,8 @@ class _Setting:
         return getattr(chat._lazy_framer, self._kept_as)
 
     def __set__(self, chat: Any, value: Any) -> None:
-        if self._kept_as == "limit":
-            its = ranges.HANDLER["max_message_length"]
-            its.check(f"{type(chat).__qualname__}.max_message_length", value)
+        if self._name in ranges.HANDLER:
+            ranges.HANDLER[self._name].check(f"{type(chat).__qualname__}.{self._name}", value)
         setattr(chat._framer, self._kept_as, value)
 
     def __delete__(self, chat: Any) -> None:
@@ -207,11 +207,11 @@ class _Terminator(_Setting):
         AsyncChat.set_terminator(chat, value)
 
 
-def _setting(value: Any, kept_as: str) -> Any:
+def _setting(value: Any, name: str, kept_as: str) -> Any:
     """
     Make a `_Setting`, which for a type checker is the value that it begins with.
     """
-    return _Setting(value, kept_as)
+    return _Setting(value, name, kept_as)
 
 
 @implementer(IPushProducer, IConsumer, IHalfCloseableProtocol, IHandshakeListener)
@@ -237,10 +237,10 @@ class AsyncChat(Protocol):
 
     #: The longest message, in bytes without its terminator; None for no limit. See `Framer`.
     #: May be changed at any moment, and holds from the next byte on.
-    max_message_length: int | None = _setting(16_384, "limit")
+    max_message_length: int | None = _setting(16_384, "max_message_length", "limit")
     #: What follows when a message is longer, after `message_too_long`. May be changed at any moment,
     #: in that hook too; a message of which it was decided already stays as it is.
-    overflow: Overflow = _setting(Overflow.CLOSE, "overflow")
+    overflow: Overflow = _setting(Overflow.CLOSE, "overflow", "overflow")
     #: Bytes waiting to be sent above which delivery and reading stop; None for never.
     high_water: int | None = 65_536
     #: Bytes waiting to be sent at which they go on.
@@ -421,13 +421,13 @@ class AsyncChat(Protocol):
         if self._send_now is None:
             self._writing_end = transports.writing_end(transport)
         framer = self._framer
-        if self._computes:
-            framer.limit = self.max_message_length
-            framer.overflow = self.overflow
         transports.tell_of_half_close(transport, self)
         try:
             super().makeConnection(transport)  # type: ignore[no-untyped-call] # Twisted's, untyped
             ranges.check_owner(self, ranges.HANDLER, AsyncChat)
+            if self._computes:
+                framer.limit = self.max_message_length
+                framer.overflow = self.overflow
         except Exception:  # noqa: BLE001 it is the application's, and is logged
             self._failed()
         if self._left:
@@ -735,7 +735,7 @@ class AsyncChat(Protocol):
 
     #: The terminator in force; in a class body, or as a field of a dataclass, the one that a connection
     #: begins with. Assigning it is `set_terminator`, reading it `get_terminator`.
-    terminator: Any = _Terminator(None, "terminator")
+    terminator: Any = _Terminator(None, "terminator", "terminator")
 
     def get_terminator(self) -> Any:
         """
@@ -977,10 +977,13 @@ class AsyncChat(Protocol):
         if framer is None:
             cls = type(self)
             terminator, limit, overflow = cls._begins_with
+            if cls._computes:  # asked when the connection is made
+                limit = AsyncChat.max_message_length if isinstance(limit, property) else limit
+                overflow = AsyncChat.overflow if isinstance(overflow, property) else overflow
             framer = self._lazy_framer = Framer(
                 terminator,
-                limit=self.max_message_length if self._computes else limit,
-                overflow=self.overflow if self._computes else overflow,
+                limit=limit,
+                overflow=overflow,
                 whole=cls.found_terminator is AsyncChat.found_terminator
                 and cls.collect_incoming_data is AsyncChat.collect_incoming_data,
             )
