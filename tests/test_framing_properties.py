@@ -36,7 +36,9 @@ def expected(data, terminators, limit, overflow, whole):
         length = announced if announced is not None else len(content)
         body = rest[begin : begin + length]
         ended = behind is not None
-        if most is not None and length > most and len(rest) > begin - (begin > 0):
+        # A number that a handler sets is known before there is a byte.
+        is_known = len(rest) > begin - (begin > 0) or (turn > 0 and announced is not None)
+        if most is not None and length > most and is_known:
             if announced is None:
                 count, sample, passed = most + 1, content[: min(128, most + 1)], content[:most]
             else:
@@ -79,7 +81,7 @@ def look(rest, terminator, limit, whole):
         return 0, rest, None, None, None, limit if whole else None
     if isinstance(terminator, int):
         behind = 0 if len(rest) >= terminator else None
-        return 0, rest[:terminator], behind, None, terminator if rest else None, limit
+        return 0, rest[:terminator], behind, None, terminator, limit
     if isinstance(terminator, LengthPrefix):
         size = terminator.size
         if len(rest) < size:
