@@ -80,6 +80,7 @@ class Hub:
         "_poller",
         "_seat",
         "_stale",
+        "_wake_lock",
         "_waker",
         "_woken",
         "masks",
@@ -94,8 +95,10 @@ class Hub:
         self._always: set[int] = set()
         # Descriptors that `quiet` silenced.
         self._once: set[int] = set()
-        # Held by whoever uses the poller, but for waiting: closed numbers are re-used.
+        # Held by whoever names the poller's number to the system, but for waiting: when it is closed it
+        # may be another's.  Who was woken goes on to register, and must not wait for who woke it.
         self._lock = threading.RLock()
+        self._wake_lock = threading.RLock()
         self._seat: Seat | None = None
         self._waker: Waker | PipeWaker | None = None
         self._stale = self._woken = False
@@ -161,7 +164,7 @@ class Hub:
             self._renew()
 
     def _renew(self) -> None:
-        with self._lock:
+        with self._lock, self._wake_lock:
             seat = self._seat
             if seat is not None:
                 seat.leave()
@@ -385,7 +388,7 @@ class Hub:
         End a `wait` that sits in another thread, or the next one; from any thread.
         """
         if not self._woken:  # else it has not returned from the last time
-            with self._lock:
+            with self._wake_lock:
                 self._ring()
 
     def _ring(self) -> None:
@@ -471,7 +474,7 @@ class Hub:
         Give all descriptors back; the channels' own stay open.  May be called twice.
         """
         self.detach()
-        with self._lock:
+        with self._lock, self._wake_lock:
             self._close_descriptors()
         self.masks.clear()
         self._always.clear()
@@ -502,6 +505,7 @@ _hubs: weakref.WeakSet[Hub] = weakref.WeakSet()
 def _after_fork_in_child() -> None:
     for hub in list(_hubs):
         hub._lock = threading.RLock()  # whoever held it does not exist here
+        hub._wake_lock = threading.RLock()
         hub._stale = True
 
 

@@ -206,8 +206,7 @@ def seam(monkeypatch):
 
         def wait(self, timeout, limit=-1):
             events = super().wait(timeout, limit)
-            if events:
-                pass_by("after the wait")
+            pass_by("after the wait" if events else "after an empty wait")
             return events
 
         def quiet(self, fd):
@@ -335,6 +334,38 @@ def test_a_channel_that_does_not_listen_is_closed_while_it_is(channels, seam, th
         assert seam == {}
         elsewhere(lambda: None)
     assert channels == {}
+
+
+@both_modes
+def test_what_another_thread_changes_just_before_everybody_is_asked(channels, seam, use_poll):
+    """It is noticed then, and not when the wait is over."""
+    trouble, (kind,) = own_kinds(Heard)
+    done = threading.Event()
+
+    class Waiting(kind):
+        wants = False
+
+        def writable(self):
+            return self.wants
+
+        def handle_read(self):
+            super().handle_read()
+            seam["after an empty wait"] = self.change
+
+        def change(self):
+            self.wants = True
+            _loop.touch(self)
+
+        def handle_write(self):
+            self.wants = False
+            done.set()
+
+    near, far = socket.socketpair()
+    Waiting(far, channels)
+    with near, looping(channels, use_poll):
+        near.send(b"x")
+        assert done.wait(LIMIT / 2)
+    assert trouble == []
 
 
 @both_modes

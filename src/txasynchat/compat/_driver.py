@@ -163,8 +163,8 @@ class MapDriver:
         self._without_reactor = -1
         self._next_full = 0.0
         self._next_classify = 0.0
-        self._next_check = 0.0
-        self._check_is_due = False
+        self._next_check = _monotonic() + CHECK
+        self._check_is_due = True
         self._waiting = False
 
     # -- from any thread
