@@ -5,6 +5,7 @@ Every test must give back the descriptors and threads that it took.
 import gc
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -24,6 +25,14 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.register_profile("long", max_examples=20_000, deadline=None)
 hypothesis.settings.load_profile("quick")
+
+# Started by nohup, or in the background of a script, these would be ignored in all that tests start.
+for _number, _handler in (
+    (signal.SIGHUP, signal.SIG_DFL),
+    (signal.SIGINT, signal.default_int_handler),
+):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTLE_SECONDS = 2.0
