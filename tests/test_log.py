@@ -6,8 +6,15 @@ import io
 import sys
 
 import pytest
-from twisted.logger import FileLogObserver, Logger, formatEventAsClassicLogText
+from twisted.internet.testing import StringTransport
+from twisted.logger import (
+    FileLogObserver,
+    Logger,
+    formatEventAsClassicLogText,
+    globalLogPublisher,
+)
 
+from txasynchat import AsyncChat
 from txasynchat.log import Throttle, escape, failure
 
 
@@ -114,3 +121,25 @@ def test_kinds_that_a_peer_makes_up_take_no_memory_without_end():
         throttle.suppressed(number)
     assert len(throttle._logged) <= 1024
     assert sys.getsizeof(throttle._logged) < 100_000
+
+
+def test_a_handler_s_exception_that_quotes_the_peer_forges_no_line():
+    class Handler(AsyncChat):
+        terminator = b"\r\n"
+
+        def message_received(self, message):
+            raise ValueError(f"no such command: {message.decode()}")
+
+    text = io.StringIO()
+    observer = FileLogObserver(text, formatEventAsClassicLogText)
+    chat = Handler()
+    chat.makeConnection(StringTransport())
+    globalLogPublisher.addObserver(observer)
+    try:
+        chat.dataReceived(b"x\n1999-01-01T00:00:00 [-] forged\x1b[1A\r\n")
+    finally:
+        globalLogPublisher.removeObserver(observer)
+    assert (
+        r"ValueError: no such command: x\n1999-01-01T00:00:00 [-] forged\x1b[1A" in text.getvalue()
+    )
+    assert not [line for line in text.getvalue().splitlines() if line.startswith("1999-")]

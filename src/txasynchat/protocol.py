@@ -1113,11 +1113,11 @@ class AsyncChat(Protocol):
             # What stands behind it would follow a piece that is cut off.
             self._drop_output()
         else:
-            self._log.failure("{peer}: {handler} raised", **self._about())
+            failure(self._log, "{peer}: {handler} raised", **self._about())
         try:
             self.handle_error()
         except Exception:  # noqa: BLE001 it is the application's, and is logged
-            self._log.failure("{peer}: {handler}.handle_error raised", **self._about())
+            failure(self._log, "{peer}: {handler}.handle_error raised", **self._about())
         self._close()
 
     def _refuse(self, producer: Any) -> None:

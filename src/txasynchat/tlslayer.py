@@ -57,6 +57,7 @@ from txasynchat.errors import (
 )
 from txasynchat.greeting import Greeting
 from txasynchat.handshakes import HandshakeLimit, Turns
+from txasynchat.log import failure
 from txasynchat.pending import EVICTED
 
 if TYPE_CHECKING:
@@ -577,7 +578,7 @@ class TLSLayer(TLSMemoryBIOProtocol):
         Log the application's exception that is being handled, and end this connection.
         """
         peer = transports.peer_name(self.transport)
-        self._log.failure("{peer}: {what} raised", peer=peer, what=self.logPrefix())
+        failure(self._log, "{peer}: {what} raised", peer=peer, what=self.logPrefix())
         if self._reason is None:
             self._reason = Failure()
         self.abortConnection()

@@ -42,6 +42,7 @@ from txasynchat import endings, tlslayer, transports
 from txasynchat.compat import _interest, _loop, asynchat, asyncore
 from txasynchat.delivery import Progress
 from txasynchat.handlers import Hears, arguments_for, hears, wanted
+from txasynchat.log import failure
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -343,7 +344,11 @@ class Connection(Protocol):
         except asyncore._reraised_exceptions:
             self._stop_reactor()
         except Exception:  # noqa: BLE001 it is the application's, and is logged
-            self._log.failure("{peer}: no handler could be built", peer=self.transport.getPeer())
+            failure(
+                self._log,
+                "{peer}: no handler could be built",
+                peer=transports.peer_name(self.transport),
+            )
             self._told = True  # what is not built yet is called no more
             self.close()
         finally:
@@ -603,7 +608,9 @@ class Connection(Protocol):
         except asyncore._reraised_exceptions:
             self._stop_reactor()
         except Exception:  # noqa: BLE001 asyncore lets these end its loop; here one channel
-            self._log.failure("{peer}: the handler raised", peer=self.transport.getPeer())
+            failure(
+                self._log, "{peer}: the handler raised", peer=transports.peer_name(self.transport)
+            )
             self.close()
             self._tell_of_end()
         finally:
@@ -705,7 +712,9 @@ class Connection(Protocol):
         try:
             channel.handle_close()
         except Exception:  # noqa: BLE001 it is the application's, and is logged
-            self._log.failure("{peer}: handle_close raised", peer=self.transport.getPeer())
+            failure(
+                self._log, "{peer}: handle_close raised", peer=transports.peer_name(self.transport)
+            )
 
     def _set_reading(self) -> None:
         reading = len(self._unread) < UNREAD
