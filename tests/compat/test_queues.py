@@ -10,6 +10,7 @@ import gc
 import pickle
 import socket
 import threading
+import time
 import weakref
 
 import pytest
@@ -21,8 +22,6 @@ from txasynchat.compat import asynchat, asyncore, attach
 from txasynchat.compat._queues import Fifo, OutBuffer
 
 LIMIT = 10.0
-# For passes in which nothing may be left to do.
-SHORT = 0.2
 
 both_modes = pytest.mark.parametrize("use_poll", [False, True], ids=["select", "poll"])
 
@@ -50,6 +49,7 @@ class Counting(asyncore.dispatcher):
         super().__init__(far, channels)
         self.passes = 0
         self.act = act
+        self.near = near
         near.send(b"x")
 
     def readable(self):
@@ -60,8 +60,11 @@ class Counting(asyncore.dispatcher):
         return False
 
     def handle_read(self):
-        self.recv(1)
-        self.act()
+        if self.recv(1):
+            self.act()
+
+    def handle_close(self):
+        self.close()
 
 
 class Noting:
@@ -86,7 +89,8 @@ class Chat(Noting, asynchat.async_chat):
 
 
 class Sending(Noting, asyncore.dispatcher_with_send):
-    pass
+    def handle_close(self):
+        self.close()
 
 
 def replace(channel, fifo):
@@ -110,7 +114,7 @@ FILLINGS = {
     "+=": (Chat, lambda c: c.producer_fifo.__iadd__([b"xyz"])),
     "another deque": (Chat, lambda c: replace(c, collections.deque([b"xyz"]))),
     "another list": (Chat, lambda c: replace(c, [b"xyz"])),
-    "its own again": (Chat, lambda c: replace(c, c.producer_fifo + collections.deque([b"xyz"]))),
+    "a copy": (Chat, lambda c: replace(c, c.producer_fifo + collections.deque([b"xyz"]))),
     "out_buffer +=": (Sending, lambda c: add(c, b"xyz")),
     "out_buffer =": (Sending, lambda c: assign(c, b"xyz")),
     "out_buffer = bytearray": (Sending, lambda c: assign(c, bytearray(b"xyz"))),
@@ -129,7 +133,8 @@ def test_what_a_handler_puts_into_another_queue_goes_out_in_the_next_pass(
     other.counting = Counting(pair, channels, lambda: fill(other))
     asyncore.loop(timeout=LIMIT, use_poll=use_poll, map=channels, count=2)
     assert other.written_in == [2]
-    assert near.recv(100)[:1] == b"x"
+    asyncore.loop(timeout=0, use_poll=use_poll, map=channels, count=2)
+    assert near.recv(3, socket.MSG_WAITALL) == b"xyz"
 
 
 @pytest.mark.usefixtures("each_way", "one_full_pass")
@@ -157,20 +162,13 @@ def test_a_push_that_only_queues_is_sent_in_the_next_pass(channels, pair, use_po
 def test_a_queue_that_was_replaced_goes_on_being_looked_at(channels, pair):
     near, far = pair()
     chat = Chat(far, channels)
-    mine = collections.deque()
-
-    def act():
-        if chat.producer_fifo is not mine:
-            chat.producer_fifo = mine
-        mine.append(b"x")  # which nobody is told of
-
-    chat.counting = Counting(pair, channels, act)
-    act()
-    for _ in range(2):
-        asyncore.loop(timeout=SHORT, map=channels, count=2)
+    mine = chat.producer_fifo = collections.deque()
+    chat.counting = Counting(pair, channels, lambda: mine.append(b"x"))  # and nobody is told
+    asyncore.loop(timeout=LIMIT, map=channels, count=2)
+    assert chat.written_in == [2]
     assert chat.producer_fifo is mine
     assert not mine
-    assert near.recv(100, socket.MSG_WAITALL if len(chat.written_in) == 2 else 0) == b"xx"
+    assert near.recv(100) == b"x"
 
 
 @pytest.mark.usefixtures("each_way", "one_full_pass")
@@ -262,6 +260,44 @@ def test_what_a_predicate_on_the_instance_looks_at_is_looked_at_on_each_pass(
     assert chat.read_in == [2, 3, counting.passes]
 
 
+@pytest.mark.usefixtures("each_way", "one_full_pass")
+@both_modes
+def test_a_first_predicate_from_elsewhere_counts_from_the_next_event_on(channels, pair, use_poll):
+    """The stdlib does not let this channel read even once more."""
+    near, far = pair()
+    other = Chat(far, channels)
+
+    def pause():
+        other.readable = lambda: False
+        near.send(b"x" * 1_000)
+
+    other.counting = Counting(pair, channels, pause)
+    asyncore.loop(timeout=LIMIT, use_poll=use_poll, map=channels, count=2)
+    asyncore.loop(timeout=0, use_poll=use_poll, map=channels, count=3)
+    assert other.read_in == [2]
+
+
+@pytest.mark.usefixtures("each_way")
+def test_a_first_predicate_from_elsewhere_counts_within_a_tenth_of_a_second(channels, pair):
+    """In the stdlib it counts in the next pass, also for a channel to which nothing happens."""
+    other = Chat(pair()[1], channels)
+    at = []
+
+    def want():
+        at.append(time.monotonic())
+        other.writable = lambda: True
+
+    def write():
+        at.append(time.monotonic())
+        raise asyncore.ExitNow
+
+    other.handle_write = write
+    other.counting = Counting(pair, channels, want)
+    with pytest.raises(asyncore.ExitNow):
+        asyncore.loop(timeout=LIMIT, map=channels)
+    assert at[1] - at[0] < LIMIT / 2  # on a machine that has other things to do as well
+
+
 # -- from elsewhere than a handler
 
 
@@ -278,16 +314,15 @@ def test_what_another_thread_puts_into_a_queue_wakes_the_loop(channels, pair, fi
         asked.wait(LIMIT)  # the loop is in its second pass now, or soon
         fill(chat)
 
-    thread = threading.Thread(target=run)
-    thread.start()
-    near.settimeout(LIMIT / 2)
     loop = threading.Thread(target=asyncore.loop, args=(None, False, channels))
     loop.start()
+    thread = threading.Thread(target=run)
+    thread.start()
     try:
         assert near.recv(1) == b"x"
     finally:
-        chat.close()
-        chat.counting.close()
+        near.close()
+        chat.counting.near.close()
         thread.join(LIMIT)
         loop.join(LIMIT)
     assert not loop.is_alive()
@@ -326,6 +361,7 @@ def test_the_queue_is_a_deque():
     chat = asynchat.async_chat(map={})
     fifo = chat.producer_fifo
     assert isinstance(fifo, collections.deque)
+    assert type(fifo) is not collections.deque  # as it is in the stdlib
     assert fifo == collections.deque()
     fifo += [b"b", None]
     assert chat.producer_fifo is fifo
@@ -441,67 +477,65 @@ class UninitializedBuffer(asyncore.dispatcher_with_send):
         self.out_buffer = b""
 
 
+def finish(channel, near, channels, use_poll):
+    """Let the loop send what it has; returns that."""
+    got = []
+    reader = threading.Thread(target=lambda: got.extend(iter(lambda: near.recv(65536), b"")))
+    reader.start()
+    while channel.connected and channel.writable():
+        asyncore.loop(timeout=LIMIT, use_poll=use_poll, map=channels, count=1)
+    channel.close()
+    reader.join(LIMIT)
+    return b"".join(got)
+
+
 @pytest.mark.usefixtures("each_way", "one_full_pass")
 @both_modes
-@pytest.mark.parametrize(
-    "kind",
-    [
-        *(Slotted, OfTheClass, Property, Uninitialized),
-        *(SlottedBuffer, BufferOfTheClass, PropertyBuffer, UninitializedBuffer),
-    ],
-)
+@pytest.mark.parametrize("kind", [Slotted, OfTheClass, Property, Uninitialized])
 def test_a_class_may_have_a_queue_of_its_own(channels, pair, kind, use_poll):
-    class Terminated(kind):
+    class Answering(kind):
         def collect_incoming_data(self, data):
             self.push(b"<" + data)
 
         def found_terminator(self):
             self.push(b">")
 
+    near, far = pair()
+    chat = Answering(far, channels)
+    chat.set_terminator(b"\n")
+    near.send(b"question\n")
+    Counting(pair, channels, lambda: chat.producer_fifo.append(b" from outside"))
+    asyncore.loop(timeout=LIMIT, use_poll=use_poll, map=channels, count=2)
+    assert near.recv(100) == b"<question> from outside"
+    chat.push_with_producer(asynchat.simple_producer(b"produced", 3))
+    chat.push(b"x" * 5_000_000)
+    chat.close_when_done()
+    assert finish(chat, near, channels, use_poll) == b"produced" + b"x" * 5_000_000
+    chat.push(b"late")
+    chat.discard_buffers()
+    assert not chat.producer_fifo
+
+
+@pytest.mark.usefixtures("each_way", "one_full_pass")
+@both_modes
+@pytest.mark.parametrize(
+    "kind", [SlottedBuffer, BufferOfTheClass, PropertyBuffer, UninitializedBuffer]
+)
+def test_a_class_may_have_a_buffer_of_its_own(channels, pair, kind, use_poll):
+    class Answering(kind):
         def handle_read(self):
-            if hasattr(self, "out_buffer"):
-                self.send(b"<" + self.recv(100)[:-1])
-                self.send(b">")
-            else:
-                asynchat.async_chat.handle_read(self)
+            self.send(b"<" + self.recv(100))
+            self.send(b">")
 
     near, far = pair()
-    channel = Terminated(far, channels)
-    if hasattr(channel, "set_terminator"):
-        channel.set_terminator(b"\n")
-
-    def act():
-        if hasattr(channel, "out_buffer"):
-            channel.out_buffer += b"from outside"
-        else:
-            channel.producer_fifo.append(b"from outside")
-
-    near.send(b"question\n")
-    Counting(pair, channels, act)
-    asyncore.loop(timeout=SHORT, use_poll=use_poll, map=channels, count=3)
-    assert near.recv(100) == b"<question>from outside"
-    big = b"x" * 10_000_000
-    if hasattr(channel, "close_when_done"):
-        channel.push_with_producer(asynchat.simple_producer(b"the end"))
-        channel.close_when_done()
-        channel.discard_buffers()
-        assert not channel.producer_fifo
-        assert near.recv(7) == b"the end"
-    reader = threading.Thread(target=lambda: got.append(read(near, len(big))))
-    got = []
-    (getattr(channel, "push", None) or channel.send)(big)
-    reader.start()
-    while channel.writable():
-        asyncore.loop(timeout=LIMIT, use_poll=use_poll, map=channels, count=1)
-    reader.join(LIMIT)
-    assert got == [big]
-
-
-def read(sock, size):
-    data = b""
-    while len(data) < size:
-        data += sock.recv(size)
-    return data
+    channel = Answering(far, channels)
+    near.send(b"question")
+    Counting(pair, channels, lambda: add(channel, b" from outside"))
+    asyncore.loop(timeout=LIMIT, use_poll=use_poll, map=channels, count=2)
+    assert near.recv(100) == b"<question> from outside"
+    channel.send(b"x" * 5_000_000)
+    assert finish(channel, near, channels, use_poll) == b"x" * 5_000_000
+    assert channel.out_buffer == b""
 
 
 # -- several threads at one out_buffer

@@ -6,12 +6,12 @@ them to the system again.  Here that is done for what may have changed:
 
 - A channel whose class overrides `readable` or `writable`, or is no dispatcher of ours, is
   asked on every pass, as in the stdlib: its answer may depend on anything.
-- A *steady* channel, with the predicates of our own classes, is asked when it had an event,
-  when one of its methods changed something (`touch`), and in a full pass.
+- A *steady* channel, with the predicates of our own classes, is asked when it had an event, when
+  one of its methods or its queue changed something (`touch`), and in a full pass.
 - A full pass asks everyone.  It comes first in each ``loop()``, and then every 20 ms while
   passes go on, or every 100 ms where there are so many channels that it would cost more than a
   fortieth of the time; a wait for longer than that has one within it.  It bounds what slips
-  through: attributes that are written from outside, with no method called.
+  through, such as a predicate that one channel puts on another, idle one for the first time.
 
 The map stays the user's own plain dict and is the truth.  What is put in or taken out with no
 method called is noticed on the next pass: insertion order makes that cheap.
@@ -45,7 +45,7 @@ FULL_PASS_SOONEST = 0.02
 FULL_PASS_LATEST = 0.1
 #: Between these, a full pass may take one part in so many of the time.
 FULL_PASS_SHARE = 40
-#: Seconds between two looks for predicates that were put on a channel, in place of its class's.
+#: Seconds between two looks whether a channel that is asked on every pass has become a steady one.
 CLASSIFY = 1.0
 #: Seconds between two looks whether the program closed descriptors of the hub, or of the reactor
 #: beside it; mostly an error tells sooner.
@@ -532,6 +532,7 @@ class MapDriver:
                     continue
                 if (entry.kind or classify) and entry.kind != kind_of(channel):
                     self._classify(fd, entry)
+                    fresh = True
                 if not is_open(channel, fd):
                     self.hub.verify(self._number(fd))
             if ranks[fd] <= rank:
@@ -770,8 +771,8 @@ class MapDriver:
         """
         The commonest batch by far: everybody has something to read, and nothing else.
 
-        A chat channel with nothing to send waits for the same as before, and is not asked
-        again: whatever else changes it reports by `touch`, or a full pass finds it.
+        A steady channel that waits for the same as before need not be looked at again before the
+        next pass: whatever else changes it reports by `touch`, or a full pass finds it.
         """
         channels = self.channels
         recent = self._recent

@@ -8,6 +8,7 @@ others leave what they have in the queue, and the one that sends goes on with it
 
 from __future__ import annotations
 
+from contextlib import suppress
 from threading import Lock, get_ident
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -30,7 +31,7 @@ class Turn:
         free: a list with one item; the thread that has popped it sends.  (Any lock costs four times as
             much.)
         owner: the ident of that thread, and 0 when nobody sends.
-        wanted: while one was sending, another thread wanted to.
+        wanted: an item for each time that another thread wanted to send meanwhile.
     """
 
     __slots__ = ("free", "owner", "wanted")
@@ -38,7 +39,7 @@ class Turn:
     def __init__(self) -> None:
         self.free = [None]
         self.owner = 0
-        self.wanted = False
+        self.wanted: list[None] = []
 
     def send(self, send_chunk: Callable[[], None]) -> None:
         """
@@ -58,12 +59,14 @@ class Turn:
                     return
                 if noted:
                     return
-                self.wanted = noted = (
-                    True  # it looks for this after its turn, or we get the next one
-                )
+                self.wanted.append(None)  # it looks for this after its turn, or we get the next one
+                noted = True
                 continue
             self.owner = me
-            self.wanted = noted = False
+            if noted:
+                with suppress(IndexError):
+                    self.wanted.pop()
+                noted = False
             try:
                 send_chunk()
             finally:
@@ -71,6 +74,7 @@ class Turn:
                 self.free.append(None)
             if not self.wanted:
                 return
+            noted = True
 
 
 def turn_of(channel: Any, make: Callable[[], _T]) -> _T:

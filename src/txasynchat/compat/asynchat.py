@@ -316,7 +316,7 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
                         elif num_sent:
                             settle(fifo, data, num_sent)
                     else:
-                        turn.wanted = True
+                        turn.wanted.append(None)
                 finally:
                     turn.free.append(None)
             except OSError:
@@ -416,7 +416,7 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
                                     settle(fifo, data, num_sent)
                                 _loop.touch(self)
                             else:  # another thread was faster
-                                turn.wanted = True
+                                turn.wanted.append(None)
                         finally:
                             turn.free.append(None)
                     except OSError:
