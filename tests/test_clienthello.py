@@ -34,6 +34,8 @@ SESSION_TICKET, PRE_SHARED_KEY, KEY_SHARE = 35, 41, 51
 
 def of_stdlib(version=None, name=HOST, protocols=(), session=None):
     context = client_context(version) if session is None else session[0]
+    if version is None and session is None:
+        context.minimum_version = ssl.TLSVersion.TLSv1_2  # some builds of Python still offer 1.0
     context.check_hostname = name is not None
     if protocols:
         context.set_alpn_protocols(protocols)

@@ -102,7 +102,11 @@ print(json.dumps({
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, check=True, timeout=30
     )
-    extras = {"asynchat.async_chat": {"ac_join_writes", "ac_in_buffer", "terminator"}}
+    # But for a setting, these are attributes of the instances there.
+    extras = {
+        "asynchat.async_chat": {"ac_join_writes", "ac_in_buffer", "producer_fifo", "terminator"},
+        "asyncore.dispatcher_with_send": {"out_buffer"},
+    }
     for full_name, theirs in json.loads(done.stdout).items():
         module_name, name = full_name.split(".")
         ours = getattr({"asyncore": asyncore, "asynchat": asynchat}[module_name], name)
