@@ -17,6 +17,7 @@ This module imports no asyncore: the modules to drive are given to it.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import errno
 import fcntl
@@ -42,6 +43,8 @@ ACTS = {
     "append ac_in_buffer": 6,
     "discard_buffers": 4,
     "append to fifo": 10,
+    "append to another's fifo": 14,
+    "replace fifo": 3,
     "raise": 16,
     "raise OSError": 14,
     "leave the loop": 9,
@@ -56,7 +59,9 @@ ACTS = {
     "close the socket only": 4,
     "new channel": 14,
     "change predicates": 25,
+    "own predicate": 6,
     "assign out_buffer": 10,
+    "add to another's out_buffer": 10,
     "del_channel": 4,
     "close_all": 1,
     "recv more": 8,
@@ -275,6 +280,12 @@ class World:
             channel.discard_buffers()
         elif act == "append to fifo" and is_chat:
             channel.producer_fifo.append(rng.choice((*_LINES, None, b"")))
+        elif act == "append to another's fifo":
+            other = self.other(rng)
+            if hasattr(other, "producer_fifo"):
+                other.producer_fifo.append(rng.choice((*_LINES, None)))
+        elif act == "replace fifo" and is_chat:
+            channel.producer_fifo = collections.deque(channel.producer_fifo)
         elif act == "raise":
             raise ValueError("made to fail")
         elif act == "raise OSError":
@@ -311,6 +322,12 @@ class World:
             self.make(rng.choice(("chat", "plain", "buffered")), rng)
         elif act == "change predicates":
             channel.answers = (rng.random() < 0.7, rng.random() < 0.7)
+        elif act == "own predicate":
+            self.put_predicate(channel, rng.random() < 0.7, reads=rng.random() < 0.5)
+        elif act == "add to another's out_buffer":
+            other = self.other(rng)
+            if hasattr(other, "out_buffer"):
+                other.out_buffer += b"added\n"
         elif act == "assign out_buffer" and hasattr(channel, "out_buffer"):
             channel.out_buffer = b"assigned"
         elif act == "del_channel":
@@ -324,6 +341,14 @@ class World:
         elif act == "reconnect" and not event and is_chat:
             channel.close()
             self.connect(channel, rng)
+
+    @staticmethod
+    def put_predicate(channel, answer: bool, *, reads: bool) -> None:
+        """A predicate on the instance, in place of the one of its class."""
+        if reads:
+            channel.readable = lambda: answer
+        else:
+            channel.writable = lambda: answer
 
     # -- the script -------------------------------------------------------------------------
 

@@ -45,7 +45,8 @@ FULL_PASS_SOONEST = 0.02
 FULL_PASS_LATEST = 0.1
 #: Between these, a full pass may take one part in so many of the time.
 FULL_PASS_SHARE = 40
-#: Seconds between two looks whether a channel that is asked on every pass has become a steady one.
+#: Seconds between two looks whether channels are still to be asked as they are; mostly that is found
+#: sooner, by an answer that a steady one would not give.
 CLASSIFY = 1.0
 #: Seconds between two looks whether the program closed descriptors of the hub, or of the reactor
 #: beside it; mostly an error tells sooner.
@@ -82,26 +83,11 @@ class _Entry:
     A channel as the driver last saw it.
     """
 
-    __slots__ = ("channel", "kind", "readable", "writable")
+    __slots__ = ("channel", "kind")
 
     def __init__(self, channel: Any) -> None:
         self.channel = channel
         self.kind = ALWAYS
-        # Its predicates without the channel, where it is steady.
-        self.readable: Any = None
-        self.writable: Any = None
-
-    def has_its_predicates(self) -> bool:
-        """
-        Return whether nobody has put others on the channel since it was found to be steady.
-        """
-        try:
-            return (
-                self.channel.readable.__func__ is self.readable
-                and self.channel.writable.__func__ is self.writable
-            )
-        except AttributeError:
-            return False
 
 
 class MapDriver:
@@ -282,11 +268,8 @@ class MapDriver:
         return entry
 
     def _classify(self, fd: Any, entry: _Entry) -> None:
-        channel = entry.channel
-        entry.kind = kind_of(channel)
+        entry.kind = kind_of(entry.channel)
         if entry.kind:
-            entry.readable = channel.readable.__func__
-            entry.writable = channel.writable.__func__
             self._always.pop(fd, None)
         elif fd not in self._always:
             self._always[fd] = entry
@@ -521,12 +504,13 @@ class MapDriver:
             else:
                 if (
                     entry.kind
+                    and not classify
                     and masks.get(fd) == _IDLE
-                    and channel.connected
                     and type(channel.socket) is _socket
                     and not channel.socket._closed  # type: ignore[attr-defined] # as above
                     and ranks[fd] > rank
-                    and entry.has_its_predicates()
+                    and channel.readable()
+                    and not channel.writable()
                 ):
                     rank = ranks[fd]
                     continue

@@ -292,7 +292,11 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
             turn.joining = False
             fifo = self.producer_fifo
             if fifo:
-                self.__flush(turn, fifo)
+                try:
+                    self.__flush(turn, fifo)
+                finally:
+                    if self.producer_fifo:
+                        _loop.touch(self)
 
     def __flush(self, turn: _ChatTurn, fifo: Any) -> None:
         """
@@ -300,31 +304,29 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
         """
         if self.__plain_turn is None or len(fifo) > 1:
             self.initiate_send()
-        else:
+            return
+        try:
+            turn.free.pop()
+        except IndexError:
+            self.initiate_send()
+            return
+        try:
             try:
-                turn.free.pop()
-            except IndexError:
-                self.initiate_send()
-                return
-            try:
-                try:
-                    data = fifo[0] if fifo and self.connected else None
-                    if type(data) is bytes and len(data) <= self.ac_out_buffer_size:
-                        num_sent = self.send(data)
-                        if num_sent == len(data) and fifo and fifo[0] is data:
-                            del fifo[0]
-                        elif num_sent:
-                            settle(fifo, data, num_sent)
-                    else:
-                        turn.wanted.append(None)
-                finally:
-                    turn.free.append(None)
-            except OSError:
-                self.handle_error()  # after the turn: it may push
-            if turn.wanted:
-                self.initiate_send()
-        if self.producer_fifo:
-            _loop.touch(self)
+                data = fifo[0] if fifo and self.connected else None
+                if type(data) is bytes and len(data) <= self.ac_out_buffer_size:
+                    num_sent = self.send(data)
+                    if num_sent == len(data) and fifo and fifo[0] is data:
+                        del fifo[0]
+                    elif num_sent:
+                        settle(fifo, data, num_sent)
+                else:
+                    turn.wanted.append(None)
+            finally:
+                turn.free.append(None)
+        except OSError:
+            self.handle_error()  # after the turn: it may push
+        if turn.wanted:
+            self.initiate_send()
 
     def __deliver(self, framer: Framer, data: bytes) -> None:
         if self.__asked:
@@ -419,7 +421,10 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
                                 turn.wanted.append(None)
                         finally:
                             turn.free.append(None)
-                    except OSError:
+                    except BaseException as error:
+                        _loop.touch(self)
+                        if not isinstance(error, OSError):
+                            raise
                         self.handle_error()  # after the turn: it may push
                     finally:
                         if turn.wanted:
@@ -441,9 +446,11 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
             put(fifo, (data,))
         if self.__is_joining():
             return
-        self.initiate_send()
-        if waited or self.producer_fifo:
-            _loop.touch(self)
+        try:
+            self.initiate_send()
+        finally:
+            if waited or self.producer_fifo:
+                _loop.touch(self)
 
     def __is_joining(self) -> bool:
         return bool(turn_of(self, _ChatTurn).joining)
@@ -455,8 +462,10 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
         put(self.producer_fifo, (producer,))
         if self.__is_joining():
             return
-        self.initiate_send()
-        _loop.touch(self)
+        try:
+            self.initiate_send()
+        finally:
+            _loop.touch(self)
 
     @_interest.steady()
     def readable(self) -> Any:

@@ -577,7 +577,11 @@ class dispatcher:  # noqa: N801 - the stdlib's name
             if why.errno == EWOULDBLOCK:
                 return 0
             if why.errno in _DISCONNECTED:
-                self.handle_close()
+                turn = getattr(self, "_dispatcher__turn", None)
+                if turn is None:
+                    self.handle_close()
+                else:
+                    turn.lend(self.handle_close)
                 return 0
             raise
         return sent
@@ -882,9 +886,11 @@ class dispatcher_with_send(dispatcher):  # noqa: N801 - the stdlib's name
             _loop.touch(self)
             return
         waited = kept.append(data)
-        self.initiate_send()
-        if waited or kept.data:
-            _loop.touch(self)
+        try:
+            self.initiate_send()
+        finally:
+            if waited or kept.data:
+                _loop.touch(self)
 
 
 _out_buffer = dispatcher_with_send.out_buffer
