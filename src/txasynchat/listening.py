@@ -137,7 +137,9 @@ class _LentPort(unix.Port):
     def startListening(self) -> None:
         # Twisted sets the mode of the file, which only its owner may, and removes it in the end;
         # not so for a name that begins with a null byte, which is that of no file.
-        self._bindPath = b"\0" + self._bindPath.removeprefix(b"\0")
+        name = "_bindPath" if hasattr(self, "_bindPath") else "port"  # as in older versions
+        path = os.fsencode(getattr(self, name))
+        setattr(self, name, b"\0" + path.removeprefix(b"\0"))
         super().startListening()  # type: ignore[no-untyped-call] # Twisted's, untyped
 
 
