@@ -219,7 +219,7 @@ def test_a_listener_that_reads_as_well_is_served():
 
 def test_what_says_nothing_about_itself_fits():
     """Some callables that are written in C have no signature."""
-    with pytest.raises(ValueError, match="(no|invalid) signature"):
+    with pytest.raises(ValueError, match=r"(no|invalid) signature"):
         inspect.signature(iter)
     assert wanted(iter, (), {}) is None
 
