@@ -14,12 +14,23 @@ was decrypted is counted (``pending``) instead of read until an exception says t
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import socket
 import ssl
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
+from threading import RLock
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Concatenate,
+    Final,
+    Literal,
+    ParamSpec,
+    TypeVar,
+)
 from weakref import WeakKeyDictionary, ref
 
 from txasynchat import ranges
@@ -27,6 +38,9 @@ from txasynchat.compat import _interest, _loop, asyncore
 from txasynchat.delivery import Progress, unacknowledged
 from txasynchat.errors import HandshakeFailed, HandshakeTimedOut, PlaintextAfterStartTLS
 from txasynchat.pending import EVICTED, Pending, default_limit, network_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["TLSSocket", "check_server_context", "start_tls", "wrap_accepted"]
 
@@ -49,6 +63,25 @@ MOST_UNSENT: Final = 4 * LARGEST_SEND
 HANDSHAKES_SHARE: Final = 0.02
 # The enumeration's own operators cost as much as a system call.
 _PEEK: Final = int(socket.MSG_PEEK)
+
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _alone(
+    method: Callable[Concatenate[TLSSocket, _P], _R],
+) -> Callable[Concatenate[TLSSocket, _P], _R]:
+    """
+    Let one thread at a time into a method; for those that not each message needs.
+    """
+
+    @functools.wraps(method)
+    def one_at_a_time(self: TLSSocket, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        with self._lock:
+            return method(self, *args, **kwargs)
+
+    return one_at_a_time
 
 
 # What handshakes took of this pass.
@@ -139,6 +172,10 @@ class TLSSocket:
         # A server's place among the pending handshakes, until its own has finished.
         self._place: _Place | None = None
         self._evicted = False
+        # Other threads push, or close, while the loop receives; and OpenSSL bears one at a time.
+        self._lock = RLock()
+        # The channel that waits for the descriptor, weakly.
+        self._channel: ref[Any] | None = None
 
     def __repr__(self) -> str:
         return (
@@ -195,35 +232,46 @@ class TLSSocket:
             BlockingIOError: the handshake is not done, or the system took no more.
             OSError: as of a plain socket.
         """
-        if not self.is_quiet:
-            self._prepare_to_send()
-            if not self._switched:
-                sent = self._plain_socket.send(data)
-                self._sent_before += sent
-                return sent
-        if len(data) > LARGEST_SEND:
-            data = memoryview(data)[:LARGEST_SEND]
-        write = self._write
-        try:
-            taken = write(data)
-        except ssl.SSLWantReadError:  # TLS 1.2 and a peer that renegotiates
-            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from None
-        if not self.is_quiet:
-            self.flush()
+        with self._lock:
+            if not self.is_quiet:
+                self._prepare_to_send()
+                if not self._switched:
+                    sent = self._plain_socket.send(data)
+                    self._sent_before += sent
+                    return sent
+            if len(data) > LARGEST_SEND:
+                data = memoryview(data)[:LARGEST_SEND]
+            write = self._write
+            try:
+                taken = write(data)
+            except ssl.SSLWantReadError:  # TLS 1.2 and a peer that renegotiates
+                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from None
+            if self.is_quiet:
+                take = self._take_outgoing
+                record = take()
+                send = self._send_plain
+                try:
+                    sent = send(record)
+                except OSError:
+                    self._unsent = record
+                else:
+                    if sent == len(record):
+                        return taken
+                    self._unsent = record[sent:]
+            self._send_the_rest()
             return taken
-        take = self._take_outgoing
-        record = take()
-        send = self._send_plain
-        try:
-            sent = send(record)
-        except OSError:
-            self._unsent = record
-            self.flush()
-            return taken
-        if sent != len(record):
-            self._unsent = record[sent:]
-            self.is_quiet = False
-        return taken
+
+    def _send_the_rest(self) -> None:
+        """
+        Send what is encrypted; whoever waits for the descriptor is told when the system leaves some.
+
+        Raises:
+            OSError: the connection is lost.
+        """
+        if not self.flush():
+            channel = None if self._channel is None else self._channel()
+            if channel is not None:
+                _loop.touch(channel)
 
     def _prepare_to_send(self) -> None:
         """
@@ -242,6 +290,7 @@ class TLSSocket:
         """
         return len(self.received) + self.end_waits
 
+    @_alone
     def close(self) -> None:
         """
         Send close_notify, if that is possible at once, and close. Harmless when repeated.
@@ -259,6 +308,7 @@ class TLSSocket:
         if not self._unsent:
             self._plain_socket.close()
 
+    @_alone
     def shutdown(self, how: int) -> None:
         """
         Send close_notify unless only the reading side is closed; then as a plain socket.
@@ -275,6 +325,12 @@ class TLSSocket:
         return self._plain_socket.fileno()
 
     # -- what the loop calls
+
+    def belong_to(self, channel: Any) -> None:
+        """
+        Let *channel* be touched when what it does not wait for yet has to wait for the descriptor.
+        """
+        self._channel = ref(channel)
 
     def interest(self, readable: Any, writable: Any) -> tuple[Any, Any]:
         """
@@ -299,64 +355,66 @@ class TLSSocket:
             HandshakeFailed: it was evicted, because too many handshakes were unfinished.
             OSError: the connection was lost during the handshake.
         """
-        if self.received or self._ended:
-            return not self._closed
-        if not self.is_quiet:
-            if self._closed or self._connecting:
-                return False
-            if self._evicted and not self.secure:
-                self._fail()
-                raise HandshakeFailed(EVICTED)
-            if self.deadline is not None and time.monotonic() >= self.deadline:
-                self._expire()
-            if not self._switched:
-                return False
-            if _taken[0] > HANDSHAKES_SHARE and not self.secure:
-                self._start_clock()  # it is us who are late
-                return False
-        # Into a name first, here and below: a call of an instance's attribute is not a method's.
-        recv = self._recv_plain
-        try:
-            data = recv(READ_SIZE)
-        except (BlockingIOError, InterruptedError):
-            data = None
-        except OSError as error:
-            self._fail(error)
-            if not self.secure:
-                raise
-            return True
-        if data:
-            feed = self._feed
-            feed(data)
-        elif data is not None:
-            self._incoming.write_eof()
-        if not self.secure:
-            self._shake_hands()
-            if not self.secure:
-                return False
-        if data is not None or self._incoming.pending:
-            read = self._read
+        with self._lock:
+            if self.received or self._ended:
+                return not self._closed
+            if not self.is_quiet:
+                if self._closed or self._connecting:
+                    return False
+                if self._evicted and not self.secure:
+                    self._fail()
+                    raise HandshakeFailed(EVICTED)
+                if self.deadline is not None and time.monotonic() >= self.deadline:
+                    self._expire()
+                if not self._switched:
+                    return False
+                if _taken[0] > HANDSHAKES_SHARE and not self.secure:
+                    self._start_clock()  # it is us who are late
+                    return False
+            # Into a name first, here and below: a call of an instance's attribute is not a method's.
+            recv = self._recv_plain
             try:
-                text = read(RECORD)
-            except OSError as error:  # SSLWantReadError among them: no record is whole
-                self._stop(error)
-            else:
-                if not text:
-                    self._ended = self.end_waits = True
-                elif not self._incoming.pending:
-                    self.received = text  # by far the commonest: one record
-                    if self.has_more:
-                        self.has_more = False
+                data = recv(READ_SIZE)
+            except (BlockingIOError, InterruptedError):
+                data = None
+            except OSError as error:
+                self._fail(error)
+                if not self.secure:
+                    raise
+                return True
+            if data:
+                feed = self._feed
+                feed(data)
+            elif data is not None:
+                self._incoming.write_eof()
+            if not self.secure:
+                self._shake_hands()
+                if not self.secure:
+                    return False
+            if data is not None or self._incoming.pending:
+                read = self._read
+                try:
+                    text = read(RECORD)
+                except OSError as error:  # SSLWantReadError among them: no record is whole
+                    self._stop(error)
                 else:
-                    self._decrypt_more(text)
-                    self.has_more = data is not None and len(data) == READ_SIZE
-            if not data and data is not None:
-                self._check_end()
-        if self._outgoing.pending or self._unsent:
-            with suppress(OSError):  # what was received is delivered before the loss is told
-                self.flush()
-        return True if self.received else self._ended
+                    if not text:
+                        self._ended = self.end_waits = True
+                    elif not self._incoming.pending:
+                        self.received = text  # by far the commonest: one record
+                        if self.has_more:
+                            self.has_more = False
+                    else:
+                        self._decrypt_more(text)
+                        self.has_more = data is not None and len(data) == READ_SIZE
+                if not data and data is not None:
+                    self._check_end()
+            if self._outgoing.pending or self._unsent:
+                with suppress(OSError):  # what was received is delivered before the loss is told
+                    self.flush()
+            return True if self.received else self._ended
 
+    @_alone
     def flush(self) -> bool:
         """
         Send ciphertext that waits; tell whether none is left, so that plain text has its turn.
@@ -388,6 +446,7 @@ class TLSSocket:
             self.truncated = self.secure
         return self._closed
 
+    @_alone
     def ready_to_write(self) -> bool:
         """
         Tell, when the descriptor is writable, whether that is news for the handler.
@@ -398,6 +457,7 @@ class TLSSocket:
             self.flush()
         return not self._unsent and (self.secure or self._shake_hands())
 
+    @_alone
     def is_secure_now(self) -> bool:
         """
         Tell, when the plain socket is connected, whether the handshake is done as well.
@@ -409,6 +469,7 @@ class TLSSocket:
             self.advance()
         return self.secure
 
+    @_alone
     def begin(self, *, connecting: bool = False) -> None:
         """
         What had to leave in plain has left: TLS begins now, or when the plain socket is connected.
@@ -455,6 +516,7 @@ class TLSSocket:
         if self._timeout is not None:
             self.deadline = time.monotonic() + self._timeout
 
+    @_alone
     def leave(self, channels: Any) -> None:
         """
         After `close`: see the last bytes out, as a channel of its own, while that makes progress.
@@ -465,6 +527,7 @@ class TLSSocket:
 
     # -- internals
 
+    @_alone
     def _shake_hands(self) -> bool:
         """
         Go on with the handshake; tell whether plain text has its turn.
@@ -755,6 +818,7 @@ def start_tls(  # noqa: PLR0913 they are settings, by keyword
             raise PlaintextAfterStartTLS(len(early))
         sock._incoming.write(early)
     channel.socket = sock
+    sock.belong_to(channel)
     queue = getattr(channel, "producer_fifo", None)
     if channel.connecting or not (channel.connected or server_side):
         sock.begin(connecting=True)
