@@ -223,3 +223,27 @@ def test_threads_that_push_while_tls_begins_have_their_data_encrypted(version):
         thread.join(LIMIT)
         assert not thread.is_alive()
     assert data == b"secret\n" * 300
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_another_thread_may_close_while_the_channel_sends_and_receives(version):
+    """TLS is ended in order all the same: what came is whole records, and then close_notify."""
+    for _ in range(20):
+        with Served(Quiet, version) as served:
+            closing = threading.Event()
+
+            def talk(served=served, closing=closing):
+                while not closing.is_set():
+                    served.channel.push(b"x" * 1_000)
+
+            thread = threading.Thread(target=talk)
+            thread.start()
+            for _ in range(5):
+                served.client.sendall(b"a line\n")
+                assert served.client.recv(1_000).strip(b"x") == b""
+            served.channel.close()
+            closing.set()
+            while data := served.client.recv(65_536):  # an end without close_notify would raise
+                assert data.strip(b"x") == b""
+            thread.join(LIMIT)
+        assert set(served.channel.events) <= {("close",)}  # a push that came too late

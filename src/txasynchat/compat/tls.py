@@ -14,23 +14,12 @@ was decrypted is counted (``pending``) instead of read until an exception says t
 from __future__ import annotations
 
 import errno
-import functools
 import os
 import socket
 import ssl
 import time
 from contextlib import suppress
-from threading import RLock
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    ClassVar,
-    Concatenate,
-    Final,
-    Literal,
-    ParamSpec,
-    TypeVar,
-)
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 from weakref import WeakKeyDictionary, ref
 
 from txasynchat import ranges
@@ -65,25 +54,6 @@ HANDSHAKES_SHARE: Final = 0.02
 _PEEK: Final = int(socket.MSG_PEEK)
 
 
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
-
-
-def _alone(
-    method: Callable[Concatenate[TLSSocket, _P], _R],
-) -> Callable[Concatenate[TLSSocket, _P], _R]:
-    """
-    Let one thread at a time into a method; for those that not each message needs.
-    """
-
-    @functools.wraps(method)
-    def one_at_a_time(self: TLSSocket, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        with self._lock:
-            return method(self, *args, **kwargs)
-
-    return one_at_a_time
-
-
 # What handshakes took of this pass.
 _taken = [0.0]
 
@@ -116,6 +86,43 @@ class TLSSocket:
         deadline: by `time.monotonic`, when the handshake must be done, or more of what leaves in plain
             before it be taken; None when there is no limit.
     """
+
+    # More than the thirty that CPython has room for in an instance.
+    __slots__ = (
+        "__weakref__",
+        "_broken",
+        "_channel",
+        "_closed",
+        "_connecting",
+        "_end",
+        "_ended",
+        "_evicted",
+        "_feed",
+        "_free",
+        "_incoming",
+        "_later",
+        "_outgoing",
+        "_place",
+        "_plain_socket",
+        "_progress",
+        "_read",
+        "_recv_plain",
+        "_send_plain",
+        "_sent_before",
+        "_switched",
+        "_take_outgoing",
+        "_timeout",
+        "_unsent",
+        "_write",
+        "deadline",
+        "end_waits",
+        "has_more",
+        "is_quiet",
+        "received",
+        "secure",
+        "tls",
+        "truncated",
+    )
 
     def __init__(
         self,
@@ -172,8 +179,11 @@ class TLSSocket:
         # A server's place among the pending handshakes, until its own has finished.
         self._place: _Place | None = None
         self._evicted = False
-        # Other threads push, or close, while the loop receives; and OpenSSL bears one at a time.
-        self._lock = RLock()
+        # Other threads push, or close, while the loop receives, and OpenSSL bears one at a time: the
+        # one that has popped the item.  (A lock costs ten times as much.)  What cannot be left
+        # undone by the others is done by that one.
+        self._free = [None]
+        self._later: list[Callable[[], Any]] = []
         # The channel that waits for the descriptor, weakly.
         self._channel: ref[Any] | None = None
 
@@ -229,10 +239,16 @@ class TLSSocket:
         Encrypt and send as much of *data* as is sensible; return how much that was.
 
         Raises:
-            BlockingIOError: the handshake is not done, or the system took no more.
+            BlockingIOError: the handshake is not done, the system took no more, or another thread is
+                receiving.
             OSError: as of a plain socket.
         """
-        with self._lock:
+        free = self._free
+        try:
+            free.pop()
+        except IndexError:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from None
+        try:
             if not self.is_quiet:
                 self._prepare_to_send()
                 if not self._switched:
@@ -260,6 +276,10 @@ class TLSSocket:
                     self._unsent = record[sent:]
             self._send_the_rest()
             return taken
+        finally:
+            free.append(None)
+            if self._later:
+                self._catch_up()
 
     def _send_the_rest(self) -> None:
         """
@@ -290,7 +310,6 @@ class TLSSocket:
         """
         return len(self.received) + self.end_waits
 
-    @_alone
     def close(self) -> None:
         """
         Send close_notify, if that is possible at once, and close. Harmless when repeated.
@@ -303,16 +322,21 @@ class TLSSocket:
         self.is_quiet = False
         self._leave_pending()
         self._end = None  # its traceback refers to this
+        self._when_free(self._finish)
+
+    def _finish(self) -> None:
         if self.secure and not self._broken:
             self._say_goodbye()
         if not self._unsent:
             self._plain_socket.close()
 
-    @_alone
     def shutdown(self, how: int) -> None:
         """
         Send close_notify unless only the reading side is closed; then as a plain socket.
         """
+        self._when_free(lambda: self._shut_down(how))
+
+    def _shut_down(self, how: int) -> None:
         if how != socket.SHUT_RD and self.secure:
             self._say_goodbye()
         if how != socket.SHUT_WR:
@@ -355,7 +379,12 @@ class TLSSocket:
             HandshakeFailed: it was evicted, because too many handshakes were unfinished.
             OSError: the connection was lost during the handshake.
         """
-        with self._lock:
+        free = self._free
+        try:
+            free.pop()
+        except IndexError:
+            return False  # another thread is sending; the descriptor stays readable
+        try:
             if self.received or self._ended:
                 return not self._closed
             if not self.is_quiet:
@@ -413,8 +442,11 @@ class TLSSocket:
                 with suppress(OSError):  # what was received is delivered before the loss is told
                     self.flush()
             return True if self.received else self._ended
+        finally:
+            free.append(None)
+            if self._later:
+                self._catch_up()
 
-    @_alone
     def flush(self) -> bool:
         """
         Send ciphertext that waits; tell whether none is left, so that plain text has its turn.
@@ -446,18 +478,25 @@ class TLSSocket:
             self.truncated = self.secure
         return self._closed
 
-    @_alone
     def ready_to_write(self) -> bool:
         """
         Tell, when the descriptor is writable, whether that is news for the handler.
         """
         if not self._switched:
             return True
-        with suppress(OSError):  # a loss is told by send(), or else by recv()
-            self.flush()
-        return not self._unsent and (self.secure or self._shake_hands())
+        try:
+            self._free.pop()
+        except IndexError:
+            return False  # another thread is sending; the descriptor stays writable
+        try:
+            with suppress(OSError):  # a loss is told by send(), or else by recv()
+                self.flush()
+            return not self._unsent and (self.secure or self._shake_hands())
+        finally:
+            self._free.append(None)
+            if self._later:
+                self._catch_up()
 
-    @_alone
     def is_secure_now(self) -> bool:
         """
         Tell, when the plain socket is connected, whether the handshake is done as well.
@@ -469,7 +508,6 @@ class TLSSocket:
             self.advance()
         return self.secure
 
-    @_alone
     def begin(self, *, connecting: bool = False) -> None:
         """
         What had to leave in plain has left: TLS begins now, or when the plain socket is connected.
@@ -516,18 +554,47 @@ class TLSSocket:
         if self._timeout is not None:
             self.deadline = time.monotonic() + self._timeout
 
-    @_alone
     def leave(self, channels: Any) -> None:
         """
         After `close`: see the last bytes out, as a channel of its own, while that makes progress.
         """
+        self._when_free(lambda: self._leave(channels))
+
+    def _leave(self, channels: Any) -> None:
         if self._closed and self._unsent:
             _Leaving(self._plain_socket, self._unsent, channels)
             self._unsent = b""
 
+    def shake_hands(self) -> None:
+        """
+        Begin the handshake, and go on with what came already.
+
+        Raises:
+            ssl.SSLError: it failed.
+        """
+        self._when_free(self._shake_hands)
+
     # -- internals
 
-    @_alone
+    def _when_free(self, call: Callable[[], Any]) -> None:
+        """
+        Call *call* now, or have the thread do it that sends or receives at this moment.
+        """
+        self._later.append(call)
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        while self._later:
+            try:
+                self._free.pop()
+            except IndexError:
+                return  # whoever has it looks here afterwards
+            try:
+                if self._later:
+                    self._later.pop(0)()
+            finally:
+                self._free.append(None)
+
     def _shake_hands(self) -> bool:
         """
         Go on with the handshake; tell whether plain text has its turn.
@@ -745,7 +812,7 @@ class _Switch:
 
     def more(self) -> bytes:
         self._sock.begin()
-        self._sock._shake_hands()  # a client begins; what came already is in there
+        self._sock.shake_hands()  # a client begins; what came already is in there
         _loop.touch(self._channel)
         return b""
 
@@ -834,7 +901,7 @@ def start_tls(  # noqa: PLR0913 they are settings, by keyword
     else:
         sock.begin()
     if sock._switched and not sock._connecting and (early or not server_side):
-        sock._shake_hands()  # nothing else is read here: what the peer does is not the caller's
+        sock.shake_hands()  # nothing else is read here: what the peer does is not the caller's
     _loop.touch(channel)
     return sock
 
