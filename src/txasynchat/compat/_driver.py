@@ -260,8 +260,11 @@ class MapDriver:
         entry.channel = channel
         self._answers = None
         self._classify(fd, entry)
-        if has_pending(getattr(channel, "socket", None)):
+        sock: Any = getattr(channel, "socket", None)
+        if has_pending(sock):
             self._buffered[fd] = None
+        if type(sock) is _interest.tls_socket:
+            sock.belong_to(channel)
         leaves_at = getattr(channel, "_leaves_at", None)
         if leaves_at is not None:
             self._deadlines.set(fd, leaves_at)

@@ -197,8 +197,9 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
             and getattr(self.send, "__func__", None) is _send
             and _tells(self)
         ):
-            self.__plain_turn = turn = turn_of(self, _ChatTurn)
+            turn = turn_of(self, _ChatTurn)
             turn.append = deque.append.__get__(self.__fifo)
+            self.__plain_turn = turn  # another thread may push from here on
             if not (self.__asked or self.ac_join_writes):
                 self.__quick = self.__framer
 

@@ -28,6 +28,9 @@ from txasynchat.delivery import Progress, unacknowledged
 from txasynchat.errors import HandshakeFailed, HandshakeTimedOut, PlaintextAfterStartTLS
 from txasynchat.pending import EVICTED, Pending, default_limit, network_of
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 __all__ = ["TLSSocket", "check_server_context", "start_tls", "wrap_accepted"]
 
 #: Seconds that a handshake may take.
@@ -84,6 +87,43 @@ class TLSSocket:
             before it be taken; None when there is no limit.
     """
 
+    # More than the thirty that CPython has room for in an instance.
+    __slots__ = (
+        "__weakref__",
+        "_broken",
+        "_channel",
+        "_closed",
+        "_connecting",
+        "_end",
+        "_ended",
+        "_evicted",
+        "_feed",
+        "_free",
+        "_incoming",
+        "_later",
+        "_outgoing",
+        "_place",
+        "_plain_socket",
+        "_progress",
+        "_read",
+        "_recv_plain",
+        "_send_plain",
+        "_sent_before",
+        "_switched",
+        "_take_outgoing",
+        "_timeout",
+        "_unsent",
+        "_write",
+        "deadline",
+        "end_waits",
+        "has_more",
+        "is_quiet",
+        "received",
+        "secure",
+        "tls",
+        "truncated",
+    )
+
     def __init__(
         self,
         plain: socket.socket,
@@ -139,6 +179,13 @@ class TLSSocket:
         # A server's place among the pending handshakes, until its own has finished.
         self._place: _Place | None = None
         self._evicted = False
+        # Other threads push, or close, while the loop receives, and OpenSSL bears one at a time: the
+        # one that has popped the item.  (A lock costs ten times as much.)  What cannot be left
+        # undone by the others is done by that one.
+        self._free = [None]
+        self._later: list[Callable[[], Any]] = []
+        # The channel that waits for the descriptor, weakly.
+        self._channel: ref[Any] | None = None
 
     def __repr__(self) -> str:
         return (
@@ -192,38 +239,59 @@ class TLSSocket:
         Encrypt and send as much of *data* as is sensible; return how much that was.
 
         Raises:
-            BlockingIOError: the handshake is not done, or the system took no more.
+            BlockingIOError: the handshake is not done, the system took no more, or another thread is
+                receiving.
             OSError: as of a plain socket.
         """
-        if not self.is_quiet:
-            self._prepare_to_send()
-            if not self._switched:
-                sent = self._plain_socket.send(data)
-                self._sent_before += sent
-                return sent
-        if len(data) > LARGEST_SEND:
-            data = memoryview(data)[:LARGEST_SEND]
-        write = self._write
+        free = self._free
         try:
-            taken = write(data)
-        except ssl.SSLWantReadError:  # TLS 1.2 and a peer that renegotiates
+            free.pop()
+        except IndexError:
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from None
-        if not self.is_quiet:
-            self.flush()
-            return taken
-        take = self._take_outgoing
-        record = take()
-        send = self._send_plain
         try:
-            sent = send(record)
-        except OSError:
-            self._unsent = record
-            self.flush()
+            if not self.is_quiet:
+                self._prepare_to_send()
+                if not self._switched:
+                    sent = self._plain_socket.send(data)
+                    self._sent_before += sent
+                    return sent
+            if len(data) > LARGEST_SEND:
+                data = memoryview(data)[:LARGEST_SEND]
+            write = self._write
+            try:
+                taken = write(data)
+            except ssl.SSLWantReadError:  # TLS 1.2 and a peer that renegotiates
+                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from None
+            if self.is_quiet:
+                take = self._take_outgoing
+                record = take()
+                send = self._send_plain
+                try:
+                    sent = send(record)
+                except OSError:
+                    self._unsent = record
+                else:
+                    if sent == len(record):
+                        return taken
+                    self._unsent = record[sent:]
+            self._send_the_rest()
             return taken
-        if sent != len(record):
-            self._unsent = record[sent:]
-            self.is_quiet = False
-        return taken
+        finally:
+            free.append(None)
+            if self._later:
+                self._catch_up()
+
+    def _send_the_rest(self) -> None:
+        """
+        Send what is encrypted; whoever waits for the descriptor is told when the system leaves some.
+
+        Raises:
+            OSError: the connection is lost.
+        """
+        if not self.flush():
+            channel = None if self._channel is None else self._channel()
+            if channel is not None:
+                _loop.touch(channel)
 
     def _prepare_to_send(self) -> None:
         """
@@ -254,6 +322,9 @@ class TLSSocket:
         self.is_quiet = False
         self._leave_pending()
         self._end = None  # its traceback refers to this
+        self._when_free(self._finish)
+
+    def _finish(self) -> None:
         if self.secure and not self._broken:
             self._say_goodbye()
         if not self._unsent:
@@ -263,6 +334,9 @@ class TLSSocket:
         """
         Send close_notify unless only the reading side is closed; then as a plain socket.
         """
+        self._when_free(lambda: self._shut_down(how))
+
+    def _shut_down(self, how: int) -> None:
         if how != socket.SHUT_RD and self.secure:
             self._say_goodbye()
         if how != socket.SHUT_WR:
@@ -275,6 +349,12 @@ class TLSSocket:
         return self._plain_socket.fileno()
 
     # -- what the loop calls
+
+    def belong_to(self, channel: Any) -> None:
+        """
+        Let *channel* be touched when what it does not wait for yet has to wait for the descriptor.
+        """
+        self._channel = ref(channel)
 
     def interest(self, readable: Any, writable: Any) -> tuple[Any, Any]:
         """
@@ -299,63 +379,73 @@ class TLSSocket:
             HandshakeFailed: it was evicted, because too many handshakes were unfinished.
             OSError: the connection was lost during the handshake.
         """
-        if self.received or self._ended:
-            return not self._closed
-        if not self.is_quiet:
-            if self._closed or self._connecting:
-                return False
-            if self._evicted and not self.secure:
-                self._fail()
-                raise HandshakeFailed(EVICTED)
-            if self.deadline is not None and time.monotonic() >= self.deadline:
-                self._expire()
-            if not self._switched:
-                return False
-            if _taken[0] > HANDSHAKES_SHARE and not self.secure:
-                self._start_clock()  # it is us who are late
-                return False
-        # Into a name first, here and below: a call of an instance's attribute is not a method's.
-        recv = self._recv_plain
+        free = self._free
         try:
-            data = recv(READ_SIZE)
-        except (BlockingIOError, InterruptedError):
-            data = None
-        except OSError as error:
-            self._fail(error)
-            if not self.secure:
-                raise
-            return True
-        if data:
-            feed = self._feed
-            feed(data)
-        elif data is not None:
-            self._incoming.write_eof()
-        if not self.secure:
-            self._shake_hands()
-            if not self.secure:
-                return False
-        if data is not None or self._incoming.pending:
-            read = self._read
+            free.pop()
+        except IndexError:
+            return False  # another thread is sending; the descriptor stays readable
+        try:
+            if self.received or self._ended:
+                return not self._closed
+            if not self.is_quiet:
+                if self._closed or self._connecting:
+                    return False
+                if self._evicted and not self.secure:
+                    self._fail()
+                    raise HandshakeFailed(EVICTED)
+                if self.deadline is not None and time.monotonic() >= self.deadline:
+                    self._expire()
+                if not self._switched:
+                    return False
+                if _taken[0] > HANDSHAKES_SHARE and not self.secure:
+                    self._start_clock()  # it is us who are late
+                    return False
+            # Into a name first, here and below: a call of an instance's attribute is not a method's.
+            recv = self._recv_plain
             try:
-                text = read(RECORD)
-            except OSError as error:  # SSLWantReadError among them: no record is whole
-                self._stop(error)
-            else:
-                if not text:
-                    self._ended = self.end_waits = True
-                elif not self._incoming.pending:
-                    self.received = text  # by far the commonest: one record
-                    if self.has_more:
-                        self.has_more = False
+                data = recv(READ_SIZE)
+            except (BlockingIOError, InterruptedError):
+                data = None
+            except OSError as error:
+                self._fail(error)
+                if not self.secure:
+                    raise
+                return True
+            if data:
+                feed = self._feed
+                feed(data)
+            elif data is not None:
+                self._incoming.write_eof()
+            if not self.secure:
+                self._shake_hands()
+                if not self.secure:
+                    return False
+            if data is not None or self._incoming.pending:
+                read = self._read
+                try:
+                    text = read(RECORD)
+                except OSError as error:  # SSLWantReadError among them: no record is whole
+                    self._stop(error)
                 else:
-                    self._decrypt_more(text)
-                    self.has_more = data is not None and len(data) == READ_SIZE
-            if not data and data is not None:
-                self._check_end()
-        if self._outgoing.pending or self._unsent:
-            with suppress(OSError):  # what was received is delivered before the loss is told
-                self.flush()
-        return True if self.received else self._ended
+                    if not text:
+                        self._ended = self.end_waits = True
+                    elif not self._incoming.pending:
+                        self.received = text  # by far the commonest: one record
+                        if self.has_more:
+                            self.has_more = False
+                    else:
+                        self._decrypt_more(text)
+                        self.has_more = data is not None and len(data) == READ_SIZE
+                if not data and data is not None:
+                    self._check_end()
+            if self._outgoing.pending or self._unsent:
+                with suppress(OSError):  # what was received is delivered before the loss is told
+                    self.flush()
+            return True if self.received else self._ended
+        finally:
+            free.append(None)
+            if self._later:
+                self._catch_up()
 
     def flush(self) -> bool:
         """
@@ -394,9 +484,18 @@ class TLSSocket:
         """
         if not self._switched:
             return True
-        with suppress(OSError):  # a loss is told by send(), or else by recv()
-            self.flush()
-        return not self._unsent and (self.secure or self._shake_hands())
+        try:
+            self._free.pop()
+        except IndexError:
+            return False  # another thread is sending; the descriptor stays writable
+        try:
+            with suppress(OSError):  # a loss is told by send(), or else by recv()
+                self.flush()
+            return not self._unsent and (self.secure or self._shake_hands())
+        finally:
+            self._free.append(None)
+            if self._later:
+                self._catch_up()
 
     def is_secure_now(self) -> bool:
         """
@@ -459,11 +558,42 @@ class TLSSocket:
         """
         After `close`: see the last bytes out, as a channel of its own, while that makes progress.
         """
+        self._when_free(lambda: self._leave(channels))
+
+    def _leave(self, channels: Any) -> None:
         if self._closed and self._unsent:
             _Leaving(self._plain_socket, self._unsent, channels)
             self._unsent = b""
 
+    def shake_hands(self) -> None:
+        """
+        Begin the handshake, and go on with what came already.
+
+        Raises:
+            ssl.SSLError: it failed.
+        """
+        self._when_free(self._shake_hands)
+
     # -- internals
+
+    def _when_free(self, call: Callable[[], Any]) -> None:
+        """
+        Call *call* now, or have the thread do it that sends or receives at this moment.
+        """
+        self._later.append(call)
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        while self._later:
+            try:
+                self._free.pop()
+            except IndexError:
+                return  # whoever has it looks here afterwards
+            try:
+                if self._later:
+                    self._later.pop(0)()
+            finally:
+                self._free.append(None)
 
     def _shake_hands(self) -> bool:
         """
@@ -682,7 +812,7 @@ class _Switch:
 
     def more(self) -> bytes:
         self._sock.begin()
-        self._sock._shake_hands()  # a client begins; what came already is in there
+        self._sock.shake_hands()  # a client begins; what came already is in there
         _loop.touch(self._channel)
         return b""
 
@@ -755,6 +885,7 @@ def start_tls(  # noqa: PLR0913 they are settings, by keyword
             raise PlaintextAfterStartTLS(len(early))
         sock._incoming.write(early)
     channel.socket = sock
+    sock.belong_to(channel)
     queue = getattr(channel, "producer_fifo", None)
     if channel.connecting or not (channel.connected or server_side):
         sock.begin(connecting=True)
@@ -770,7 +901,7 @@ def start_tls(  # noqa: PLR0913 they are settings, by keyword
     else:
         sock.begin()
     if sock._switched and not sock._connecting and (early or not server_side):
-        sock._shake_hands()  # nothing else is read here: what the peer does is not the caller's
+        sock.shake_hands()  # nothing else is read here: what the peer does is not the caller's
     _loop.touch(channel)
     return sock
 
