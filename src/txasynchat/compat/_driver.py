@@ -63,6 +63,8 @@ _WRITABLE = WRITE | ERROR
 # What poll(2) reports of a channel that is gone.
 _GONE = HANGUP | ERROR | INVALID
 
+_DIRECTIONS = {"read": READ, "write": WRITE}
+
 # What a chat channel waits for that has nothing to send.
 _IDLE = READ | URGENT
 
@@ -136,6 +138,11 @@ class MapDriver:
         self._ends: dict[Any, int] = {}
         self._urged: dict[Any, int] = {}
         self._penance = Deadlines()
+        # Channels whose TLS, which is the program's own, wants the other direction than they do: what
+        # they do and what it wants, by any thread; and what they themselves wait for, while the hub
+        # waits for what TLS wants instead.
+        self._tls_waits: dict[Any, tuple[int, int]] = {}
+        self._exchanged: dict[Any, int] = {}
         # When the handshake of a channel must be done, or its last bytes be gone.
         self._deadlines = Deadlines()
         # Who was asked on the last pass, and the answers, reversed; None when what the hub knows may
@@ -180,6 +187,8 @@ class MapDriver:
         entry = self._entries.get(fd)
         if entry is not None:
             entry.channel = None
+        self._tls_waits.pop(fd, None)
+        self._exchanged.pop(fd, None)
         for batch in self._batches:
             batch.add(fd)  # whoever is found in the map under this number, later on, is another
         if entry is not None:
@@ -215,13 +224,31 @@ class MapDriver:
         """
         self._bear(fd, self._ends)
 
+    def rest(self, fd: Any) -> None:
+        """
+        Leave the channel under *fd* alone for a while: it cannot take what it is told of.
+        """
+        self._touched[fd] = _monotonic() + PENANCE
+
+    def wait_for(self, fd: Any, doing: str, wants: str) -> None:
+        """
+        Let the channel under *fd* wait for what its TLS *wants* in order to go on with *doing*.
+
+        Args:
+            fd: its key in the map.
+            doing: "read" or "write"; it is called again when *wants* comes.
+            wants: the other one.
+        """
+        self._tls_waits[fd] = _DIRECTIONS[doing], _DIRECTIONS[wants]
+        self.touch(fd)
+
     def _bear(self, fd: Any, told: dict[Any, int]) -> None:
         """
         Count what a channel is told again and again, and leave it alone for a while in the end.
         """
         count = told[fd] = told.get(fd, 0) + 1
         if count > PATIENCE:
-            self._touched[fd] = _monotonic() + PENANCE
+            self.rest(fd)
 
     # -- asking
 
@@ -306,6 +333,8 @@ class MapDriver:
                 mask |= READ
         else:
             mask = READ | URGENT if is_readable else 0
+        if self._tls_waits:
+            mask = self._exchange(fd, mask)
         if fd in self._penance:
             mask &= ~(READ | URGENT | WRITE if self.poll_mode else READ | URGENT)
         if self._closed:
@@ -321,6 +350,33 @@ class MapDriver:
             else:
                 if self.channels.get(fd) is not channel:  # likewise
                     hub.forget(number)
+
+    def _exchange(self, fd: Any, mask: int) -> int:
+        """
+        Return what to wait for in place of *mask*, where TLS wants the other direction.
+        """
+        self._exchanged.pop(fd, None)
+        doing, wants = self._tls_waits.get(fd, (0, 0))
+        if not mask & doing:  # the channel does not want to go on
+            self._tls_waits.pop(fd, None)
+            return mask
+        self._exchanged[fd] = mask
+        return mask & ~doing | wants
+
+    def _change_back(self, ready: dict[Any, int]) -> None:
+        """
+        Let the event that TLS wanted be one for what it kept the channel from; once.
+        """
+        for fd, mask in list(self._exchanged.items()):
+            bits = ready.get(fd, 0)
+            doing, wants = self._tls_waits.get(fd, (0, 0))
+            if bits & (wants | _GONE):
+                ready[fd] = bits & (mask | _GONE) | doing
+                self._tls_waits.pop(fd, None)
+                self._exchanged.pop(fd, None)
+                channel = self.channels.get(fd)
+                if channel is not None:
+                    self._want(fd, channel, mask & READ, mask & WRITE)
 
     def _refresh(self, *, ask_always: bool = True) -> bool:
         """
@@ -741,6 +797,8 @@ class MapDriver:
                         del ready[fd]
                         self.hub.quiet(self._number(fd))
                 order = sorted(ready, key=lambda fd: ranks.get(fd, 0))
+            if self._exchanged:
+                self._change_back(ready)
             if not self.poll_mode and set(ready.values()) == _ALL_READ:
                 self._hand_out_reads(order, changed)
             else:
@@ -779,7 +837,11 @@ class MapDriver:
                 except names["_reraised_exceptions"]:
                     raise
                 except:  # noqa: E722 - see asyncore.read
-                    channel.handle_error()
+                    wants = _interest.tls_wants(sys.exc_info()[1])
+                    if wants is None:
+                        channel.handle_error()
+                    elif wants != "read" and channels.get(fd) is channel:
+                        self.wait_for(fd, "read", wants)
         except BaseException:
             recent.update(dict.fromkeys(order, READ))
             raise

@@ -5,12 +5,13 @@ How the channels of a map have to be asked what they wait for, and what their so
 from __future__ import annotations
 
 import socket
+import sys
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["ALWAYS", "STEADY", "has_pending", "is_open", "kind_of", "steady"]
+__all__ = ["ALWAYS", "STEADY", "has_pending", "is_open", "kind_of", "steady", "tls_wants"]
 
 # How a channel is asked: on every pass, or when it may have changed.
 ALWAYS, STEADY = range(2)
@@ -71,6 +72,23 @@ def has_pending(sock: Any) -> bool:
         return bool(sock.pending())
     except Exception:  # noqa: BLE001 - no TLS, or not in a state to say: whatever the object is
         return False
+
+
+def tls_wants(error: BaseException | None) -> str | None:
+    """
+    Return the direction, "read" or "write", that TLS waits for if *error* says just that; else None.
+
+    Args:
+        error: what came out of a socket, or out of a handler. Its module need not be imported here: a
+            program that meets such an error has done so.
+    """
+    for module, prefix in (("ssl", "SSL"), ("OpenSSL.SSL", "")):
+        names = sys.modules.get(module)
+        for direction in ("read", "write"):
+            kind = getattr(names, f"{prefix}Want{direction.title()}Error", None)
+            if isinstance(kind, type) and isinstance(error, kind):
+                return direction
+    return None
 
 
 def is_open(channel: Any, fd: Any) -> bool:

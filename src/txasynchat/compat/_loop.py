@@ -5,14 +5,25 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from contextlib import suppress
 from typing import Any
 
-from txasynchat.compat import _reactor
+from txasynchat.compat import _interest, _reactor
 from txasynchat.compat._driver import MapDriver
 
-__all__ = ["added", "driver_of", "emptied", "ended", "removed", "run", "touch"]
+__all__ = [
+    "added",
+    "driver_of",
+    "emptied",
+    "ended",
+    "removed",
+    "rest",
+    "run",
+    "touch",
+    "waits_for_tls",
+]
 
 _drivers: dict[int, MapDriver] = {}
 _registry = threading.Lock()
@@ -184,11 +195,51 @@ def ended(channel: Any) -> None:
     """
     *channel* was told of the end of its stream.
     """
-    driver = _drivers.get(id(getattr(channel, "_map", None)))
+    driver, fd = _found(channel)
     if driver is not None:
-        fd = getattr(channel, "_fileno", None)
-        if fd is not None and driver.channels.get(fd) is channel:
-            driver.end(fd)
+        driver.end(fd)
+
+
+def waits_for_tls(channel: Any, doing: str) -> bool:
+    """
+    Return whether the exception being handled says no more than that TLS has to wait.
+
+    It comes out of a socket that the program wrapped by `ssl` or pyOpenSSL itself, and is no error: the
+    rest of a record is still to come, or has still to go. Where TLS waits for the other direction than
+    what is done, so does the channel from now on, and does this again when that comes.
+
+    Args:
+        channel: whose socket or handler raised it.
+        doing: what it was doing, "read" or "write".
+    """
+    wants = _interest.tls_wants(sys.exc_info()[1])
+    if wants is None:
+        return False
+    if wants != doing:
+        driver, fd = _found(channel)
+        if driver is not None:
+            driver.wait_for(fd, doing, wants)
+    return True
+
+
+def rest(channel: Any) -> None:
+    """
+    Leave *channel* alone for a while: it cannot take now what it is told of.
+    """
+    driver, fd = _found(channel)
+    if driver is not None:
+        driver.rest(fd)
+
+
+def _found(channel: Any) -> tuple[MapDriver | None, Any]:
+    """
+    Return the driver of *channel* and its key in the map; no driver where it is not in there.
+    """
+    driver = _drivers.get(id(getattr(channel, "_map", None)))
+    fd = getattr(channel, "_fileno", None)
+    if driver is None or fd is None or driver.channels.get(fd) is not channel:
+        return None, fd
+    return driver, fd
 
 
 def touch(channel: Any) -> None:

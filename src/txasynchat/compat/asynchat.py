@@ -256,7 +256,8 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
         except BlockingIOError:
             return
         except OSError:
-            self.handle_error()
+            if not _loop.waits_for_tls(self, "read"):
+                self.handle_error()
             return
         if type(data) is not bytes:
             data = self.__as_bytes(data)

@@ -86,7 +86,8 @@ def read(obj: Any) -> None:
     except _reraised_exceptions:
         raise
     except:  # noqa: E722 - every other exception is the channel's, as ever
-        obj.handle_error()
+        if not _loop.waits_for_tls(obj, "read"):
+            obj.handle_error()
 
 
 _driver.own_read = read
@@ -101,7 +102,8 @@ def write(obj: Any) -> None:
     except _reraised_exceptions:
         raise
     except:  # noqa: E722 - see read()
-        obj.handle_error()
+        if not _loop.waits_for_tls(obj, "write"):
+            obj.handle_error()
 
 
 def _exception(obj: Any) -> None:
@@ -124,24 +126,47 @@ def readwrite(obj: Any, flags: int) -> None:
         obj: any object with the handlers.
         flags: bits of poll(2).  Urgent data comes after reading and writing, the end last.
     """
+    sock = getattr(obj, "socket", None)
+    doing = "read"
+    waits = False
     try:
         if flags & select.POLLIN:
             obj.handle_read_event()
-        if flags & select.POLLOUT:
+        # Each event but the first may be that of a socket that the channel has no more: it reconnected.
+        if flags & select.POLLOUT and getattr(obj, "socket", None) is sock:
+            doing = "write"
             obj.handle_write_event()
-        if flags & select.POLLPRI:
+        doing = ""
+        if flags & select.POLLPRI and getattr(obj, "socket", None) is sock:
             obj.handle_expt_event()
-        if flags & (select.POLLHUP | select.POLLERR | select.POLLNVAL) and not _was_told(obj):
+        if (
+            flags & (select.POLLHUP | select.POLLERR | select.POLLNVAL)
+            and getattr(obj, "socket", None) is sock
+            and not _was_told(obj)
+        ):
             obj.handle_close()
     except OSError as error:
         if error.errno in _DISCONNECTED:
             obj.handle_close()
         else:
-            obj.handle_error()
+            waits = _waits(obj, doing)
     except _reraised_exceptions:
         raise
     except:  # noqa: E722 - see read()
-        obj.handle_error()
+        waits = _waits(obj, doing)
+    if waits and getattr(obj, "socket", None) is sock:
+        done = select.POLLIN if doing == "read" else select.POLLIN | select.POLLOUT
+        readwrite(obj, flags & ~done)
+
+
+def _waits(obj: Any, doing: str) -> bool:
+    """
+    Return whether the exception being handled says that TLS has to wait; else it is the channel's.
+    """
+    if doing and _loop.waits_for_tls(obj, doing):
+        return True
+    obj.handle_error()
+    return False
 
 
 def _was_told(obj: Any) -> bool:
@@ -569,7 +594,8 @@ class dispatcher:  # noqa: N801 - the stdlib's name
         Send what the system takes now.
 
         Returns:
-            the number of bytes taken; 0 after `handle_close` was called for a lost connection.
+            the number of bytes taken; 0 after `handle_close` was called for a lost connection, and
+            where TLS, which the program wrapped its socket in, has to wait.
         """
         try:
             sent: int = self.socket.send(data)
@@ -583,6 +609,12 @@ class dispatcher:  # noqa: N801 - the stdlib's name
                 else:
                     turn.lend(self.handle_close)
                 return 0
+            if _loop.waits_for_tls(self, "write"):
+                return 0
+            raise
+        except Exception:
+            if _loop.waits_for_tls(self, "write"):  # pyOpenSSL's is no OSError
+                return 0
             raise
         return sent
 
@@ -595,6 +627,8 @@ class dispatcher:  # noqa: N801 - the stdlib's name
 
         Raises:
             BlockingIOError: there is nothing yet.
+            ssl.SSLWantReadError: or one of its kin, likewise, from a socket that the program wrapped.
+                `read`, `write` and `readwrite` drop it.
         """
         try:
             data = self.socket.recv(buffer_size)

@@ -868,7 +868,10 @@ class _Driver:
     def remove(self, fd: Any) -> None:
         """Nothing is registered anywhere."""
 
-    end = remove
+    end = rest = remove
+
+    def wait_for(self, fd: Any, doing: str, wants: str) -> None:
+        """TLS is the transport's."""
 
     def wake(self) -> None:
         """Nothing sleeps."""
