@@ -242,10 +242,12 @@ def poll(timeout: float | None = 0.0, map: dict[Any, Any] | None = None) -> None
     reads, *others = _select(r, w, e, 0.0 if due else timeout)
     if due:
         reads = [*due, *(fd for fd in reads if fd not in due)]
+    # What is not the first event may be that of a socket that is closed by then, its number in use again.
+    sockets = {fd: getattr(map.get(fd), "socket", None) for ready in others for fd in ready}
     for call, ready in zip((read, write, _exception), (reads, *others), strict=True):
         for fd in ready:
             obj = map.get(fd)
-            if obj is not None:
+            if obj is not None and (call is read or getattr(obj, "socket", None) is sockets[fd]):
                 call(obj)
 
 
