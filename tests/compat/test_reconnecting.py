@@ -64,9 +64,10 @@ def test_a_channel_that_reconnects_meets_no_event_of_its_old_socket(
         if reset:
             near.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         near.close()
-        request.addfinalizer(
-            open(os.devnull).close
+        filler = os.open(
+            os.devnull, os.O_RDONLY
         )  # so that the new socket gets the old one's number
+        request.addfinalizer(lambda: os.close(filler))
         while not client.closes:
             run_pass()
         assert (client.connects, client.closes) == (0, 1)

@@ -28,6 +28,10 @@ from errno import (
     EINPROGRESS,
     EINVAL,
     EISCONN,
+    EMFILE,
+    ENFILE,
+    ENOBUFS,
+    ENOMEM,
     ENOTCONN,
     EPIPE,
     ESHUTDOWN,
@@ -39,9 +43,17 @@ from typing import Any
 from txasynchat.compat import _driver, _interest, _loop
 from txasynchat.compat._queues import OutBuffer
 from txasynchat.compat._turns import Turn, turn_of
-from txasynchat.log import escape
+from txasynchat.log import Throttle, escape
 
 _DISCONNECTED = frozenset({ECONNRESET, ENOTCONN, ESHUTDOWN, ECONNABORTED, EPIPE, EBADF})
+
+# The process, or the system, has nothing left to make a connection of.
+_EXHAUSTED = frozenset({EMFILE, ENFILE, ENOBUFS, ENOMEM})
+#: Seconds between two lines that say so of listeners, which try again ten times a second.
+_EXHAUSTED_INTERVAL = 10.0
+_exhausted = Throttle(_EXHAUSTED_INTERVAL)
+# Listeners that passes by hand leave alone, by id(), and until when.
+_resting: dict[int, float] = {}
 
 #: The map of channels that is used where none is given: descriptor to channel.
 socket_map: dict[Any, Any] = {}
@@ -199,6 +211,26 @@ def _ask_tls(obj: Any, is_r: Any, is_w: Any) -> tuple[Any, Any, bool]:
     return is_r, is_w, is_due or (until is not None and time.monotonic() >= until)
 
 
+def _rests(obj: Any) -> bool:
+    """
+    Whether *obj* is a listener that is not asked now, as it has nothing to accept with.
+    """
+    return time.monotonic() < _resting.get(id(obj), 0.0)
+
+
+def _limit(timeout: float | None) -> float | None:
+    """
+    Return for how long a pass by hand may wait: *timeout*, or less as listeners rest.
+    """
+    now = time.monotonic()
+    for key, until in list(_resting.items()):
+        if now >= until:
+            _resting.pop(key, None)
+        elif timeout is None or until - now < timeout:
+            timeout = until - now
+    return timeout
+
+
 def _snapshot(map: Any) -> list[tuple[Any, Any]]:  # noqa: A002 - the stdlib's name
     """
     Returns:
@@ -223,6 +255,8 @@ def poll(timeout: float | None = 0.0, map: dict[Any, Any] | None = None) -> None
     e: list[Any] = []
     due: list[Any] = []
     tls_is_used = _interest.tls_socket is not _interest.NoSocket
+    if _resting:
+        timeout = _limit(timeout)
     for fd, obj in _snapshot(map):
         is_r = obj.readable()
         is_w = obj.writable()
@@ -230,6 +264,8 @@ def poll(timeout: float | None = 0.0, map: dict[Any, Any] | None = None) -> None
             is_r, is_w, is_due = _ask_tls(obj, is_r, is_w)
             if is_due:
                 due.append(fd)
+        if _resting and _rests(obj):
+            continue
         if is_r:
             r.append(fd)
         if is_w and not obj.accepting:  # a listener never waits to write
@@ -242,7 +278,7 @@ def poll(timeout: float | None = 0.0, map: dict[Any, Any] | None = None) -> None
     reads, *others = _select(r, w, e, 0.0 if due else timeout)
     if due:
         reads = [*due, *(fd for fd in reads if fd not in due)]
-    # What is not the first event may be that of a socket that is closed by then, its number in use again.
+    # Each event but the first may be that of a socket that is closed by then, its number in use again.
     sockets = {fd: getattr(map.get(fd), "socket", None) for ready in others for fd in ready}
     for call, ready in zip((read, write, _exception), (reads, *others), strict=True):
         for fd in ready:
@@ -295,6 +331,8 @@ def poll2(timeout: float | None = 0.0, map: dict[Any, Any] | None = None) -> Non
     """
     if map is None:
         map = socket_map  # noqa: A001 - the stdlib's name
+    if _resting:
+        timeout = _limit(timeout)
     milliseconds = None if timeout is None else int(timeout * 1000)
     pollster = select.poll()
     if not map:
@@ -310,6 +348,8 @@ def poll2(timeout: float | None = 0.0, map: dict[Any, Any] | None = None) -> Non
             is_r, is_w, is_due = _ask_tls(obj, is_r, is_w)
             if is_due:
                 due.append(fd)
+        if _resting and _rests(obj):
+            continue
         if is_r:
             flags |= select.POLLIN | select.POLLPRI
         if is_w and not obj.accepting:
@@ -575,7 +615,8 @@ class dispatcher:  # noqa: N801 - the stdlib's name
         Take a connection.
 
         Returns:
-            the new socket and its peer's address, or `None` when there is none after all.
+            the new socket and its peer's address, or `None` when there is none after all, or no
+            descriptor or memory for it: then the listener rests, and tries again.
         """
         try:
             conn, addr = self.socket.accept()
@@ -584,12 +625,28 @@ class dispatcher:  # noqa: N801 - the stdlib's name
         except OSError as why:
             if why.errno in (EWOULDBLOCK, ECONNABORTED, EAGAIN):
                 return None
+            if why.errno in _EXHAUSTED:
+                self.__rest(why)
+                return None
             raise
         if self._tls_context is not None:
             from txasynchat.compat import tls  # noqa: PLC0415 - only those who use it load it
 
             conn = tls.wrap_accepted(conn, self._tls_context)
         return conn, addr
+
+    def __rest(self, why: OSError) -> None:
+        """
+        Leave this listener alone for a while, as there is nothing to accept with, and say so.
+        """
+        suppressed = _exhausted.suppressed(why.errno)
+        if suppressed is not None:
+            before = f" ({suppressed} of these before it were not logged)" if suppressed else ""
+            self.log_info(
+                f"{self!r} cannot accept, and tries again: {why.strerror}{before}", "error"
+            )
+        _resting[id(self)] = time.monotonic() + _driver.PENANCE
+        _loop.rest(self)
 
     def send(self, data: Any) -> int:
         """
