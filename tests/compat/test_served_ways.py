@@ -686,6 +686,60 @@ class Neighbours:
 # -- one class for each way, and what some ways have alone
 
 
+class Upstream(asyncore.dispatcher_with_send):
+    """A proxy's other side: what comes from there goes to the client."""
+
+    def __init__(self, client, address):
+        asyncore.dispatcher_with_send.__init__(self)
+        self.client = client
+        self.create_socket()
+        self.connect(address)
+
+    def handle_connect(self):
+        """It need say nothing."""
+
+    def handle_read(self):
+        self.client.push(self.recv(4096))
+
+    def handle_close(self):
+        self.close()
+
+
+class Proxies:
+    """A handler that opens a channel of its own."""
+
+    @pytest.mark.xfail(
+        raises=TimeoutError,
+        reason="nobody drives what a served handler opens, until the served path has real sockets",
+    )
+    async def test_a_channel_that_a_handler_opens_is_driven_with_it(self):
+        """A proxy's connection to its upstream works as it does in a loop()."""
+        upstream = socket.create_server(("127.0.0.1", 0))
+        self.addCleanup(upstream.close)
+        made = []
+
+        class Proxy(Lines):
+            def __init__(self, sock):
+                Lines.__init__(self, sock)
+                made.append(Upstream(self, upstream.getsockname()))
+
+            def line_received(self, line):
+                made[0].send(line + b"\n")
+
+        await self.serve(Proxy)
+        client = await self.client()
+        client.sock.settimeout(2)
+        client.send(b"one\n")
+        connection, _ = await in_thread(upstream.accept)
+        self.addCleanup(connection.close)
+        self.addCleanup(made[0].close)
+        assert await in_thread(connection.recv, 4, socket.MSG_WAITALL) == b"one\n"
+        connection.sendall(b"two\n")
+        assert await in_thread(client.read, 4) == b"two\n"
+        client.sock.close()
+        await self.all_gone()
+
+
 class Plain:
     description = "tcp:0:interface=127.0.0.1"
     secure = False
@@ -740,6 +794,18 @@ class SecureNeighbourTests(Secure, Neighbours, WaysTestCase):
 
 class SslNeighbourTests(Ssl, Neighbours, WaysTestCase):
     pass
+
+
+class PlainProxyTests(Plain, Proxies, WaysTestCase):
+    """Over TCP."""
+
+
+class SecureProxyTests(Secure, Proxies, WaysTestCase):
+    """Over our own TLS."""
+
+
+class SslProxyTests(Ssl, Proxies, WaysTestCase):
+    """Over Twisted's TLS."""
 
 
 class Upgrading(Lines):
