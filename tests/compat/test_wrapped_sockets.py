@@ -347,6 +347,30 @@ def test_a_real_error_of_tls_still_closes_the_channel(channels, ends, wrap):
     assert len(chat.errors) == 1
 
 
+@pytest.mark.parametrize("use_poll", [False, True], ids=["select", "poll"])
+def test_a_listener_whose_handler_shakes_hands_too_early_hears_of_it(channels, use_poll):
+    """It has no TLS that could wait: dropped, the error would lose a connection without a word."""
+    errors = []
+
+    class Hasty(asyncore.dispatcher):
+        def handle_accepted(self, sock, addr):
+            sock.setblocking(False)
+            with by_ssl(sock) as wrapped:
+                wrapped.do_handshake()
+
+        def handle_error(self):
+            errors.append(sys.exc_info()[1])
+            self.close()
+
+    listener = Hasty(None, channels)
+    listener.create_socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(5)
+    with socket.create_connection(listener.socket.getsockname(), LIMIT):
+        by_loop(channels, lambda: errors, use_poll=use_poll)
+    assert [type(error) for error in errors] == [ssl.SSLWantReadError]
+
+
 def memory():
     return Memory(client_context(), "localhost")
 

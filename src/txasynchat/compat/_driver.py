@@ -356,7 +356,10 @@ class MapDriver:
         Return what to wait for in place of *mask*, where TLS wants the other direction.
         """
         self._exchanged.pop(fd, None)
-        doing, wants = self._tls_waits.get(fd, (0, 0))
+        waits = self._tls_waits.get(fd)
+        if waits is None:
+            return mask
+        doing, wants = waits
         if not mask & doing:  # the channel does not want to go on
             self._tls_waits.pop(fd, None)
             return mask
@@ -837,7 +840,7 @@ class MapDriver:
                 except names["_reraised_exceptions"]:
                     raise
                 except:  # noqa: E722 - see asyncore.read
-                    wants = _interest.tls_wants(sys.exc_info()[1])
+                    wants = _interest.tls_wants(channel)
                     if wants is None:
                         channel.handle_error()
                     elif wants != "read" and channels.get(fd) is channel:

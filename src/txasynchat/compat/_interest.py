@@ -74,20 +74,21 @@ def has_pending(sock: Any) -> bool:
         return False
 
 
-def tls_wants(error: BaseException | None) -> str | None:
+def tls_wants(channel: Any) -> str | None:
     """
-    Return the direction, "read" or "write", that TLS waits for if *error* says just that; else None.
+    Return the direction, "read" or "write", that TLS of *channel* waits for, if the exception being
+    handled says no more than that; else None.
 
-    Args:
-        error: what came out of a socket, or out of a handler. Its module need not be imported here: a
-            program that meets such an error has done so.
+    A listener has no TLS that could wait: it is that of a connection, which is lost if nobody is told.
     """
+    error = sys.exc_info()[1]
     for module, prefix in (("ssl", "SSL"), ("OpenSSL.SSL", "")):
         names = sys.modules.get(module)
         for direction in ("read", "write"):
             kind = getattr(names, f"{prefix}Want{direction.title()}Error", None)
+            # Its module need not be imported here: a program that meets such an error has done so.
             if isinstance(kind, type) and isinstance(error, kind):
-                return direction
+                return None if getattr(channel, "accepting", False) else direction
     return None
 
 

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
 from contextlib import suppress
 from typing import Any
@@ -212,7 +211,7 @@ def waits_for_tls(channel: Any, doing: str) -> bool:
         channel: whose socket or handler raised it.
         doing: what it was doing, "read" or "write".
     """
-    wants = _interest.tls_wants(sys.exc_info()[1])
+    wants = _interest.tls_wants(channel)
     if wants is None:
         return False
     if wants != doing:
