@@ -139,7 +139,7 @@ def test_a_listener_without_descriptors_rests_and_serves_when_there_are_some(way
     *lines, told = result.stdout.splitlines()
     told = json.loads(told)
     assert len(lines) == 1
-    assert lines[0].startswith("error: <__main__.")
+    assert lines[0].startswith("error: __main__.")
     assert "cannot accept, and tries again: " in lines[0]
     assert told["served"] == 0
     assert 2 <= told["tries"] <= 7  # ten times a second

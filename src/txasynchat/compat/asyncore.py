@@ -144,6 +144,8 @@ def readwrite(obj: Any, flags: int) -> None:
     try:
         if flags & select.POLLIN:
             obj.handle_read_event()
+            if flags == select.POLLIN:  # by far the commonest
+                return
         # Each event but the first may be that of a socket that the channel has no more: it reconnected.
         if flags & select.POLLOUT and getattr(obj, "socket", None) is sock:
             doing = "write"
@@ -642,8 +644,11 @@ class dispatcher:  # noqa: N801 - the stdlib's name
         suppressed = _exhausted.suppressed(why.errno)
         if suppressed is not None:
             before = f" ({suppressed} of these before it were not logged)" if suppressed else ""
+            kind = type(self)
             self.log_info(
-                f"{self!r} cannot accept, and tries again: {why.strerror}{before}", "error"
+                f"{kind.__module__}.{kind.__qualname__} cannot accept, and tries again: "
+                f"{why.strerror}{before}",
+                "error",
             )
         _resting[id(self)] = time.monotonic() + _driver.PENANCE
         _loop.rest(self)
