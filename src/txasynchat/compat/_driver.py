@@ -187,8 +187,6 @@ class MapDriver:
         entry = self._entries.get(fd)
         if entry is not None:
             entry.channel = None
-        self._tls_waits.pop(fd, None)
-        self._exchanged.pop(fd, None)
         for batch in self._batches:
             batch.add(fd)  # whoever is found in the map under this number, later on, is another
         if entry is not None:
@@ -199,6 +197,8 @@ class MapDriver:
             self._urged.pop(fd, None)
             self._penance.drop(fd)
             self._deadlines.drop(fd)
+        self._tls_waits.pop(fd, None)
+        self._exchanged.pop(fd, None)
 
     def touch(self, fd: Any) -> None:
         """
