@@ -34,8 +34,9 @@ from operator import is_
 from typing import Any
 
 from txasynchat.compat import _interest, _reactor, _renewal
+from txasynchat.compat._attributes import own, socket_of
 from txasynchat.compat._deadlines import Deadlines
-from txasynchat.compat._interest import ALWAYS, NoSocket, has_pending, is_open, kind_of
+from txasynchat.compat._interest import ALWAYS, NoSocket, is_open, kind_of, pending_of
 from txasynchat.hub import ERROR, HANGUP, INVALID, READ, URGENT, WRITE, Events, Hub
 
 __all__ = ["MapDriver", "copy_of"]
@@ -260,12 +261,12 @@ class MapDriver:
         entry.channel = channel
         self._answers = None
         self._classify(fd, entry)
-        sock: Any = getattr(channel, "socket", None)
-        if has_pending(sock):
+        sock = socket_of(channel)
+        if pending_of(sock):
             self._buffered[fd] = None
         if type(sock) is _interest.tls_socket:
             sock.belong_to(channel)
-        leaves_at = getattr(channel, "_leaves_at", None)
+        leaves_at = own(channel, "_leaves_at")
         if leaves_at is not None:
             self._deadlines.set(fd, leaves_at)
         return entry
@@ -291,7 +292,7 @@ class MapDriver:
     def _want(self, fd: Any, channel: Any, is_readable: Any, is_writable: Any) -> None:
         if (
             _interest.tls_socket is not NoSocket
-            and type(getattr(channel, "socket", None)) is _interest.tls_socket
+            and type(socket_of(channel)) is _interest.tls_socket
         ):
             is_readable, is_writable = channel.socket.interest(is_readable, is_writable)
             if channel.socket.deadline is not None:
@@ -413,9 +414,9 @@ class MapDriver:
             if entry is None or entry.channel is not channel:
                 self._touched[fd] = None
                 continue
-            sock: Any = getattr(channel, "socket", None)
+            sock = socket_of(channel)
             if type(sock) is not _socket:
-                if bits & READ and has_pending(sock):
+                if bits & READ and pending_of(sock):
                     self._buffered[fd] = None
             elif sock._closed:  # type: ignore[attr-defined] # fileno() costs ten times as much
                 self._answers = None
@@ -505,12 +506,16 @@ class MapDriver:
             if entry is None or fresh:
                 entry = self._adopt(fd, channel)
             else:
+                try:
+                    sock = channel.socket
+                except Exception:  # noqa: BLE001 - what socket_of() does, for a call less
+                    sock = None
                 if (
                     entry.kind
                     and not classify
                     and masks.get(fd) == _IDLE
-                    and type(channel.socket) is _socket
-                    and not channel.socket._closed  # type: ignore[attr-defined] # as above
+                    and type(sock) is _socket
+                    and not sock._closed  # type: ignore[attr-defined] # see _ask_recent
                     and ranks[fd] > rank
                     and channel.readable()
                     and not channel.writable()
@@ -617,9 +622,9 @@ class MapDriver:
         over = self._deadlines.take_due(now)
         for fd, until in over:
             channel = self.channels.get(fd)
-            sock: Any = getattr(channel, "socket", None)
+            sock = socket_of(channel)
             is_tls = type(sock) is _interest.tls_socket
-            if until == (sock.deadline if is_tls else getattr(channel, "_leaves_at", None)):
+            if until == (sock.deadline if is_tls else own(channel, "_leaves_at")):
                 self.names["read"](channel)
                 self._touched[fd] = None
         return bool(over)
@@ -795,8 +800,11 @@ class MapDriver:
             channel = entry.channel
             if channel is None:
                 continue
-            if entry.kind:
+            try:
                 sock = channel.socket
+            except Exception:  # noqa: BLE001 - what socket_of() does, for a call less
+                sock = None
+            if entry.kind:
                 kind = type(sock)
                 if (
                     (
@@ -808,10 +816,8 @@ class MapDriver:
                     and not channel.writable()
                 ):
                     continue
-            else:
-                sock = getattr(channel, "socket", None)
-                if type(sock) is _socket and not sock._closed:  # type: ignore[attr-defined] # see above
-                    continue
+            elif type(sock) is _socket and not sock._closed:  # type: ignore[attr-defined] # as there
+                continue
             recent[fd] = READ
 
     def _hand_out_selected(

@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 from txasynchat.compat import _reactor
+from txasynchat.compat._attributes import own
 from txasynchat.compat._driver import MapDriver
 
 __all__ = ["added", "driver_of", "emptied", "ended", "removed", "run", "touch"]
@@ -184,9 +185,9 @@ def ended(channel: Any) -> None:
     """
     *channel* was told of the end of its stream.
     """
-    driver = _drivers.get(id(getattr(channel, "_map", None)))
+    driver = _drivers.get(id(own(channel, "_map")))
     if driver is not None:
-        fd = getattr(channel, "_fileno", None)
+        fd = own(channel, "_fileno")
         if fd is not None and driver.channels.get(fd) is channel:
             driver.end(fd)
 
@@ -195,9 +196,9 @@ def touch(channel: Any) -> None:
     """
     What *channel* waits for may be another thing now; wakes a ``loop()`` in another thread.
     """
-    driver = _drivers.get(id(getattr(channel, "_map", None)))
+    driver = _drivers.get(id(own(channel, "_map")))
     if driver is not None:
-        fd = getattr(channel, "_fileno", None)
+        fd = own(channel, "_fileno")
         if fd is not None:
             driver.touch(fd)
 
