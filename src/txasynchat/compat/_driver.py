@@ -8,13 +8,17 @@ them to the system again.  Here that is done for what may have changed:
   asked on every pass, as in the stdlib: its answer may depend on anything.
 - A *steady* channel, with the predicates of our own classes, is asked when it had an event, when
   one of its methods or its queue changed something (`touch`), and in a full pass.
-- A full pass asks everyone.  It comes first in each ``loop()``, and then every 20 ms while
+- A full pass asks everyone.  It comes first in a ``loop()``, and then every 20 ms while
   passes go on, or every 100 ms where there are so many channels that it would cost more than a
   fortieth of the time; a wait for longer than that has one within it.  It bounds what slips
   through, such as a predicate that one channel puts on another, idle one for the first time.
+- A ``loop()`` whose map has the same channels as at the end of the last one goes on with its passes,
+  and with its time.  What was changed meanwhile of a steady channel, with no method called, is found
+  by the next full pass, at most 100 ms after the last.
 
 The map stays the user's own plain dict and is the truth.  What is put in or taken out with no
-method called is noticed on the next pass: insertion order makes that cheap.
+method called is noticed on the next pass: insertion order makes that cheap.  Between two calls of
+``loop()`` neither the map nor what is in it is kept alive.
 
 Handlers are called by the functions found in the facade's asyncore module (`read`, `write`,
 `readwrite`, `_exception`), because programs replace those.
@@ -29,15 +33,20 @@ import socket
 import sys
 import threading
 import time
+import weakref
 from contextlib import suppress
-from operator import is_
-from typing import Any
+from itertools import compress
+from operator import is_, ne
+from typing import TYPE_CHECKING, Any
 
 from txasynchat.compat import _interest, _reactor, _renewal
 from txasynchat.compat._attributes import own, socket_of
 from txasynchat.compat._deadlines import Deadlines
 from txasynchat.compat._interest import ALWAYS, NoSocket, is_open, kind_of, pending_of
 from txasynchat.hub import ERROR, HANGUP, INVALID, READ, URGENT, WRITE, Events, Hub
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["MapDriver", "copy_of"]
 
@@ -46,9 +55,12 @@ FULL_PASS_SOONEST = 0.02
 FULL_PASS_LATEST = 0.1
 #: Between these, a full pass may take one part in so many of the time.
 FULL_PASS_SHARE = 40
-#: Seconds between two looks whether channels are still to be asked as they are; mostly that is found
-#: sooner, by an answer that a steady one would not give.
-CLASSIFY = 1.0
+#: Seconds between two looks whether channels are still to be asked as they are, which mostly is found
+#: sooner, by an answer that a steady one would not give; and whether another file is under the number.
+CLASSIFY_SOONEST = 0.25
+CLASSIFY_LATEST = 1.0
+#: Between these, such a look may take one part in so many of the time.
+CLASSIFY_SHARE = 100
 #: Seconds between two looks whether the program closed descriptors of the hub, or of the reactor
 #: beside it; mostly an error tells sooner.
 CHECK = 0.1
@@ -67,6 +79,8 @@ _GONE = HANGUP | ERROR | INVALID
 # What a chat channel waits for that has nothing to send.
 _IDLE = READ | URGENT
 
+_BOTH = READ | WRITE
+
 # The values of the commonest batch by far.
 _ALL_READ = {READ}
 
@@ -79,15 +93,23 @@ _modules = sys.modules
 _socket = socket.socket
 
 
+def _nobody() -> None:
+    return None
+
+
 class _Entry:
     """
     A channel as the driver last saw it.
+
+    Attributes:
+        ref: returns the channel, which is not kept alive: a program may drop it without a word, and
+            its peer sees the end.  `_nobody` once it has left.
     """
 
-    __slots__ = ("channel", "kind")
+    __slots__ = ("kind", "ref")
 
-    def __init__(self, channel: Any) -> None:
-        self.channel = channel
+    def __init__(self) -> None:
+        self.ref: Callable[[], Any] = _nobody
         self.kind = ALWAYS
 
 
@@ -99,12 +121,16 @@ class MapDriver:
     any thread".
 
     Args:
-        channels: the map, descriptor to channel; kept alive.
+        channels: the map, descriptor to channel; kept alive, like what is in it, only while it is
+            driven.
         names: the globals of the facade's asyncore module.
     """
 
     def __init__(self, channels: dict[Any, Any], names: dict[str, Any]) -> None:
+        #: Empty between two ``loop()`` calls.
         self.channels = channels
+        #: The map's `id`.
+        self.key = id(channels)
         self.names = names
         self.hub = Hub()
         #: How many ``loop()`` calls, nested in each other, use this driver, and in which thread.
@@ -120,6 +146,8 @@ class MapDriver:
         self._rank = 0
         # Keys of the map that are no numbers but have a fileno().
         self._keys: dict[int, Any] = {}
+        # Whether an entry keeps its channel alive, which knows no weak references.
+        self._is_holding = False
         # Channels to ask before the next wait: by events, and by `touch`.
         self._recent: dict[Any, int] = {}
         self._touched: dict[Any, float | None] = {}
@@ -142,7 +170,11 @@ class MapDriver:
         # Who was asked on the last pass, and the answers, reversed; None when what the hub knows may
         # not be what they said.
         self._asked: list[Any] = []
-        self._answers: list[Any] | None = None
+        self._answers: list[int] | None = None
+        # Of them, those who had an event or reported something since.
+        self._doubted: set[Any] = set()
+        # Who had an event in the last batch, if nobody looked at them again.
+        self._last_heard: list[Any] = []
         # The map's last item when it was last seen to be that of the entries, too.
         self._last_key: Any = None
         self._last_channel: Any = None
@@ -180,7 +212,7 @@ class MapDriver:
         self._last_channel = self._answers = None
         entry = self._entries.get(fd)
         if entry is not None:
-            entry.channel = None
+            entry.ref = _nobody
         for batch in self._batches:
             batch.add(fd)  # whoever is found in the map under this number, later on, is another
         if entry is not None:
@@ -255,12 +287,16 @@ class MapDriver:
         if entry is None:
             self._rank += 1
             self._ranks[fd] = self._rank
-            entry = self._entries[fd] = _Entry(channel)
-        elif entry.channel is not None:  # replaced with no method called
+            entry = self._entries[fd] = _Entry()
+        elif entry.ref is not _nobody:  # replaced with no method called
             self._leave(fd)
-        entry.channel = channel
+        try:
+            entry.ref = weakref.ref(channel)
+        except TypeError:
+            entry.ref = lambda: channel
+            self._is_holding = True
         self._answers = None
-        self._classify(fd, entry)
+        self._classify(fd, entry, channel)
         sock = socket_of(channel)
         if pending_of(sock):
             self._buffered[fd] = None
@@ -271,8 +307,8 @@ class MapDriver:
             self._deadlines.set(fd, leaves_at)
         return entry
 
-    def _classify(self, fd: Any, entry: _Entry) -> None:
-        entry.kind = kind_of(entry.channel)
+    def _classify(self, fd: Any, entry: _Entry, channel: Any) -> None:
+        entry.kind = kind_of(channel)
         if entry.kind:
             self._always.pop(fd, None)
         elif fd not in self._always:
@@ -357,8 +393,10 @@ class MapDriver:
         fds = tuple(self._always)
         channels = self.channels
         current: list[Any] = list(map(channels.get, fds))
-        asked = self._asked
         before = self._answers
+        asked = self._asked
+        if not asked and before is not None:  # between two calls of loop() nobody is kept alive
+            asked = self._asked = [entry.ref() for entry in self._always.values()]
         if (
             before is None
             or len(asked) != len(current)
@@ -369,16 +407,28 @@ class MapDriver:
         ):
             self._ask_each_of(fds)
             return
-        answers = [(not channel.readable(), not channel.writable()) for channel in current]
+        answers = [
+            (
+                (_BOTH if channel.writable() else READ)
+                if channel.readable()
+                else (WRITE if channel.writable() else 0)
+            )
+            for channel in current
+        ]
+        places: Any
         if self._answers is None:  # one of them changed the map, say
-            before = [None] * len(answers)
-        elif answers == before:
+            places = range(len(fds))
+        elif answers == before and not self._doubted:
             return  # by far the commonest
         else:
             self._answers = answers
-        for fd, channel, answer, old in zip(fds, current, answers, before, strict=True):
-            if answer != old and channels.get(fd) is channel:
-                self._want(fd, channel, not answer[0], not answer[1])
+            places = list(compress(range(len(fds)), map(ne, answers, before)))
+            places += [fds.index(fd) for fd in self._doubted if fd in self._always]
+        self._doubted.clear()
+        for place in places:
+            fd, channel, answer = fds[place], current[place], answers[place]
+            if channels.get(fd) is channel:
+                self._want(fd, channel, answer & READ, answer & WRITE)
 
     def _ask_each_of(self, fds: tuple[Any, ...]) -> None:
         channels = self.channels
@@ -390,14 +440,17 @@ class MapDriver:
             if channel is None:
                 continue
             entry = entries.get(fd)
-            if entry is None or entry.channel is not channel:
+            if entry is None or entry.ref() is not channel:
                 self._adopt(fd, channel)
-            answer = (not channel.readable(), not channel.writable())
-            self._want(fd, channel, not answer[0], not answer[1])
+            answer = READ if channel.readable() else 0
+            if channel.writable():
+                answer |= WRITE
+            self._want(fd, channel, answer & READ, answer & WRITE)
             asked.append(channel)
             answers.append(answer)
         self._asked = asked
         self._answers = answers
+        self._doubted.clear()
 
     def _ask_recent(self, ask_always: bool) -> None:
         """
@@ -411,7 +464,7 @@ class MapDriver:
             if channel is None:
                 continue
             entry = entries.get(fd)
-            if entry is None or entry.channel is not channel:
+            if entry is None or entry.ref() is not channel:
                 self._touched[fd] = None
                 continue
             sock = socket_of(channel)
@@ -429,11 +482,11 @@ class MapDriver:
         Ask a channel that may have changed, unless it is asked with those that are on every pass.
         """
         if entry.kind and entry.kind != kind_of(channel):
-            self._classify(fd, entry)
+            self._classify(fd, entry, channel)
         if entry.kind or not ask_always:
             self._ask(fd, channel)
         else:
-            self._answers = None  # to listen changes what the same answers mean
+            self._doubted.add(fd)  # to listen changes what the same answers mean
 
     def _ask_touched(self, ask_always: bool) -> None:
         touched = []
@@ -452,7 +505,7 @@ class MapDriver:
                 if entry is not None:
                     self._drop(fd)
                 continue
-            if entry is None or entry.channel is not channel:
+            if entry is None or entry.ref() is not channel:
                 entry = self._adopt(fd, channel)
             self._ask_again(fd, channel, entry, ask_always)
 
@@ -468,7 +521,7 @@ class MapDriver:
         except (RuntimeError, StopIteration, TypeError):  # changed by a thread; no plain dict
             return False
         channel = self.channels.get(last)
-        if last != known or channel is not self._entries[known].channel:
+        if last != known or channel is not self._entries[known].ref():
             return False
         self._last_key = last
         self._last_channel = channel
@@ -480,8 +533,6 @@ class MapDriver:
         """
         begin = _monotonic()
         classify = begin >= self._next_classify
-        if classify:
-            self._next_classify = begin + CLASSIFY
         if begin >= self._next_check:
             self._next_check = begin + CHECK
             self._check_is_due = True  # for a reactor; see _sit
@@ -493,6 +544,7 @@ class MapDriver:
         if self._touched:
             self._ask_touched(ask_always)
         self._answers = None
+        self._asked = []
         self._without_reactor = -1
         entries = self._entries
         ranks = self._ranks
@@ -502,7 +554,7 @@ class MapDriver:
         in_order = True
         for fd, channel in snapshot.items():
             entry = entries.get(fd)
-            fresh = entry is None or entry.channel is not channel
+            fresh = entry is None or entry.ref() is not channel
             if entry is None or fresh:
                 entry = self._adopt(fd, channel)
             else:
@@ -523,9 +575,10 @@ class MapDriver:
                     rank = ranks[fd]
                     continue
                 if (entry.kind or classify) and entry.kind != kind_of(channel):
-                    self._classify(fd, entry)
+                    self._classify(fd, entry, channel)
                     fresh = True
-                if not is_open(channel, fd):
+                # Another file may be under the same number, too, by os.dup2().
+                if classify or not is_open(channel, fd):
                     self.hub.verify(self._number(fd))
             if ranks[fd] <= rank:
                 in_order = False
@@ -538,6 +591,9 @@ class MapDriver:
         if not in_order:
             self._reorder(snapshot)
         now = _monotonic()
+        if classify:
+            pause = max(CLASSIFY_SOONEST, (now - begin) * CLASSIFY_SHARE)
+            self._next_classify = now + min(CLASSIFY_LATEST, pause)
         pause = max(FULL_PASS_SOONEST, (now - begin) * FULL_PASS_SHARE)
         self._next_full = now + min(FULL_PASS_LATEST, pause)
 
@@ -602,11 +658,35 @@ class MapDriver:
 
     def start(self, poll_mode: bool) -> None:
         """
-        A ``loop()`` begins: the next pass is a full one.
+        A ``loop()`` begins: the next pass is a full one, unless all is as the last one left it.
+
+        Programs that call ``loop(count=1)`` in a circle would have nothing but full passes otherwise.
         """
-        self._next_full = 0.0
+        if poll_mode is not self.poll_mode or not self._is_unchanged():
+            self._next_full = 0.0
         self._without_reactor = -1
         self.poll_mode = poll_mode
+
+    def distrust(self) -> None:
+        """
+        Let the next pass be a full one: the last was left in the middle.
+        """
+        self._next_full = 0.0
+
+    def _is_unchanged(self) -> bool:
+        """
+        Whether the map, which may be another one by now, has the channels of the entries.
+        """
+        entries = self._entries
+        try:
+            current = copy_of(self.channels)
+        except Exception:  # noqa: BLE001 - no mapping: a full pass raises what has to be raised
+            return False
+        if list(current) != list(entries):
+            return False
+        if len(self._always) == len(entries):
+            return True  # each pass looks at them
+        return all(map(is_, current.values(), [entry.ref() for entry in entries.values()]))
 
     def _forgive(self, now: float) -> None:
         for fd, _ in self._penance.take_due(now):
@@ -737,7 +817,7 @@ class MapDriver:
         try:
             if self._gone:  # since the wait began, by another thread
                 entries = self._entries
-                changed.update(fd for fd in ready if fd in entries and entries[fd].channel is None)
+                changed.update(fd for fd in ready if fd in entries and entries[fd].ref is _nobody)
             try:
                 order = sorted(ready, key=ranks.__getitem__)
             except KeyError:  # nobody's
@@ -791,13 +871,14 @@ class MapDriver:
         if self._urged:
             for fd in order:
                 self._urged.pop(fd, None)
+        self._last_heard = order
         # In a loop of its own: after a system call each instruction costs a multiple.
         entries = self._entries
         for fd in order:
             entry = entries.get(fd)
             if entry is None:
                 continue
-            channel = entry.channel
+            channel = entry.ref()
             if channel is None:
                 continue
             try:
@@ -881,12 +962,21 @@ class MapDriver:
 
     # -- the end
 
+    @property
+    def is_holding(self) -> bool:
+        """
+        Whether it keeps alive a channel, or a key of the map.
+        """
+        return self._is_holding or bool(self._keys)
+
     def stop(self) -> None:
         """
         The outermost ``loop()`` ends.
         """
         self.hub.detach()
-        self._last_channel = self._answers = None
+        self._recent.update(dict.fromkeys(self._last_heard, READ))
+        self._last_heard = []
+        self._last_channel = None
         self._asked = []
         _reactor.rest()
 

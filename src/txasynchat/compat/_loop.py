@@ -22,6 +22,9 @@ _registry = threading.Lock()
 class _Kept:
     """
     The driver that a thread used last: it is kept, with its registrations, for the next call.
+
+    The map and its channels are not.  Another map may get the `id` of one that is gone: the driver finds
+    out by what is in it.
     """
 
     driver: MapDriver | None = None
@@ -66,6 +69,7 @@ def take(channels: Any, names: dict[str, Any]) -> MapDriver | None:
             driver = _drivers[id(channels)] = MapDriver(channels, names)
         elif driver.depth and driver.thread != me:
             return None
+        driver.channels = channels
         driver.thread = me
         driver.depth += 1
     return driver
@@ -76,13 +80,16 @@ def release(driver: MapDriver) -> None:
     The reverse of `take`.
     """
     last = driver.depth == 1
+    keep = bool(driver.channels) and not driver.is_holding
     try:
         if last:
             driver.stop()
     finally:
+        if last:
+            driver.channels = {}  # it may be dropped by the program
         driver.depth -= 1  # from here on another thread may take it
     if last:
-        if driver.channels:
+        if keep:
             _local.kept.keep(driver)
         else:
             discard(driver)
@@ -95,8 +102,8 @@ def discard(driver: MapDriver) -> None:
     with _registry:
         if driver.depth:
             return  # another thread has just taken it
-        if _drivers.get(id(driver.channels)) is driver:
-            del _drivers[id(driver.channels)]
+        if _drivers.get(driver.key) is driver:
+            del _drivers[driver.key]
     driver.close()
 
 
@@ -142,6 +149,9 @@ def run(
             while channels and count > 0:
                 driver.run_pass(timeout)
                 count -= 1
+    except BaseException:
+        driver.distrust()
+        raise
     finally:
         release(driver)
 
