@@ -8,6 +8,7 @@ them to the system again.  Here that is done for what may have changed:
   asked on every pass, as in the stdlib: its answer may depend on anything.
 - A *steady* channel, with the predicates of our own classes, is asked when it had an event, when
   one of its methods or its queue changed something (`touch`), and in a full pass.
+- A channel that another thread adds is left alone at first: see `_newcomers`.
 - A full pass asks everyone.  It comes first in a ``loop()``, and then every 20 ms while
   passes go on, or every 100 ms where there are so many channels that it would cost more than a
   fortieth of the time; a wait for longer than that has one within it.  It bounds what slips
@@ -42,7 +43,8 @@ from typing import TYPE_CHECKING, Any
 from txasynchat.compat import _interest, _reactor, _renewal
 from txasynchat.compat._attributes import own, socket_of
 from txasynchat.compat._deadlines import Deadlines
-from txasynchat.compat._interest import ALWAYS, NoSocket, is_open, kind_of, pending_of
+from txasynchat.compat._interest import ALWAYS, STEADY, NoSocket, is_open, kind_of, pending_of
+from txasynchat.compat._newcomers import Newcomers
 from txasynchat.hub import ERROR, HANGUP, INVALID, READ, URGENT, WRITE, Events, Hub
 
 if TYPE_CHECKING:
@@ -151,6 +153,7 @@ class MapDriver:
         # Channels to ask before the next wait: by events, and by `touch`.
         self._recent: dict[Any, int] = {}
         self._touched: dict[Any, float | None] = {}
+        self._newcomers = Newcomers()
         # Descriptors whose channels were taken out of the map, by another thread, a signal handler or
         # a predicate.  What is known of the channels (entries, ranks, who is always asked) is for the
         # driver's thread alone, and nothing of it goes while it is looked through.
@@ -193,13 +196,18 @@ class MapDriver:
         A channel was put into the map under *fd*.
         """
         self._leave(fd)
-        self._touched[fd] = None
+        if self.depth and _get_ident() != self.thread:
+            self._newcomers.announce(fd)
+        else:
+            self._newcomers.drop(fd)
+            self._touched[fd] = None
         self.wake()
 
     def remove(self, fd: Any) -> None:
         """
         The channel under *fd* was taken out of the map; its descriptor is still open.
         """
+        self._newcomers.drop(fd)
         if self._batches and _get_ident() == self.thread:  # by a handler: nothing else is under way
             self._drop(fd)
         else:
@@ -228,7 +236,8 @@ class MapDriver:
         """
         The answer of the predicates of the channel under *fd* may have changed.
         """
-        self._touched.setdefault(fd)  # it may be there, to be left alone for a while
+        if not (self._newcomers and self._newcomers.report(fd)):
+            self._touched.setdefault(fd)  # it may be there, to be left alone for a while
         self.wake()
 
     def wake(self) -> None:
@@ -296,7 +305,11 @@ class MapDriver:
             entry.ref = lambda: channel
             self._is_holding = True
         self._answers = None
-        self._classify(fd, entry, channel)
+        if fd in self._newcomers:
+            entry.kind = STEADY  # for now: nobody asks it
+            self._always.pop(fd, None)
+        else:
+            self._classify(fd, entry, channel)
         sock = socket_of(channel)
         if pending_of(sock):
             self._buffered[fd] = None
@@ -437,7 +450,7 @@ class MapDriver:
         answers = []
         for fd in fds:
             channel = channels.get(fd)
-            if channel is None:
+            if channel is None or fd in self._newcomers:
                 continue
             entry = entries.get(fd)
             if entry is None or entry.ref() is not channel:
@@ -507,7 +520,8 @@ class MapDriver:
                 continue
             if entry is None or entry.ref() is not channel:
                 entry = self._adopt(fd, channel)
-            self._ask_again(fd, channel, entry, ask_always)
+            if fd not in self._newcomers:
+                self._ask_again(fd, channel, entry, ask_always)
 
     def _ends_alike(self) -> bool:
         """
@@ -550,6 +564,7 @@ class MapDriver:
         ranks = self._ranks
         masks = self.hub.masks
         snapshot = copy_of(self.channels)
+        newcomers: Any = self._newcomers or ()
         rank = -1
         in_order = True
         for fd, channel in snapshot.items():
@@ -557,7 +572,8 @@ class MapDriver:
             fresh = entry is None or entry.ref() is not channel
             if entry is None or fresh:
                 entry = self._adopt(fd, channel)
-            else:
+                fresh = fd not in newcomers
+            elif fd not in newcomers:
                 try:
                     sock = channel.socket
                 except Exception:  # noqa: BLE001 - what socket_of() does, for a call less
@@ -583,7 +599,7 @@ class MapDriver:
             if ranks[fd] <= rank:
                 in_order = False
             rank = ranks[fd]
-            if ask_always or entry.kind or fresh:
+            if (ask_always or entry.kind or fresh) and fd not in newcomers:
                 self._ask(fd, channel)
         if len(entries) != len(snapshot):
             for fd in [fd for fd in entries if fd not in snapshot]:
@@ -629,6 +645,7 @@ class MapDriver:
         Returns:
             whether another turn is due at once, with nothing that would tell the reactor so.
         """
+        self.thread = _get_ident()  # a reactor may run in another one than it was attached in
         self._get_ready(_monotonic())
         if self._closed:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
@@ -651,6 +668,8 @@ class MapDriver:
             self._forgive(now)
         if now >= self._deadlines.next:
             self._expire(now)
+        if self._newcomers:
+            self._touched.update(dict.fromkeys(self._newcomers.take_due(now)))
         if now >= self._next_full:
             self._refresh_all()
             return True
@@ -719,6 +738,8 @@ class MapDriver:
                 until = self._next_full
             until = min(until, self._penance.next)
             until = min(until, self._deadlines.next)
+            if self._newcomers or self._newcomers.has_news:
+                until = min(until, self._newcomers.next)
             limit = None if until == math.inf else max(0.0, until - now)
             if self._closed or self._buffered:
                 limit = self._no_limit_for_ready(limit)
@@ -735,6 +756,8 @@ class MapDriver:
                 self._forgive(now)
             if now >= self._deadlines.next and self._expire(now):
                 return []
+            if self._newcomers:
+                self._touched.update(dict.fromkeys(self._newcomers.take_due(now)))
             if now >= self._next_full and not full:
                 self._refresh_all(ask_always=False)
                 full = True
@@ -753,7 +776,8 @@ class MapDriver:
             self._sit(reactor)
         self._waiting = True
         try:
-            if self._touched or self._gone or not self.channels:  # by another thread, just now
+            # By another thread, just now.
+            if self._touched or self._gone or self._newcomers.has_news or not self.channels:
                 limit = 0.0
             if reactor is not None:
                 _reactor.turn(reactor, 0.0 if hub.busy else limit)

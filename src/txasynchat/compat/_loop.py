@@ -23,8 +23,8 @@ class _Kept:
     """
     The driver that a thread used last: it is kept, with its registrations, for the next call.
 
-    The map and its channels are not.  Another map may get the `id` of one that is gone: the driver finds
-    out by what is in it.
+    The map and its channels are not.  Another map may get the `id` of one that is gone: the driver
+    finds out by what is in it.
     """
 
     driver: MapDriver | None = None

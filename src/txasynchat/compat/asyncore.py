@@ -534,8 +534,10 @@ class dispatcher:  # noqa: N801 - the stdlib's name
         """
         self.connected = False
         self.connecting = True
-        _loop.touch(self)
-        err = self.socket.connect_ex(address)
+        try:
+            err = self.socket.connect_ex(address)
+        finally:
+            _loop.touch(self)
         if err in (EINPROGRESS, EALREADY, EWOULDBLOCK) or (err == EINVAL and os.name == "nt"):
             self.addr = address
         elif err in (0, EISCONN):
@@ -831,6 +833,8 @@ class dispatcher_with_send(dispatcher):  # noqa: N801 - the stdlib's name
         kept = _kept_by(self)
         if kept is None:
             self.__kept = OutBuffer(data)
+            if not data:
+                return  # by the constructor, mostly
         else:
             kept.set(data)
         _loop.touch(self)
