@@ -80,7 +80,6 @@ def a_loop(channels, pair, use_poll):
         yield passes, near, errors, thread
     finally:
         asyncore.close_all(channels, ignore_all=True)
-        near.send(b"x")
         thread.join(LIMIT)
         assert not thread.is_alive()
 
@@ -95,9 +94,9 @@ def test_a_channel_that_another_thread_makes_is_not_asked_in_its_constructor(
 
         def a_pass():
             for _ in range(3):
-                peer.send(b"x")
                 while passes.seen.acquire(blocking=False):
                     pass
+                peer.send(b"x")
                 assert passes.seen.acquire(timeout=LIMIT)
 
         Client(far, channels, a_pass)

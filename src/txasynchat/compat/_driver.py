@@ -45,7 +45,8 @@ from txasynchat.compat._attributes import own, socket_of
 from txasynchat.compat._deadlines import Deadlines
 from txasynchat.compat._interest import ALWAYS, STEADY, NoSocket, is_open, kind_of, pending_of
 from txasynchat.compat._newcomers import Newcomers
-from txasynchat.hub import ERROR, HANGUP, INVALID, READ, URGENT, WRITE, Events, Hub
+from txasynchat.hub import ENDED, ERROR, HANGUP, INVALID, READ, URGENT, WRITE, Events, Hub
+from txasynchat.pollers import unread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,8 +79,11 @@ _WRITABLE = WRITE | ERROR
 # What poll(2) reports of a channel that is gone.
 _GONE = HANGUP | ERROR | INVALID
 
-# What a chat channel waits for that has nothing to send.
-_IDLE = READ | URGENT
+# What says that nothing more comes.
+_LAST = ENDED | HANGUP | ERROR
+
+# What a channel waits for that reads, such as a chat channel that has nothing to send.
+_IDLE = READ | URGENT | ENDED
 
 _BOTH = READ | WRITE
 
@@ -166,6 +170,10 @@ class MapDriver:
         self._buffered: dict[Any, None] = {}
         self._closed: dict[Any, None] = {}
         self._ends: dict[Any, int] = {}
+        # Of those that do not read by our recv(), what was left to read when it was last looked at.
+        self._unread: dict[Any, int] = {}
+        # Those of which poll mode said that they are gone, whatever they wait for.
+        self._hung: set[Any] = set()
         self._urged: dict[Any, int] = {}
         self._penance = Deadlines()
         # When the handshake of a channel must be done, or its last bytes be gone.
@@ -228,6 +236,8 @@ class MapDriver:
             self._buffered.pop(fd, None)
             self._closed.pop(fd, None)
             self._ends.pop(fd, None)
+            self._unread.pop(fd, None)
+            self._hung.discard(fd)
             self._urged.pop(fd, None)
             self._penance.drop(fd)
             self._deadlines.drop(fd)
@@ -264,6 +274,21 @@ class MapDriver:
         count = told[fd] = told.get(fd, 0) + 1
         if count > PATIENCE:
             self._touched[fd] = _monotonic() + PENANCE
+
+    def _bear_end(self, fd: Any, channel: Any, before: int | None) -> None:
+        """
+        Likewise for a channel whose stream ends, and that reads past our `recv`; *before* its event
+        it had been told of the end so often.
+        """
+        if self.channels.get(fd) is not channel or self._ends.get(fd) != before:
+            return  # gone, or counted by `recv`
+        if (before or 0) >= PATIENCE:
+            left = max(0, unread(self._number(fd))) + pending_of(socket_of(channel))
+            if left and left != self._unread.get(fd):  # it goes on with what came before the end
+                self._unread[fd] = left
+                self._ends[fd] = 0
+                return
+        self._bear(fd, self._ends)
 
     # -- asking
 
@@ -347,17 +372,17 @@ class MapDriver:
             if channel.socket.deadline is not None:
                 self._deadlines.set(fd, channel.socket.deadline)
         if self.poll_mode:
-            mask = READ | URGENT if is_readable else 0
+            mask = _IDLE if is_readable else 0
             if is_writable and not channel.accepting:
                 mask |= WRITE
         elif is_writable:
             mask = URGENT if channel.accepting else WRITE | URGENT
             if is_readable:
-                mask |= READ
+                mask |= READ | ENDED
         else:
-            mask = READ | URGENT if is_readable else 0
+            mask = _IDLE if is_readable else 0
         if fd in self._penance:
-            mask &= ~(READ | URGENT | WRITE if self.poll_mode else READ | URGENT)
+            mask &= ~(_IDLE | WRITE if fd in self._hung else _IDLE)
         if self._closed:
             self._closed.pop(fd, None)
         number = fd if type(fd) is int else self._number(fd)
@@ -962,7 +987,10 @@ class MapDriver:
             for fd in fds:
                 channel = channels.get(fd)
                 if channel is not None and not (changed and fd in changed):
+                    told = self._ends.get(fd)
                     call(channel)
+                    if fds is reads and ready[fd] & _LAST:
+                        self._bear_end(fd, channel, told)
                     if fds is urgent and channels.get(fd) is channel:
                         self._bear(fd, self._urged)
                     elif fds is reads:
@@ -978,11 +1006,16 @@ class MapDriver:
             channel = channels.get(fd)
             if channel is not None and not (changed and fd in changed):
                 bits = ready[fd]
-                readwrite(channel, bits)
+                told = self._ends.get(fd)
+                readwrite(channel, bits & ~ENDED)
                 if bits & READ:
                     self._urged.pop(fd, None)
                 if bits & (_GONE | URGENT) and channels.get(fd) is channel:
+                    if bits & _GONE:
+                        self._hung.add(fd)
                     self._bear(fd, self._ends if bits & _GONE else self._urged)
+                elif bits & ENDED:
+                    self._bear_end(fd, channel, told)
 
     # -- the end
 
