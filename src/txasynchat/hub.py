@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any
 
 from txasynchat.descriptors import pollers
 from txasynchat.pollers import (
+    ENDED,
     ERROR,
     HANGUP,
     INVALID,
@@ -43,6 +44,7 @@ from txasynchat.pollers import (
     WRITE,
     Events,
     Poller,
+    knows_once,
     new_poller,
 )
 from txasynchat.wakers import new_waker
@@ -53,7 +55,7 @@ if TYPE_CHECKING:
     from txasynchat.seats import Seat
     from txasynchat.wakers import PipeWaker, Waker
 
-__all__ = ["ERROR", "HANGUP", "INVALID", "READ", "URGENT", "WRITE", "Events", "Hub"]
+__all__ = ["ENDED", "ERROR", "HANGUP", "INVALID", "READ", "URGENT", "WRITE", "Events", "Hub"]
 
 #: The most events that one `Hub.wait` returns: the system wants room for all of them each time.
 LARGEST_BATCH = 2048
@@ -190,8 +192,8 @@ class Hub:
 
         Args:
             fd: an open descriptor.
-            mask: any of READ, WRITE, URGENT; with one of them ERROR and HANGUP come too.  0
-                means nothing at all.
+            mask: any of READ, WRITE, URGENT, and ENDED beside READ; with one of them ERROR and
+                HANGUP come too.  0 means nothing at all.
 
         Raises:
             OSError: EBADF, the descriptor is not open; nothing is watched then.
@@ -302,7 +304,7 @@ class Hub:
 
     @property
     def _knows_once(self) -> bool:
-        return bool(ONCE) and self._fileno >= 0  # epoll, not poll on a system that has both
+        return knows_once(self._poller)
 
     def verify(self, fd: int) -> bool:
         """

@@ -9,11 +9,13 @@ from __future__ import annotations
 import errno
 import os
 import select
+import struct
 from typing import Any, Protocol
 
 from txasynchat.descriptors import Owned
 
 __all__ = [
+    "ENDED",
     "ERROR",
     "HANGUP",
     "INVALID",
@@ -26,7 +28,9 @@ __all__ = [
     "PollPoller",
     "Poller",
     "SelectPoller",
+    "knows_once",
     "new_poller",
+    "unread",
 ]
 
 # The figures are poll(2)'s on every system that has it, and epoll's.
@@ -37,10 +41,18 @@ ERROR = 0x008
 HANGUP = 0x010
 INVALID = 0x020
 
-#: Report what stays true once, until the registration is renewed; 0 where that is not known.
-ONCE: int = getattr(select, "EPOLLET", 0)
+#: Wanted and reported with READ: the peer has sent its last; what came before may not be read yet.
+ENDED = 0x2000
+
+#: Report what stays true once, until the registration is renewed; for pollers that `knows_once`.
+ONCE = 0x80000000
 
 Events = list[tuple[int, int]]
+
+_INT = struct.Struct("i")
+
+# ENDED is Linux's alone there.
+_POLL_KNOWS = READ | URGENT | WRITE | getattr(select, "POLLRDHUP", 0)
 
 
 class Poller(Protocol):
@@ -74,7 +86,7 @@ class PollPoller:
         if fd in self._known:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
         os.fstat(fd)  # poll(2) takes closed descriptors; epoll says EBADF at once
-        self._poll.register(fd, events)
+        self._poll.register(fd, events & _POLL_KNOWS)
         self._known.add(fd)
 
     def modify(self, fd: int, events: int) -> None:
@@ -84,7 +96,7 @@ class PollPoller:
         if fd not in self._known:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         os.fstat(fd)
-        self._poll.modify(fd, events)
+        self._poll.modify(fd, events & _POLL_KNOWS)
 
     def unregister(self, fd: int) -> None:
         """
@@ -166,6 +178,9 @@ class SelectPoller:
         for fds, bit in zip(ready, (READ, WRITE, URGENT), strict=True):
             for fd in fds:
                 events[fd] = events.get(fd, 0) | bit
+        for fd in ready[0]:
+            if masks[fd] & ENDED and unread(fd) == 0:
+                events[fd] |= ENDED
         return list(events.items())[:maxevents]
 
     def close(self) -> None:
@@ -252,8 +267,8 @@ class KqueuePoller:
         ready: dict[int, int] = {}
         for event in self._kqueue.control(None, maxevents, None if timeout < 0 else timeout):
             bits = READ if event.filter == s.KQ_FILTER_READ else WRITE
-            if event.flags & s.KQ_EV_EOF and event.filter == s.KQ_FILTER_WRITE:
-                bits |= HANGUP
+            if event.flags & s.KQ_EV_EOF:
+                bits |= HANGUP if event.filter == s.KQ_FILTER_WRITE else ENDED
             ready[event.ident] = ready.get(event.ident, 0) | bits
         return list(ready.items())
 
@@ -262,6 +277,32 @@ class KqueuePoller:
         Give the queue's descriptor back.
         """
         self._kqueue.close()
+
+
+def unread(fd: int) -> int:
+    """
+    Returns:
+        how many bytes wait in the system to be read from *fd*; -1 where it does not say, as of a
+        listener.
+    """
+    answer = bytearray(_INT.size)
+    try:
+        from fcntl import ioctl  # noqa: PLC0415 - not on every system, and rarely needed
+        from termios import FIONREAD  # noqa: PLC0415 - as above
+
+        ioctl(fd, FIONREAD, answer)
+    except (ImportError, OSError):
+        return -1
+    count: int = _INT.unpack(answer)[0]
+    return count
+
+
+def knows_once(poller: Poller) -> bool:
+    """
+    Whether *poller* can be told to report something `ONCE`: epoll, also where a program took that out
+    of the `select` module since.
+    """
+    return not isinstance(poller, (KqueuePoller, PollPoller, SelectPoller))
 
 
 def new_poller() -> Poller:

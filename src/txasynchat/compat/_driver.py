@@ -8,13 +8,18 @@ them to the system again.  Here that is done for what may have changed:
   asked on every pass, as in the stdlib: its answer may depend on anything.
 - A *steady* channel, with the predicates of our own classes, is asked when it had an event, when
   one of its methods or its queue changed something (`touch`), and in a full pass.
-- A full pass asks everyone.  It comes first in each ``loop()``, and then every 20 ms while
+- A channel that another thread adds is left alone at first: see `_newcomers`.
+- A full pass asks everyone.  It comes first in a ``loop()``, and then every 20 ms while
   passes go on, or every 100 ms where there are so many channels that it would cost more than a
   fortieth of the time; a wait for longer than that has one within it.  It bounds what slips
   through, such as a predicate that one channel puts on another, idle one for the first time.
+- A ``loop()`` whose map has the same channels as at the end of the last one goes on with its passes,
+  and with its time.  What was changed meanwhile of a steady channel, with no method called, is found
+  by the next full pass, at most 100 ms after the last.
 
 The map stays the user's own plain dict and is the truth.  What is put in or taken out with no
-method called is noticed on the next pass: insertion order makes that cheap.
+method called is noticed on the next pass: insertion order makes that cheap.  Between two calls of
+``loop()`` neither the map nor what is in it is kept alive.
 
 Handlers are called by the functions found in the facade's asyncore module (`read`, `write`,
 `readwrite`, `_exception`), because programs replace those.
@@ -29,14 +34,22 @@ import socket
 import sys
 import threading
 import time
+import weakref
 from contextlib import suppress
-from operator import is_
-from typing import Any
+from itertools import compress
+from operator import is_, ne
+from typing import TYPE_CHECKING, Any
 
 from txasynchat.compat import _interest, _reactor, _renewal
+from txasynchat.compat._attributes import own, socket_of
 from txasynchat.compat._deadlines import Deadlines
-from txasynchat.compat._interest import ALWAYS, NoSocket, has_pending, is_open, kind_of
-from txasynchat.hub import ERROR, HANGUP, INVALID, READ, URGENT, WRITE, Events, Hub
+from txasynchat.compat._interest import ALWAYS, STEADY, NoSocket, is_open, kind_of, pending_of
+from txasynchat.compat._newcomers import Newcomers
+from txasynchat.hub import ENDED, ERROR, HANGUP, INVALID, READ, URGENT, WRITE, Events, Hub
+from txasynchat.pollers import unread
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["MapDriver", "copy_of"]
 
@@ -45,9 +58,12 @@ FULL_PASS_SOONEST = 0.02
 FULL_PASS_LATEST = 0.1
 #: Between these, a full pass may take one part in so many of the time.
 FULL_PASS_SHARE = 40
-#: Seconds between two looks whether channels are still to be asked as they are; mostly that is found
-#: sooner, by an answer that a steady one would not give.
-CLASSIFY = 1.0
+#: Seconds between two looks whether channels are still to be asked as they are, which mostly is found
+#: sooner, by an answer that a steady one would not give; and whether another file is under the number.
+CLASSIFY_SOONEST = 0.25
+CLASSIFY_LATEST = 1.0
+#: Between these, such a look may take one part in so many of the time.
+CLASSIFY_SHARE = 100
 #: Seconds between two looks whether the program closed descriptors of the hub, or of the reactor
 #: beside it; mostly an error tells sooner.
 CHECK = 0.1
@@ -65,8 +81,13 @@ _GONE = HANGUP | ERROR | INVALID
 
 _DIRECTIONS = {"read": READ, "write": WRITE}
 
-# What a chat channel waits for that has nothing to send.
-_IDLE = READ | URGENT
+# What says that nothing more comes.
+_LAST = ENDED | HANGUP | ERROR
+
+# What a channel waits for that reads, such as a chat channel that has nothing to send.
+_IDLE = READ | URGENT | ENDED
+
+_BOTH = READ | WRITE
 
 # The values of the commonest batch by far.
 _ALL_READ = {READ}
@@ -80,15 +101,23 @@ _modules = sys.modules
 _socket = socket.socket
 
 
+def _nobody() -> None:
+    return None
+
+
 class _Entry:
     """
     A channel as the driver last saw it.
+
+    Attributes:
+        ref: returns the channel, which is not kept alive: a program may drop it without a word, and
+            its peer sees the end.  `_nobody` once it has left.
     """
 
-    __slots__ = ("channel", "kind")
+    __slots__ = ("kind", "ref")
 
-    def __init__(self, channel: Any) -> None:
-        self.channel = channel
+    def __init__(self) -> None:
+        self.ref: Callable[[], Any] = _nobody
         self.kind = ALWAYS
 
 
@@ -100,12 +129,16 @@ class MapDriver:
     any thread".
 
     Args:
-        channels: the map, descriptor to channel; kept alive.
+        channels: the map, descriptor to channel; kept alive, like what is in it, only while it is
+            driven.
         names: the globals of the facade's asyncore module.
     """
 
     def __init__(self, channels: dict[Any, Any], names: dict[str, Any]) -> None:
+        #: Empty between two ``loop()`` calls.
         self.channels = channels
+        #: The map's `id`.
+        self.key = id(channels)
         self.names = names
         self.hub = Hub()
         #: How many ``loop()`` calls, nested in each other, use this driver, and in which thread.
@@ -121,9 +154,12 @@ class MapDriver:
         self._rank = 0
         # Keys of the map that are no numbers but have a fileno().
         self._keys: dict[int, Any] = {}
+        # Whether an entry keeps its channel alive, which knows no weak references.
+        self._is_holding = False
         # Channels to ask before the next wait: by events, and by `touch`.
         self._recent: dict[Any, int] = {}
         self._touched: dict[Any, float | None] = {}
+        self._newcomers = Newcomers()
         # Descriptors whose channels were taken out of the map, by another thread, a signal handler or
         # a predicate.  What is known of the channels (entries, ranks, who is always asked) is for the
         # driver's thread alone, and nothing of it goes while it is looked through.
@@ -136,6 +172,10 @@ class MapDriver:
         self._buffered: dict[Any, None] = {}
         self._closed: dict[Any, None] = {}
         self._ends: dict[Any, int] = {}
+        # Of those that do not read by our recv(), what was left to read when it was last looked at.
+        self._unread: dict[Any, int] = {}
+        # Those of which poll mode said that they are gone, whatever they wait for.
+        self._hung: set[Any] = set()
         self._urged: dict[Any, int] = {}
         self._penance = Deadlines()
         # Channels whose TLS, which is the program's own, wants the other direction than they do: what
@@ -148,7 +188,11 @@ class MapDriver:
         # Who was asked on the last pass, and the answers, reversed; None when what the hub knows may
         # not be what they said.
         self._asked: list[Any] = []
-        self._answers: list[Any] | None = None
+        self._answers: list[int] | None = None
+        # Of them, those who had an event or reported something since.
+        self._doubted: set[Any] = set()
+        # Who had an event in the last batch, if nobody looked at them again.
+        self._last_heard: list[Any] = []
         # The map's last item when it was last seen to be that of the entries, too.
         self._last_key: Any = None
         self._last_channel: Any = None
@@ -167,13 +211,18 @@ class MapDriver:
         A channel was put into the map under *fd*.
         """
         self._leave(fd)
-        self._touched[fd] = None
+        if self.depth and _get_ident() != self.thread:
+            self._newcomers.announce(fd)
+        else:
+            self._newcomers.drop(fd)
+            self._touched[fd] = None
         self.wake()
 
     def remove(self, fd: Any) -> None:
         """
         The channel under *fd* was taken out of the map; its descriptor is still open.
         """
+        self._newcomers.drop(fd)
         if self._batches and _get_ident() == self.thread:  # by a handler: nothing else is under way
             self._drop(fd)
         else:
@@ -186,7 +235,7 @@ class MapDriver:
         self._last_channel = self._answers = None
         entry = self._entries.get(fd)
         if entry is not None:
-            entry.channel = None
+            entry.ref = _nobody
         for batch in self._batches:
             batch.add(fd)  # whoever is found in the map under this number, later on, is another
         if entry is not None:
@@ -194,6 +243,8 @@ class MapDriver:
             self._buffered.pop(fd, None)
             self._closed.pop(fd, None)
             self._ends.pop(fd, None)
+            self._unread.pop(fd, None)
+            self._hung.discard(fd)
             self._urged.pop(fd, None)
             self._penance.drop(fd)
             self._deadlines.drop(fd)
@@ -204,7 +255,8 @@ class MapDriver:
         """
         The answer of the predicates of the channel under *fd* may have changed.
         """
-        self._touched.setdefault(fd)  # it may be there, to be left alone for a while
+        if not (self._newcomers and self._newcomers.report(fd)):
+            self._touched.setdefault(fd)  # it may be there, to be left alone for a while
         self.wake()
 
     def wake(self) -> None:
@@ -250,6 +302,21 @@ class MapDriver:
         if count > PATIENCE:
             self.rest(fd)
 
+    def _bear_end(self, fd: Any, channel: Any, before: int | None) -> None:
+        """
+        Likewise for a channel whose stream ends, and that reads past our `recv`; *before* its event
+        it had been told of the end so often.
+        """
+        if self.channels.get(fd) is not channel or self._ends.get(fd) != before:
+            return  # gone, or counted by `recv`
+        if (before or 0) >= PATIENCE:
+            left = max(0, unread(self._number(fd))) + pending_of(socket_of(channel))
+            if left and left != self._unread.get(fd):  # it goes on with what came before the end
+                self._unread[fd] = left
+                self._ends[fd] = 0
+                return
+        self._bear(fd, self._ends)
+
     # -- asking
 
     def _drop_gone(self) -> None:
@@ -281,24 +348,32 @@ class MapDriver:
         if entry is None:
             self._rank += 1
             self._ranks[fd] = self._rank
-            entry = self._entries[fd] = _Entry(channel)
-        elif entry.channel is not None:  # replaced with no method called
+            entry = self._entries[fd] = _Entry()
+        elif entry.ref is not _nobody:  # replaced with no method called
             self._leave(fd)
-        entry.channel = channel
+        try:
+            entry.ref = weakref.ref(channel)
+        except TypeError:
+            entry.ref = lambda: channel
+            self._is_holding = True
         self._answers = None
-        self._classify(fd, entry)
-        sock: Any = getattr(channel, "socket", None)
-        if has_pending(sock):
+        if fd in self._newcomers:
+            entry.kind = STEADY  # for now: nobody asks it
+            self._always.pop(fd, None)
+        else:
+            self._classify(fd, entry, channel)
+        sock = socket_of(channel)
+        if pending_of(sock):
             self._buffered[fd] = None
         if type(sock) is _interest.tls_socket:
             sock.belong_to(channel)
-        leaves_at = getattr(channel, "_leaves_at", None)
+        leaves_at = own(channel, "_leaves_at")
         if leaves_at is not None:
             self._deadlines.set(fd, leaves_at)
         return entry
 
-    def _classify(self, fd: Any, entry: _Entry) -> None:
-        entry.kind = kind_of(entry.channel)
+    def _classify(self, fd: Any, entry: _Entry, channel: Any) -> None:
+        entry.kind = kind_of(channel)
         if entry.kind:
             self._always.pop(fd, None)
         elif fd not in self._always:
@@ -318,25 +393,25 @@ class MapDriver:
     def _want(self, fd: Any, channel: Any, is_readable: Any, is_writable: Any) -> None:
         if (
             _interest.tls_socket is not NoSocket
-            and type(getattr(channel, "socket", None)) is _interest.tls_socket
+            and type(socket_of(channel)) is _interest.tls_socket
         ):
             is_readable, is_writable = channel.socket.interest(is_readable, is_writable)
             if channel.socket.deadline is not None:
                 self._deadlines.set(fd, channel.socket.deadline)
         if self.poll_mode:
-            mask = READ | URGENT if is_readable else 0
+            mask = _IDLE if is_readable else 0
             if is_writable and not channel.accepting:
                 mask |= WRITE
         elif is_writable:
             mask = URGENT if channel.accepting else WRITE | URGENT
             if is_readable:
-                mask |= READ
+                mask |= READ | ENDED
         else:
-            mask = READ | URGENT if is_readable else 0
+            mask = _IDLE if is_readable else 0
         if self._tls_waits:
             mask = self._exchange(fd, mask)
         if fd in self._penance:
-            mask &= ~(READ | URGENT | WRITE if self.poll_mode else READ | URGENT)
+            mask &= ~(_IDLE | WRITE if fd in self._hung else _IDLE)
         if self._closed:
             self._closed.pop(fd, None)
         number = fd if type(fd) is int else self._number(fd)
@@ -364,7 +439,7 @@ class MapDriver:
             self._tls_waits.pop(fd, None)
             return mask
         self._exchanged[fd] = mask
-        return mask & ~doing | wants
+        return mask & ~(doing | ENDED) | wants
 
     def _change_back(self, ready: dict[Any, int]) -> None:
         """
@@ -415,8 +490,10 @@ class MapDriver:
         fds = tuple(self._always)
         channels = self.channels
         current: list[Any] = list(map(channels.get, fds))
-        asked = self._asked
         before = self._answers
+        asked = self._asked
+        if not asked and before is not None:  # between two calls of loop() nobody is kept alive
+            asked = self._asked = [entry.ref() for entry in self._always.values()]
         if (
             before is None
             or len(asked) != len(current)
@@ -427,16 +504,28 @@ class MapDriver:
         ):
             self._ask_each_of(fds)
             return
-        answers = [(not channel.readable(), not channel.writable()) for channel in current]
+        answers = [
+            (
+                (_BOTH if channel.writable() else READ)
+                if channel.readable()
+                else (WRITE if channel.writable() else 0)
+            )
+            for channel in current
+        ]
+        places: Any
         if self._answers is None:  # one of them changed the map, say
-            before = [None] * len(answers)
-        elif answers == before:
+            places = range(len(fds))
+        elif answers == before and not self._doubted:
             return  # by far the commonest
         else:
             self._answers = answers
-        for fd, channel, answer, old in zip(fds, current, answers, before, strict=True):
-            if answer != old and channels.get(fd) is channel:
-                self._want(fd, channel, not answer[0], not answer[1])
+            places = list(compress(range(len(fds)), map(ne, answers, before)))
+            places += [fds.index(fd) for fd in self._doubted if fd in self._always]
+        self._doubted.clear()
+        for place in places:
+            fd, channel, answer = fds[place], current[place], answers[place]
+            if channels.get(fd) is channel:
+                self._want(fd, channel, answer & READ, answer & WRITE)
 
     def _ask_each_of(self, fds: tuple[Any, ...]) -> None:
         channels = self.channels
@@ -445,17 +534,20 @@ class MapDriver:
         answers = []
         for fd in fds:
             channel = channels.get(fd)
-            if channel is None:
+            if channel is None or fd in self._newcomers:
                 continue
             entry = entries.get(fd)
-            if entry is None or entry.channel is not channel:
+            if entry is None or entry.ref() is not channel:
                 self._adopt(fd, channel)
-            answer = (not channel.readable(), not channel.writable())
-            self._want(fd, channel, not answer[0], not answer[1])
+            answer = READ if channel.readable() else 0
+            if channel.writable():
+                answer |= WRITE
+            self._want(fd, channel, answer & READ, answer & WRITE)
             asked.append(channel)
             answers.append(answer)
         self._asked = asked
         self._answers = answers
+        self._doubted.clear()
 
     def _ask_recent(self, ask_always: bool) -> None:
         """
@@ -469,12 +561,12 @@ class MapDriver:
             if channel is None:
                 continue
             entry = entries.get(fd)
-            if entry is None or entry.channel is not channel:
+            if entry is None or entry.ref() is not channel:
                 self._touched[fd] = None
                 continue
-            sock: Any = getattr(channel, "socket", None)
+            sock = socket_of(channel)
             if type(sock) is not _socket:
-                if bits & READ and has_pending(sock):
+                if bits & READ and pending_of(sock):
                     self._buffered[fd] = None
             elif sock._closed:  # type: ignore[attr-defined] # fileno() costs ten times as much
                 self._answers = None
@@ -487,11 +579,11 @@ class MapDriver:
         Ask a channel that may have changed, unless it is asked with those that are on every pass.
         """
         if entry.kind and entry.kind != kind_of(channel):
-            self._classify(fd, entry)
+            self._classify(fd, entry, channel)
         if entry.kind or not ask_always:
             self._ask(fd, channel)
         else:
-            self._answers = None  # to listen changes what the same answers mean
+            self._doubted.add(fd)  # to listen changes what the same answers mean
 
     def _ask_touched(self, ask_always: bool) -> None:
         touched = []
@@ -510,9 +602,10 @@ class MapDriver:
                 if entry is not None:
                     self._drop(fd)
                 continue
-            if entry is None or entry.channel is not channel:
+            if entry is None or entry.ref() is not channel:
                 entry = self._adopt(fd, channel)
-            self._ask_again(fd, channel, entry, ask_always)
+            if fd not in self._newcomers:
+                self._ask_again(fd, channel, entry, ask_always)
 
     def _ends_alike(self) -> bool:
         """
@@ -526,7 +619,7 @@ class MapDriver:
         except (RuntimeError, StopIteration, TypeError):  # changed by a thread; no plain dict
             return False
         channel = self.channels.get(last)
-        if last != known or channel is not self._entries[known].channel:
+        if last != known or channel is not self._entries[known].ref():
             return False
         self._last_key = last
         self._last_channel = channel
@@ -538,8 +631,6 @@ class MapDriver:
         """
         begin = _monotonic()
         classify = begin >= self._next_classify
-        if classify:
-            self._next_classify = begin + CLASSIFY
         if begin >= self._next_check:
             self._next_check = begin + CHECK
             self._check_is_due = True  # for a reactor; see _sit
@@ -551,25 +642,32 @@ class MapDriver:
         if self._touched:
             self._ask_touched(ask_always)
         self._answers = None
+        self._asked = []
         self._without_reactor = -1
         entries = self._entries
         ranks = self._ranks
         masks = self.hub.masks
         snapshot = copy_of(self.channels)
+        newcomers: Any = self._newcomers or ()
         rank = -1
         in_order = True
         for fd, channel in snapshot.items():
             entry = entries.get(fd)
-            fresh = entry is None or entry.channel is not channel
+            fresh = entry is None or entry.ref() is not channel
             if entry is None or fresh:
                 entry = self._adopt(fd, channel)
-            else:
+                fresh = fd not in newcomers
+            elif fd not in newcomers:
+                try:
+                    sock = channel.socket
+                except Exception:  # noqa: BLE001 - what socket_of() does, for a call less
+                    sock = None
                 if (
                     entry.kind
                     and not classify
                     and masks.get(fd) == _IDLE
-                    and type(channel.socket) is _socket
-                    and not channel.socket._closed  # type: ignore[attr-defined] # as above
+                    and type(sock) is _socket
+                    and not sock._closed  # type: ignore[attr-defined] # see _ask_recent
                     and ranks[fd] > rank
                     and channel.readable()
                     and not channel.writable()
@@ -577,14 +675,15 @@ class MapDriver:
                     rank = ranks[fd]
                     continue
                 if (entry.kind or classify) and entry.kind != kind_of(channel):
-                    self._classify(fd, entry)
+                    self._classify(fd, entry, channel)
                     fresh = True
-                if not is_open(channel, fd):
+                # Another file may be under the same number, too, by os.dup2().
+                if classify or not is_open(channel, fd):
                     self.hub.verify(self._number(fd))
             if ranks[fd] <= rank:
                 in_order = False
             rank = ranks[fd]
-            if ask_always or entry.kind or fresh:
+            if (ask_always or entry.kind or fresh) and fd not in newcomers:
                 self._ask(fd, channel)
         if len(entries) != len(snapshot):
             for fd in [fd for fd in entries if fd not in snapshot]:
@@ -592,6 +691,9 @@ class MapDriver:
         if not in_order:
             self._reorder(snapshot)
         now = _monotonic()
+        if classify:
+            pause = max(CLASSIFY_SOONEST, (now - begin) * CLASSIFY_SHARE)
+            self._next_classify = now + min(CLASSIFY_LATEST, pause)
         pause = max(FULL_PASS_SOONEST, (now - begin) * FULL_PASS_SHARE)
         self._next_full = now + min(FULL_PASS_LATEST, pause)
 
@@ -627,6 +729,7 @@ class MapDriver:
         Returns:
             whether another turn is due at once, with nothing that would tell the reactor so.
         """
+        self.thread = _get_ident()  # a reactor may run in another one than it was attached in
         self._get_ready(_monotonic())
         if self._closed:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
@@ -649,6 +752,8 @@ class MapDriver:
             self._forgive(now)
         if now >= self._deadlines.next:
             self._expire(now)
+        if self._newcomers:
+            self._touched.update(dict.fromkeys(self._newcomers.take_due(now)))
         if now >= self._next_full:
             self._refresh_all()
             return True
@@ -656,11 +761,35 @@ class MapDriver:
 
     def start(self, poll_mode: bool) -> None:
         """
-        A ``loop()`` begins: the next pass is a full one.
+        A ``loop()`` begins: the next pass is a full one, unless all is as the last one left it.
+
+        Programs that call ``loop(count=1)`` in a circle would have nothing but full passes otherwise.
         """
-        self._next_full = 0.0
+        if poll_mode is not self.poll_mode or not self._is_unchanged():
+            self._next_full = 0.0
         self._without_reactor = -1
         self.poll_mode = poll_mode
+
+    def distrust(self) -> None:
+        """
+        Let the next pass be a full one: the last was left in the middle.
+        """
+        self._next_full = 0.0
+
+    def _is_unchanged(self) -> bool:
+        """
+        Whether the map, which may be another one by now, has the channels of the entries.
+        """
+        entries = self._entries
+        try:
+            current = copy_of(self.channels)
+        except Exception:  # noqa: BLE001 - no mapping: a full pass raises what has to be raised
+            return False
+        if list(current) != list(entries):
+            return False
+        if len(self._always) == len(entries):
+            return True  # each pass looks at them
+        return all(map(is_, current.values(), [entry.ref() for entry in entries.values()]))
 
     def _forgive(self, now: float) -> None:
         for fd, _ in self._penance.take_due(now):
@@ -676,9 +805,9 @@ class MapDriver:
         over = self._deadlines.take_due(now)
         for fd, until in over:
             channel = self.channels.get(fd)
-            sock: Any = getattr(channel, "socket", None)
+            sock = socket_of(channel)
             is_tls = type(sock) is _interest.tls_socket
-            if until == (sock.deadline if is_tls else getattr(channel, "_leaves_at", None)):
+            if until == (sock.deadline if is_tls else own(channel, "_leaves_at")):
                 self.names["read"](channel)
                 self._touched[fd] = None
         return bool(over)
@@ -693,6 +822,8 @@ class MapDriver:
                 until = self._next_full
             until = min(until, self._penance.next)
             until = min(until, self._deadlines.next)
+            if self._newcomers or self._newcomers.has_news:
+                until = min(until, self._newcomers.next)
             limit = None if until == math.inf else max(0.0, until - now)
             if self._closed or self._buffered:
                 limit = self._no_limit_for_ready(limit)
@@ -709,6 +840,8 @@ class MapDriver:
                 self._forgive(now)
             if now >= self._deadlines.next and self._expire(now):
                 return []
+            if self._newcomers:
+                self._touched.update(dict.fromkeys(self._newcomers.take_due(now)))
             if now >= self._next_full and not full:
                 self._refresh_all(ask_always=False)
                 full = True
@@ -727,7 +860,8 @@ class MapDriver:
             self._sit(reactor)
         self._waiting = True
         try:
-            if self._touched or self._gone or not self.channels:  # by another thread, just now
+            # By another thread, just now.
+            if self._touched or self._gone or self._newcomers.has_news or not self.channels:
                 limit = 0.0
             if reactor is not None:
                 _reactor.turn(reactor, 0.0 if hub.busy else limit)
@@ -791,7 +925,7 @@ class MapDriver:
         try:
             if self._gone:  # since the wait began, by another thread
                 entries = self._entries
-                changed.update(fd for fd in ready if fd in entries and entries[fd].channel is None)
+                changed.update(fd for fd in ready if fd in entries and entries[fd].ref is _nobody)
             try:
                 order = sorted(ready, key=ranks.__getitem__)
             except KeyError:  # nobody's
@@ -851,17 +985,21 @@ class MapDriver:
         if self._urged:
             for fd in order:
                 self._urged.pop(fd, None)
+        self._last_heard = order
         # In a loop of its own: after a system call each instruction costs a multiple.
         entries = self._entries
         for fd in order:
             entry = entries.get(fd)
             if entry is None:
                 continue
-            channel = entry.channel
+            channel = entry.ref()
             if channel is None:
                 continue
-            if entry.kind:
+            try:
                 sock = channel.socket
+            except Exception:  # noqa: BLE001 - what socket_of() does, for a call less
+                sock = None
+            if entry.kind:
                 kind = type(sock)
                 if (
                     (
@@ -873,10 +1011,8 @@ class MapDriver:
                     and not channel.writable()
                 ):
                     continue
-            else:
-                sock = getattr(channel, "socket", None)
-                if type(sock) is _socket and not sock._closed:  # type: ignore[attr-defined] # see above
-                    continue
+            elif type(sock) is _socket and not sock._closed:  # type: ignore[attr-defined] # as there
+                continue
             recent[fd] = READ
 
     def _hand_out_selected(
@@ -916,7 +1052,10 @@ class MapDriver:
             for fd in fds:
                 channel = channels.get(fd)
                 if channel is not None and not (changed and fd in changed):
+                    told = self._ends.get(fd)
                     call(channel)
+                    if fds is reads and ready[fd] & _LAST:
+                        self._bear_end(fd, channel, told)
                     if fds is urgent and channels.get(fd) is channel:
                         self._bear(fd, self._urged)
                     elif fds is reads:
@@ -932,20 +1071,34 @@ class MapDriver:
             channel = channels.get(fd)
             if channel is not None and not (changed and fd in changed):
                 bits = ready[fd]
-                readwrite(channel, bits)
+                told = self._ends.get(fd)
+                readwrite(channel, bits & ~ENDED)
                 if bits & READ:
                     self._urged.pop(fd, None)
                 if bits & (_GONE | URGENT) and channels.get(fd) is channel:
+                    if bits & _GONE:
+                        self._hung.add(fd)
                     self._bear(fd, self._ends if bits & _GONE else self._urged)
+                elif bits & ENDED:
+                    self._bear_end(fd, channel, told)
 
     # -- the end
+
+    @property
+    def is_holding(self) -> bool:
+        """
+        Whether it keeps alive a channel, or a key of the map.
+        """
+        return self._is_holding or bool(self._keys)
 
     def stop(self) -> None:
         """
         The outermost ``loop()`` ends.
         """
         self.hub.detach()
-        self._last_channel = self._answers = None
+        self._recent.update(dict.fromkeys(self._last_heard, READ))
+        self._last_heard = []
+        self._last_channel = None
         self._asked = []
         _reactor.rest()
 

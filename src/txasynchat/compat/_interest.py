@@ -8,10 +8,12 @@ import socket
 import sys
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from txasynchat.compat._attributes import own, socket_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["ALWAYS", "STEADY", "has_pending", "is_open", "kind_of", "steady", "tls_wants"]
+__all__ = ["ALWAYS", "STEADY", "is_open", "kind_of", "pending_of", "steady", "tls_wants"]
 
 # How a channel is asked: on every pass, or when it may have changed.
 ALWAYS, STEADY = range(2)
@@ -57,21 +59,24 @@ def kind_of(channel: Any) -> int:
             tells = _steady[predicate]
             if tells is not None and not tells(channel):
                 return ALWAYS
-    except (AttributeError, KeyError, TypeError):  # one of the program's own, whatever that is
+    except Exception:  # noqa: BLE001 - one of the program's own, whatever that is and does
         return ALWAYS
     return STEADY
 
 
-def has_pending(sock: Any) -> bool:
+def pending_of(sock: Any) -> int:
     """
-    Whether OpenSSL holds decrypted bytes of *sock*, which no poller can know of.
+    How many decrypted bytes of *sock* OpenSSL holds, which no poller can know of.
+
+    Every socket of the `ssl` module or pyOpenSSL counts, also behind a wrapper that delegates.
     """
     if sock is None or type(sock) is socket.socket:
-        return False
+        return 0
     try:
-        return bool(sock.pending())
+        count = sock.pending()
     except Exception:  # noqa: BLE001 - no TLS, or not in a state to say: whatever the object is
-        return False
+        return 0
+    return count if type(count) is int else 0  # a mock's answer is no number
 
 
 def tls_wants(channel: Any) -> str | None:
@@ -88,7 +93,7 @@ def tls_wants(channel: Any) -> str | None:
             kind = getattr(names, f"{prefix}Want{direction.title()}Error", None)
             # Its module need not be imported here: a program that meets such an error has done so.
             if isinstance(kind, type) and isinstance(error, kind):
-                return None if getattr(channel, "accepting", False) else direction
+                return None if own(channel, "accepting") else direction
     return None
 
 
@@ -96,5 +101,5 @@ def is_open(channel: Any, fd: Any) -> bool:
     """
     Whether *channel* has an ordinary socket that is open; of others only the system knows.
     """
-    sock: Any = getattr(channel, "socket", None)
+    sock = socket_of(channel)
     return type(sock) in (socket.socket, tls_socket) and sock.fileno() == fd

@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 from txasynchat.compat import _interest, _reactor
+from txasynchat.compat._attributes import own
 from txasynchat.compat._driver import MapDriver
 
 __all__ = [
@@ -31,6 +32,9 @@ _registry = threading.Lock()
 class _Kept:
     """
     The driver that a thread used last: it is kept, with its registrations, for the next call.
+
+    The map and its channels are not.  Another map may get the `id` of one that is gone: the driver
+    finds out by what is in it.
     """
 
     driver: MapDriver | None = None
@@ -75,6 +79,7 @@ def take(channels: Any, names: dict[str, Any]) -> MapDriver | None:
             driver = _drivers[id(channels)] = MapDriver(channels, names)
         elif driver.depth and driver.thread != me:
             return None
+        driver.channels = channels
         driver.thread = me
         driver.depth += 1
     return driver
@@ -85,13 +90,16 @@ def release(driver: MapDriver) -> None:
     The reverse of `take`.
     """
     last = driver.depth == 1
+    keep = bool(driver.channels) and not driver.is_holding
     try:
         if last:
             driver.stop()
     finally:
+        if last:
+            driver.channels = {}  # it may be dropped by the program
         driver.depth -= 1  # from here on another thread may take it
     if last:
-        if driver.channels:
+        if keep:
             _local.kept.keep(driver)
         else:
             discard(driver)
@@ -104,8 +112,8 @@ def discard(driver: MapDriver) -> None:
     with _registry:
         if driver.depth:
             return  # another thread has just taken it
-        if _drivers.get(id(driver.channels)) is driver:
-            del _drivers[id(driver.channels)]
+        if _drivers.get(driver.key) is driver:
+            del _drivers[driver.key]
     driver.close()
 
 
@@ -151,6 +159,9 @@ def run(
             while channels and count > 0:
                 driver.run_pass(timeout)
                 count -= 1
+    except BaseException:
+        driver.distrust()
+        raise
     finally:
         release(driver)
 
@@ -234,8 +245,8 @@ def _found(channel: Any) -> tuple[MapDriver | None, Any]:
     """
     Return the driver of *channel* and its key in the map; no driver where it is not in there.
     """
-    driver = _drivers.get(id(getattr(channel, "_map", None)))
-    fd = getattr(channel, "_fileno", None)
+    driver = _drivers.get(id(own(channel, "_map")))
+    fd = own(channel, "_fileno")
     if driver is None or fd is None or driver.channels.get(fd) is not channel:
         return None, fd
     return driver, fd
@@ -245,9 +256,9 @@ def touch(channel: Any) -> None:
     """
     What *channel* waits for may be another thing now; wakes a ``loop()`` in another thread.
     """
-    driver = _drivers.get(id(getattr(channel, "_map", None)))
+    driver = _drivers.get(id(own(channel, "_map")))
     if driver is not None:
-        fd = getattr(channel, "_fileno", None)
+        fd = own(channel, "_fileno")
         if fd is not None:
             driver.touch(fd)
 

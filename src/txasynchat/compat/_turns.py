@@ -12,6 +12,8 @@ from contextlib import suppress
 from threading import Lock, get_ident
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from txasynchat.compat._attributes import own
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -100,9 +102,9 @@ def turn_of(channel: Any, make: Callable[[], _T]) -> _T:
         turn: _T | None = channel._dispatcher__turn
     except AttributeError:  # __init__ was not called
         turn = None
-    if turn is None:
+    if not isinstance(turn, Turn):  # its __getattr__ may have answered
         with _making:
-            turn = getattr(channel, "_dispatcher__turn", None)
+            turn = own(channel, "_dispatcher__turn")
             if turn is None:
                 turn = channel._dispatcher__turn = make()
     return turn

@@ -16,6 +16,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from txasynchat.compat import _interest, _loop, asyncore
+from txasynchat.compat._attributes import own
 from txasynchat.compat._queues import Fifo, put, put_first, settle, take_all
 from txasynchat.compat._turns import Turn, turn_of
 from txasynchat.framing import Framer
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["async_chat", "asyncore", "deque", "find_prefix_at_end", "simple_producer"]
 
 _UNSET = object()
+_ELSEWHERE: Any = object()
 
 # Guards the making of a queue.
 _making = Lock()
@@ -102,7 +104,7 @@ def _tells(channel: Any) -> bool:
     """
     if type(channel).producer_fifo is not _producer_fifo:
         return False
-    fifo = getattr(channel, "producer_fifo", None)
+    fifo = own(channel, "producer_fifo")
     return type(fifo) is Fifo and fifo.is_of(channel)
 
 
@@ -141,7 +143,7 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
     # does not have is found fastest.)
     # The engine once more, from the first bytes on, where a channel does nothing out of the ordinary.
     __quick: Framer | None
-    # The queue, None until it is used; also missing where a class has a producer_fifo of its own.
+    # The queue, None until it is used; _ELSEWHERE where a class has a producer_fifo of its own.
     __fifo: Any
     # The channel's turn to send, from the first bytes on, where it has no way of its own to queue and
     # to send.
@@ -157,6 +159,7 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
         if type(self).producer_fifo is _producer_fifo:
             self.__fifo = None
         else:
+            self.__fifo = _ELSEWHERE
             self.producer_fifo = deque()
         asyncore.dispatcher.__init__(self, sock, map)
 
@@ -347,9 +350,9 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
         try:
             fifo = self.__fifo
         except AttributeError:
-            raise AttributeError(
-                f"{type(self).__name__!r} object has no attribute 'producer_fifo'"
-            ) from None
+            fifo = _ELSEWHERE
+        if fifo is _ELSEWHERE:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute 'producer_fifo'")
         if fifo is None:
             with _making:
                 fifo = self.__fifo
@@ -484,6 +487,8 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
         try:
             fifo = self.__fifo
         except AttributeError:
+            fifo = _ELSEWHERE
+        if fifo is _ELSEWHERE:
             fifo = self.producer_fifo
         return fifo or (not self.connected)
 
@@ -508,7 +513,9 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
         while self.connected:
             try:
                 fifo = self.__fifo
-            except AttributeError:  # its class has one of its own
+            except AttributeError:
+                fifo = _ELSEWHERE
+            if fifo is _ELSEWHERE:
                 fifo = self.producer_fifo
             if not fifo:
                 return

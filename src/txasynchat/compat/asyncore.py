@@ -41,6 +41,7 @@ from errno import (
 from typing import Any
 
 from txasynchat.compat import _driver, _interest, _loop
+from txasynchat.compat._attributes import own, socket_of
 from txasynchat.compat._queues import OutBuffer
 from txasynchat.compat._turns import Turn, turn_of
 from txasynchat.log import Throttle, escape
@@ -188,7 +189,7 @@ def _was_told(obj: Any) -> bool:
     Returns:
         whether *obj*, whose connection is gone, knows it: with TLS, a read event goes on to the end.
     """
-    sock: Any = getattr(obj, "socket", None)
+    sock = socket_of(obj)
     return type(sock) is _interest.tls_socket and bool(sock.hang_up())
 
 
@@ -203,8 +204,8 @@ def _ask_tls(obj: Any, is_r: Any, is_w: Any) -> tuple[Any, Any, bool]:
         what its descriptor is to be watched for, and whether a read event is due that no system
         knows of: something was decrypted, or the time for the handshake or the last bytes is over.
     """
-    sock: Any = getattr(obj, "socket", None)
-    until = getattr(obj, "_leaves_at", None)
+    sock = socket_of(obj)
+    until = own(obj, "_leaves_at")
     is_due = False
     if type(sock) is _interest.tls_socket:
         is_due = bool(is_r and sock.pending())
@@ -602,8 +603,10 @@ class dispatcher:  # noqa: N801 - the stdlib's name
         """
         self.connected = False
         self.connecting = True
-        _loop.touch(self)
-        err = self.socket.connect_ex(address)
+        try:
+            err = self.socket.connect_ex(address)
+        finally:
+            _loop.touch(self)
         if err in (EINPROGRESS, EALREADY, EWOULDBLOCK) or (err == EINVAL and os.name == "nt"):
             self.addr = address
         elif err in (0, EISCONN):
@@ -667,7 +670,7 @@ class dispatcher:  # noqa: N801 - the stdlib's name
             if why.errno == EWOULDBLOCK:
                 return 0
             if why.errno in _DISCONNECTED:
-                turn = getattr(self, "_dispatcher__turn", None)
+                turn: Turn | None = own(self, "_dispatcher__turn")
                 if turn is None:
                     self.handle_close()
                 else:
@@ -884,14 +887,17 @@ class dispatcher:  # noqa: N801 - the stdlib's name
         self.close()
 
 
+def _kept_by(channel: Any) -> OutBuffer | None:
+    kept: OutBuffer | None = own(channel, "_dispatcher_with_send__kept")
+    return kept
+
+
 def _tells(channel: Any) -> bool:
     """
     Return whether changes of an `out_buffer` are reported: it is ours, and its value immutable.
     """
-    return (
-        type(channel).out_buffer is _out_buffer
-        and type(channel._dispatcher_with_send__kept.data) is bytes
-    )
+    kept = _kept_by(channel)
+    return type(channel).out_buffer is _out_buffer and kept is not None and type(kept.data) is bytes
 
 
 class dispatcher_with_send(dispatcher):  # noqa: N801 - the stdlib's name
@@ -901,10 +907,12 @@ class dispatcher_with_send(dispatcher):  # noqa: N801 - the stdlib's name
 
     __module__ = "asyncore"
 
-    # Missing where a program did not call __init__, or where its class has an out_buffer of its own.
-    __kept: OutBuffer
+    # Missing where a program did not call __init__, or, like None, where its class has an out_buffer of
+    # its own.  The type is looked at, because its __getattr__ may answer.
+    __kept: OutBuffer | None
 
     def __init__(self, sock: Any = None, map: dict[Any, Any] | None = None) -> None:  # noqa: A002
+        self.__kept = None
         dispatcher.__init__(self, sock, map)
         self.out_buffer = b""
 
@@ -913,20 +921,18 @@ class dispatcher_with_send(dispatcher):  # noqa: N801 - the stdlib's name
         """
         What `send` could not send yet, for reading and assigning, also by others than this channel.
         """
-        try:
-            kept = self.__kept
-        except AttributeError:
-            raise AttributeError(
-                f"{type(self).__name__!r} object has no attribute 'out_buffer'"
-            ) from None
+        kept = _kept_by(self)
+        if kept is None:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute 'out_buffer'")
         return kept.get()
 
     @out_buffer.setter
     def out_buffer(self, data: Any) -> None:
-        try:
-            kept = self.__kept
-        except AttributeError:
+        kept = _kept_by(self)
+        if kept is None:
             self.__kept = OutBuffer(data)
+            if not data:
+                return  # by the constructor, mostly
         else:
             kept.set(data)
         _loop.touch(self)
@@ -943,6 +949,8 @@ class dispatcher_with_send(dispatcher):  # noqa: N801 - the stdlib's name
         try:
             kept = self.__kept
         except AttributeError:
+            kept = None
+        if type(kept) is not OutBuffer:
             num_sent = dispatcher.send(self, self.out_buffer[:65536])
             self.out_buffer = self.out_buffer[num_sent:]
             return
@@ -963,10 +971,12 @@ class dispatcher_with_send(dispatcher):  # noqa: N801 - the stdlib's name
         True while not connected, or while something is kept.
         """
         try:
-            kept = self.__kept.data
+            kept = self.__kept
         except AttributeError:
-            kept = self.out_buffer
-        return (not self.connected) or len(kept)
+            kept = None
+        return (not self.connected) or len(
+            kept.data if type(kept) is OutBuffer else self.out_buffer
+        )
 
     def send(self, data: Any) -> None:  # type: ignore[override] # the stdlib's signature
         """
@@ -979,6 +989,8 @@ class dispatcher_with_send(dispatcher):  # noqa: N801 - the stdlib's name
         try:
             kept = self.__kept
         except AttributeError:
+            kept = None
+        if type(kept) is not OutBuffer:
             self.out_buffer = self.out_buffer + data
             self.initiate_send()
             _loop.touch(self)

@@ -393,7 +393,7 @@ class Connection(Protocol):
         One that is no ``async_chat`` has no queue: it meets the end of the connection.
         """
         channel = self.channel
-        if hasattr(channel, "close_when_done"):
+        if hasattr(type(channel), "close_when_done"):
             channel.close_when_done()
             self.schedule()
         else:

@@ -24,6 +24,7 @@ from weakref import WeakKeyDictionary, ref
 
 from txasynchat import ranges
 from txasynchat.compat import _interest, _loop, asyncore
+from txasynchat.compat._attributes import own
 from txasynchat.delivery import Progress, unacknowledged
 from txasynchat.errors import HandshakeFailed, HandshakeTimedOut, PlaintextAfterStartTLS
 from txasynchat.pending import EVICTED, Pending, default_limit, network_of
@@ -878,7 +879,7 @@ def start_tls(  # noqa: PLR0913 they are settings, by keyword
         server_hostname=server_hostname,
         handshake_timeout=handshake_timeout,
     )
-    early = getattr(channel, "ac_in_buffer", b"")
+    early = own(channel, "ac_in_buffer")
     if early:
         channel.ac_in_buffer = b""
         if leftover == "reject":
@@ -886,7 +887,7 @@ def start_tls(  # noqa: PLR0913 they are settings, by keyword
         sock._incoming.write(early)
     channel.socket = sock
     sock.belong_to(channel)
-    queue = getattr(channel, "producer_fifo", None)
+    queue = own(channel, "producer_fifo")
     if channel.connecting or not (channel.connected or server_side):
         sock.begin(connecting=True)
     elif not channel.connected:
@@ -895,7 +896,7 @@ def start_tls(  # noqa: PLR0913 they are settings, by keyword
         queue.append(_Switch(sock, channel))
         sock._made_progress()
         sock._start_clock()
-    elif getattr(channel, "out_buffer", b""):
+    elif own(channel, "out_buffer"):
         channel.socket = plain
         raise ValueError(f"out_buffer is not empty, and has no place for TLS to begin: {channel!r}")
     else:

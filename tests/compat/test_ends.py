@@ -1,0 +1,180 @@
+"""
+The end of a stream that nobody takes by recv(), on each kind of poller.
+"""
+
+import os
+import select
+import socket
+import time
+
+import pytest
+
+from txasynchat.compat import _driver as driving
+from txasynchat.compat import asyncore
+from txasynchat.hub import HANGUP, Hub
+
+LIMIT = 10.0
+
+both_modes = pytest.mark.parametrize("use_poll", [False, True], ids=["select", "poll"])
+
+
+@pytest.fixture
+def channels():
+    """A map of one's own, closed at the end."""
+    own = {}
+    yield own
+    asyncore.close_all(own, ignore_all=True)
+
+
+@pytest.fixture(params=["best", "poll", "select"])
+def poller(request, monkeypatch):
+    """What the system has, and what a program may have left of it in the `select` module."""
+    if request.param != "best":
+        monkeypatch.delattr(select, "epoll", raising=False)
+        monkeypatch.delattr(select, "kqueue", raising=False)
+    if request.param == "select":
+        monkeypatch.delattr(select, "poll")
+    return request.param
+
+
+class BySocket(asyncore.dispatcher):
+    """Reads from `socket`, past `recv`, and forgets to close."""
+
+    size = 4096
+
+    def __init__(self, sock, channels):
+        super().__init__(sock, channels)
+        self.calls = 0
+        self.got = []
+
+    def writable(self):
+        return False
+
+    def handle_read(self):
+        self.calls += 1
+        self.got.append(self.socket.recv(self.size))
+
+    def handle_close(self):
+        pass
+
+
+class NotReading(BySocket):
+    def handle_read(self):
+        self.calls += 1
+
+
+class ByFile(asyncore.file_dispatcher):
+    """A child's output, read with the file that Popen gave."""
+
+    def __init__(self, file, channels):
+        super().__init__(file, channels)
+        self.file = file
+        self.calls = 0
+
+    def writable(self):
+        return False
+
+    def handle_read(self):
+        self.calls += 1
+        self.file.readline()
+
+
+def calls_in_a_while(channel, channels, use_poll):
+    before = time.process_time()
+    deadline = time.monotonic() + 0.5
+    while time.monotonic() < deadline:
+        asyncore.loop(0.5, use_poll, channels, 1)
+    assert time.process_time() - before < 0.4
+    return channel.calls
+
+
+@both_modes
+@pytest.mark.parametrize("kind", [BySocket, NotReading])
+def test_a_channel_that_reads_from_its_socket_rests_at_the_end(
+    channels, pair, poller, kind, use_poll
+):
+    """It takes no processor, and is told ten times a second."""
+    near, far = pair()
+    channel = kind(far, channels)
+    near.send(b"line\n")
+    near.shutdown(socket.SHUT_WR)
+    most = 2 * driving.PATIENCE + 20
+    if kind is NotReading and poller == "select":
+        return  # what is never read hides the end from select(2)
+    assert driving.PATIENCE < calls_in_a_while(channel, channels, use_poll) <= most
+
+
+@both_modes
+def test_a_file_read_by_itself_rests_at_the_end(channels, use_poll):
+    read, write = os.pipe()
+    os.write(write, b"line\n")
+    os.close(write)
+    with open(read, "rb", buffering=0) as file:
+        channel = ByFile(file, channels)
+        assert calls_in_a_while(channel, channels, use_poll) <= driving.PATIENCE + 20
+
+
+@pytest.mark.usefixtures("poller")
+@both_modes
+def test_what_came_before_the_end_is_read_without_a_rest(channels, pair, use_poll):
+    """However small the pieces: the peer has gone long before."""
+    near, far = pair()
+    channel = BySocket(far, channels)
+    channel.size = 10
+    near.sendall(b"0123456789" * 2000)
+    near.shutdown(socket.SHUT_WR)
+    began = time.monotonic()
+    while b"" not in channel.got:
+        asyncore.loop(LIMIT, use_poll, channels, 1)
+    assert len(channel.got) == 2001
+    assert time.monotonic() - began < 20 * driving.PENANCE
+
+
+@both_modes
+def test_it_goes_on_to_send_at_full_speed(channels, pair, use_poll):
+    """A peer that has sent its last may still read."""
+    near, far = pair()
+
+    class Sending(BySocket):
+        left = 1000
+
+        def writable(self):
+            return self.left > 0
+
+        def handle_write(self):
+            self.left -= 1
+            self.send(b"x")
+
+    channel = Sending(far, channels)
+    near.shutdown(socket.SHUT_WR)
+    began = time.monotonic()
+    while channel.left:
+        asyncore.loop(LIMIT, use_poll, channels, 1)
+    assert time.monotonic() - began < 20 * driving.PENANCE
+
+
+def test_the_flags_of_a_channel_are_those_of_poll(channels, pair, monkeypatch):
+    seen = []
+    monkeypatch.setattr(asyncore, "readwrite", lambda _, flags: seen.append(flags))
+    near, far = pair()
+    BySocket(far, channels)
+    near.shutdown(socket.SHUT_WR)
+    asyncore.loop(LIMIT, True, channels, 1)
+    assert seen == [select.POLLIN]
+
+
+def test_what_epoll_alone_can_do_is_asked_of_epoll_alone(poller):
+    """A program may take it out of the `select` module at any time; a silenced end stays silent."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        hub = Hub()
+        try:
+            hub.watch(ours.fileno(), 2)
+            theirs.close()
+            if poller != "select":  # which knows of no end but by reading
+                assert hub.wait(LIMIT) == [(ours.fileno(), HANGUP)]
+            hub.quiet(ours.fileno())
+            hub.wait(0)  # epoll tells once more
+            assert hub.wait(0) == []
+        finally:
+            hub.close()

@@ -1,0 +1,142 @@
+"""
+Channels that one thread makes while another one sits in loop().
+"""
+
+import socket
+import threading
+import time
+from contextlib import contextmanager
+
+import pytest
+
+from txasynchat.compat import _newcomers, asyncore
+
+LIMIT = 10.0
+
+both_modes = pytest.mark.parametrize("use_poll", [False, True], ids=["select", "poll"])
+
+
+class Passes(asyncore.dispatcher):
+    """Tells of each pass."""
+
+    def __init__(self, sock, channels):
+        self.seen = threading.Semaphore(0)
+        super().__init__(sock, channels)
+
+    def readable(self):
+        self.seen.release()
+        return True
+
+    def writable(self):
+        return False
+
+    def handle_read(self):
+        self.recv(100)
+
+
+class Client(asyncore.dispatcher):
+    """Sets what it sends when it is registered already, as the library reference's example does."""
+
+    def __init__(self, sock, channels, meanwhile):
+        super().__init__(sock, channels)
+        meanwhile()
+        self.out = b"ping"
+
+    def writable(self):
+        return bool(self.out)
+
+    def handle_connect(self):
+        pass
+
+    def handle_write(self):
+        self.out = self.out[self.send(self.out) :]
+
+
+@pytest.fixture
+def channels():
+    """A map of one's own, closed at the end."""
+    own = {}
+    yield own
+    asyncore.close_all(own, ignore_all=True)
+
+
+@contextmanager
+def a_loop(channels, pair, use_poll):
+    """A loop() in a thread, with a channel that tells of passes; that, its peer, errors, the thread."""
+    near, far = pair()
+    passes = Passes(far, channels)
+    errors = []
+
+    def run():
+        try:
+            asyncore.loop(LIMIT, use_poll, channels)
+        except (AttributeError, OSError) as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert passes.seen.acquire(timeout=LIMIT)
+    try:
+        yield passes, near, errors, thread
+    finally:
+        asyncore.close_all(channels, ignore_all=True)
+        thread.join(LIMIT)
+        assert not thread.is_alive()
+
+
+@both_modes
+def test_a_channel_that_another_thread_makes_is_not_asked_in_its_constructor(
+    channels, pair, use_poll
+):
+    """The loop goes on meanwhile, and serves it as soon as it is made."""
+    near, far = pair()
+    with a_loop(channels, pair, use_poll) as (passes, peer, errors, _):
+
+        def a_pass():
+            for _ in range(3):
+                while passes.seen.acquire(blocking=False):
+                    pass
+                peer.send(b"x")
+                assert passes.seen.acquire(timeout=LIMIT)
+
+        Client(far, channels, a_pass)
+        assert near.recv(100) == b"ping"
+    assert errors == []
+
+
+@both_modes
+def test_an_error_in_its_predicate_leaves_the_loop_a_little_later(channels, pair, use_poll):
+    """As ever, where it is really one."""
+    _, far = pair()
+    with a_loop(channels, pair, use_poll) as (_, _, errors, thread):
+        client = Client(far, channels, lambda: None)
+        del client.out
+        thread.join(LIMIT)
+    assert isinstance(errors[0], AttributeError)
+
+
+@both_modes
+def test_it_is_asked_sooner_when_it_has_connected(channels, pair, use_poll, monkeypatch):
+    monkeypatch.setattr(_newcomers, "ALONE", 1000.0)
+    with a_loop(channels, pair, use_poll), socket.create_server(("127.0.0.1", 0)) as server:
+        client = Client(None, channels, lambda: None)
+        client.create_socket()
+        client.connect(server.getsockname())
+        server.settimeout(LIMIT)
+        accepted, _ = server.accept()
+        with accepted:
+            accepted.settimeout(LIMIT)
+            assert accepted.recv(100) == b"ping"
+
+
+def test_one_that_leaves_at_once_costs_no_processor(channels, pair):
+    """The loop goes on to wait."""
+    _, far = pair()
+    with a_loop(channels, pair, use_poll=False) as (passes, *_):
+        client = Client(far, channels, lambda: None)
+        client.del_channel()
+        before = time.process_time()
+        threading.Event().wait(0.3)
+        assert time.process_time() - before < 0.15
+        client.close()
+        assert passes.seen is not None
