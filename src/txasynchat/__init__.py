@@ -46,9 +46,8 @@ if TYPE_CHECKING:
     from txasynchat.program import CannotStart, Program, serve
     from txasynchat.protocol import AsyncChat, State
     from txasynchat.server import ChatFactory, Connections, Server
-    from txasynchat.starttls import Leftovers
     from txasynchat.terminators import LengthPrefix, Terminator
-    from txasynchat.tlsinfo import TLSInfo
+    from txasynchat.tls import Leftovers, TLSInfo
 
 __all__ = [
     "AsyncChat",
@@ -103,8 +102,7 @@ _HOMES = (
     "terminators",
     "framing",
     "producers",
-    "tlsinfo",
-    "starttls",
+    "tls",
     "protocol",
     "server",
     "program",

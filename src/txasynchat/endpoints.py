@@ -37,19 +37,19 @@ from typing_extensions import override
 from zope.interface import implementer
 
 from txasynchat import transports
-from txasynchat.certificates import Credentials
 from txasynchat.errors import ChatError, HandshakeFailed
 from txasynchat.listening import parse
 from txasynchat.ranges import TLS
-from txasynchat.tls import ClientCertificate, ClientOptions, ServerOptions, Version
-from txasynchat.tlslayer import TLSFactory
+from txasynchat.tls.certificates import Credentials
+from txasynchat.tls.layer import TLSFactory
+from txasynchat.tls.options import ClientCertificate, ClientOptions, ServerOptions, Version
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from twisted.internet.interfaces import IProtocolFactory
 
-    from txasynchat.tlslayer import TLSLayer
+    from txasynchat.tls.layer import TLSLayer
 
 __all__ = [
     "SecureClientEndpoint",

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from txasynchat.clienthello import HelloReader
 from txasynchat.errors import NotAClientHello
+from txasynchat.tls.clienthello import HelloReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,7 +11,7 @@ import os
 import select
 from typing import Any, Protocol
 
-from txasynchat.descriptors import Owned
+from txasynchat.hub.descriptors import Owned
 
 __all__ = [
     "ERROR",
