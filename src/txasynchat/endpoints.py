@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from twisted.internet.interfaces import IProtocolFactory
+    from twisted.internet.protocol import Factory
 
     from txasynchat.tls.layer import TLSLayer
 
@@ -77,7 +78,7 @@ class SecureServerEndpoint:
         self._reactor = reactor
         self._endpoint = endpoint
 
-    def listen(self, protocolFactory: IProtocolFactory) -> Deferred[Any]:  # noqa: N803 Twisted's
+    def listen(self, protocolFactory: IProtocolFactory | Factory[Any]) -> Deferred[Any]:  # noqa: N803 Twisted's
         """
         Listen on the other endpoint.
         """
@@ -114,7 +115,7 @@ class SecureClientEndpoint:
         self._reactor = reactor
         self._endpoint = endpoint
 
-    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[Any]:  # noqa: N803 Twisted's
+    def connect(self, protocolFactory: IProtocolFactory | Factory[Any]) -> Deferred[Any]:  # noqa: N803 Twisted's
         """
         Connect, and shake hands.
 

@@ -17,7 +17,7 @@ import socket
 import stat
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from twisted.internet import unix
 from twisted.internet.endpoints import AdoptedStreamServerEndpoint, serverFromString
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         IStreamServerEndpoint,
     )
 
-__all__ = ["make_endpoint", "parse", "unlock", "why"]
+__all__ = ["Listens", "make_endpoint", "parse", "unlock", "why"]
 
 # What an endpoint of each kind looks like.
 _FORMS = {
@@ -45,6 +45,14 @@ _FORMS = {
 }
 # What stands before another endpoint's description.
 _AROUND = re.compile(r"((secure|haproxy):)*")
+
+
+class Listens(Protocol):
+    """
+    An endpoint, for type checkers that do not know that a class implements `IStreamServerEndpoint`.
+    """
+
+    def listen(self, protocolFactory: Any, /) -> Any: ...  # noqa: D102, N803 - Twisted's
 
 
 def make_endpoint(reactor: Any, endpoint: Any) -> IStreamServerEndpoint:
