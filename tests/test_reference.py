@@ -1,5 +1,5 @@
 """
-The reference has every public name, and says more about each page's names than their docstrings do.
+The reference has every public name and a text on each page; the architecture has a line a module.
 """
 
 import importlib
@@ -61,3 +61,18 @@ def test_every_page_says_what_its_names_are_for(pages):
         if len(prose.split()) < 10:
             bare.append(name)
     assert bare == []
+
+
+def test_the_architecture_has_a_line_for_each_module(root):
+    text = (root / "docs/explanation/architecture.md").read_text()
+    tree = text.split("```text\nsrc/txasynchat/\n")[1].split("```")[0]
+    drawn, package = set(), ""
+    for indent, name in re.findall(r"^( +)(\w+(?:/|\.py)) +\S", tree, re.MULTILINE):
+        if len(indent) == 4:
+            package = name if name.endswith("/") else ""
+        if name.endswith(".py"):
+            drawn.add(package + name)
+    top = root / "src/txasynchat"
+    modules = {str(path.relative_to(top)) for path in top.rglob("*.py")}
+    inner = {one for one in modules if one.endswith("/__init__.py")}
+    assert drawn == modules - inner

@@ -6,6 +6,8 @@ words are clear they stay.
 
 A Unix socket that systemd opened belongs to systemd, which hands it to the next start, too: when the
 server stops it goes on to listen, and its file stays; the file's mode is not touched.
+
+Nothing here knows what is served, or what a word of a ``secure:`` string means; `endpoints` does.
 """
 
 from __future__ import annotations
