@@ -11,8 +11,7 @@ import sys
 
 from typing_extensions import override
 
-from txasynchat import AsyncChat, ChatFactory, TLSInfo, serve
-from txasynchat.tls import Credentials, ServerOptions
+from txasynchat import AsyncChat, ChatFactory, Credentials, ServerOptions, TLSInfo, serve
 
 
 class Echo(AsyncChat):

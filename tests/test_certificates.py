@@ -25,9 +25,9 @@ sys.path.insert(0, str(Path(__file__).parent / "tls_matrix"))
 import support
 from support import HOST, client_context, pem
 
-from txasynchat.certificates import Watched
 from txasynchat.errors import CredentialsError
 from txasynchat.tls import ClientCertificate, Credentials, ServerOptions
+from txasynchat.tls.certificates import Watched
 
 NOBODY = 65_534
 
@@ -48,7 +48,7 @@ class Served:
         self.taken_up = []
 
     def note(self, event):
-        if event["log_namespace"] != "txasynchat.certificates.Watched":
+        if event["log_namespace"] != "txasynchat.tls.certificates.Watched":
             return
         if event["log_level"] is LogLevel.warn:
             self.kept.append(event["error"])
@@ -298,7 +298,7 @@ def test_certificate_that_is_not_valid_yet_is_used_from_the_moment_it_is(
             return begins - timedelta(seconds=1)
 
     with monkeypatch.context() as patch:
-        patch.setattr("txasynchat.certificates.datetime", Early)
+        patch.setattr("txasynchat.tls.certificates.datetime", Early)
         assert served.shake() == serial(old)
     assert "not valid before" in served.kept[0]
     assert served.shake() == serial(new)

@@ -23,8 +23,8 @@ import support
 from support import HOST, client_context, in_memory_handshake, server_options
 from wire import HOSTILE, one_byte_records
 
-from txasynchat.clienthello import LARGEST_HELLO, ClientHello, HelloReader, parse_client_hello
 from txasynchat.errors import HandshakeFailed, NotAClientHello
+from txasynchat.tls.clienthello import LARGEST_HELLO, ClientHello, HelloReader, parse_client_hello
 
 TLS_1_2, TLS_1_3 = 0x0303, 0x0304
 SESSION_TICKET, PRE_SHARED_KEY, KEY_SHARE = 35, 41, 51

@@ -57,10 +57,10 @@ from txasynchat import (
     CloseTimedOut,
     ConnectionReset,
     State,
-    TruncatedConnection,
     transports,
 )
 from txasynchat.endpoints import SecureServerEndpoint
+from txasynchat.errors import TruncatedConnection
 
 # Twisted's own endpoints hand over certificates in a way that pyOpenSSL will not take for long.
 pytestmark = pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")

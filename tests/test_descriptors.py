@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from txasynchat.descriptors import Owned, Pollers
+from txasynchat.hub.descriptors import Owned, Pollers
 
 
 @pytest.fixture

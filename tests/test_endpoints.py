@@ -40,8 +40,8 @@ from txasynchat.endpoints import (
     parse_server,
     server_options,
 )
-from txasynchat.pending import default_limit
 from txasynchat.tls import ClientCertificate, ClientOptions, Credentials, ServerOptions, Version
+from txasynchat.tls.pending import default_limit
 
 ROOT = Path(__file__).parent.parent
 PLUGIN = ROOT / "twisted" / "plugins" / "txasynchat_endpoints.py"

@@ -5,12 +5,15 @@ The package exports what its modules declare, and tools that only read see the s
 import ast
 import importlib
 import pkgutil
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 import txasynchat
 import txasynchat.compat
+import txasynchat.tls
+from txasynchat import errors
 
 MODULES = sorted(
     name
@@ -30,6 +33,21 @@ FOR_DRIVERS = {
     "check_terminator",
     "compile_delimiters",
     "prefix_length_at_end",
+}
+#: What went wrong in a handshake, or after it: `txasynchat.errors` has the details, the package the
+#: classes that a handler tells apart.
+DETAILS_OF_TLS = {
+    "CertificateExpired",
+    "HandshakeTimedOut",
+    "MissingClientCertificate",
+    "NoCommonProtocol",
+    "NotAClientHello",
+    "PlaintextAfterStartTLS",
+    "SelfSigned",
+    "TruncatedConnection",
+    "UnknownAuthority",
+    "UnknownServerName",
+    "WrongName",
 }
 
 
@@ -51,7 +69,14 @@ def test_the_package_exports_what_its_core_modules_declare():
         for module in CORE
         for exported in importlib.import_module(f"txasynchat.{module}").__all__
     }
-    assert declared - set(txasynchat.__all__) == FOR_DRIVERS
+    assert declared - set(txasynchat.__all__) == FOR_DRIVERS | DETAILS_OF_TLS
+
+
+def test_the_details_of_tls_errors_are_those_that_nothing_is_made_from():
+    """A handler that catches what the package exports misses none."""
+    tls = [getattr(errors, name) for name in errors.__all__]
+    tls = [error for error in tls if issubclass(error, errors.TLSError)]
+    assert {error.__name__ for error in tls if not error.__subclasses__()} == DETAILS_OF_TLS
 
 
 def test_every_export_is_declared_by_the_module_it_comes_from():
@@ -64,7 +89,7 @@ def test_every_export_is_declared_by_the_module_it_comes_from():
         assert getattr(txasynchat, exported) is getattr(declaring[exported], exported)
 
 
-@pytest.mark.parametrize("package", [txasynchat, txasynchat.compat])
+@pytest.mark.parametrize("package", [txasynchat, txasynchat.compat, txasynchat.tls])
 def test_a_static_reader_sees_the_names_that_dir_sees(package):
     tree = parse(package)
     bound = {
@@ -86,3 +111,7 @@ def test_no_star_imports():
             if isinstance(node, ast.ImportFrom) and node.names[0].name == "*"
         ]
         assert stars == [], name
+
+
+def test_the_version_is_that_of_the_distribution():
+    assert txasynchat.__version__ == version("txasynchat")

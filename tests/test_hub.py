@@ -25,8 +25,8 @@ from zope.interface.verify import verifyObject
 
 from txasynchat import hub as hubs
 from txasynchat.hub import HANGUP, READ, URGENT, WRITE, Hub
-from txasynchat.pollers import PollPoller, SelectPoller, new_poller
-from txasynchat.seats import SeatDescriptor
+from txasynchat.hub.hosts import HostedDescriptor
+from txasynchat.hub.pollers import PollPoller, SelectPoller, new_poller
 
 LIMIT = 5.0
 
@@ -375,7 +375,7 @@ def test_only_reactors_and_event_loops_are_hosts(hub):
 
 
 def test_what_a_reactor_gets_is_a_descriptor():
-    assert verifyObject(IReadWriteDescriptor, SeatDescriptor(1, lambda: None))
+    assert verifyObject(IReadWriteDescriptor, HostedDescriptor(1, lambda: None))
 
 
 def test_the_names_of_events_are_the_ones_of_poll():
@@ -745,10 +745,10 @@ def test_a_reader_of_the_program_on_its_number_stays_in_the_reactor(reactor, end
     number = hub.fileno()
     os.dup2(a.fileno(), number)
     heard = []
-    stranger = SeatDescriptor(number, lambda: heard.append(a.recv(100)))
-    seat = hub._seat
-    seat._forget(seat._descriptors[-1])  # a reactor that noticed that it is closed
-    reactor.removeReader(seat._descriptors[-1])
+    stranger = HostedDescriptor(number, lambda: heard.append(a.recv(100)))
+    host = hub._host
+    host._forget(host._descriptors[-1])  # a reactor that noticed that it is closed
+    reactor.removeReader(host._descriptors[-1])
     reactor.addReader(stranger)
     hub.close()
     b.send(b"x")

@@ -73,6 +73,31 @@ print(hasattr(txasynchat, "nothing"), hasattr(txasynchat, "attach"))
     assert run_python(program) == "True\nFalse False"
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "from txasynchat import AsyncChat, ChatFactory, Server, ServerOptions, serve",
+        "import txasynchat.endpoints, txasynchat.testing",
+    ],
+)
+def test_what_is_native_loads_no_part_of_the_facade(statement):
+    program = f"""
+{statement}
+import sys
+print([name for name in sys.modules if name.startswith(("txasynchat.compat", "txasynchat.hub"))])
+"""
+    assert run_python(program) == "[]"
+
+
+@pytest.mark.parametrize("module", ["hub", "tls", "tls.clienthello", "tls.pending", "log"])
+def test_what_the_facade_shares_loads_no_twisted(module):
+    program = f"""
+import sys, txasynchat.{module}
+print([name for name in sys.modules if name.startswith(("twisted", "OpenSSL", "zope"))])
+"""
+    assert run_python(program) == "[]"
+
+
 def test_listing_plugins_finds_ours_and_imports_none_of_the_package():
     program = """
 import sys

@@ -46,8 +46,8 @@ from support import (
 )
 
 from txasynchat import errors
-from txasynchat.certificates import Loaded
 from txasynchat.tls import ClientCertificate, ClientOptions, Credentials, ServerOptions, Version
+from txasynchat.tls.certificates import Loaded
 
 
 class Talk(unittest.TestCase):

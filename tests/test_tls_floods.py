@@ -32,9 +32,9 @@ from wire import drain, raw_from
 from txasynchat import errors
 from txasynchat.compat import LegacyFactory, asynchat, tls
 from txasynchat.endpoints import SecureServerEndpoint
-from txasynchat.greeting import Greeting
-from txasynchat.handshakes import HandshakeLimit
-from txasynchat.pending import PENDING, Pending, default_limit, network_of
+from txasynchat.tls.greeting import Greeting
+from txasynchat.tls.handshakes import HandshakeLimit
+from txasynchat.tls.pending import PENDING, Pending, default_limit, network_of
 
 #: The addresses of the attackers and of the honest client.
 THEIRS, OURS = "127.0.0.2", "127.0.0.3"

@@ -31,10 +31,10 @@ import wire
 from support import HOST, Notes, Server, client_context, connect, in_thread, server_options, trust
 from wire import HOSTILE, ask_for_renegotiation, drain, one_byte_records, raw
 
-from txasynchat import errors, tlslayer, transports
-from txasynchat.handshakes import HandshakeLimit, Turns
-from txasynchat.tls import ClientOptions
-from txasynchat.tlslayer import TLSLayer
+from txasynchat import errors, transports
+from txasynchat.tls import ClientOptions, layer
+from txasynchat.tls.handshakes import HandshakeLimit, Turns
+from txasynchat.tls.layer import TLSLayer
 
 
 def memory_client(version=None):
@@ -564,7 +564,7 @@ class Hostile(unittest.TestCase):
         await server.handlers[1].closed
 
     async def test_who_asks_for_key_updates_and_reads_none_is_gone(self):
-        self.patch(tlslayer, "_UNASKED", 10_000)
+        self.patch(layer, "_UNASKED", 10_000)
 
         class Small(Notes):
             def handle_connect(self):

@@ -9,8 +9,8 @@ import threading
 
 import pytest
 
-from txasynchat.pollers import PollPoller, new_poller
-from txasynchat.wakers import new_waker
+from txasynchat.hub.pollers import PollPoller, new_poller
+from txasynchat.hub.wakers import new_waker
 
 LIMIT = 5.0
 

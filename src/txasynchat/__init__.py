@@ -6,8 +6,9 @@ asynchat's semantics on Twisted's reactor.
 * `txasynchat.compat`: the ``asyncore`` and ``asynchat`` modules themselves, for programs that stay as
   they are.
 
-Importing this package installs no reactor, and loads no more of Twisted than what is asked for needs:
-a legacy program that runs on `txasynchat.compat` alone starts without any.
+Importing this package installs no reactor, and loads no more of it and of Twisted than what is asked
+for needs: a legacy program that runs on `txasynchat.compat` alone starts without any of Twisted, and
+one that is built on `AsyncChat` without any of the facade.
 """
 
 from importlib import import_module
@@ -15,111 +16,117 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from txasynchat.compat import install, uninstall
+    from txasynchat.connections import Connections
     from txasynchat.errors import (
-        CertificateExpired,
         CertificateRejected,
         ChatError,
         CloseTimedOut,
         ConnectionReset,
         CredentialsError,
         HandshakeFailed,
-        HandshakeTimedOut,
         ListenError,
         MessageTooLong,
-        MissingClientCertificate,
-        NoCommonProtocol,
-        NotAClientHello,
         PeerError,
-        PlaintextAfterStartTLS,
         ProducerError,
-        SelfSigned,
         StoppedByServer,
         TLSError,
-        TruncatedConnection,
-        UnknownAuthority,
-        UnknownServerName,
         UnsentLimitExceeded,
-        WrongName,
     )
     from txasynchat.framing import Framer, Overflow
     from txasynchat.producers import FileProducer, OutputQueue, simple_producer
     from txasynchat.program import CannotStart, Program, serve
     from txasynchat.protocol import AsyncChat, State
-    from txasynchat.server import ChatFactory, Connections, Server
-    from txasynchat.starttls import Leftovers
+    from txasynchat.server import ChatFactory, Server
     from txasynchat.terminators import LengthPrefix, Terminator
-    from txasynchat.tlsinfo import TLSInfo
+    from txasynchat.tls import ClientOptions, Credentials, Leftovers, ServerOptions, TLSInfo
+
+__version__ = "0.1.0"
 
 __all__ = [
     "AsyncChat",
     "CannotStart",
-    "CertificateExpired",
     "CertificateRejected",
     "ChatError",
     "ChatFactory",
+    "ClientOptions",
     "CloseTimedOut",
     "ConnectionReset",
     "Connections",
+    "Credentials",
     "CredentialsError",
     "FileProducer",
     "Framer",
     "HandshakeFailed",
-    "HandshakeTimedOut",
     "Leftovers",
     "LengthPrefix",
     "ListenError",
     "MessageTooLong",
-    "MissingClientCertificate",
-    "NoCommonProtocol",
-    "NotAClientHello",
     "OutputQueue",
     "Overflow",
     "PeerError",
-    "PlaintextAfterStartTLS",
     "ProducerError",
     "Program",
-    "SelfSigned",
     "Server",
+    "ServerOptions",
     "State",
     "StoppedByServer",
     "TLSError",
     "TLSInfo",
     "Terminator",
-    "TruncatedConnection",
-    "UnknownAuthority",
-    "UnknownServerName",
     "UnsentLimitExceeded",
-    "WrongName",
     "install",
     "serve",
     "simple_producer",
     "uninstall",
 ]
 
-# Where the names are: what is loaded fastest comes first.
-_HOMES = (
-    "compat",
-    "errors",
-    "terminators",
-    "framing",
-    "producers",
-    "tlsinfo",
-    "starttls",
-    "protocol",
-    "server",
-    "program",
-)
+# The module that each name is loaded from when it is asked for.
+_MODULES = {
+    "AsyncChat": "protocol",
+    "CannotStart": "program",
+    "CertificateRejected": "errors",
+    "ChatError": "errors",
+    "ChatFactory": "server",
+    "ClientOptions": "tls",
+    "CloseTimedOut": "errors",
+    "ConnectionReset": "errors",
+    "Connections": "connections",
+    "Credentials": "tls",
+    "CredentialsError": "errors",
+    "FileProducer": "producers",
+    "Framer": "framing",
+    "HandshakeFailed": "errors",
+    "Leftovers": "tls",
+    "LengthPrefix": "terminators",
+    "ListenError": "errors",
+    "MessageTooLong": "errors",
+    "OutputQueue": "producers",
+    "Overflow": "framing",
+    "PeerError": "errors",
+    "ProducerError": "errors",
+    "Program": "program",
+    "Server": "server",
+    "ServerOptions": "tls",
+    "State": "protocol",
+    "StoppedByServer": "errors",
+    "TLSError": "errors",
+    "TLSInfo": "tls",
+    "Terminator": "terminators",
+    "UnsentLimitExceeded": "errors",
+    "install": "compat",
+    "serve": "program",
+    "simple_producer": "producers",
+    "uninstall": "compat",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
+    module = _MODULES.get(name)
+    if module is not None:
+        found = globals()[name] = getattr(import_module(f"{__name__}.{module}"), name)
+        return found
+    if name in _MODULES.values():
         return import_module(f"{__name__}.{name}")
-    if name in __all__:
-        for home in _HOMES:
-            module = import_module(f"{__name__}.{home}")
-            if name in module.__all__:
-                found = globals()[name] = getattr(module, name)
-                return found
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

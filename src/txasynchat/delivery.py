@@ -4,6 +4,8 @@ Whether the peer still takes what it was sent: the question behind every limit o
 What was written waits in a transport, then in the operating system, and is on its way until the
 peer's system has acknowledged it. A peer that reads slowly may be noticed at the last of these only:
 a socket takes no more before a third of its buffer is free, and that buffer may hold megabytes.
+
+Numbers and sockets only: no Twisted, no clock. How long is too long is for its users to say.
 """
 
 from __future__ import annotations

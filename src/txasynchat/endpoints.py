@@ -37,19 +37,20 @@ from typing_extensions import override
 from zope.interface import implementer
 
 from txasynchat import transports
-from txasynchat.certificates import Credentials
 from txasynchat.errors import ChatError, HandshakeFailed
 from txasynchat.listening import parse
 from txasynchat.ranges import TLS
-from txasynchat.tls import ClientCertificate, ClientOptions, ServerOptions, Version
-from txasynchat.tlslayer import TLSFactory
+from txasynchat.tls.certificates import Credentials
+from txasynchat.tls.layer import TLSFactory
+from txasynchat.tls.options import ClientCertificate, ClientOptions, ServerOptions, Version
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from twisted.internet.interfaces import IProtocolFactory
+    from twisted.internet.protocol import Factory
 
-    from txasynchat.tlslayer import TLSLayer
+    from txasynchat.tls.layer import TLSLayer
 
 __all__ = [
     "SecureClientEndpoint",
@@ -77,7 +78,7 @@ class SecureServerEndpoint:
         self._reactor = reactor
         self._endpoint = endpoint
 
-    def listen(self, protocolFactory: IProtocolFactory) -> Deferred[Any]:  # noqa: N803 Twisted's
+    def listen(self, protocolFactory: IProtocolFactory | Factory[Any]) -> Deferred[Any]:  # noqa: N803 Twisted's
         """
         Listen on the other endpoint.
         """
@@ -114,7 +115,7 @@ class SecureClientEndpoint:
         self._reactor = reactor
         self._endpoint = endpoint
 
-    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[Any]:  # noqa: N803 Twisted's
+    def connect(self, protocolFactory: IProtocolFactory | Factory[Any]) -> Deferred[Any]:  # noqa: N803 Twisted's
         """
         Connect, and shake hands.
 

@@ -1,22 +1,34 @@
 """
 What is known of a handler class before its first connection: what its constructor wants, and whether
-it takes messages at all.
+it takes messages at all. And, under ``python -X dev``, a check that its methods are called in the
+reactor's thread.
 
-Nothing is built or called. What cannot be known for certain is taken to be right.
+No handler is built and none of its methods called. What cannot be known for certain is taken to be
+right. This module knows no protocol and no Twisted: classes are looked at, whatever they are made from.
 """
 
 from __future__ import annotations
 
 import dis
 import enum
+import functools
 import inspect
+import threading
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-__all__ = ["Hears", "arguments_for", "hears", "is_legacy", "unawaited", "wanted"]
+__all__ = [
+    "Hears",
+    "arguments_for",
+    "check_threads",
+    "hears",
+    "is_legacy",
+    "unawaited",
+    "wanted",
+]
 
 # What a method may name without doing anything that others see.
 _HARMLESS = frozenset({"__init__", "asynchat", "asyncore", "super", "set_terminator", "txasynchat"})
@@ -138,3 +150,41 @@ def _loaded(function: FunctionType) -> Iterator[str]:
     for step in dis.get_instructions(function):
         if step.opname.startswith("LOAD_") and step.argval in names:
             yield step.argval
+
+
+def check_threads(protocol: Any, names: Iterable[str]) -> None:
+    """
+    Let methods raise `RuntimeError` in any other thread than the one that made the connection.
+
+    A call from another thread does not fail by itself: it meets the queue in the middle of a change,
+    and now and then an answer is lost.
+
+    Args:
+        protocol: a class of protocols.
+        names: those of its methods; before the connection they may be called anywhere.
+    """
+    make = protocol.makeConnection
+
+    @functools.wraps(make)
+    def made(self: Any, transport: Any) -> None:
+        self._reactor_thread = threading.get_ident()
+        make(self, transport)
+
+    protocol.makeConnection = made
+    protocol._reactor_thread = None
+    for name in names:
+        setattr(protocol, name, _checked(getattr(protocol, name)))
+
+
+def _checked(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def checked(self: Any, *arguments: Any, **named: Any) -> Any:
+        if self._reactor_thread not in (None, threading.get_ident()):
+            cls = type(self).__qualname__
+            raise RuntimeError(
+                f"{cls}.{method.__name__}() was called in {threading.current_thread().name}, which is"
+                f" not the reactor's thread; write reactor.callFromThread(chat.{method.__name__}, ...)"
+            )
+        return method(self, *arguments, **named)
+
+    return checked

@@ -6,6 +6,8 @@ words are clear they stay.
 
 A Unix socket that systemd opened belongs to systemd, which hands it to the next start, too: when the
 server stops it goes on to listen, and its file stays; the file's mode is not touched.
+
+Nothing here knows what is served, or what a word of a ``secure:`` string means; `endpoints` does.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import socket
 import stat
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from twisted.internet import unix
 from twisted.internet.endpoints import AdoptedStreamServerEndpoint, serverFromString
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
         IStreamServerEndpoint,
     )
 
-__all__ = ["make_endpoint", "parse", "unlock", "why"]
+__all__ = ["Listens", "make_endpoint", "parse", "unlock", "why"]
 
 # What an endpoint of each kind looks like.
 _FORMS = {
@@ -45,6 +47,14 @@ _FORMS = {
 }
 # What stands before another endpoint's description.
 _AROUND = re.compile(r"((secure|haproxy):)*")
+
+
+class Listens(Protocol):
+    """
+    An endpoint, for type checkers that do not know that a class implements `IStreamServerEndpoint`.
+    """
+
+    def listen(self, protocolFactory: Any, /) -> Any: ...  # noqa: D102, N803 - Twisted's
 
 
 def make_endpoint(reactor: Any, endpoint: Any) -> IStreamServerEndpoint:

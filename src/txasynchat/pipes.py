@@ -7,6 +7,9 @@ lost by itself. A terminal or a serial port has one for both. None of them has `
 
 A connection over pipes is the pipes, and not the process at the other end: whoever aborts a
 connection hangs up, as over a network, and kills nobody.
+
+This module knows those transports of Twisted's, and no protocol; `transports` asks it, beside what it
+knows of sockets.
 """
 
 from __future__ import annotations

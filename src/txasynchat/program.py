@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from twisted.internet.interfaces import IAddress, IProtocolFactory, IStreamServerEndpoint
+    from twisted.internet.protocol import Factory
+
+    from txasynchat.listening import Listens
 
 __all__ = ["CannotStart", "Program", "serve"]
 
@@ -66,8 +69,8 @@ class Program(Server):
     def __init__(  # noqa: PLR0913 - three of them by name
         self,
         reactor: Any,
-        factory: IProtocolFactory,
-        endpoints: Iterable[str | IStreamServerEndpoint],
+        factory: IProtocolFactory | Factory[Any],
+        endpoints: Iterable[str | IStreamServerEndpoint | Listens],
         *,
         what: str = "",
         stop_timeout: float | None = STOP_TIMEOUT,
@@ -121,8 +124,8 @@ class Program(Server):
 
 
 def serve(
-    factory: IProtocolFactory,
-    *endpoints: str | IStreamServerEndpoint,
+    factory: IProtocolFactory | Factory[Any],
+    *endpoints: str | IStreamServerEndpoint | Listens,
     stop_timeout: float | None = STOP_TIMEOUT,
 ) -> None:
     """

@@ -46,7 +46,7 @@ from twisted.logger import Logger
 from typing_extensions import override
 from zope.interface import implementer
 
-from txasynchat import endings, ranges, tlslayer, transports
+from txasynchat import endings, ranges, transports
 from txasynchat.closing import Closing
 from txasynchat.errors import (
     ConnectionReset,
@@ -58,13 +58,13 @@ from txasynchat.errors import (
     UnsentLimitExceeded,
 )
 from txasynchat.framing import Framer, Overflow
-from txasynchat.handlers import unawaited
+from txasynchat.handlers import check_threads, unawaited
 from txasynchat.log import Throttle, escape, failure
 from txasynchat.producers import Buffer, OutputQueue, refuse
-from txasynchat.reactor_thread import check_threads
-from txasynchat.starttls import Leftovers, start_tls
 from txasynchat.terminators import check_terminator
-from txasynchat.tlsinfo import TLSInfo
+from txasynchat.tls import layer as tlslayer
+from txasynchat.tls.layer import TLSInfo
+from txasynchat.tls.starttls import Leftovers, start_tls
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,8 +75,8 @@ if TYPE_CHECKING:
 
     from txasynchat.errors import ChatError
     from txasynchat.producers import Producer
-    from txasynchat.starttls import Upgrade
     from txasynchat.terminators import Terminator
+    from txasynchat.tls.starttls import Upgrade
 
 __all__ = ["AsyncChat", "State"]
 

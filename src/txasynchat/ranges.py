@@ -3,6 +3,7 @@ What numbers users may give: in class bodies, as arguments, in ``secure:`` strin
 
 One table for each kind of owner, and one way to check: a number that makes no sense is an error where
 it is given, in one line with its name, its value and its range, and no surprise in a connection later.
+Defaults, and what a number is good for, are not known here: those stand where the setting is.
 """
 
 from __future__ import annotations

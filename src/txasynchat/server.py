@@ -47,8 +47,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from twisted.internet.interfaces import IAddress, IProtocol, IStreamServerEndpoint
+    from twisted.internet.protocol import BaseProtocol
 
-__all__ = ["ChatFactory", "Connections", "Server"]
+    from txasynchat.listening import Listens
+
+__all__ = ["ChatFactory", "Server"]
 
 #: Seconds that connections have to finish when their server stops.
 STOP_TIMEOUT = 15.0
@@ -75,7 +78,7 @@ class ChatFactory(Factory):
     _log = Logger()
 
     def __init__(
-        self, handler: Callable[..., IProtocol], /, *arguments: Any, **keywords: Any
+        self, handler: Callable[..., IProtocol | BaseProtocol], /, *arguments: Any, **keywords: Any
     ) -> None:
         _check_handler(handler, arguments, keywords)
         self.handler = handler
@@ -143,8 +146,8 @@ class Server(Service):
     def __init__(
         self,
         reactor: Any,
-        factory: IProtocolFactory,
-        endpoints: Iterable[str | IStreamServerEndpoint],
+        factory: IProtocolFactory | Factory[Any],
+        endpoints: Iterable[str | IStreamServerEndpoint | Listens],
         *,
         stop_timeout: float | None = STOP_TIMEOUT,
     ) -> None:

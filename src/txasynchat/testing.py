@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from twisted.internet.interfaces import IProtocol
+    from twisted.internet.protocol import BaseProtocol
 
     from txasynchat.protocol import AsyncChat
 
@@ -151,7 +152,7 @@ class MemoryEnd(StringTransport):
     #: Bytes waiting above which a producer is paused.
     room = 65_536
 
-    def __init__(self, protocol: IProtocol) -> None:
+    def __init__(self, protocol: IProtocol | BaseProtocol) -> None:
         super().__init__()  # type: ignore[no-untyped-call] # Twisted's, untyped
         self.protocol: Any = protocol
         self.peer: MemoryEnd
@@ -229,7 +230,12 @@ class MemoryLink:
         size: bytes that arrive at once, at most; None for all that there are.
     """
 
-    def __init__(self, client: IProtocol, server: IProtocol, size: int | None = None) -> None:
+    def __init__(
+        self,
+        client: IProtocol | BaseProtocol,
+        server: IProtocol | BaseProtocol,
+        size: int | None = None,
+    ) -> None:
         self.size = size
         self.client = MemoryEnd(client)
         self.server = MemoryEnd(server)

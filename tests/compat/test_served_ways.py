@@ -32,7 +32,7 @@ from wire import Memory, raw, reset
 from txasynchat import Server
 from txasynchat.compat import LegacyFactory, asynchat, asyncore, served, start_tls
 from txasynchat.errors import HandshakeTimedOut
-from txasynchat.tlslayer import TLSLayer
+from txasynchat.tls.layer import TLSLayer
 
 # Twisted hands pyOpenSSL's own certificates back to pyOpenSSL, which would rather have others.
 pytestmark = pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")

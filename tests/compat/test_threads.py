@@ -15,7 +15,7 @@ import pytest
 from txasynchat.compat import _driver as driving
 from txasynchat.compat import _interest, _loop, asyncore
 from txasynchat.hub import Hub
-from txasynchat.pollers import READ, PollPoller, new_poller
+from txasynchat.hub.pollers import READ, PollPoller, new_poller
 
 LIMIT = 10.0
 

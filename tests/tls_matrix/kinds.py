@@ -17,7 +17,7 @@ from twisted.trial.unittest import TestCase
 from txasynchat import AsyncChat, State, transports
 from txasynchat.compat import LegacyFactory, served
 from txasynchat.endpoints import SecureServerEndpoint
-from txasynchat.tlslayer import TLSLayer
+from txasynchat.tls.layer import TLSLayer
 
 #: What is below a handler.
 KINDS = ("tcp", "unix", "secure", "ssl")

@@ -46,7 +46,7 @@ from txasynchat.compat._deadlines import Deadlines
 from txasynchat.compat._interest import ALWAYS, STEADY, NoSocket, is_open, kind_of, pending_of
 from txasynchat.compat._newcomers import Newcomers
 from txasynchat.hub import ENDED, ERROR, HANGUP, INVALID, READ, URGENT, WRITE, Events, Hub
-from txasynchat.pollers import unread
+from txasynchat.hub.pollers import unread
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -18,7 +18,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from txasynchat.compat import _renewal
-from txasynchat.descriptors import pollers
+from txasynchat.hub.descriptors import pollers
 
 if TYPE_CHECKING:
     from twisted.internet.base import ReactorBase

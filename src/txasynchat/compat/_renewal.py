@@ -15,7 +15,7 @@ import weakref
 from contextlib import suppress
 from typing import Any
 
-from txasynchat.descriptors import Owned, pollers
+from txasynchat.hub.descriptors import Owned, pollers
 
 __all__ = ["know", "renew"]
 

@@ -38,11 +38,12 @@ from twisted.logger import Logger
 from typing_extensions import override
 from zope.interface import implementer
 
-from txasynchat import endings, tlslayer, transports
+from txasynchat import endings, transports
 from txasynchat.compat import _interest, _loop, asynchat, asyncore
 from txasynchat.delivery import Progress
 from txasynchat.handlers import Hears, arguments_for, hears, wanted
 from txasynchat.log import failure
+from txasynchat.tls import layer as tlslayer
 
 if TYPE_CHECKING:
     from collections.abc import Callable

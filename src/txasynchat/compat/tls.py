@@ -27,7 +27,7 @@ from txasynchat.compat import _interest, _loop, asyncore
 from txasynchat.compat._attributes import own
 from txasynchat.delivery import Progress, unacknowledged
 from txasynchat.errors import HandshakeFailed, HandshakeTimedOut, PlaintextAfterStartTLS
-from txasynchat.pending import EVICTED, Pending, default_limit, network_of
+from txasynchat.tls.pending import EVICTED, Pending, default_limit, network_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -4,14 +4,16 @@
 OpenSSL allocates 30 KB for a client that says nothing, so it is not started until there is something
 for it to do. Until then the client's bytes are kept here, and bounded: no client has a reason to send
 more before its hello is answered, so after the hello the transport is read no further.
+
+OpenSSL, and how many handshakes there may be, are not known here: `on_hello` is told, once.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from txasynchat.clienthello import HelloReader
 from txasynchat.errors import NotAClientHello
+from txasynchat.tls.clienthello import HelloReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable

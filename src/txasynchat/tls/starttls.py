@@ -31,7 +31,7 @@ from twisted.internet.interfaces import (
 from txasynchat import transports
 from txasynchat.delivery import Progress
 from txasynchat.errors import HandshakeTimedOut, PlaintextAfterStartTLS
-from txasynchat.tlslayer import TLSFactory
+from txasynchat.tls.layer import TLSFactory
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IDelayedCall

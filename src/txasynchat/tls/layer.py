@@ -1,5 +1,6 @@
 """
-`TLSLayer`: Twisted's TLS with limits on time, told ends, and no more work per message than it takes.
+`TLSLayer`: Twisted's TLS with limits on time, told ends, and no more work per message than it takes;
+`TLSInfo`: what its handshake, or that of Twisted's own layer, led to.
 
 Theory of operation
 ===================
@@ -30,6 +31,7 @@ was delivered.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -55,17 +57,18 @@ from txasynchat.errors import (
     TLSError,
     TruncatedConnection,
 )
-from txasynchat.greeting import Greeting
-from txasynchat.handshakes import HandshakeLimit, Turns
 from txasynchat.log import failure
-from txasynchat.pending import EVICTED
+from txasynchat.tls.greeting import Greeting
+from txasynchat.tls.handshakes import HandshakeLimit, Turns
+from txasynchat.tls.pending import EVICTED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from cryptography import x509
     from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-__all__ = ["TLSFactory", "TLSLayer", "adopt"]
+__all__ = ["TLSFactory", "TLSInfo", "TLSLayer", "adopt"]
 
 #: The most that one record holds (RFC 8446, section 5.1), and with its header and expansion.
 _RECORD = 16_384
@@ -933,3 +936,44 @@ def _is_end(error: Exception) -> bool:
     # An empty queue is what OpenSSL 4 leaves.
     queue = error.args[0] if error.args else []
     return not queue or str(queue[-1][2]).casefold().startswith("unexpected eof")
+
+
+@dataclass(frozen=True)
+class TLSInfo:
+    """
+    What the two ends agreed on.
+
+    Attributes:
+        version: ``"TLSv1.2"`` or ``"TLSv1.3"``.
+        cipher: OpenSSL's name of the cipher suite.
+        alpn: the protocol that was negotiated; None for none.
+        server_name: the name that the client asked for; None for none.
+        peer_certificate: the peer's, already verified; None if it sent none.
+    """
+
+    version: str
+    cipher: str
+    alpn: bytes | None
+    server_name: str | None
+    peer_certificate: x509.Certificate | None
+
+    @classmethod
+    def of(cls, transport: Any) -> TLSInfo | None:
+        """
+        Ask the TLS that *transport* is or is wrapped around; None: there is none, or not yet.
+        """
+        layer = None if transport is None else transports.tls_layer(transport)
+        if layer is None or not layer._handshakeDone:
+            return None
+        connection: Any = layer._tlsConnection
+        if connection is None:
+            return None
+        name = connection.get_servername()
+        certificate = connection.get_peer_certificate()
+        return cls(
+            version=connection.get_protocol_version_name(),
+            cipher=connection.get_cipher_name(),
+            alpn=connection.get_alpn_proto_negotiated() or None,
+            server_name=None if name is None else name.decode("ascii", "replace"),
+            peer_certificate=None if certificate is None else certificate.to_cryptography(),
+        )

@@ -31,7 +31,6 @@ from twisted.internet.interfaces import (
 )
 from zope.interface import implementer
 
-from txasynchat.certificates import Credentials, Loaded, Watched, load_authorities
 from txasynchat.errors import (
     CertificateExpired,
     CertificateRejected,
@@ -42,9 +41,10 @@ from txasynchat.errors import (
     UnknownServerName,
     WrongName,
 )
-from txasynchat.handshakes import HANDSHAKES, HandshakeLimit
-from txasynchat.pending import default_limit
 from txasynchat.ranges import TLS, check_all
+from txasynchat.tls.certificates import Credentials, Loaded, Watched, load_authorities
+from txasynchat.tls.handshakes import HANDSHAKES, HandshakeLimit
+from txasynchat.tls.pending import default_limit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
     from txasynchat.errors import TLSError
 
-__all__ = ["ClientCertificate", "ClientOptions", "Credentials", "ServerOptions", "Version"]
+__all__ = ["ClientCertificate", "ClientOptions", "ServerOptions", "Version"]
 
 #: Forward secrecy and authenticated encryption only, in TLS 1.2; those of TLS 1.3 all have both.
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"

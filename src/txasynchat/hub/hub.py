@@ -32,8 +32,8 @@ import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from txasynchat.descriptors import pollers
-from txasynchat.pollers import (
+from txasynchat.hub.descriptors import pollers
+from txasynchat.hub.pollers import (
     ENDED,
     ERROR,
     HANGUP,
@@ -47,15 +47,15 @@ from txasynchat.pollers import (
     knows_once,
     new_poller,
 )
-from txasynchat.wakers import new_waker
+from txasynchat.hub.wakers import new_waker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from txasynchat.seats import Seat
-    from txasynchat.wakers import PipeWaker, Waker
+    from txasynchat.hub.hosts import Host
+    from txasynchat.hub.wakers import PipeWaker, Waker
 
-__all__ = ["ENDED", "ERROR", "HANGUP", "INVALID", "READ", "URGENT", "WRITE", "Events", "Hub"]
+__all__ = ["Hub"]
 
 #: The most events that one `Hub.wait` returns: the system wants room for all of them each time.
 LARGEST_BATCH = 2048
@@ -76,11 +76,11 @@ class Hub:
         "__weakref__",
         "_always",
         "_fileno",
+        "_host",
         "_lock",
         "_make_poller",
         "_once",
         "_poller",
-        "_seat",
         "_stale",
         "_wake_lock",
         "_waker",
@@ -101,7 +101,7 @@ class Hub:
         # may be another's.  Who was woken goes on to register, and must not wait for who woke it.
         self._lock = threading.RLock()
         self._wake_lock = threading.RLock()
-        self._seat: Seat | None = None
+        self._host: Host | None = None
         self._waker: Waker | PipeWaker | None = None
         self._stale = self._woken = False
         self._open()
@@ -167,14 +167,14 @@ class Hub:
 
     def _renew(self) -> None:
         with self._lock, self._wake_lock:
-            seat = self._seat
-            if seat is not None:
-                seat.leave()
+            host = self._host
+            if host is not None:
+                host.detach()
             # Closing a child's copy of an epoll descriptor leaves the parent's registrations be.
             self._close_descriptors()
             self._open()
-            if seat is not None:
-                seat.sit()
+            if host is not None:
+                host.attach()
             self._always.clear()
             self._once.clear()
             for fd, mask in list(self.masks.items()):
@@ -223,9 +223,9 @@ class Hub:
         if fd in self._always:
             self._always.discard(fd)
             known = False
-        seat = self._seat
-        if seat is not None and seat.owns_channels:
-            seat.watch(fd, mask)
+        host = self._host
+        if host is not None and host.owns_channels:
+            host.watch(fd, mask)
         try:
             if known:
                 try:
@@ -264,9 +264,9 @@ class Hub:
             if fd in self._always:
                 self._always.discard(fd)
                 return
-            seat = self._seat
-            if seat is not None and seat.owns_channels:
-                seat.watch(fd, 0)
+            host = self._host
+            if host is not None and host.owns_channels:
+                host.watch(fd, 0)
             try:
                 self._poller.unregister(fd)
             except (OSError, ValueError):
@@ -346,8 +346,8 @@ class Hub:
         """
         if self._stale:
             self._renew()
-        if self._fileno < 0 and self._seat is not None:
-            self._seat.catch_up()
+        if self._fileno < 0 and self._host is not None:
+            self._host.catch_up()
         if limit < 0:
             limit = min(len(self.masks) + 1, LARGEST_BATCH)
         if self._always:
@@ -419,7 +419,7 @@ class Hub:
         """
         Whether a reactor or event loop polls this hub.
         """
-        return self._seat is not None
+        return self._host is not None
 
     def attach(self, host: Any, on_ready: Callable[[], None]) -> None:
         """
@@ -434,21 +434,21 @@ class Hub:
             RuntimeError: it is attached already.
             TypeError: *host* is something else.
         """
-        from txasynchat.seats import take_seat  # noqa: PLC0415 - a loop of its own needs no Twisted
+        from txasynchat.hub.hosts import attach_to  # noqa: PLC0415 - a loop of its own needs no Twisted
 
-        if self._seat is not None:
-            raise RuntimeError(f"attached to {self._seat.host!r} already")
+        if self._host is not None:
+            raise RuntimeError(f"attached to {self._host.loop!r} already")
         self.renew()
-        self._seat = take_seat(host, self, on_ready)
+        self._host = attach_to(host, self, on_ready)
 
     def detach(self) -> None:
         """
         Leave the host; harmless when not attached.
         """
-        seat = self._seat
-        if seat is not None:
-            seat.leave()
-            self._seat = None
+        host = self._host
+        if host is not None:
+            host.detach()
+            self._host = None
 
     def abandon(self) -> None:
         """
@@ -456,9 +456,9 @@ class Hub:
 
         For the child of a fork: an epoll reactor that it inherited is still its parent's.
         """
-        seat, self._seat = self._seat, None
-        if seat is not None:
-            seat.abandon()
+        host, self._host = self._host, None
+        if host is not None:
+            host.abandon()
 
     def fileno(self) -> int:
         """

@@ -12,7 +12,7 @@ import select
 import struct
 from typing import Any, Protocol
 
-from txasynchat.descriptors import Owned
+from txasynchat.hub.descriptors import Owned
 
 __all__ = [
     "ENDED",

@@ -1,33 +1,33 @@
 """
-A hub's place in a host: a Twisted reactor or an asyncio event loop.
+Hosts: what a hub asks of the reactor or event loop that polls it.
 
-Where the hub's poller has a descriptor, that one is all the host sees.  Where it has none,
-each channel becomes a reader and writer of the host's.  Importing this installs no reactor.
+One adapter for Twisted's reactors, one for asyncio's event loops.  Where the hub's poller has a
+descriptor, that one is all the host sees.  Where it has none, each channel becomes a reader and
+writer of the host's.  Of a hub this module knows what `Hosted` names, and importing it installs no
+reactor.
 """
 
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from twisted.internet.interfaces import IReadWriteDescriptor
 from typing_extensions import override
 from zope.interface import implementer
 
-from txasynchat.pollers import READ, WRITE
+from txasynchat.hub.pollers import READ, WRITE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from twisted.python.failure import Failure
 
-    from txasynchat.hub import Hub
-
-__all__ = ["AsyncioSeat", "ReactorSeat", "Seat", "take_seat"]
+__all__ = ["AsyncioHost", "Host", "Hosted", "ReactorHost", "attach_to"]
 
 
 @implementer(IReadWriteDescriptor)
-class SeatDescriptor:
+class HostedDescriptor:
     """
     A descriptor as Twisted's reactors want one.
 
@@ -72,18 +72,30 @@ class SeatDescriptor:
         return "txasynchat hub"
 
 
-class Seat:
+class Hosted(Protocol):
     """
-    What the hub asks of its place.
+    What a host needs to know of its hub; see `Hub`.
+    """
+
+    @property
+    def masks(self) -> Mapping[int, int]: ...  # noqa: D102 - see the class
+    @property
+    def waker(self) -> int: ...  # noqa: D102 - see the class
+    def fileno(self) -> int: ...  # noqa: D102 - see the class
+
+
+class Host:
+    """
+    What a hub asks of its host.
 
     Args:
-        host: the reactor or event loop.
-        hub: who sits.
+        loop: the reactor or event loop.
+        hub: the hub that it polls.
         on_ready: see `Hub.attach`.
     """
 
-    def __init__(self, host: Any, hub: Hub, on_ready: Callable[[], None]) -> None:
-        self.host = host
+    def __init__(self, loop: Any, hub: Hosted, on_ready: Callable[[], None]) -> None:
+        self.loop = loop
         self.hub = hub
         self.on_ready = on_ready
         #: Pollers do not nest here: each channel is a reader and writer of the host.
@@ -93,7 +105,7 @@ class Seat:
         self._thread = threading.get_ident()
         self._late: set[int] = set()
 
-    def sit(self) -> None:
+    def attach(self) -> None:
         """
         Begin to be polled.
         """
@@ -105,7 +117,7 @@ class Seat:
         else:
             self.add()
 
-    def leave(self) -> None:
+    def detach(self) -> None:
         """
         Stop being polled.
         """
@@ -119,7 +131,7 @@ class Seat:
         """
         Stop being polled, in this process alone.
         """
-        self.leave()
+        self.detach()
 
     def add(self) -> None:
         """
@@ -160,9 +172,9 @@ class Seat:
         raise NotImplementedError
 
 
-class AsyncioSeat(Seat):
+class AsyncioHost(Host):
     """
-    A place in an asyncio event loop.
+    An asyncio event loop.
     """
 
     _fd = -1
@@ -170,40 +182,40 @@ class AsyncioSeat(Seat):
     @override
     def add(self) -> None:
         self._fd = self.hub.fileno()
-        self.host.add_reader(self._fd, self.on_ready)
+        self.loop.add_reader(self._fd, self.on_ready)
 
     @override
     def remove(self) -> None:
-        if not self.host.is_closed():
-            self.host.remove_reader(self._fd)
+        if not self.loop.is_closed():
+            self.loop.remove_reader(self._fd)
 
     @override
     def show(self, fd: int, mask: int) -> None:
-        if self.host.is_closed():
+        if self.loop.is_closed():
             return
         if mask & READ:
-            self.host.add_reader(fd, self.on_ready)
+            self.loop.add_reader(fd, self.on_ready)
         else:
-            self.host.remove_reader(fd)
+            self.loop.remove_reader(fd)
         if mask & WRITE:
-            self.host.add_writer(fd, self.on_ready)
+            self.loop.add_writer(fd, self.on_ready)
         else:
-            self.host.remove_writer(fd)
+            self.loop.remove_writer(fd)
 
 
-class ReactorSeat(Seat):
+class ReactorHost(Host):
     """
-    A place in a Twisted reactor.
+    A Twisted reactor.
     """
 
-    def __init__(self, host: Any, hub: Hub, on_ready: Callable[[], None]) -> None:
-        super().__init__(host, hub, on_ready)
-        self._descriptors: dict[int, SeatDescriptor] = {}
+    def __init__(self, loop: Any, hub: Hosted, on_ready: Callable[[], None]) -> None:
+        super().__init__(loop, hub, on_ready)
+        self._descriptors: dict[int, HostedDescriptor] = {}
 
     @override
     def add(self) -> None:
-        one = self._descriptors[-1] = SeatDescriptor(self.hub.fileno(), self.on_ready)
-        self.host.addReader(one)
+        one = self._descriptors[-1] = HostedDescriptor(self.hub.fileno(), self.on_ready)
+        self.loop.addReader(one)
 
     @override
     def remove(self) -> None:
@@ -214,7 +226,7 @@ class ReactorSeat(Seat):
     @override
     def abandon(self) -> None:
         if self._books() is None:
-            self.leave()  # no epoll, nothing is shared
+            self.detach()  # no epoll, nothing is shared
             return
         for one in self._descriptors.values():
             self._forget(one)
@@ -226,21 +238,21 @@ class ReactorSeat(Seat):
         if one is not None:
             self._remove(one)
         if mask:
-            one = SeatDescriptor(fd, self.on_ready)
+            one = HostedDescriptor(fd, self.on_ready)
             self._descriptors[fd] = one
             if mask & READ:
-                self.host.addReader(one)
+                self.loop.addReader(one)
             if mask & WRITE:
-                self.host.addWriter(one)
+                self.loop.addWriter(one)
 
-    def _remove(self, one: SeatDescriptor) -> None:
+    def _remove(self, one: HostedDescriptor) -> None:
         # Reactors on poll and epoll go by the number, which may be another's since it was closed.
-        now = getattr(self.host, "_selectables", {}).get(one.fileno(), one)
+        now = getattr(self.loop, "_selectables", {}).get(one.fileno(), one)
         if now is not one:
             return
         try:
-            self.host.removeReader(one)
-            self.host.removeWriter(one)
+            self.loop.removeReader(one)
+            self.loop.removeWriter(one)
         except OSError:  # the descriptor was closed first, or the reactor's own
             self._forget(one)
 
@@ -248,13 +260,13 @@ class ReactorSeat(Seat):
         """
         What a reactor on epoll knows of its descriptors, by number; `None` for the others.
         """
-        reads = getattr(self.host, "_reads", None)
-        selectables = getattr(self.host, "_selectables", None)
+        reads = getattr(self.loop, "_reads", None)
+        selectables = getattr(self.loop, "_selectables", None)
         if not isinstance(reads, set) or selectables is None:
             return None
-        return selectables, reads, self.host._writes
+        return selectables, reads, self.loop._writes
 
-    def _forget(self, one: SeatDescriptor) -> None:
+    def _forget(self, one: HostedDescriptor) -> None:
         """
         Take *one* out of an epoll reactor's books, and leave its epoll alone.
         """
@@ -268,19 +280,19 @@ class ReactorSeat(Seat):
             writes.discard(number)
 
 
-def take_seat(host: Any, hub: Hub, on_ready: Callable[[], None]) -> Seat:
+def attach_to(loop: Any, hub: Hosted, on_ready: Callable[[], None]) -> Host:
     """
-    Seat *hub* in *host*.
+    Have *loop* poll *hub*.
 
     Raises:
-        TypeError: *host* is neither a Twisted reactor nor an asyncio event loop.
+        TypeError: *loop* is neither a Twisted reactor nor an asyncio event loop.
     """
-    seat: Seat
-    if hasattr(host, "addReader"):
-        seat = ReactorSeat(host, hub, on_ready)
-    elif hasattr(host, "add_reader"):
-        seat = AsyncioSeat(host, hub, on_ready)
+    host: Host
+    if hasattr(loop, "addReader"):
+        host = ReactorHost(loop, hub, on_ready)
+    elif hasattr(loop, "add_reader"):
+        host = AsyncioHost(loop, hub, on_ready)
     else:
-        raise TypeError(f"neither a Twisted reactor nor an asyncio event loop: {host!r}")
-    seat.sit()
-    return seat
+        raise TypeError(f"neither a Twisted reactor nor an asyncio event loop: {loop!r}")
+    host.attach()
+    return host

@@ -19,11 +19,11 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from txasynchat.descriptors import Owned
-from txasynchat.pollers import READ, WRITE
+from txasynchat.hub.descriptors import Owned
+from txasynchat.hub.pollers import READ, WRITE
 
 if TYPE_CHECKING:
-    from txasynchat.pollers import Poller
+    from txasynchat.hub.pollers import Poller
 
 __all__ = ["PipeWaker", "Waker", "new_waker"]
 

@@ -15,14 +15,14 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakKeyDictionary, ref
 
-from txasynchat.pending import Pending, default_limit, network_of
+from txasynchat.tls.pending import Pending, default_limit, network_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
     from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-    from txasynchat.pending import Member
+    from txasynchat.tls.pending import Member
 
 __all__ = ["HANDSHAKES", "HandshakeLimit", "Turns"]
 
