@@ -402,7 +402,7 @@ def test_last_bytes_leave_after_close_or_are_dropped_in_time(channels, monkeypat
             self.close()
 
     for reads in (True, False):
-        monkeypatch.setattr("txasynchat.compat.tls.CLOSE_TIMEOUT", LIMIT if reads else 0.3)
+        monkeypatch.setattr("txasynchat.compat._tls_socket.CLOSE_TIMEOUT", LIMIT if reads else 0.3)
         listener = Listener(channels, server_context(), Leaving)
         go_on = threading.Event()
 

@@ -205,7 +205,9 @@ def test_passes_by_hand_end_a_stalled_handshake_too(channels, monkeypatch, poll)
 def test_handshakes_that_come_together_leave_everybody_else_his_turn(
     channels, monkeypatch, use_poll
 ):
-    monkeypatch.setattr("txasynchat.compat.tls.HANDSHAKES_SHARE", 0.0)  # one step in each pass
+    monkeypatch.setattr(
+        "txasynchat.compat._tls_socket.HANDSHAKES_SHARE", 0.0
+    )  # one step in each pass
     listener = Listener(channels, server_context())
     hello = memory().hello()
     socks = []
@@ -330,7 +332,7 @@ def test_a_thousand_key_updates_are_followed(channels):
 
 
 def test_who_asks_for_key_updates_and_reads_none_fills_no_memory(channels, monkeypatch):
-    monkeypatch.setattr("txasynchat.compat.tls.MOST_UNSENT", 10_000)
+    monkeypatch.setattr("txasynchat.compat._tls_socket.MOST_UNSENT", 10_000)
 
     class Small(Listener):
         def handle_accepted(self, sock, addr):
@@ -667,7 +669,7 @@ def test_a_peer_that_reads_slowly_gets_the_last_bytes_all_the_same(
     channels, monkeypatch, use_poll, send_buffer
 ):
     """A large buffer is not writable for longer than the limit, while the peer empties it."""
-    monkeypatch.setattr("txasynchat.compat.tls.CLOSE_TIMEOUT", 0.5)
+    monkeypatch.setattr("txasynchat.compat._tls_socket.CLOSE_TIMEOUT", 0.5)
 
     class Leaving(Lines):
         def line_received(self, line):

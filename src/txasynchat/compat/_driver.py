@@ -33,9 +33,9 @@ from contextlib import suppress
 from operator import is_
 from typing import Any
 
-from txasynchat.compat import _interest, _reactor, _renewal
+from txasynchat.compat import _reactor, _renewal
 from txasynchat.compat._deadlines import Deadlines
-from txasynchat.compat._interest import ALWAYS, NoSocket, has_pending, is_open, kind_of
+from txasynchat.compat._interest import ALWAYS, LayeredSocket, has_pending, is_open, kind_of
 from txasynchat.hub import ERROR, HANGUP, INVALID, READ, URGENT, WRITE, Events, Hub
 
 __all__ = ["MapDriver", "copy_of"]
@@ -68,9 +68,6 @@ _IDLE = READ | URGENT
 
 # The values of the commonest batch by far.
 _ALL_READ = {READ}
-
-#: ``asyncore.read`` as it is, unless a program has put its own in its place.
-own_read: Any = None
 
 _get_ident = threading.get_ident
 _monotonic = time.monotonic
@@ -263,7 +260,7 @@ class MapDriver:
         sock: Any = getattr(channel, "socket", None)
         if has_pending(sock):
             self._buffered[fd] = None
-        if type(sock) is _interest.tls_socket:
+        if isinstance(sock, LayeredSocket):
             sock.belong_to(channel)
         leaves_at = getattr(channel, "_leaves_at", None)
         if leaves_at is not None:
@@ -289,10 +286,7 @@ class MapDriver:
         self._want(fd, channel, is_readable, is_writable)
 
     def _want(self, fd: Any, channel: Any, is_readable: Any, is_writable: Any) -> None:
-        if (
-            _interest.tls_socket is not NoSocket
-            and type(getattr(channel, "socket", None)) is _interest.tls_socket
-        ):
+        if LayeredSocket.are_used and isinstance(getattr(channel, "socket", None), LayeredSocket):
             is_readable, is_writable = channel.socket.interest(is_readable, is_writable)
             if channel.socket.deadline is not None:
                 self._deadlines.set(fd, channel.socket.deadline)
@@ -364,7 +358,7 @@ class MapDriver:
             or not all(map(is_, current, asked))
             or self._closed
             or self._penance.next != math.inf
-            or _interest.tls_socket is not NoSocket
+            or LayeredSocket.are_used
         ):
             self._ask_each_of(fds)
             return
@@ -618,8 +612,8 @@ class MapDriver:
         for fd, until in over:
             channel = self.channels.get(fd)
             sock: Any = getattr(channel, "socket", None)
-            is_tls = type(sock) is _interest.tls_socket
-            if until == (sock.deadline if is_tls else getattr(channel, "_leaves_at", None)):
+            has_layer = isinstance(sock, LayeredSocket)
+            if until == (sock.deadline if has_layer else getattr(channel, "_leaves_at", None)):
                 self.names["read"](channel)
                 self._touched[fd] = None
         return bool(over)
@@ -765,7 +759,7 @@ class MapDriver:
         recent = self._recent
         names = self.names
         read = names["read"]
-        is_own = read is own_read
+        is_own = read is names["_own_read"]
         try:
             for fd in order:
                 channel = channels.get(fd)
@@ -802,7 +796,7 @@ class MapDriver:
                     (
                         not sock._closed
                         if kind is _socket
-                        else kind is _interest.tls_socket and sock.is_quiet
+                        else isinstance(sock, LayeredSocket) and sock.is_quiet
                     )
                     and channel.readable()
                     and not channel.writable()

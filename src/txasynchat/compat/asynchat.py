@@ -580,7 +580,7 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
         del self.incoming[:]
         self.producer_fifo.clear()
         sock: Any = getattr(self, "socket", None)
-        if type(sock) is _interest.tls_socket:
+        if isinstance(sock, _interest.LayeredSocket):
             sock.begin()  # what had to leave in plain before it will not
         _loop.touch(self)
 

@@ -34,9 +34,12 @@ from errno import (
     EWOULDBLOCK,
     errorcode,
 )
+from functools import partial
 from typing import Any
 
-from txasynchat.compat import _driver, _interest, _loop
+from txasynchat.compat import _interest, _loop
+from txasynchat.compat._driver import copy_of
+from txasynchat.compat._interest import LayeredSocket
 from txasynchat.compat._queues import OutBuffer
 from txasynchat.compat._turns import Turn, turn_of
 from txasynchat.log import escape
@@ -89,7 +92,7 @@ def read(obj: Any) -> None:
         obj.handle_error()
 
 
-_driver.own_read = read
+_own_read = read  # as it is unless a program has put its own in its place
 
 
 def write(obj: Any) -> None:
@@ -150,28 +153,10 @@ def _was_told(obj: Any) -> bool:
         whether *obj*, whose connection is gone, knows it: with TLS, a read event goes on to the end.
     """
     sock: Any = getattr(obj, "socket", None)
-    return type(sock) is _interest.tls_socket and bool(sock.hang_up())
+    return isinstance(sock, LayeredSocket) and sock.hang_up()
 
 
 # -- one pass ------------------------------------------------------------------------------
-
-
-def _ask_tls(obj: Any, is_r: Any, is_w: Any) -> tuple[Any, Any, bool]:
-    """
-    What a channel waits for, where some speak TLS.
-
-    Returns:
-        what its descriptor is to be watched for, and whether a read event is due that no system
-        knows of: something was decrypted, or the time for the handshake or the last bytes is over.
-    """
-    sock: Any = getattr(obj, "socket", None)
-    until = getattr(obj, "_leaves_at", None)
-    is_due = False
-    if type(sock) is _interest.tls_socket:
-        is_due = bool(is_r and sock.pending())
-        is_r, is_w = sock.interest(is_r, is_w)
-        until = sock.deadline
-    return is_r, is_w, is_due or (until is not None and time.monotonic() >= until)
 
 
 def _snapshot(map: Any) -> list[tuple[Any, Any]]:  # noqa: A002 - the stdlib's name
@@ -179,7 +164,7 @@ def _snapshot(map: Any) -> list[tuple[Any, Any]]:  # noqa: A002 - the stdlib's n
     Returns:
         the items of a map that another thread may change meanwhile.
     """
-    return list(_driver.copy_of(map).items())
+    return list(copy_of(map).items())
 
 
 def poll(timeout: float | None = 0.0, map: dict[Any, Any] | None = None) -> None:  # noqa: A002
@@ -197,12 +182,12 @@ def poll(timeout: float | None = 0.0, map: dict[Any, Any] | None = None) -> None
     w: list[Any] = []
     e: list[Any] = []
     due: list[Any] = []
-    tls_is_used = _interest.tls_socket is not _interest.NoSocket
+    layers_are_used = LayeredSocket.are_used
     for fd, obj in _snapshot(map):
         is_r = obj.readable()
         is_w = obj.writable()
-        if tls_is_used:
-            is_r, is_w, is_due = _ask_tls(obj, is_r, is_w)
+        if layers_are_used:
+            is_r, is_w, is_due = _interest.ask_layer(obj, is_r, is_w)
             if is_due:
                 due.append(fd)
         if is_r:
@@ -274,13 +259,13 @@ def poll2(timeout: float | None = 0.0, map: dict[Any, Any] | None = None) -> Non
         return
     keys = {}
     due = []
-    tls_is_used = _interest.tls_socket is not _interest.NoSocket
+    layers_are_used = LayeredSocket.are_used
     for fd, obj in _snapshot(map):
         flags = 0
         is_r = obj.readable()
         is_w = obj.writable()
-        if tls_is_used:
-            is_r, is_w, is_due = _ask_tls(obj, is_r, is_w)
+        if layers_are_used:
+            is_r, is_w, is_due = _interest.ask_layer(obj, is_r, is_w)
             if is_due:
                 due.append(fd)
         if is_r:
@@ -622,8 +607,8 @@ class dispatcher:  # noqa: N801 - the stdlib's name
             except OSError as why:
                 if why.errno not in (ENOTCONN, EBADF):
                     raise
-            if type(self.socket) is _interest.tls_socket:
-                self.socket.leave(self._map)
+            if isinstance(self.socket, LayeredSocket):
+                self.socket.leave(partial(_Leaving, self._map))
 
     # -- logging
 
@@ -651,8 +636,8 @@ class dispatcher:  # noqa: N801 - the stdlib's name
             return
         if not self.connected and self.connecting:
             self.handle_connect_event()
-        if type(self.socket) is _interest.tls_socket:
-            self._handle_tls_read()
+        if LayeredSocket.are_used and isinstance(self.socket, LayeredSocket):
+            self._handle_layer_read()
         else:
             self.handle_read()
 
@@ -666,7 +651,7 @@ class dispatcher:  # noqa: N801 - the stdlib's name
         err = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if err != 0:
             raise OSError(err, _strerror(err))
-        if type(self.socket) is _interest.tls_socket and not self.socket.is_secure_now():
+        if isinstance(self.socket, LayeredSocket) and not self.socket.is_secure_now():
             return  # called again, for each event of the handshake
         self.handle_connect()
         self.connected = True
@@ -680,13 +665,13 @@ class dispatcher:  # noqa: N801 - the stdlib's name
             return
         if not self.connected and self.connecting:
             self.handle_connect_event()
-        if type(self.socket) is not _interest.tls_socket or (
+        if not isinstance(self.socket, LayeredSocket) or (
             # It may have been TLS alone that had something to write.
             self.connected and self.socket.ready_to_write() and self.writable()
         ):
             self.handle_write()
 
-    def _handle_tls_read(self) -> None:
+    def _handle_layer_read(self) -> None:
         """
         TLS takes what arrived; `handle_read` is called as long as there is plain text for it.
         """
@@ -783,6 +768,46 @@ class dispatcher:  # noqa: N801 - the stdlib's name
         Called when the connection is lost or at its end.
         """
         self.log_info("unhandled close event", "warning")
+        self.close()
+
+
+class _Leaving(dispatcher):
+    """
+    The last bytes of a closed connection, which are sent while that makes progress.
+    """
+
+    def __init__(self, map: dict[Any, Any], last: Any) -> None:  # noqa: A002
+        super().__init__(None, map)
+        self._last = last
+        self.connected = True
+        self.set_socket(last.sock)
+
+    @property
+    def _leaves_at(self) -> float:
+        until: float = self._last.until
+        return until
+
+    def readable(self) -> bool:
+        return False
+
+    def handle_read(self) -> None:
+        """
+        Called when the time is over: nothing is read here.
+        """
+        if self._last.go_on():
+            self.del_channel()
+            self.set_socket(self.socket)  # the loop takes note of the time
+        else:
+            self.close()
+
+    def writable(self) -> bool:
+        return True
+
+    def handle_write(self) -> None:
+        if self._last.send():
+            self.close()
+
+    def handle_close(self) -> None:
         self.close()
 
 

@@ -639,11 +639,11 @@ class Connection(Protocol):
         while (channel := self._channels.get(self._key)) is not None:
             before = len(self._unread)
             is_ready = before or (self._ended and not self._told)
-            if _interest.tls_socket is _interest.NoSocket:
+            if not _interest.LayeredSocket.are_used:
                 if not (is_ready and channel.readable()):
                     return
             else:
-                reads, _, is_due = asyncore._ask_tls(channel, channel.readable(), False)
+                reads, _, is_due = _interest.ask_layer(channel, channel.readable(), False)
                 if not (is_due or (is_ready and reads)):
                     return
             if not before and self._ended:
@@ -662,8 +662,8 @@ class Connection(Protocol):
             if channel is None or self._full:
                 return False
             writes = channel.writable()
-            if _interest.tls_socket is not _interest.NoSocket:
-                _, writes, _ = asyncore._ask_tls(channel, False, writes)
+            if _interest.LayeredSocket.are_used:
+                _, writes, _ = _interest.ask_layer(channel, False, writes)
             if not writes:
                 return False
             before = self._sent
@@ -681,7 +681,9 @@ class Connection(Protocol):
         if self._ended and not self._told:
             return True
         sock: Any = getattr(channel, "socket", None)
-        if type(sock) is _interest.tls_socket and (sock.deadline is not None or sock.pending()):
+        if isinstance(sock, _interest.LayeredSocket) and (
+            sock.deadline is not None or sock.pending()
+        ):
             return True
         return _interest.kind_of(channel) == _interest.ALWAYS
 
