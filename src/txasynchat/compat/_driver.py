@@ -869,6 +869,16 @@ class MapDriver:
 
     # -- the end
 
+    def go_on_in_child(self) -> None:
+        """
+        This is the child of a fork, and its one thread.
+        """
+        if self.attachment is None:
+            self.hub.abandon()
+        if self.thread != _get_ident():
+            self.depth = 0
+            self._batches.clear()
+
     def stop(self) -> None:
         """
         The outermost ``loop()`` ends.

@@ -785,7 +785,7 @@ class LegacyFactory(ServerFactory):
         self._looking: Any = None
         self._looks_soon = False
         self.build_channel = build or _builder(handler, arguments, keywords)
-        _Driver(self)
+        _loop.register(_FactoryDriver(self), self)
 
     @override
     def buildProtocol(self, addr: IAddress | None) -> Connection:
@@ -832,32 +832,18 @@ class LegacyFactory(ServerFactory):
                 self.look_again(connection)
 
 
-class _Driver:
+class _FactoryDriver:
     """
-    What `txasynchat.compat._loop` finds for a factory's map, in place of a loop's driver.
+    What the channels of a factory's map report to, in place of a loop's driver.
 
-    Channels report to it; a ``loop()`` that is called for the map is refused.
+    A ``loop()`` that is called for the map is refused.
     """
 
     attachment = "a LegacyFactory"
-    #: Somebody else, always, is driving already.
-    thread = 0
 
     def __init__(self, factory: LegacyFactory) -> None:
         self.channels = factory.channels
         self._factory = weakref.ref(factory)
-        self._batches: list[Any] = []
-        key = id(self.channels)
-        _loop._drivers[key] = self  # type: ignore[assignment] # only these methods are called
-        weakref.finalize(factory, _loop._drivers.pop, key, None)
-
-    @property
-    def depth(self) -> int:
-        return 1
-
-    @depth.setter
-    def depth(self, depth: int) -> None:
-        """Whatever happens to the loops of this thread, of this process."""
 
     def touch(self, fd: Any) -> None:
         factory = self._factory()
@@ -874,8 +860,6 @@ class _Driver:
 
     def wake(self) -> None:
         """Nothing sleeps."""
-
-    stop = wake
 
 
 def _builder(
