@@ -41,7 +41,7 @@ from txasynchat.compat import _interest, _loop
 from txasynchat.compat._driver import copy_of
 from txasynchat.compat._interest import LayeredSocket
 from txasynchat.compat._queues import OutBuffer
-from txasynchat.compat._turns import Turn, turn_of
+from txasynchat.compat._sending import Sender, call_within, sender_of
 from txasynchat.log import escape
 
 _DISCONNECTED = frozenset({ECONNRESET, ENOTCONN, ESHUTDOWN, ECONNABORTED, EPIPE, EBADF})
@@ -359,8 +359,8 @@ class dispatcher:  # noqa: N801 - the stdlib's name
 
     _tls_context: Any = None
 
-    # Of channels that queue what they send: see turn_of().
-    __turn: Turn | None
+    # Of channels that queue what they send: see sender_of().
+    _txasynchat_sender: Sender | None
 
     socket: Any
     _map: dict[Any, Any]
@@ -374,7 +374,7 @@ class dispatcher:  # noqa: N801 - the stdlib's name
             map = own if isinstance(own, dict) else None  # noqa: A001 - the stdlib's name
         self._map = socket_map if map is None else map
         self._fileno = None
-        self.__turn = None
+        self._txasynchat_sender = None
         if not sock:
             self.socket = None
             return
@@ -562,11 +562,7 @@ class dispatcher:  # noqa: N801 - the stdlib's name
             if why.errno == EWOULDBLOCK:
                 return 0
             if why.errno in _DISCONNECTED:
-                turn = getattr(self, "_dispatcher__turn", None)
-                if turn is None:
-                    self.handle_close()
-                else:
-                    turn.lend(self.handle_close)
+                call_within(self, self.handle_close)
                 return 0
             raise
         return sent
@@ -864,7 +860,7 @@ class dispatcher_with_send(dispatcher):  # noqa: N801 - the stdlib's name
 
         Safe from several threads: see `send`.
         """
-        turn_of(self, Turn).send(self.__send_chunk)
+        sender_of(self, Sender).send(self.__send_chunk)
 
     def __send_chunk(self) -> None:
         try:
