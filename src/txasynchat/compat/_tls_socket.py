@@ -26,7 +26,7 @@ from txasynchat.compat import _loop
 from txasynchat.compat._interest import LayeredSocket
 from txasynchat.delivery import Progress, unacknowledged
 from txasynchat.errors import HandshakeFailed, HandshakeTimedOut
-from txasynchat.pending import EVICTED, Pending, default_limit, network_of
+from txasynchat.pending import EVICTED, HandshakeBudget, Pending, default_limit, network_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,15 +47,11 @@ READ_SIZE: Final = 65_536
 #: Bytes of ciphertext left to send above which no more is read: more than `send` ever leaves, so
 #: only a peer that has OpenSSL answer (key updates, say) and does not read gets there.
 MOST_UNSENT: Final = 4 * LARGEST_SEND
-#: Seconds of one pass that handshakes may take, at least one step in each: whoever has one to do then
-#: stays readable and has his turn in the next pass, and everybody else is served in between.
-HANDSHAKES_SHARE: Final = 0.02
+#: The seconds of one pass that handshakes may take: whoever has a step to do then stays readable and
+#: does it in the next pass, and everybody else is served in between.
+handshake_budget: Final = HandshakeBudget(0.02)
 # The enumeration's own operators cost as much as a system call.
 _PEEK: Final = int(socket.MSG_PEEK)
-
-
-# What handshakes took of this pass.
-_taken = [0.0]
 
 
 class TLSSocket(LayeredSocket):
@@ -364,7 +360,7 @@ class TLSSocket(LayeredSocket):
         if not self._switched:
             return False, writable
         if not self.secure:
-            _taken[0] = 0.0  # channels are asked between passes
+            handshake_budget.renew()  # channels are asked between passes
             return not self._connecting, self._connecting or bool(self._unsent)
         if len(self._unsent) > MOST_UNSENT:
             readable = False
@@ -398,7 +394,7 @@ class TLSSocket(LayeredSocket):
                     self._expire()
                 if not self._switched:
                     return False
-                if _taken[0] > HANDSHAKES_SHARE and not self.secure:
+                if not self.secure and handshake_budget.is_spent():
                     self._start_clock()  # it is us who are late
                     return False
             # Into a name first, here and below: a call of an instance's attribute is not a method's.
@@ -621,9 +617,8 @@ class TLSSocket(LayeredSocket):
         """
         if self._ended:
             return False
-        began = time.perf_counter()
         try:
-            self.tls.do_handshake()
+            handshake_budget.run(self.tls.do_handshake)
         except ssl.SSLWantReadError:
             if self._place is not None and self._outgoing.pending:
                 self._place.progressed()
@@ -635,8 +630,6 @@ class TLSSocket(LayeredSocket):
         else:
             self.secure = True
             self._leave_pending()
-        finally:
-            _taken[0] += time.perf_counter() - began
         try:
             flushed = self.flush()
         except OSError:

@@ -7,12 +7,13 @@ What it puts on is a `TLSSocket`; see there how that goes between the descriptor
 from __future__ import annotations
 
 import ssl
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from txasynchat import ranges
 from txasynchat.compat import _loop
 from txasynchat.compat._tls_socket import HANDSHAKE_TIMEOUT, TLSSocket
 from txasynchat.errors import PlaintextAfterStartTLS
+from txasynchat.leftovers import Leftovers
 
 if TYPE_CHECKING:
     import socket
@@ -43,7 +44,7 @@ def start_tls(  # noqa: PLR0913 they are settings, by keyword
     server_side: bool | None = None,
     server_hostname: str | None = None,
     handshake_timeout: float | None = HANDSHAKE_TIMEOUT,
-    leftover: Literal["reject", "feed"] = "reject",
+    leftovers: Leftovers = Leftovers.REJECT,
 ) -> TLSSocket:
     """
     Put TLS on a channel's connection, now or in mid-stream; its ``recv`` and ``send`` stay.
@@ -64,8 +65,7 @@ def start_tls(  # noqa: PLR0913 they are settings, by keyword
         handshake_timeout: seconds for the handshake, and before it for the peer to take more of what is
             queued in plain; then ``handle_error`` is called with `HandshakeTimedOut`. None for no
             limit.
-        leftover: what to do with plain text that arrived already: refuse it, or take it for the
-            beginning of the handshake.
+        leftovers: what becomes of plain text that arrived already: see `Leftovers`.
 
     Returns:
         the channel's new ``socket``.
@@ -73,13 +73,14 @@ def start_tls(  # noqa: PLR0913 they are settings, by keyword
     Raises:
         ValueError: the channel listens, has no socket, or has TLS already; *context* verifies names
             (``check_hostname``), and *server_hostname* is missing; or *handshake_timeout* is out of
-            its range.
-        PlaintextAfterStartTLS: *leftover* is "reject" and there is some. It is dropped; left alone,
+            its range, or *leftovers* no `Leftovers`.
+        PlaintextAfterStartTLS: *leftovers* is REJECT and there is some. It is dropped; left alone,
             the exception goes to ``handle_error``, which closes.
         OSError: a client's connection is lost; or, an `ssl.SSLError`, *context* is for clients and
-            this side is the server, or *leftover* is "feed" and there is no handshake.
+            this side is the server, or *leftovers* is FEED and there is no handshake.
     """
     ranges.TLS["handshake_timeout"].check("handshake_timeout", handshake_timeout)
+    leftovers = Leftovers(leftovers)
     plain = channel.socket
     if plain is None or channel.accepting:
         raise ValueError(f"no connection to put TLS on: {channel!r}")
@@ -100,7 +101,7 @@ def start_tls(  # noqa: PLR0913 they are settings, by keyword
     early = getattr(channel, "ac_in_buffer", b"")
     if early:
         channel.ac_in_buffer = b""
-        if leftover == "reject":
+        if leftovers is Leftovers.REJECT:
             raise PlaintextAfterStartTLS(len(early))
         sock.feed(early)
     channel.socket = sock
