@@ -177,8 +177,8 @@ class TLSSocket(LayeredSocket):
         self._place: _Place | None = None
         self._evicted = False
         # Other threads push, or close, while the loop receives, and OpenSSL bears one at a time: the
-        # one that has popped the item.  (A lock costs ten times as much.)  What cannot be left
-        # undone by the others is done by that one.
+        # one that has popped the item.  (A lock costs three to five times as much.)  What cannot be
+        # left undone by the others is done by that one.
         self._free = [None]
         self._later: list[Callable[[], Any]] = []
         # The channel that waits for the descriptor, weakly.

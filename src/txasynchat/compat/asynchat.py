@@ -16,7 +16,7 @@ from threading import Lock
 from typing import Any
 
 from txasynchat.compat import _interest, _loop, asyncore
-from txasynchat.compat._queues import Fifo, join_first, put, put_first, settle
+from txasynchat.compat._queues import Fifo, append, join_first, put, put_first, settle
 from txasynchat.compat._sending import ChatSender, sender_of
 from txasynchat.framing import Framer
 from txasynchat.producers import simple_producer
@@ -336,8 +336,19 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
             sender: Any = self._txasynchat_sender
         except AttributeError:  # __init__ was not called
             sender = None
-        if sender is None or not sender.push(self, data):
-            self.__push(data)
+        if sender is not None:
+            # Not in a method of the sender's: that call is a tenth of a message, of 64 pipelined ones.
+            if sender.is_joining:
+                fifo = sender.fifo
+                if fifo is not None and type(data) is bytes and data:
+                    append(fifo, data)
+                    if not sender.is_joining:  # this is another thread, and too late
+                        self.initiate_send()
+                        _loop.touch(self)
+                    return
+            elif sender.push(self, data):
+                return
+        self.__push(data)
 
     def __push(self, data: Any) -> None:
         if not isinstance(data, (bytes, bytearray, memoryview)):
