@@ -123,6 +123,29 @@ class Servers(unittest.TestCase):
         await gatherResults([handler.closed for handler in server.handlers])
         return server.handlers[-1]
 
+    async def test_what_is_no_choice_for_leftovers_is_not_taken_for_one(self):
+        """Or they would be fed to TLS, by who wanted to refuse them."""
+
+        class Misspelt(Chat):
+            leftovers = "refuse"
+
+            def begin(self):
+                try:
+                    super().begin()
+                except ValueError as error:
+                    self.push(str(error).encode())
+                    self.close_when_done()
+
+        server = await self.serve(Misspelt)
+
+        def run():
+            with raw(server.port) as sock:
+                sock.sendall(b"STARTTLS\n")
+                return drain(sock)
+
+        self.assertEqual(await in_thread(run), b"go\n'refuse' is not a valid Leftovers")
+        await self.finished(server)
+
     async def test_in_the_clear_before_and_through_tls_after(self):
         for version in support.VERSIONS:
             server = await self.serve()

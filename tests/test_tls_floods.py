@@ -30,7 +30,7 @@ from support import HOST, Notes, Server, client_context, in_thread, leaf, pem, s
 from wire import drain, raw_from
 
 from txasynchat import errors
-from txasynchat.compat import LegacyFactory, asynchat, tls
+from txasynchat.compat import LegacyFactory, _tls_socket, asynchat, tls
 from txasynchat.endpoints import SecureServerEndpoint
 from txasynchat.tls.greeting import Greeting
 from txasynchat.tls.handshakes import HandshakeLimit
@@ -228,7 +228,7 @@ class Floods(unittest.TestCase):
         self.assertEqual(len(options.limit.pending), 0)
 
     async def test_clients_silent_after_starttls_of_a_served_handler_count_too(self):
-        self.patch(tls, "default_limit", lambda: 5)
+        self.patch(_tls_socket, "default_limit", lambda: 5)
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         leaf().configure_cert(context)
 
@@ -249,12 +249,12 @@ class Floods(unittest.TestCase):
         self.addCleanup(port.stopListening)
         socks = self.attack(port.getHost().port, 20, b"STARTTLS\n")
         await gatherResults([in_thread(drain, sock) for sock in socks[:15]])
-        self.assertEqual(len(tls._Place._all[context]), 5)
+        self.assertEqual(len(_tls_socket._Place._all[context]), 5)
         self.assertEqual({type(error) for error in ended}, {errors.HandshakeFailed})
         for sock in socks:
             sock.close()
         await until(lambda: not factory.connections)
-        self.assertEqual(len(tls._Place._all[context]), 0)
+        self.assertEqual(len(_tls_socket._Place._all[context]), 0)
 
 
 class Named:

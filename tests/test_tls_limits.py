@@ -598,7 +598,7 @@ class Parts(unittest.TestCase):
     def test_steps_have_their_share_of_a_turn(self):
         clock = task.Clock()
         turns = Turns(clock)
-        turns.seconds = 0.0  # every step uses it up
+        turns.budget.seconds = 0.0  # every step uses it up
         ran = []
         for number in range(3):
             turns.run(lambda number=number: ran.append(number))

@@ -64,7 +64,8 @@ from txasynchat.producers import Buffer, OutputQueue, refuse
 from txasynchat.terminators import check_terminator
 from txasynchat.tls import layer as tlslayer
 from txasynchat.tls.layer import TLSInfo
-from txasynchat.tls.starttls import Leftovers, start_tls
+from txasynchat.tls.leftovers import Leftovers
+from txasynchat.tls.starttls import start_tls
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -868,6 +869,7 @@ class AsyncChat(Protocol):
             RuntimeError: there is TLS already, or its handshake is going on; the connection is not
                 open yet; or its transport is of a kind that TLS cannot be put on.
             TypeError: *options* are none of those above.
+            ValueError: *leftovers* is no `Leftovers`.
         """
         start_tls(self, options, leftovers)
 

@@ -31,6 +31,7 @@ from channels import (
     talk,
 )
 
+from txasynchat import Leftovers
 from txasynchat.compat import TLSSocket, asyncore, start_tls
 from txasynchat.errors import HandshakeTimedOut, PlaintextAfterStartTLS
 
@@ -199,14 +200,14 @@ def test_address_is_verified_like_a_name(channels, name):
 
 
 class Upgrading(Lines):
-    leftover = "reject"
+    leftovers = Leftovers.REJECT
     started = None
 
     def line_received(self, line):
         if line == b"STARTTLS":
             self.push(b"go ahead\n")
             self.started = start_tls(
-                self, server_context(), server_side=True, leftover=self.leftover
+                self, server_context(), server_side=True, leftovers=self.leftovers
             )
         else:
             Lines.line_received(self, line)
@@ -310,9 +311,20 @@ def test_plaintext_behind_starttls_is_never_handled(channels, cut):
         assert handler.ac_in_buffer == b""
 
 
+def test_what_is_no_choice_for_leftovers_is_refused(channels):
+    """Or they would be fed to TLS, by who wanted to refuse them."""
+    handler, theirs = pair(channels, Lines)
+    with theirs:
+        for wrong in ("refuse", None):
+            with pytest.raises(ValueError, match="not a valid Leftovers"):
+                start_tls(handler, server_context(), server_side=True, leftovers=wrong)
+        assert type(handler.socket) is socket.socket
+        handler.close()
+
+
 def test_plaintext_behind_starttls_may_be_fed_to_tls(channels):
     class Feeding(Upgrading):
-        leftover = "feed"
+        leftovers = Leftovers.FEED
 
     handler, theirs = pair(channels, Feeding)
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -402,7 +414,7 @@ def test_last_bytes_leave_after_close_or_are_dropped_in_time(channels, monkeypat
             self.close()
 
     for reads in (True, False):
-        monkeypatch.setattr("txasynchat.compat.tls.CLOSE_TIMEOUT", LIMIT if reads else 0.3)
+        monkeypatch.setattr("txasynchat.compat._tls_socket.CLOSE_TIMEOUT", LIMIT if reads else 0.3)
         listener = Listener(channels, server_context(), Leaving)
         go_on = threading.Event()
 

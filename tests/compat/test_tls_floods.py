@@ -25,7 +25,7 @@ from channels import (
 )
 from wire import Memory, drain, raw_from
 
-from txasynchat.compat import TLSSocket, asyncore, start_tls, tls
+from txasynchat.compat import TLSSocket, _tls_socket, asyncore, start_tls
 from txasynchat.errors import HandshakeFailed
 
 pytestmark = pytest.mark.skipif(
@@ -79,12 +79,12 @@ def attack():
 @pytest.fixture
 def few(monkeypatch):
     """The limit, made small."""
-    monkeypatch.setattr(tls, "default_limit", lambda: 20)
+    monkeypatch.setattr(_tls_socket, "default_limit", lambda: 20)
     return 20
 
 
 def pending(listener):
-    return tls._Place._all[listener._tls_context]
+    return _tls_socket._Place._all[listener._tls_context]
 
 
 @pytest.mark.parametrize("use_poll", [False, True])
@@ -157,9 +157,9 @@ def test_clients_silent_after_starttls_count_as_pending(channels, attack, few):
     socks = attack(listener, few + 5, b"STARTTLS\n")
     ended = InThread(list, map(drain, socks[:5]))
     drive(channels, ended.done)
-    assert len(tls._Place._all[context]) == few
+    assert len(_tls_socket._Place._all[context]) == few
     asyncore.close_all(channels)
-    assert len(tls._Place._all[context]) == 0
+    assert len(_tls_socket._Place._all[context]) == 0
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")

@@ -40,7 +40,9 @@ from wire import (
     reset,
 )
 
+from txasynchat import Leftovers
 from txasynchat.compat import asyncore, start_tls
+from txasynchat.compat._tls_socket import handshake_budget
 from txasynchat.errors import HandshakeTimedOut, PlaintextAfterStartTLS
 
 BOTH_WAYS = pytest.mark.parametrize("use_poll", [False, True], ids=["select", "poll"])
@@ -205,7 +207,7 @@ def test_passes_by_hand_end_a_stalled_handshake_too(channels, monkeypatch, poll)
 def test_handshakes_that_come_together_leave_everybody_else_his_turn(
     channels, monkeypatch, use_poll
 ):
-    monkeypatch.setattr("txasynchat.compat.tls.HANDSHAKES_SHARE", 0.0)  # one step in each pass
+    monkeypatch.setattr(handshake_budget, "seconds", 0.0)  # one step in each pass
     listener = Listener(channels, server_context())
     hello = memory().hello()
     socks = []
@@ -330,7 +332,7 @@ def test_a_thousand_key_updates_are_followed(channels):
 
 
 def test_who_asks_for_key_updates_and_reads_none_fills_no_memory(channels, monkeypatch):
-    monkeypatch.setattr("txasynchat.compat.tls.MOST_UNSENT", 10_000)
+    monkeypatch.setattr("txasynchat.compat._tls_socket.MOST_UNSENT", 10_000)
 
     class Small(Listener):
         def handle_accepted(self, sock, addr):
@@ -667,7 +669,7 @@ def test_a_peer_that_reads_slowly_gets_the_last_bytes_all_the_same(
     channels, monkeypatch, use_poll, send_buffer
 ):
     """A large buffer is not writable for longer than the limit, while the peer empties it."""
-    monkeypatch.setattr("txasynchat.compat.tls.CLOSE_TIMEOUT", 0.5)
+    monkeypatch.setattr("txasynchat.compat._tls_socket.CLOSE_TIMEOUT", 0.5)
 
     class Leaving(Lines):
         def line_received(self, line):
@@ -749,16 +751,16 @@ def test_plaintext_behind_starttls_is_never_handled_wherever_it_is_cut(channels,
     assert not channels
 
 
-@pytest.mark.parametrize("leftover", ["nothing", "feed"])
-def test_tls_begins_behind_a_full_queue_by_itself(channels, leftover):
+@pytest.mark.parametrize("early", ["nothing", "a hello"])
+def test_tls_begins_behind_a_full_queue_by_itself(channels, early):
     """Nothing else comes that would give the handshake a push."""
     handler, theirs = pair(channels, Lines)
     handler.push(b"x" * 3_000_000)
     assert handler.producer_fifo
-    if leftover == "feed":
+    if early == "a hello":
         client = memory()
         handler.ac_in_buffer = client.hello()
-        start_tls(handler, server_context(), server_side=True, leftover="feed")
+        start_tls(handler, server_context(), server_side=True, leftovers=Leftovers.FEED)
     else:
         start_tls(handler, client_context(), server_hostname="localhost")
 

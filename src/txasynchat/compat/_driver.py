@@ -40,10 +40,10 @@ from itertools import compress
 from operator import is_, ne
 from typing import TYPE_CHECKING, Any
 
-from txasynchat.compat import _interest, _reactor, _renewal
+from txasynchat.compat import _reactor, _renewal
 from txasynchat.compat._attributes import own, socket_of
 from txasynchat.compat._deadlines import Deadlines
-from txasynchat.compat._interest import ALWAYS, STEADY, NoSocket, is_open, kind_of, pending_of
+from txasynchat.compat._interest import ALWAYS, STEADY, LayeredSocket, is_open, kind_of, pending_of
 from txasynchat.compat._newcomers import Newcomers
 from txasynchat.hub import ENDED, ERROR, HANGUP, INVALID, READ, URGENT, WRITE, Events, Hub
 from txasynchat.hub.pollers import unread
@@ -91,9 +91,6 @@ _BOTH = READ | WRITE
 
 # The values of the commonest batch by far.
 _ALL_READ = {READ}
-
-#: ``asyncore.read`` as it is, unless a program has put its own in its place.
-own_read: Any = None
 
 _get_ident = threading.get_ident
 _monotonic = time.monotonic
@@ -365,7 +362,7 @@ class MapDriver:
         sock = socket_of(channel)
         if pending_of(sock):
             self._buffered[fd] = None
-        if type(sock) is _interest.tls_socket:
+        if isinstance(sock, LayeredSocket):
             sock.belong_to(channel)
         leaves_at = own(channel, "_leaves_at")
         if leaves_at is not None:
@@ -391,10 +388,7 @@ class MapDriver:
         self._want(fd, channel, is_readable, is_writable)
 
     def _want(self, fd: Any, channel: Any, is_readable: Any, is_writable: Any) -> None:
-        if (
-            _interest.tls_socket is not NoSocket
-            and type(socket_of(channel)) is _interest.tls_socket
-        ):
+        if LayeredSocket.are_used and isinstance(socket_of(channel), LayeredSocket):
             is_readable, is_writable = channel.socket.interest(is_readable, is_writable)
             if channel.socket.deadline is not None:
                 self._deadlines.set(fd, channel.socket.deadline)
@@ -500,7 +494,7 @@ class MapDriver:
             or not all(map(is_, current, asked))
             or self._closed
             or self._penance.next != math.inf
-            or _interest.tls_socket is not NoSocket
+            or LayeredSocket.are_used
         ):
             self._ask_each_of(fds)
             return
@@ -806,8 +800,8 @@ class MapDriver:
         for fd, until in over:
             channel = self.channels.get(fd)
             sock = socket_of(channel)
-            is_tls = type(sock) is _interest.tls_socket
-            if until == (sock.deadline if is_tls else own(channel, "_leaves_at")):
+            has_layer = isinstance(sock, LayeredSocket)
+            if until == (sock.deadline if has_layer else own(channel, "_leaves_at")):
                 self.names["read"](channel)
                 self._touched[fd] = None
         return bool(over)
@@ -960,7 +954,7 @@ class MapDriver:
         recent = self._recent
         names = self.names
         read = names["read"]
-        is_own = read is own_read
+        is_own = read is names["_own_read"]
         try:
             for fd in order:
                 channel = channels.get(fd)
@@ -1005,7 +999,7 @@ class MapDriver:
                     (
                         not sock._closed
                         if kind is _socket
-                        else kind is _interest.tls_socket and sock.is_quiet
+                        else isinstance(sock, LayeredSocket) and sock.is_quiet
                     )
                     and channel.readable()
                     and not channel.writable()
@@ -1090,6 +1084,16 @@ class MapDriver:
         Whether it keeps alive a channel, or a key of the map.
         """
         return self._is_holding or bool(self._keys)
+
+    def go_on_in_child(self) -> None:
+        """
+        This is the child of a fork, and its one thread.
+        """
+        if self.attachment is None:
+            self.hub.abandon()
+        if self.thread != _get_ident():
+            self.depth = 0
+            self._batches.clear()
 
     def stop(self) -> None:
         """

@@ -6,14 +6,25 @@ from __future__ import annotations
 
 import socket
 import sys
-from typing import TYPE_CHECKING, Any, TypeVar
+import time
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from txasynchat.compat._attributes import own, socket_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["ALWAYS", "STEADY", "is_open", "kind_of", "pending_of", "steady", "tls_wants"]
+__all__ = [
+    "ALWAYS",
+    "STEADY",
+    "LayeredSocket",
+    "ask_layer",
+    "is_open",
+    "kind_of",
+    "pending_of",
+    "steady",
+    "tls_wants",
+]
 
 # How a channel is asked: on every pass, or when it may have changed.
 ALWAYS, STEADY = range(2)
@@ -23,14 +34,88 @@ _F = TypeVar("_F", bound="Callable[..., Any]")
 _steady: dict[Any, Callable[[Any], bool] | None] = {}
 
 
-class NoSocket:
+class LayeredSocket:
     """
-    The type of no object.
+    A socket with a protocol of its own between the descriptor and the handlers: TLS.
+
+    This is what the loop and the channels need of one. They know no more, so that ``ssl`` is loaded
+    where it is used, and by nobody else.
+
+    Attributes:
+        is_quiet: what the handler waits for is all that the descriptor has to be watched for.
+        received: what `advance` has for ``recv``, and was not yet asked for.
+        end_waits: ``recv`` has not yet told of the end.
+        has_more: there is probably more than `advance` took.
+        deadline: by `time.monotonic`, when a read event is due all the same; None for never.
     """
 
+    __slots__ = ()
 
-#: The type of sockets that know TLS; `txasynchat.compat.tls` puts it here when it is loaded.
-tls_socket: Any = NoSocket
+    #: There is one, or there was: until then nobody is asked whether his is one.
+    are_used: ClassVar[bool] = False
+
+    is_quiet: bool
+    received: bytes
+    end_waits: bool
+    has_more: bool
+    deadline: float | None
+
+    def __init__(self) -> None:
+        LayeredSocket.are_used = True
+
+    def belong_to(self, channel: Any) -> None:
+        """
+        Let *channel* be touched when the descriptor has to be watched for more than was said.
+        """
+        raise NotImplementedError
+
+    def interest(self, readable: Any, writable: Any) -> tuple[Any, Any]:
+        """
+        Turn what the handler waits for into what the descriptor has to be watched for.
+        """
+        raise NotImplementedError
+
+    def pending(self) -> int:
+        """
+        Count what ``recv`` has to say and no poller knows of.
+        """
+        raise NotImplementedError
+
+    def advance(self) -> bool:
+        """
+        Take what arrived; tell whether ``recv`` has something to say. It may raise, for the channel.
+        """
+        raise NotImplementedError
+
+    def ready_to_write(self) -> bool:
+        """
+        Tell, when the descriptor is writable, whether that is news for the handler.
+        """
+        raise NotImplementedError
+
+    def is_secure_now(self) -> bool:
+        """
+        Tell, when the connection stands, whether the handler may be told so.
+        """
+        raise NotImplementedError
+
+    def begin(self) -> None:
+        """
+        Wait no longer for what had to leave before the layer's protocol begins.
+        """
+        raise NotImplementedError
+
+    def hang_up(self) -> bool:
+        """
+        The connection is gone in both directions; tell whether this was closed already.
+        """
+        raise NotImplementedError
+
+    def leave(self, see_out: Callable[[Any], object]) -> None:
+        """
+        After ``close``: if there are last bytes, call *see_out* with them.
+        """
+        raise NotImplementedError
 
 
 def steady(tells: Callable[[Any], bool] | None = None) -> Callable[[_F], _F]:
@@ -97,9 +182,28 @@ def tls_wants(channel: Any) -> str | None:
     return None
 
 
+def ask_layer(channel: Any, is_r: Any, is_w: Any) -> tuple[Any, Any, bool]:
+    """
+    What a channel waits for that says *is_r* and *is_w*, where some have layers (`LayeredSocket`).
+
+    Returns:
+        what its descriptor is to be watched for, and whether a read event is due that no system
+        knows of: something was decrypted, or the time for the handshake or the last bytes is over.
+    """
+    sock = socket_of(channel)
+    until = own(channel, "_leaves_at")
+    is_due = False
+    if isinstance(sock, LayeredSocket):
+        is_due = bool(is_r and sock.pending())
+        is_r, is_w = sock.interest(is_r, is_w)
+        until = sock.deadline
+    return is_r, is_w, is_due or (until is not None and time.monotonic() >= until)
+
+
 def is_open(channel: Any, fd: Any) -> bool:
     """
     Whether *channel* has an ordinary socket that is open; of others only the system knows.
     """
     sock = socket_of(channel)
-    return type(sock) in (socket.socket, tls_socket) and sock.fileno() == fd
+    is_known = type(sock) is socket.socket or isinstance(sock, LayeredSocket)
+    return is_known and sock.fileno() == fd

@@ -6,26 +6,89 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
 from txasynchat.compat import _interest, _reactor
 from txasynchat.compat._attributes import own
 from txasynchat.compat._driver import MapDriver
 
 __all__ = [
+    "Driver",
     "added",
+    "discard",
     "driver_of",
     "emptied",
     "ended",
+    "register",
+    "release",
     "removed",
     "rest",
     "run",
+    "take",
     "touch",
     "waits_for_tls",
 ]
 
-_drivers: dict[int, MapDriver] = {}
+
+class Driver(Protocol):
+    """
+    Who drives the channels of a map: what they report to.
+
+    A `MapDriver` does in ``loop()``, and there is one as long as that goes on; whoever else drives a
+    map calls `register`.
+    """
+
+    @property
+    def channels(self) -> Any:
+        """
+        The map.
+        """
+
+    @property
+    def attachment(self) -> Any:
+        """
+        Who drives it instead of ``loop()``, which is refused then; None if nobody does.
+        """
+
+    def add(self, fd: Any) -> None:
+        """
+        See `added`.
+        """
+
+    def remove(self, fd: Any) -> None:
+        """
+        See `removed`.
+        """
+
+    def end(self, fd: Any) -> None:
+        """
+        See `ended`.
+        """
+
+    def touch(self, fd: Any) -> None:
+        """
+        See `touch`.
+        """
+
+    def wait_for(self, fd: Any, doing: str, wants: str) -> None:
+        """
+        See `waits_for_tls`.
+        """
+
+    def rest(self, fd: Any) -> None:
+        """
+        See `rest`.
+        """
+
+    def wake(self) -> None:
+        """
+        See `emptied`.
+        """
+
+
+_drivers: dict[int, Driver] = {}
 _registry = threading.Lock()
 
 
@@ -57,7 +120,7 @@ class _Local(threading.local):
 _local = _Local()
 
 
-def driver_of(channels: Any) -> MapDriver | None:
+def driver_of(channels: Any) -> Driver | None:
     """
     Returns:
         the driver of a map, if anything drives it or did so a moment ago.
@@ -65,19 +128,32 @@ def driver_of(channels: Any) -> MapDriver | None:
     return _drivers.get(id(channels))
 
 
+def register(driver: Driver, owner: Any) -> None:
+    """
+    Let the channels of a map report to *driver*, which no ``loop()`` takes, while *owner* lives.
+
+    Args:
+        driver: of a map that nothing else drives.
+        owner: what keeps the map alive, and is not kept alive by *driver*.
+    """
+    key = id(driver.channels)
+    _drivers[key] = driver
+    weakref.finalize(owner, _drivers.pop, key, None)
+
+
 def take(channels: Any, names: dict[str, Any]) -> MapDriver | None:
     """
     Take the driver of a map for this thread, one level deeper if it has it already.
 
     Returns:
-        `None` when another thread drives that map right now.
+        `None` when something else drives that map right now, or another thread.
     """
     me = threading.get_ident()
     with _registry:
         driver = _drivers.get(id(channels))
         if driver is None:
             driver = _drivers[id(channels)] = MapDriver(channels, names)
-        elif driver.depth and driver.thread != me:
+        elif not isinstance(driver, MapDriver) or (driver.depth and driver.thread != me):
             return None
         driver.channels = channels
         driver.thread = me
@@ -185,7 +261,7 @@ def removed(channels: Any, fd: Any) -> None:
     driver = _drivers.get(id(channels))
     if driver is not None:
         driver.remove(fd)
-        if not (driver.depth or channels):
+        if not channels and isinstance(driver, MapDriver) and not driver.depth:
             discard(driver)
 
 
@@ -195,10 +271,10 @@ def emptied(channels: Any) -> None:
     """
     driver = _drivers.get(id(channels))
     if driver is not None:
-        if driver.depth:
-            driver.wake()
-        else:
+        if isinstance(driver, MapDriver) and not driver.depth:
             discard(driver)
+        else:
+            driver.wake()
 
 
 def ended(channel: Any) -> None:
@@ -241,7 +317,7 @@ def rest(channel: Any) -> None:
         driver.rest(fd)
 
 
-def _found(channel: Any) -> tuple[MapDriver | None, Any]:
+def _found(channel: Any) -> tuple[Driver | None, Any]:
     """
     Return the driver of *channel* and its key in the map; no driver where it is not in there.
     """
@@ -267,13 +343,9 @@ def _after_fork_in_child() -> None:
     # Only this thread went on: no other drives anything.  Hubs start again by themselves.
     global _registry  # noqa: PLW0603 - its holder may not exist here
     _registry = threading.Lock()
-    me = threading.get_ident()
     for driver in list(_drivers.values()):
-        if driver.attachment is None:
-            driver.hub.abandon()
-        if driver.thread != me:
-            driver.depth = 0
-            driver._batches.clear()
+        if isinstance(driver, MapDriver):
+            driver.go_on_in_child()
 
 
 if hasattr(os, "register_at_fork"):

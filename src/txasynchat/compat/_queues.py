@@ -23,9 +23,10 @@ from txasynchat.compat import _loop
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["Fifo", "OutBuffer", "put", "put_first", "settle", "take_all"]
+__all__ = ["Fifo", "OutBuffer", "append", "join_first", "put", "put_first", "settle", "take_all"]
 
-_quietly_append = deque.append
+#: Appends one item to a `Fifo`, and reports nothing.
+append = deque.append
 _quietly_extend = deque.extend
 _quietly_extend_left = deque.extendleft
 
@@ -142,6 +143,31 @@ def settle(fifo: Any, first: Any, num_sent: int | None = None) -> None:
         fifo[at] = first[num_sent:]
     else:
         del fifo[at]
+
+
+def join_first(fifo: Any, size: int) -> None:
+    """
+    Make one item of what is queued, if all of it is bytes; else of what is at the head.
+
+    Args:
+        fifo: the queue.
+        size: of a longer one pieces are sent: that becomes a view, to be sliced for nothing.
+    """
+    items = take_all(fifo)
+    count = len(items)
+    try:
+        joined = b"".join(items)
+    except TypeError:
+        count = next(
+            at
+            for at, item in enumerate(items)
+            if not isinstance(item, (bytes, bytearray, memoryview))
+        )
+        joined = b"".join(items[:count])
+    rest: list[Any] = items[count:]
+    if joined:
+        rest.insert(0, joined if len(joined) <= size else memoryview(joined))
+    put_first(fifo, rest)
 
 
 class OutBuffer:

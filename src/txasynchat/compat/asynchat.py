@@ -13,17 +13,13 @@ from __future__ import annotations
 
 from collections import deque
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from txasynchat.compat import _interest, _loop, asyncore
-from txasynchat.compat._attributes import own
-from txasynchat.compat._queues import Fifo, put, put_first, settle, take_all
-from txasynchat.compat._turns import Turn, turn_of
+from txasynchat.compat._queues import Fifo, append, join_first, put, put_first, settle
+from txasynchat.compat._sending import ChatSender, sender_of
 from txasynchat.framing import Framer
 from txasynchat.producers import simple_producer
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 __all__ = ["async_chat", "asyncore", "deque", "find_prefix_at_end", "simple_producer"]
 
@@ -32,25 +28,6 @@ _ELSEWHERE: Any = object()
 
 # Guards the making of a queue.
 _making = Lock()
-
-
-class _ChatTurn(Turn):
-    """
-    The turn of an ``async_chat``.
-
-    Attributes:
-        joining: what is pushed waits for the end of the input that is being handled.
-        append: the queue's ``deque.append``, which reports nothing, where the channel sends plainly.
-    """
-
-    __slots__ = ("append", "joining")
-
-    append: Callable[[Any], None]
-    joining: Any  # a bool; but other threads change it between two looks, which mypy cannot know
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.joining = False
 
 
 class _InBuffer:
@@ -145,14 +122,11 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
     __quick: Framer | None
     # The queue, None until it is used; _ELSEWHERE where a class has a producer_fifo of its own.
     __fifo: Any
-    # The channel's turn to send, from the first bytes on, where it has no way of its own to queue and
-    # to send.
-    __plain_turn: _ChatTurn | None
 
     def __init__(self, sock: Any = None, map: dict[Any, Any] | None = None) -> None:  # noqa: A002
         # All attributes at once: CPython gives instances of a class room for those that their first
         # ones have, and what comes later costs each channel a dict, and each look into it time.
-        self.__framer = self.__quick = self.__plain_turn = None
+        self.__framer = self.__quick = None
         self.__terminator = self.__terminator
         self.ac_in_buffer = b""
         self.incoming = []
@@ -194,17 +168,18 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
         """
         Find out whether `push` may send by itself, and input go to the engine with no further ado.
         """
-        self.__plain_turn = None
         if (
             getattr(self.initiate_send, "__func__", None) is _initiate_send
             and getattr(self.send, "__func__", None) is _send
             and _tells(self)
         ):
-            turn = turn_of(self, _ChatTurn)
-            turn.append = deque.append.__get__(self.__fifo)
-            self.__plain_turn = turn  # another thread may push from here on
+            sender_of(self, ChatSender).fifo = self.__fifo  # another thread may push from here on
             if not (self.__asked or self.ac_join_writes):
                 self.__quick = self.__framer
+            return
+        sender: Any = getattr(self, "_txasynchat_sender", None)
+        if sender is not None:
+            sender.fifo = None
 
     # -- input
 
@@ -286,52 +261,22 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
         if not self.ac_join_writes:
             self.__deliver(framer, data)
             return
-        turn = self.__plain_turn or turn_of(self, _ChatTurn)
-        if turn.joining:  # input is handled within the handling of input
+        sender = sender_of(self, ChatSender)
+        if sender.is_joining:  # input is handled within the handling of input
             self.__deliver(framer, data)
             return
-        turn.joining = True
+        sender.is_joining = True
         try:
             self.__deliver(framer, data)
         finally:
-            turn.joining = False
-            fifo = self.producer_fifo
-            if fifo:
+            sender.is_joining = False
+            if self.producer_fifo:
                 try:
-                    self.__flush(turn, fifo)
+                    if not sender.flush(self):
+                        self.initiate_send()
                 finally:
                     if self.producer_fifo:
                         _loop.touch(self)
-
-    def __flush(self, turn: _ChatTurn, fifo: Any) -> None:
-        """
-        Send what was pushed while input was handled: mostly one piece, and then as `push` does.
-        """
-        if self.__plain_turn is None or len(fifo) > 1:
-            self.initiate_send()
-            return
-        try:
-            turn.free.pop()
-        except IndexError:
-            self.initiate_send()
-            return
-        try:
-            try:
-                data = fifo[0] if fifo and self.connected else None
-                if type(data) is bytes and len(data) <= self.ac_out_buffer_size:
-                    num_sent = self.send(data)
-                    if num_sent == len(data) and fifo and fifo[0] is data:
-                        del fifo[0]
-                    elif num_sent:
-                        settle(fifo, data, num_sent)
-                else:
-                    turn.wanted.append(None)
-            finally:
-                turn.free.append(None)
-        except OSError:
-            self.handle_error()  # after the turn: it may push
-        if turn.wanted:
-            self.initiate_send()
 
     def __deliver(self, framer: Framer, data: bytes) -> None:
         if self.__asked:
@@ -390,52 +335,22 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
         Raises:
             TypeError: *data* is not bytes, bytearray or memoryview.
         """
-        if data and type(data) is bytes:
-            # By far the commonest: what `initiate_send` would do, for as few instructions.
-            try:
-                turn = self.__plain_turn
-                fifo = self.__fifo
-            except AttributeError:
-                turn = fifo = None
-            if turn is not None:
-                append = turn.append
-                if turn.joining:
-                    append(data)
-                    if not turn.joining:  # this is another thread, and too late
+        try:
+            sender: Any = self._txasynchat_sender
+        except AttributeError:  # __init__ was not called
+            sender = None
+        if sender is not None:
+            # Not in a method of the sender's: that call is a tenth of a message, of 64 pipelined ones.
+            if sender.is_joining:
+                fifo = sender.fifo
+                if fifo is not None and type(data) is bytes and data:
+                    append(fifo, data)
+                    if not sender.is_joining:  # this is another thread, and too late
                         self.initiate_send()
                         _loop.touch(self)
                     return
-                if not fifo and self.connected and len(data) <= self.ac_out_buffer_size:
-                    try:
-                        turn.free.pop()
-                    except IndexError:  # another thread was faster, or this one is sending already
-                        self.__push(data)
-                        return
-                    try:
-                        try:
-                            append(data)
-                            if len(fifo) == 1:
-                                num_sent = self.send(data)
-                                if num_sent == len(data) and fifo and fifo[0] is data:
-                                    del fifo[0]
-                                    return
-                                if num_sent:
-                                    settle(fifo, data, num_sent)
-                                _loop.touch(self)
-                            else:  # another thread was faster
-                                turn.wanted.append(None)
-                        finally:
-                            turn.free.append(None)
-                    except BaseException as error:
-                        _loop.touch(self)
-                        if not isinstance(error, OSError):
-                            raise
-                        self.handle_error()  # after the turn: it may push
-                    finally:
-                        if turn.wanted:
-                            self.initiate_send()
-                            _loop.touch(self)
-                    return
+            elif sender.push(self, data):
+                return
         self.__push(data)
 
     def __push(self, data: Any) -> None:
@@ -449,7 +364,7 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
             put(fifo, [data[start : start + size] for start in range(0, length, size)])
         else:
             put(fifo, (data,))
-        if self.__is_joining():
+        if sender_of(self, ChatSender).is_joining:
             return
         try:
             self.initiate_send()
@@ -457,15 +372,12 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
             if waited or self.producer_fifo:
                 _loop.touch(self)
 
-    def __is_joining(self) -> bool:
-        return bool(turn_of(self, _ChatTurn).joining)
-
     def push_with_producer(self, producer: Any) -> None:
         """
         Send what ``producer.more()`` gives, until that is empty.
         """
         put(self.producer_fifo, (producer,))
-        if self.__is_joining():
+        if sender_of(self, ChatSender).is_joining:
             return
         try:
             self.initiate_send()
@@ -506,7 +418,7 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
         Safe from several threads: while one sends, another only notes that there is more, and
         the first goes on with that.
         """
-        turn_of(self, _ChatTurn).send(self.__send_chunk)
+        sender_of(self, ChatSender).send(self.__send_chunk)
 
     def __send_chunk(self) -> None:
         join = self.ac_join_writes
@@ -520,7 +432,7 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
             if not fifo:
                 return
             if join and len(fifo) > 1:
-                self.__join(fifo)
+                join_first(fifo, self.ac_out_buffer_size)
                 join = False
             try:
                 first = fifo[0]
@@ -558,28 +470,6 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
                     settle(fifo, first)
             return
 
-    def __join(self, fifo: Any) -> None:
-        """
-        Make one item of what is queued, if all of it is bytes; else of what is at the head.
-        """
-        items = take_all(fifo)
-        count = len(items)
-        try:
-            joined = b"".join(items)
-        except TypeError:
-            count = next(
-                at
-                for at, item in enumerate(items)
-                if not isinstance(item, (bytes, bytearray, memoryview))
-            )
-            joined = b"".join(items[:count])
-        rest: list[Any] = items[count:]
-        if joined:
-            # What does not go at once is sliced again and again: a view costs nothing then.
-            whole = len(joined) <= self.ac_out_buffer_size
-            rest.insert(0, joined if whole else memoryview(joined))
-        put_first(fifo, rest)
-
     def discard_buffers(self) -> None:
         """
         Forget all that was received and not passed on, or not sent.
@@ -588,7 +478,7 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
         del self.incoming[:]
         self.producer_fifo.clear()
         sock: Any = getattr(self, "socket", None)
-        if type(sock) is _interest.tls_socket:
+        if isinstance(sock, _interest.LayeredSocket):
             sock.begin()  # what had to leave in plain before it will not
         _loop.touch(self)
 

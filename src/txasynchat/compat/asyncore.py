@@ -38,12 +38,15 @@ from errno import (
     EWOULDBLOCK,
     errorcode,
 )
+from functools import partial
 from typing import Any
 
-from txasynchat.compat import _driver, _interest, _loop
+from txasynchat.compat import _interest, _loop
 from txasynchat.compat._attributes import own, socket_of
+from txasynchat.compat._driver import copy_of
+from txasynchat.compat._interest import LayeredSocket
 from txasynchat.compat._queues import OutBuffer
-from txasynchat.compat._turns import Turn, turn_of
+from txasynchat.compat._sending import Sender, call_within, sender_of
 from txasynchat.log import Throttle, escape
 
 _DISCONNECTED = frozenset({ECONNRESET, ENOTCONN, ESHUTDOWN, ECONNABORTED, EPIPE, EBADF})
@@ -103,7 +106,7 @@ def read(obj: Any) -> None:
             obj.handle_error()
 
 
-_driver.own_read = read
+_own_read = read  # as it is unless a program has put its own in its place
 
 
 def write(obj: Any) -> None:
@@ -190,28 +193,10 @@ def _was_told(obj: Any) -> bool:
         whether *obj*, whose connection is gone, knows it: with TLS, a read event goes on to the end.
     """
     sock = socket_of(obj)
-    return type(sock) is _interest.tls_socket and bool(sock.hang_up())
+    return isinstance(sock, LayeredSocket) and sock.hang_up()
 
 
 # -- one pass ------------------------------------------------------------------------------
-
-
-def _ask_tls(obj: Any, is_r: Any, is_w: Any) -> tuple[Any, Any, bool]:
-    """
-    What a channel waits for, where some speak TLS.
-
-    Returns:
-        what its descriptor is to be watched for, and whether a read event is due that no system
-        knows of: something was decrypted, or the time for the handshake or the last bytes is over.
-    """
-    sock = socket_of(obj)
-    until = own(obj, "_leaves_at")
-    is_due = False
-    if type(sock) is _interest.tls_socket:
-        is_due = bool(is_r and sock.pending())
-        is_r, is_w = sock.interest(is_r, is_w)
-        until = sock.deadline
-    return is_r, is_w, is_due or (until is not None and time.monotonic() >= until)
 
 
 def _rests(obj: Any) -> bool:
@@ -239,7 +224,7 @@ def _snapshot(map: Any) -> list[tuple[Any, Any]]:  # noqa: A002 - the stdlib's n
     Returns:
         the items of a map that another thread may change meanwhile.
     """
-    return list(_driver.copy_of(map).items())
+    return list(copy_of(map).items())
 
 
 def poll(timeout: float | None = 0.0, map: dict[Any, Any] | None = None) -> None:  # noqa: A002
@@ -257,14 +242,14 @@ def poll(timeout: float | None = 0.0, map: dict[Any, Any] | None = None) -> None
     w: list[Any] = []
     e: list[Any] = []
     due: list[Any] = []
-    tls_is_used = _interest.tls_socket is not _interest.NoSocket
+    layers_are_used = LayeredSocket.are_used
     if _resting:
         timeout = _limit(timeout)
     for fd, obj in _snapshot(map):
         is_r = obj.readable()
         is_w = obj.writable()
-        if tls_is_used:
-            is_r, is_w, is_due = _ask_tls(obj, is_r, is_w)
+        if layers_are_used:
+            is_r, is_w, is_due = _interest.ask_layer(obj, is_r, is_w)
             if is_due:
                 due.append(fd)
         if _resting and _rests(obj):
@@ -342,13 +327,13 @@ def poll2(timeout: float | None = 0.0, map: dict[Any, Any] | None = None) -> Non
         return
     keys = {}
     due = []
-    tls_is_used = _interest.tls_socket is not _interest.NoSocket
+    layers_are_used = LayeredSocket.are_used
     for fd, obj in _snapshot(map):
         flags = 0
         is_r = obj.readable()
         is_w = obj.writable()
-        if tls_is_used:
-            is_r, is_w, is_due = _ask_tls(obj, is_r, is_w)
+        if layers_are_used:
+            is_r, is_w, is_due = _interest.ask_layer(obj, is_r, is_w)
             if is_due:
                 due.append(fd)
         if _resting and _rests(obj):
@@ -444,8 +429,8 @@ class dispatcher:  # noqa: N801 - the stdlib's name
 
     _tls_context: Any = None
 
-    # Of channels that queue what they send: see turn_of().
-    __turn: Turn | None
+    # Of channels that queue what they send: see sender_of().
+    _txasynchat_sender: Sender | None
 
     socket: Any
     _map: dict[Any, Any]
@@ -459,7 +444,7 @@ class dispatcher:  # noqa: N801 - the stdlib's name
             map = own if isinstance(own, dict) else None  # noqa: A001 - the stdlib's name
         self._map = socket_map if map is None else map
         self._fileno = None
-        self.__turn = None
+        self._txasynchat_sender = None
         if not sock:
             self.socket = None
             return
@@ -670,11 +655,7 @@ class dispatcher:  # noqa: N801 - the stdlib's name
             if why.errno == EWOULDBLOCK:
                 return 0
             if why.errno in _DISCONNECTED:
-                turn: Turn | None = own(self, "_dispatcher__turn")
-                if turn is None:
-                    self.handle_close()
-                else:
-                    turn.lend(self.handle_close)
+                call_within(self, self.handle_close)
                 return 0
             if _loop.waits_for_tls(self, "write"):
                 return 0
@@ -723,8 +704,8 @@ class dispatcher:  # noqa: N801 - the stdlib's name
             except OSError as why:
                 if why.errno not in (ENOTCONN, EBADF):
                     raise
-            if type(self.socket) is _interest.tls_socket:
-                self.socket.leave(self._map)
+            if isinstance(self.socket, LayeredSocket):
+                self.socket.leave(partial(_Leaving, self._map))
 
     # -- logging
 
@@ -752,8 +733,8 @@ class dispatcher:  # noqa: N801 - the stdlib's name
             return
         if not self.connected and self.connecting:
             self.handle_connect_event()
-        if type(self.socket) is _interest.tls_socket:
-            self._handle_tls_read()
+        if LayeredSocket.are_used and isinstance(self.socket, LayeredSocket):
+            self._handle_layer_read()
         else:
             self.handle_read()
 
@@ -767,7 +748,7 @@ class dispatcher:  # noqa: N801 - the stdlib's name
         err = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if err != 0:
             raise OSError(err, _strerror(err))
-        if type(self.socket) is _interest.tls_socket and not self.socket.is_secure_now():
+        if isinstance(self.socket, LayeredSocket) and not self.socket.is_secure_now():
             return  # called again, for each event of the handshake
         self.handle_connect()
         self.connected = True
@@ -781,13 +762,13 @@ class dispatcher:  # noqa: N801 - the stdlib's name
             return
         if not self.connected and self.connecting:
             self.handle_connect_event()
-        if type(self.socket) is not _interest.tls_socket or (
+        if not isinstance(self.socket, LayeredSocket) or (
             # It may have been TLS alone that had something to write.
             self.connected and self.socket.ready_to_write() and self.writable()
         ):
             self.handle_write()
 
-    def _handle_tls_read(self) -> None:
+    def _handle_layer_read(self) -> None:
         """
         TLS takes what arrived; `handle_read` is called as long as there is plain text for it.
         """
@@ -887,6 +868,46 @@ class dispatcher:  # noqa: N801 - the stdlib's name
         self.close()
 
 
+class _Leaving(dispatcher):
+    """
+    The last bytes of a closed connection, which are sent while that makes progress.
+    """
+
+    def __init__(self, map: dict[Any, Any], last: Any) -> None:  # noqa: A002
+        super().__init__(None, map)
+        self._last = last
+        self.connected = True
+        self.set_socket(last.sock)
+
+    @property
+    def _leaves_at(self) -> float:
+        until: float = self._last.until
+        return until
+
+    def readable(self) -> bool:
+        return False
+
+    def handle_read(self) -> None:
+        """
+        Called when the time is over: nothing is read here.
+        """
+        if self._last.go_on():
+            self.del_channel()
+            self.set_socket(self.socket)  # the loop takes note of the time
+        else:
+            self.close()
+
+    def writable(self) -> bool:
+        return True
+
+    def handle_write(self) -> None:
+        if self._last.send():
+            self.close()
+
+    def handle_close(self) -> None:
+        self.close()
+
+
 def _kept_by(channel: Any) -> OutBuffer | None:
     kept: OutBuffer | None = own(channel, "_dispatcher_with_send__kept")
     return kept
@@ -943,7 +964,7 @@ class dispatcher_with_send(dispatcher):  # noqa: N801 - the stdlib's name
 
         Safe from several threads: see `send`.
         """
-        turn_of(self, Turn).send(self.__send_chunk)
+        sender_of(self, Sender).send(self.__send_chunk)
 
     def __send_chunk(self) -> None:
         try:

@@ -640,11 +640,11 @@ class Connection(Protocol):
         while (channel := self._channels.get(self._key)) is not None:
             before = len(self._unread)
             is_ready = before or (self._ended and not self._told)
-            if _interest.tls_socket is _interest.NoSocket:
+            if not _interest.LayeredSocket.are_used:
                 if not (is_ready and channel.readable()):
                     return
             else:
-                reads, _, is_due = asyncore._ask_tls(channel, channel.readable(), False)
+                reads, _, is_due = _interest.ask_layer(channel, channel.readable(), False)
                 if not (is_due or (is_ready and reads)):
                     return
             if not before and self._ended:
@@ -663,8 +663,8 @@ class Connection(Protocol):
             if channel is None or self._full:
                 return False
             writes = channel.writable()
-            if _interest.tls_socket is not _interest.NoSocket:
-                _, writes, _ = asyncore._ask_tls(channel, False, writes)
+            if _interest.LayeredSocket.are_used:
+                _, writes, _ = _interest.ask_layer(channel, False, writes)
             if not writes:
                 return False
             before = self._sent
@@ -682,7 +682,9 @@ class Connection(Protocol):
         if self._ended and not self._told:
             return True
         sock: Any = getattr(channel, "socket", None)
-        if type(sock) is _interest.tls_socket and (sock.deadline is not None or sock.pending()):
+        if isinstance(sock, _interest.LayeredSocket) and (
+            sock.deadline is not None or sock.pending()
+        ):
             return True
         return _interest.kind_of(channel) == _interest.ALWAYS
 
@@ -784,7 +786,7 @@ class LegacyFactory(ServerFactory):
         self._looking: Any = None
         self._looks_soon = False
         self.build_channel = build or _builder(handler, arguments, keywords)
-        _Driver(self)
+        _loop.register(_FactoryDriver(self), self)
 
     @override
     def buildProtocol(self, addr: IAddress | None) -> Connection:
@@ -831,32 +833,18 @@ class LegacyFactory(ServerFactory):
                 self.look_again(connection)
 
 
-class _Driver:
+class _FactoryDriver:
     """
-    What `txasynchat.compat._loop` finds for a factory's map, in place of a loop's driver.
+    What the channels of a factory's map report to, in place of a loop's driver.
 
-    Channels report to it; a ``loop()`` that is called for the map is refused.
+    A ``loop()`` that is called for the map is refused.
     """
 
     attachment = "a LegacyFactory"
-    #: Somebody else, always, is driving already.
-    thread = 0
 
     def __init__(self, factory: LegacyFactory) -> None:
         self.channels = factory.channels
         self._factory = weakref.ref(factory)
-        self._batches: list[Any] = []
-        key = id(self.channels)
-        _loop._drivers[key] = self  # type: ignore[assignment] # only these methods are called
-        weakref.finalize(factory, _loop._drivers.pop, key, None)
-
-    @property
-    def depth(self) -> int:
-        return 1
-
-    @depth.setter
-    def depth(self, depth: int) -> None:
-        """Whatever happens to the loops of this thread, of this process."""
 
     def touch(self, fd: Any) -> None:
         factory = self._factory()
@@ -876,8 +864,6 @@ class _Driver:
 
     def wake(self) -> None:
         """Nothing sleeps."""
-
-    stop = wake
 
 
 def _builder(

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from txasynchat.tls.certificates import Credentials
+    from txasynchat.tls.leftovers import Leftovers
     from txasynchat.tls.layer import TLSInfo
     from txasynchat.tls.options import ClientCertificate, ClientOptions, ServerOptions, Version
-    from txasynchat.tls.starttls import Leftovers
 
 __all__ = [
     "ClientCertificate",
@@ -29,7 +29,7 @@ _MODULES = {
     "ClientCertificate": "options",
     "ClientOptions": "options",
     "Credentials": "certificates",
-    "Leftovers": "starttls",
+    "Leftovers": "leftovers",
     "ServerOptions": "options",
     "TLSInfo": "layer",
     "Version": "options",

@@ -11,11 +11,10 @@ Nothing here speaks TLS: a handshake is a callable that does its next step.
 from __future__ import annotations
 
 from collections import deque
-from time import perf_counter
 from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakKeyDictionary, ref
 
-from txasynchat.tls.pending import Pending, default_limit, network_of
+from txasynchat.tls.pending import HandshakeBudget, Pending, default_limit, network_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -28,6 +27,8 @@ __all__ = ["HANDSHAKES", "HandshakeLimit", "Turns"]
 
 #: The default number of handshakes that go on at once.
 HANDSHAKES = 128
+#: Seconds of each turn that their steps may take.
+SHARE = 0.01
 
 
 class Turns:
@@ -36,17 +37,17 @@ class Turns:
 
     A step runs at once while there is time in this turn; else it waits for the next one, behind
     those that came before it. What else the reactor has to do happens in between.
-    """
 
-    #: Seconds for handshakes in one turn. At least one step runs in each, whatever it takes.
-    seconds = 0.01
+    Attributes:
+        budget: that time.
+    """
 
     _of: ClassVar[WeakKeyDictionary[Any, Turns]] = WeakKeyDictionary()
 
     def __init__(self, clock: IReactorTime) -> None:
         # Weakly, as it is a reactor's for as long as that lives.
         self._clock = ref(clock)
-        self._spent = 0.0
+        self.budget = HandshakeBudget(SHARE)
         self._waiting: deque[Callable[[], object]] = deque()
         self._next: IDelayedCall | None = None
 
@@ -64,28 +65,26 @@ class Turns:
         """
         Run *step* now, or later if this turn has no time left; tell whether it ran.
         """
-        if self._next is not None and (self._waiting or self._spent >= self.seconds):
+        if self._next is not None and (self._waiting or self.budget.is_spent()):
             self._waiting.append(step)
             return False
         self._do(step)
         return True
 
     def _do(self, step: Callable[[], object]) -> None:
-        began = perf_counter()
         try:
-            step()
+            self.budget.run(step)
         finally:
-            self._spent += perf_counter() - began
             clock = self._clock()
             if self._next is None and clock is not None:
                 self._next = clock.callLater(0, self._turn)
 
     def _turn(self) -> None:
         self._next = None
-        self._spent = 0.0
+        self.budget.renew()
         while self._waiting:
             self._do(self._waiting.popleft())
-            if self._spent >= self.seconds:
+            if self.budget.is_spent():
                 break
 
 

@@ -1,11 +1,13 @@
 """
-A bound on the connections whose TLS handshake has not finished, and the choice of which one to evict.
+What unfinished TLS handshakes may take of a server: connections, and time of each turn.
 
 Whoever connects and says nothing, or starts a handshake and never continues it, costs a descriptor and
 some memory until a time limit. `Pending` limits how many of these there are. Above the limit it evicts
 one from the network that has the most of them: the one that has kept the server waiting longest. So
 clients from elsewhere are not affected by what one network does. If the connections come from many
 networks, each has as long to continue as it takes the limit's worth of new connections to arrive.
+
+Once they answer, they cost time: `HandshakeBudget` limits that, so that others are served in between.
 
 Knows nothing of TLS, Twisted or sockets.
 """
@@ -15,12 +17,13 @@ from __future__ import annotations
 import ipaddress
 import threading
 from collections import deque
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Callable, Hashable
 
-__all__ = ["EVICTED", "PENDING", "Pending", "default_limit", "network_of"]
+__all__ = ["EVICTED", "PENDING", "HandshakeBudget", "Pending", "default_limit", "network_of"]
 
 #: The default limit, where the process may open enough descriptors for it.
 PENDING = 1024
@@ -123,6 +126,45 @@ class Pending:
         self._counts[network] -= 1
         if not self._counts[network]:
             del self._counts[network]
+
+
+class HandshakeBudget:
+    """
+    The time for handshakes in one turn of a reactor, or in one pass over a map of channels.
+
+    Attributes:
+        seconds: that is spent with the step that exceeds it. One step may run in each turn, whatever
+            it takes.
+    """
+
+    __slots__ = ("_spent", "seconds")
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        # None before the first step.
+        self._spent: float | None = None
+
+    def renew(self) -> None:
+        """
+        The next turn has begun.
+        """
+        self._spent = None
+
+    def is_spent(self) -> bool:
+        """
+        Tell whether the next step has to wait for the next turn.
+        """
+        return self._spent is not None and self._spent >= self.seconds
+
+    def run(self, step: Callable[[], object]) -> None:
+        """
+        Run *step*, and count the time that it takes.
+        """
+        began = perf_counter()
+        try:
+            step()
+        finally:
+            self._spent = (self._spent or 0.0) + perf_counter() - began
 
 
 def network_of(address: Any) -> Hashable:

@@ -20,7 +20,6 @@ before it by the same one.
 
 from __future__ import annotations
 
-import enum
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.interfaces import (
@@ -32,25 +31,14 @@ from txasynchat import transports
 from txasynchat.delivery import Progress
 from txasynchat.errors import HandshakeTimedOut, PlaintextAfterStartTLS
 from txasynchat.tls.layer import TLSFactory
+from txasynchat.tls.leftovers import Leftovers
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IDelayedCall
 
     from txasynchat.protocol import AsyncChat
 
-__all__ = ["Leftovers", "Upgrade", "start_tls"]
-
-
-class Leftovers(enum.Enum):
-    """
-    What becomes of bytes that came in the clear after the message that starts TLS.
-    """
-
-    #: The connection is aborted; its `close_reason` is `PlaintextAfterStartTLS`.
-    REJECT = "reject"
-    #: They are taken for the beginning of the peer's handshake, and if they are none, it fails. For
-    #: protocols whose clients do not wait for an answer before they begin it.
-    FEED = "feed"
+__all__ = ["Upgrade", "start_tls"]
 
 
 def start_tls(chat: AsyncChat, options: Any, leftovers: Leftovers) -> None:
@@ -58,6 +46,7 @@ def start_tls(chat: AsyncChat, options: Any, leftovers: Leftovers) -> None:
     Begin what `AsyncChat.start_tls` promises.
     """
     is_client = _is_client(options)
+    leftovers = Leftovers(leftovers)  # what is no member must not pass for one that is not REJECT
     if chat._ending:
         return
     if chat._upgrade is not None:

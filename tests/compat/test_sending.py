@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from txasynchat.compat import asynchat, asyncore
-from txasynchat.compat._turns import Turn
+from txasynchat.compat._sending import Sender
 
 LIMIT = 30.0
 THREADS = b"abc"
@@ -225,7 +225,7 @@ def test_a_queue_that_is_emptied_while_its_head_is_sent_raises_nothing():
 
 
 def test_what_comes_meanwhile_is_sent_by_the_one_that_sends():
-    turn = Turn()
+    sender = Sender()
     sent = []
     began, went_on = threading.Event(), threading.Event()
 
@@ -235,10 +235,10 @@ def test_what_comes_meanwhile_is_sent_by_the_one_that_sends():
             began.set()
             went_on.wait(LIMIT)
 
-    thread = threading.Thread(target=turn.send, args=(first,))
+    thread = threading.Thread(target=sender.send, args=(first,))
     thread.start()
     began.wait(LIMIT)
-    turn.send(lambda: sent.append("second"))  # returns at once, and is not called
+    sender.send(lambda: sent.append("second"))  # returns at once, and is not called
     assert sent == ["first"]
     went_on.set()
     thread.join(LIMIT)
@@ -246,27 +246,27 @@ def test_what_comes_meanwhile_is_sent_by_the_one_that_sends():
 
 
 def test_who_sends_may_send_within():
-    turn = Turn()
+    sender = Sender()
     sent = []
 
     def chunk():
         sent.append(len(sent))
         if len(sent) < 3:
-            turn.send(chunk)
+            sender.send(chunk)
 
-    turn.send(chunk)
+    sender.send(chunk)
     assert sent == [0, 1, 2]
 
 
-def test_a_turn_ends_with_an_exception_too():
-    turn = Turn()
+def test_others_may_send_after_an_exception_too():
+    sender = Sender()
 
     def chunk():
         raise ZeroDivisionError
 
     for _ in range(2):
         with pytest.raises(ZeroDivisionError):
-            turn.send(chunk)
+            sender.send(chunk)
 
 
 class Goodbye(asynchat.async_chat):

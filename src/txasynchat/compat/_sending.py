@@ -1,0 +1,228 @@
+"""
+Who sends on a channel: one thread at a time.
+
+Any thread may push, and whoever pushes sends at once.  Two that send the same piece, or cut what the
+other one has just sent, would repeat data, lose it, or mix it up.  So one thread sends at a time; the
+others leave what they have in the queue, and the one that sends goes on with it.  Nobody waits.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from threading import Lock, get_ident
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from txasynchat.compat._attributes import own
+from txasynchat.compat._loop import touch
+from txasynchat.compat._queues import append, settle
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from txasynchat.compat._queues import Fifo
+
+__all__ = ["ChatSender", "Sender", "call_within", "sender_of"]
+
+# Guards the making of a sender.
+_making = Lock()
+
+_T = TypeVar("_T", bound="Sender")
+
+
+class Sender:
+    """
+    Lets one thread at a time send on one channel.
+    """
+
+    __slots__ = ("_free", "_owner", "_wanted")
+
+    def __init__(self) -> None:
+        # One item, while nobody sends: the thread that has popped it does.  To pop it and to put it
+        # back takes 25 to 40 ns, `acquire` and `release` of a `threading.Lock` 125 to 135.
+        self._free = [None]
+        # The ident of that thread; 0 when nobody sends, or somebody who calls no handler.
+        self._owner = 0
+        # An item for each time that another thread wanted to send meanwhile.
+        self._wanted: list[None] = []
+
+    def send(self, send_chunk: Callable[[], None]) -> None:
+        """
+        Call *send_chunk*, unless another thread is sending: that one then calls its own once more.
+
+        What is to be sent must be in the queue already.  From inside *send_chunk*, where a producer or
+        a handler pushes, it is called at once.
+        """
+        me = get_ident()
+        noted = False
+        while True:
+            try:
+                self._free.pop()
+            except IndexError:
+                if self._owner == me:
+                    send_chunk()
+                    return
+                if noted:
+                    return
+                self._wanted.append(
+                    None
+                )  # it looks for this afterwards, or we are the next to send
+                noted = True
+                continue
+            self._owner = me
+            if noted:
+                with suppress(IndexError):
+                    self._wanted.pop()
+                noted = False
+            try:
+                send_chunk()
+            finally:
+                self._owner = 0
+                self._free.append(None)
+            if not self._wanted:
+                return
+            noted = True
+
+    def lend(self, call: Callable[[], None]) -> None:
+        """
+        Call a handler while this thread sends without having noted so, to save time: it may send.
+
+        If nobody sends like that, *call* is called all the same.
+        """
+        if self._free or self._owner:
+            call()
+            return
+        self._owner = get_ident()
+        try:
+            call()
+        finally:
+            self._owner = 0
+
+
+class ChatSender(Sender):
+    """
+    The sender of an ``async_chat``.
+
+    Attributes:
+        fifo: the channel's queue, where its ways to queue and to send are ours; else None, and `push`
+            and `flush` do nothing.
+        is_joining: what is pushed waits for the end of the input that is being handled; see to it
+            before `push` is called.
+    """
+
+    __slots__ = ("fifo", "is_joining")
+
+    is_joining: Any  # a bool; but other threads change it between two looks, which mypy cannot know
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fifo: Fifo | None = None
+        self.is_joining = False
+
+    def push(self, channel: Any, data: Any) -> bool:
+        """
+        Do what ``channel.push`` promises for the commonest *data* by far, bytes that go out at once.
+
+        A message and its answer of 64 bytes take 3.6 us with this, and 4.7 without.
+
+        Returns:
+            False: nothing was done, as it is something else.
+        """
+        fifo = self.fifo
+        if fifo is None or type(data) is not bytes or not data:
+            return False
+        if fifo or not channel.connected or len(data) > channel.ac_out_buffer_size:
+            return False
+        try:
+            self._free.pop()
+        except IndexError:  # another thread was faster, or this one is sending already
+            return False
+        try:
+            try:
+                append(fifo, data)
+                if len(fifo) == 1:
+                    num_sent = channel.send(data)
+                    if num_sent == len(data) and fifo and fifo[0] is data:
+                        del fifo[0]
+                        return True
+                    if num_sent:
+                        settle(fifo, data, num_sent)
+                    touch(channel)
+                else:  # another thread was faster
+                    self._wanted.append(None)
+            finally:
+                self._free.append(None)
+        except BaseException as error:
+            touch(channel)
+            if not isinstance(error, OSError):
+                raise
+            channel.handle_error()  # when others may send again: it may push
+        finally:
+            if self._wanted:
+                channel.initiate_send()
+                touch(channel)
+        return True
+
+    def flush(self, channel: Any) -> bool:
+        """
+        Do what ``channel.initiate_send`` does if one piece is queued, and it goes out at once.
+
+        That is the commonest case by far where writes are joined.  A message and its answer of 64
+        bytes take 4.1 us with this, and 4.65 without.
+
+        Returns:
+            False: it is to be called, for what is left.
+        """
+        fifo = self.fifo
+        if not fifo or len(fifo) > 1 or not channel.connected:
+            return False
+        try:
+            self._free.pop()
+        except IndexError:
+            return False
+        try:
+            try:
+                try:
+                    data = fifo[0]
+                except IndexError:  # another thread has emptied it
+                    return False
+                if type(data) is not bytes or len(data) > channel.ac_out_buffer_size:
+                    return False
+                num_sent = channel.send(data)
+                if num_sent == len(data) and fifo and fifo[0] is data:
+                    del fifo[0]
+                elif num_sent:
+                    settle(fifo, data, num_sent)
+            finally:
+                self._free.append(None)
+        except OSError:
+            channel.handle_error()  # when others may send again: it may push
+        return not self._wanted
+
+
+def sender_of(channel: Any, make: Callable[[], _T]) -> _T:
+    """
+    Return the sender of a channel; *make* makes it when it is first needed: an idle one has none.
+
+    It is kept in an attribute that is this module's: ``_txasynchat_sender``.
+    """
+    try:
+        sender: _T | None = channel._txasynchat_sender
+    except AttributeError:  # __init__ was not called
+        sender = None
+    if not isinstance(sender, Sender):  # its __getattr__ may have answered
+        with _making:
+            sender = own(channel, "_txasynchat_sender")
+            if sender is None:
+                sender = channel._txasynchat_sender = make()
+    return sender
+
+
+def call_within(channel: Any, call: Callable[[], None]) -> None:
+    """
+    Call a handler of *channel* from what it sends with: the handler may send.
+    """
+    sender: Sender | None = own(channel, "_txasynchat_sender")
+    if sender is None:
+        call()
+    else:
+        sender.lend(call)
