@@ -11,7 +11,7 @@ import txasynchat
 from txasynchat import hub, tls
 
 #: What `txasynchat.hub` defines beside `Hub`: figures that the page explains in one sentence.
-FIGURES = {"ERROR", "HANGUP", "INVALID", "READ", "URGENT", "WRITE", "Events"}
+FIGURES = {"ENDED", "ERROR", "HANGUP", "INVALID", "READ", "URGENT", "WRITE", "Events"}
 
 
 @pytest.fixture

@@ -43,7 +43,15 @@ from typing import TYPE_CHECKING, Any
 from txasynchat.compat import _reactor, _renewal
 from txasynchat.compat._attributes import own, socket_of
 from txasynchat.compat._deadlines import Deadlines
-from txasynchat.compat._interest import ALWAYS, STEADY, LayeredSocket, is_open, kind_of, pending_of
+from txasynchat.compat._interest import (
+    ALWAYS,
+    STEADY,
+    LayeredSocket,
+    is_open,
+    kind_of,
+    pending_of,
+    tls_wants,
+)
 from txasynchat.compat._newcomers import Newcomers
 from txasynchat.hub import ENDED, ERROR, HANGUP, INVALID, READ, URGENT, WRITE, Events, Hub
 from txasynchat.hub.pollers import unread
@@ -968,7 +976,7 @@ class MapDriver:
                 except names["_reraised_exceptions"]:
                     raise
                 except:  # noqa: E722 - see asyncore.read
-                    wants = _interest.tls_wants(channel)
+                    wants = tls_wants(channel)
                     if wants is None:
                         channel.handle_error()
                     elif wants != "read" and channels.get(fd) is channel:

@@ -26,7 +26,7 @@ from txasynchat.compat import _loop
 from txasynchat.compat._interest import LayeredSocket
 from txasynchat.delivery import Progress, unacknowledged
 from txasynchat.errors import HandshakeFailed, HandshakeTimedOut
-from txasynchat.pending import EVICTED, HandshakeBudget, Pending, default_limit, network_of
+from txasynchat.tls.pending import EVICTED, HandshakeBudget, Pending, default_limit, network_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

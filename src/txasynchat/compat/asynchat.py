@@ -16,6 +16,7 @@ from threading import Lock
 from typing import Any
 
 from txasynchat.compat import _interest, _loop, asyncore
+from txasynchat.compat._attributes import own
 from txasynchat.compat._queues import Fifo, append, join_first, put, put_first, settle
 from txasynchat.compat._sending import ChatSender, sender_of
 from txasynchat.framing import Framer

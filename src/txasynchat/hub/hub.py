@@ -34,10 +34,6 @@ from typing import TYPE_CHECKING, Any
 
 from txasynchat.hub.descriptors import pollers
 from txasynchat.hub.pollers import (
-    ENDED,
-    ERROR,
-    HANGUP,
-    INVALID,
     ONCE,
     READ,
     URGENT,

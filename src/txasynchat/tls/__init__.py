@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from txasynchat.tls.certificates import Credentials
-    from txasynchat.tls.leftovers import Leftovers
     from txasynchat.tls.layer import TLSInfo
+    from txasynchat.tls.leftovers import Leftovers
     from txasynchat.tls.options import ClientCertificate, ClientOptions, ServerOptions, Version
 
 __all__ = [
