@@ -1,12 +1,12 @@
 """
-Everything that must hold before a change lands.
+Everything that must hold before a change lands, as sessions of nox.
 
-``nox`` runs all of it, a few sessions at a time, and ends with a table of what passed; ``nox -s
-checks docs`` runs two of the sessions, ``nox -l`` lists them. CI does the same through ``.ci/run``.
+    nox                          all of it, a few sessions at a time, with a table at the end
+    nox -s tests-3.13            one session (`nox -l` lists them); with `-- tests/hub`, on a part
+    nox -s everything -- docs    those whose names begin so
 
-The sessions that install something work on a copy of the tree in a temporary folder, so that they
-disturb neither the checkout nor each other. They make their environments themselves: what is tested
-is what a user types.
+The sessions use the interpreters that this machine has, on PATH or under pyenv. Those that type what
+the README tells users to type, and those that test the built archives, do so in a copy of the tree.
 """
 
 from __future__ import annotations
@@ -19,120 +19,105 @@ import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
+import zipfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import nox
+import nox.command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-nox.needs_version = ">=2024.4.15"
+nox.needs_version = ">=2025.2.9"
 nox.options.sessions = ["everything"]
-nox.options.default_venv_backend = "none"
+nox.options.default_venv_backend = "virtualenv"
 nox.options.error_on_missing_interpreters = True
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).resolve().parent
 #: Sessions that run side by side: some mostly wait.
-LANES = int(os.environ.get("LANES", "4"))
-#: A session that takes longer has hung.
-SESSION_SECONDS = 1200
-#: The oldest version that is supported, tested with the oldest Twisted that is.
-OLDEST = (3, 11)
+LANES = int(os.environ.get("LANES", "3"))
+#: A session that takes longer has hung, and is stopped.
+SESSION_SECONDS = int(os.environ.get("SESSION_SECONDS", "1200"))
 
-QUIET_PIP = {
-    "PIP_DISABLE_PIP_VERSION_CHECK": "1",
-    "PIP_PROGRESS_BAR": "off",
-    "PIP_ROOT_USER_ACTION": "ignore",
-    "PIP_QUIET": "2",
-    # 0 stands for yes: do not compile what is installed, most of it is never imported.
-    "PIP_NO_COMPILE": "0",
-    "PYTHONUNBUFFERED": "1",
-}
 # These would lead programs that a session starts to packages of the caller's; the last would have
 # hundreds of started programs compile everything again.
 for name in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "PYTHONDONTWRITEBYTECODE"):
     os.environ.pop(name, None)
-os.environ.update(QUIET_PIP)
+os.environ |= {
+    "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+    "PIP_PROGRESS_BAR": "off",
+    "PIP_ROOT_USER_ACTION": "ignore",
+    "PIP_QUIET": "2",
+    "PIP_NO_COMPILE": "0",  # means yes: most of what is installed is never imported
+    "PYTHONUNBUFFERED": "1",
+}
+# In the background of a script it is ignored, in all that is started from there too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # -- the interpreters of this machine
 
 
-class Interpreter(NamedTuple):
-    """A Python of this machine that has ``venv``."""
-
-    version: tuple[int, int, int]
-    without_gil: bool
-    path: str
-
-    @property
-    def name(self) -> str:
-        """The minor version, as in ``3.14`` or ``3.14t``."""
-        return f"{self.version[0]}.{self.version[1]}{'t' if self.without_gil else ''}"
-
-
 _DESCRIBE = """
 import ensurepip, json, os, sys, sysconfig, venv
-print(json.dumps([
-    sys.version_info[:3],
-    bool(sysconfig.get_config_var("Py_GIL_DISABLED")),
-    os.path.realpath(sys._base_executable),
-    sys.implementation.name,
-]))
+kind = "" if sys.implementation.name == "cpython" else sys.implementation.name
+free = "t" if sysconfig.get_config_var("Py_GIL_DISABLED") else ""
+print(json.dumps([kind, sys.version_info[:3], free, os.path.realpath(sys._base_executable)]))
 """
 
 
 def _candidates() -> Iterator[Path]:
-    for folder in os.environ.get("PATH", "").split(os.pathsep):
-        yield from sorted(Path(folder or ".").glob("python3*"))
-    for pyenv in {os.environ.get("PYENV_ROOT", ""), str(Path.home() / ".pyenv")} - {""}:
-        yield from sorted(Path(pyenv).glob("versions/*/bin/python3"))
+    folders = [Path(folder) for folder in os.get_exec_path()]
+    for pyenv in (os.environ.get("PYENV_ROOT", ""), Path.home() / ".pyenv"):
+        folders += Path(pyenv).glob("versions/*/bin") if pyenv else ()
+    for folder in folders:
+        yield from folder.glob("python3*")
+        yield from folder.glob("pypy3*")
 
 
-def find_interpreters() -> list[Interpreter]:
+def _find_interpreters() -> dict[str, list[str]]:
     """
-    Find one CPython of each minor version from `OLDEST` on, and one of each without the GIL.
+    Find each minor version from 3.11 up that has ``venv``: its name, paths from old to new releases.
 
-    What changes between patch releases is not ours: the newest counts; of `OLDEST`, the oldest.
+    A name is what nox knows a version by: ``3.13``, ``3.14t`` without the GIL, ``pypy3.11``.
     """
-    found: dict[str, Interpreter] = {}
+    found = set()
     for path in _candidates():
-        if not re.fullmatch(r"python3(\.\d+t?)?", path.name):
+        if not re.fullmatch(r"(python|pypy)3(\.[1-9]\dt?)?", path.name):
             continue
         try:
             asked = subprocess.run(
-                [path, "-c", _DESCRIBE], capture_output=True, text=True, timeout=30, check=True
+                [path, "-c", _DESCRIBE], capture_output=True, timeout=30, check=True
             )
         except (OSError, subprocess.SubprocessError):
             continue  # a launcher of a version that is not there, or one without venv
-        version, without_gil, real, implementation = json.loads(asked.stdout)
-        one = Interpreter(tuple(version), without_gil, real)
-        if implementation != "cpython" or one.version[:2] < OLDEST:
-            continue
-        known = found.get(one.name)
-        is_better = known is None or (
-            one.version < known.version
-            if one.version[:2] == OLDEST
-            else one.version > known.version
-        )
-        if is_better:
-            found[one.name] = one
-    return sorted(found.values())
+        kind, version, free, real = json.loads(asked.stdout)
+        if version >= [3, 11]:
+            found.add((kind, tuple(version), free, real))
+    interpreters: dict[str, list[str]] = {}
+    for kind, version, free, real in sorted(found):
+        interpreters.setdefault(f"{kind}{version[0]}.{version[1]}{free}", []).append(real)
+    return interpreters
 
 
-INTERPRETERS = find_interpreters()
-if not INTERPRETERS:
-    sys.exit("no Python 3.11 or newer with venv on this machine")
-NEWEST = max(one for one in INTERPRETERS if not one.without_gil or len(INTERPRETERS) == 1)
-
-on_each_interpreter = nox.parametrize(
-    "interpreter", INTERPRETERS, ids=[one.name for one in INTERPRETERS]
+INTERPRETERS = _find_interpreters()
+STANDARD = [name for name in INTERPRETERS if re.fullmatch(r"3\.\d+", name)]
+if not STANDARD:
+    sys.exit("no CPython 3.11 or newer with venv on this machine")
+#: PyPy, and CPython without the GIL.
+OTHERS = [name for name in INTERPRETERS if name not in STANDARD]
+CPYTHONS = [name for name in INTERPRETERS if not name.startswith("pypy")]
+OLDEST, NEWEST = STANDARD[0], STANDARD[-1]
+# Where nox looks for them. The newest release of each: what changes between releases is not ours.
+os.environ["PATH"] = os.pathsep.join(
+    [*(str(Path(paths[-1]).parent) for paths in INTERPRETERS.values()), os.environ["PATH"]]
 )
 
 
@@ -141,18 +126,12 @@ on_each_interpreter = nox.parametrize(
 
 @contextmanager
 def a_copy_of_the_tree(session: nox.Session) -> Iterator[Path]:
-    """
-    Work in a temporary folder that holds what git would take of this tree.
-    """
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],  # noqa: S607
-        cwd=ROOT,
-        capture_output=True,
-        check=True,
-    )
-    with tempfile.TemporaryDirectory(prefix="txasynchat-") as name:
-        folder = Path(name).resolve() / "tree"
-        for file in map(os.fsdecode, filter(None, listed.stdout.split(b"\0"))):
+    """Work in a temporary folder that holds what git would take of this tree."""
+    listing = ("git", "-C", ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    listed = subprocess.run(listing, capture_output=True, check=True).stdout
+    with tempfile.TemporaryDirectory(prefix="copy-") as name:
+        folder = Path(name).resolve()
+        for file in map(os.fsdecode, filter(None, listed.split(b"\0"))):
             if (ROOT / file).is_file():
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / file, folder / file)
@@ -160,123 +139,121 @@ def a_copy_of_the_tree(session: nox.Session) -> Iterator[Path]:
             yield folder
 
 
-def make_environment(
-    session: nox.Session, *requirements: str, interpreter: Interpreter = NEWEST
-) -> Path:
-    """
-    Make an environment in ``venv`` with *requirements*, as pip takes them, and return its programs.
-    """
-    session.run(interpreter.path, "-m", "venv", "venv", external=True)
-    programs = Path("venv/bin").resolve()
-    session.run(f"{programs}/pip", "install", "--upgrade", "pip>=25.1", external=True)
-    if requirements:
-        session.run(f"{programs}/pip", "install", *requirements, external=True)
-    return programs
-
-
 def readme_command(word: str) -> str:
-    """
-    Find the README's shell command that mentions *word*.
-    """
+    """Return the README's shell command that mentions *word*."""
     blocks = re.findall(
         r"^```sh\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL
     )
     return next(line for block in blocks for line in block.splitlines() if word in line)
 
 
-def as_in_readme(interpreter: Interpreter) -> dict[str, str]:
-    """
-    Return the environment of somebody for whom ``python3`` is *interpreter*.
-    """
-    Path("bin").mkdir()
-    launcher = Path("bin/python3").resolve()
-    launcher.write_text(f'#!/bin/sh\nexec "{interpreter.path}" "$@"\n')
-    launcher.chmod(0o755)
-    return {"PATH": f"{launcher.parent}{os.pathsep}{os.environ['PATH']}"}
+def install_for_tests(session: nox.Session) -> None:
+    """Install the package and what its tests need; skip where an uncommon Python lacks that."""
+    if session.python in STANDARD:
+        session.install("-e", ".[test]")
+        return
+    try:  # both are written in Rust, and not every interpreter has wheels
+        session.install("-e", ".[test]", env={"PIP_ONLY_BINARY": "cryptography,hypothesis"})
+    except nox.command.CommandFailed:
+        print(f"SKIPPED {session.name}: what the tests need cannot be installed there")
+        session.skip()
+    if str(session.python).endswith("t"):
+        session.env["PYTHON_GIL"] = "0"  # else an extension that does not know of it turns it on
 
 
 # -- the sessions
 
 
-@nox.session
-@on_each_interpreter
-def tests(session: nox.Session, interpreter: Interpreter) -> None:
-    """
-    The README's test command; on the oldest version with the oldest Twisted that is declared.
-    """
+@nox.session(python=[*STANDARD, *OTHERS])
+def tests(session: nox.Session) -> None:
+    """The README's test command."""
+    with a_copy_of_the_tree(session):
+        if session.python in OTHERS:
+            install_for_tests(session)
+            session.env["PIP_ONLY_BINARY"] = "cryptography,hypothesis"
+        type_test_command(session)
+
+
+@nox.session(python=INTERPRETERS[OLDEST][0])
+def tests_oldest(session: nox.Session) -> None:
+    """The same on the oldest Python found, with the oldest Twisted that pyproject.toml declares."""
     with a_copy_of_the_tree(session) as folder:
-        environment = as_in_readme(interpreter)
-        if interpreter.version[:2] == OLDEST:
-            declared = re.search(
-                r'"twisted\[tls\]>=([0-9.]+)"', (folder / "pyproject.toml").read_text()
-            )
-            if declared is None:
-                session.error("pyproject.toml declares no oldest Twisted")
-            Path("constraints").write_text(f"twisted=={declared[1]}\n")
-            environment["PIP_CONSTRAINT"] = str(Path("constraints").resolve())
-        command = f"{readme_command('pytest')} {' '.join(session.posargs)}"
-        session.run("bash", "-c", command, env=environment, external=True)
+        declared = re.search(r'"twisted\[tls\]>=([\d.]+)"', (folder / "pyproject.toml").read_text())
+        assert declared, "pyproject.toml declares no oldest Twisted"
+        (folder / "constraints").write_text(f"twisted=={declared[1]}\n")
+        session.env["PIP_CONSTRAINT"] = str(folder / "constraints")
+        type_test_command(session)
+        session.run(".venv/bin/pip", "list", external=True)
 
 
-@nox.session
+def type_test_command(session: nox.Session) -> None:
+    """Do as the README says where ``python3`` is the session's."""
+    command = " ".join([readme_command("pytest"), *session.posargs])
+    session.run("bash", "-c", command, external=True)
+
+
+@nox.session(python=NEWEST)
+def tests_poll(session: nox.Session) -> None:
+    """The tests as on a system that has neither epoll nor kqueue."""
+    install_for_tests(session)
+    session.run("pytest", *session.posargs, env={"PYTHONPATH": str(ROOT / "tests/poll_only")})
+
+
+@nox.session(python=NEWEST)
 def checks(session: nox.Session) -> None:
-    """
-    Format, lint, types and import rules.
-    """
-    with a_copy_of_the_tree(session):
-        programs = make_environment(session, "-e", ".[test]", "--group", "lint")
-        failed = []  # all of them, so that one run tells everything
-        for command in ("ruff format --check .", "ruff check .", "mypy", "lint-imports"):
-            program, *arguments = command.split()
-            try:
-                session.run(f"{programs}/{program}", *arguments, external=True)
-            except nox.command.CommandFailed:
-                failed.append(command)
-        if failed:
-            session.error(f"failed: {', '.join(failed)}")
+    """Format, lint, types and import rules; the changelog's fragments can be put together."""
+    session.install("-e", ".[test]", "--group", "lint", "--group", "release")
+    commands = (
+        "ruff format --check .", "ruff check .", "mypy", "lint-imports",
+        "towncrier build --draft --version next",
+    )  # fmt: skip
+    failed = []  # all of them, so that one run tells everything
+    for command in commands:
+        try:
+            session.run(*command.split())
+        except nox.command.CommandFailed:
+            failed.append(command)
+    if failed:
+        session.error(f"failed: {', '.join(failed)}")
 
 
-@nox.session
+@nox.session(python=NEWEST)
 def docs(session: nox.Session) -> None:
-    """
-    Sphinx with warnings as errors, then the samples in the pages as doctests.
-    """
-    with a_copy_of_the_tree(session):
-        programs = make_environment(session, "-e", ".", "--group", "docs")
-        for builder in ("html", "doctest"):
-            session.run(
-                f"{programs}/sphinx-build", "--fail-on-warning", "--keep-going", "-q",
-                "-b", builder, "docs", f"docs/_build/{builder}",
-                external=True,
-            )  # fmt: skip
-        session.log(Path("docs/_build/doctest/output.txt").read_text()[-300:])
+    """Sphinx with warnings as errors, then the samples in the pages as doctests."""
+    session.install("-e", ".", "--group", "docs")
+    for builder in ("html", "doctest"):
+        session.run(
+            "sphinx-build", "--fail-on-warning", "--keep-going", "-q", "-b", builder,
+            "docs", f"docs/_build/{builder}",
+        )  # fmt: skip
+    print((ROOT / "docs/_build/doctest/output.txt").read_text()[-300:])
 
 
-@nox.session
+@nox.session(python=NEWEST)
 def serve(session: nox.Session) -> None:
-    """
-    The README's first command, and a client that talks to it.
-    """
-    with a_copy_of_the_tree(session):
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        command = f"{readme_command('twistd')} --listen tcp:{port}:interface=127.0.0.1"
-        with Path("served").open("w+") as output:
-            server = subprocess.Popen(
-                ["bash", "-c", command],  # noqa: S607
-                env=os.environ | as_in_readme(NEWEST),
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
-            try:
-                _talk(port, server)
-                os.kill(int(Path("twistd.pid").read_text()), signal.SIGINT)
-                server.wait(60)
-            finally:
-                server.kill()
-                output.seek(0)
-                said = output.read()
-                session.log(said)
+    """The README's first command: a client talks to it, and an interrupt stops it."""
+    with a_copy_of_the_tree(session) as folder, Path("served").open("w") as output:
+        command, port = readme_command("twistd"), 8007
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                with socket.create_server(("127.0.0.1", 0)) as free:
+                    port = free.getsockname()[1]
+                command += f" --listen tcp:{port}:interface=127.0.0.1"
+        server = subprocess.Popen(
+            ["bash", "-c", command],  # noqa: S607
+            env={**os.environ, "PATH": os.pathsep.join([session.bin, os.environ["PATH"]])},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            _talk(port, server)
+            os.kill(int(Path("twistd.pid").read_text()), signal.SIGINT)
+            server.wait(60)
+        finally:
+            with suppress(FileNotFoundError):
+                os.kill(int(Path("twistd.pid").read_text()), signal.SIGKILL)
+            server.kill()
+            print(said := (folder / "served").read_text())
         if "Server Shut Down" not in said or Path("twistd.pid").exists():
             session.error("twistd did not end in order")
 
@@ -294,175 +271,108 @@ def _talk(port: int, server: subprocess.Popen[bytes]) -> None:
     with client, client.makefile("rb") as answers:
         client.sendall(b"hello\r\nsecond line\r\n")
         answered = [answers.readline(), answers.readline()]
-    if answered != [b"hello\r\n", b"second line\r\n"]:
-        raise AssertionError(answered)
+    assert answered == [b"hello\r\n", b"second line\r\n"], answered
 
 
-@nox.session
-def archives(session: nox.Session) -> None:
-    """
-    Build sdist and wheel; install each alone, and test it away from the source.
-    """
-    with tempfile.TemporaryDirectory(prefix="txasynchat-") as name:
-        built = Path(name)
-        with a_copy_of_the_tree(session):
-            programs = make_environment(session, "--group", "release")
-            # The sdist, and the wheel out of the sdist.
-            session.run(f"{programs}/python", "-m", "build", "--outdir", name, external=True)
-            session.run(
-                f"{programs}/towncrier", "build", "--draft", "--version", "next", external=True
-            )
-        [sdist] = built.glob("*.tar.gz")
-        [wheel] = built.glob("*.whl")
-        for archive, command in ((sdist, "tarfile"), (wheel, "zipfile")):
-            _check_contents(session, archive, command)
-        # What the source distribution holds is complete enough to be tested on its own. Without the
-        # minutes of random bytes and hostile peers: where the code was installed from is no
-        # concern of theirs.
-        with a_copy_of_the_tree(session) as folder:
-            for entry in folder.iterdir():
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-            shutil.unpack_archive(sdist, folder, filter="data")
-            [top] = folder.iterdir()
-            for entry in top.iterdir():
-                entry.rename(folder / entry.name)
-            _try_archive(
-                session, sdist, INTERPRETERS[0],
-                "--ignore-glob=*/test_framing*", "--ignore-glob=*/test_against_stdlib.py",
-                "--ignore=tests/compat/test_soak.py", "--ignore=tests/compat/test_tls_hostile.py",
-            )  # fmt: skip
-        # The wheel holds the same code: only what looks for programs, plugins and files.
-        with a_copy_of_the_tree(session):
-            _try_archive(
-                session, wheel, NEWEST,
-                "tests/test_packaging.py", "tests/test_exports.py", "tests/test_twistd.py",
-                "tests/test_endpoints.py", "tests/compat/test_install.py",
-            )  # fmt: skip
+@nox.session(python=OLDEST)
+def archives_sdist(session: nox.Session) -> None:
+    """The source distribution, installed alone, passes the tests that it holds."""
+    # Without the minutes of random bytes and hostile peers: where the code was installed from is
+    # no concern of theirs.
+    elsewhere = ("*/test_framing*", "*/test_against_stdlib*", "*/compat/test_soak*", "*_hostile*")
+    _try_archive(session, "*.tar.gz", *(f"--ignore-glob={pattern}" for pattern in elsewhere))
 
 
-def _check_contents(session: nox.Session, archive: Path, module: str) -> None:
-    listing = subprocess.run(
-        [sys.executable, "-m", module, "-l", archive], capture_output=True, text=True, check=True
-    ).stdout
-    plugins = [path.name for path in (ROOT / "twisted/plugins").glob("*.py")]
-    for wanted in ("txasynchat/py.typed", *(f"twisted/plugins/{plugin}" for plugin in plugins)):
-        if wanted not in listing:
-            session.error(f"{archive.name} lacks {wanted}")
-    if re.search(r"twisted/.*__init__", listing):
-        session.error(f"{archive.name} hides Twisted behind an __init__ file")
+@nox.session(python=NEWEST)
+def archives_wheel(session: nox.Session) -> None:
+    """The wheel, installed alone, far from the source."""
+    # The same code, for it is made out of the sdist: only what looks for programs, plugins and files.
+    _try_archive(
+        session, "*.whl", "tests/test_packaging.py", "tests/test_exports.py",
+        "tests/test_twistd.py", "tests/test_endpoints.py", "tests/compat/test_install.py",
+    )  # fmt: skip
 
 
-def _try_archive(
-    session: nox.Session, archive: Path, interpreter: Interpreter, *arguments: str
-) -> None:
-    """
-    Install *archive* beside plugin caches in every state they are found in, and run tests.
-    """
-    shutil.rmtree("src")
-    programs = make_environment(session, "twisted[tls]", interpreter=interpreter)
-    # A cache that does not know our plugins yet, as on a machine that used twistd before.
-    if "asynchat" in _twistd_help(programs):
-        session.error("twistd knows the plugin before it is installed")
-    find = "import twisted.plugins as p; print(*p.__path__, sep='\\n')"
-    listed = subprocess.run(
-        [f"{programs}/python", "-c", find], capture_output=True, text=True, check=True
-    ).stdout
-    [cache] = [file for one in listed.splitlines() if (file := Path(one, "dropin.cache")).exists()]
-    session.run(f"{programs}/pip", "install", f"{archive}[test]", external=True)
-    _lists_plugin(session, programs, "a stale cache")
-    cache.unlink()
-    cache.mkdir()  # stops root from writing it, too
-    _lists_plugin(session, programs, "a cache that cannot be written")
-    cache.rmdir()
-    cache.write_text("garbage")
-    _lists_plugin(session, programs, "a broken cache")
-    session.run(f"{programs}/pytest", *arguments, external=True)
+def _try_archive(session: nox.Session, pattern: str, *arguments: str) -> None:
+    """Install an archive beside plugin caches in every state they are found in; run tests."""
+    session.install("--group", "release")
+    with a_copy_of_the_tree(session) as folder:
+        # The sdist, and the wheel out of the sdist.
+        session.run("python", "-m", "build", "--outdir", "dist", silent=True)
+        [archive] = folder.glob(f"dist/{pattern}")
+        if archive.suffix == ".whl":
+            names = zipfile.ZipFile(archive).namelist()
+        else:
+            with tarfile.open(archive) as opened:
+                names = opened.getnames()
+                opened.extractall(filter="data")
+            os.chdir(archive.name.removesuffix(".tar.gz"))
+        shutil.rmtree("src")
+        wanted = ("plugins/txasynchat_plugin.py", "plugins/txasynchat_endpoints.py", "/py.typed")
+        assert all(any(name.endswith(end) for name in names) for end in wanted), names
+        assert not any(re.search("twisted/.*__init__", name) for name in names), names
+        # In an environment of its own: the session's has tools in it.
+        session.run("python", "-m", "venv", "venv")
+        session.run("venv/bin/pip", "install", "twisted[tls]", external=True)
+        # A cache that does not know our plugins yet, as on a machine that used twistd before.
+        assert "asynchat" not in _twistd_help(session)
+        [cache] = Path("venv").resolve().glob("lib/*/site-packages/twisted/plugins/dropin.cache")
+        session.run("venv/bin/pip", "install", f"{archive}[test]", external=True)
+        _finds_plugin(session)
+        cache.unlink()
+        cache.mkdir()  # nobody can write it, root neither
+        _finds_plugin(session)
+        cache.rmdir()
+        cache.write_text("garbage")
+        _finds_plugin(session)
+        session.run("venv/bin/pytest", *arguments, external=True)
 
 
-def _twistd_help(programs: Path, *arguments: str) -> str:
-    return subprocess.run(
-        [f"{programs}/twistd", *arguments, "--help"],
-        cwd="/",
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+def _finds_plugin(session: nox.Session) -> None:
+    assert re.search(r"^ *asynchat +Serve ", _twistd_help(session), re.MULTILINE)
+    assert "--listen" in _twistd_help(session, "asynchat")
 
 
-def _lists_plugin(session: nox.Session, programs: Path, beside: str) -> None:
-    if not re.search(r"^ *asynchat +Serve ", _twistd_help(programs), re.MULTILINE):
-        session.error(f"twistd does not list the plugin beside {beside}")
-    if "--listen" not in _twistd_help(programs, "asynchat"):
-        session.error(f"twistd does not find the plugin's options beside {beside}")
+def _twistd_help(session: nox.Session, *arguments: str) -> str:
+    twistd = Path("venv/bin/twistd").absolute()
+    with session.chdir("/"):
+        return str(session.run(str(twistd), *arguments, "--help", external=True, silent=True))
 
 
-# A script ends with 3 where nothing that it needs is on this machine; it has said what.
-_DONE_OR_SKIPPED = [0, 3]
+@nox.session(python=CPYTHONS)
+def conformance_cpython(session: nox.Session) -> None:
+    """CPython's own tests, on the facade."""
+    _conformance(session, "cpython_suites.py")
 
 
-@nox.session
-@on_each_interpreter
-def conformance_cpython(session: nox.Session, interpreter: Interpreter) -> None:
-    """
-    CPython's own tests, on the facade.
-    """
-    _conformance(session, interpreter, "cpython_suites.py")
-
-
-@nox.session
+@nox.session(python=NEWEST)
 def conformance_programs(session: nox.Session) -> None:
-    """
-    Programs from the package index, on the facade.
-    """
-    _conformance(session, NEWEST, "real_programs.py", "--quick")
+    """Programs from the package index, on the facade."""
+    _conformance(session, "real_programs.py", "--quick")
 
 
-@nox.session
+@nox.session(python=NEWEST)
 def conformance_random(session: nox.Session) -> None:
-    """
-    Random programs on the facade and on the standard library, then a minute of random connections.
-    """
-    _conformance(session, NEWEST, "differential.py")
+    """Random programs, on the facade and on the standard library."""
+    _conformance(session, "differential.py")
 
 
-@nox.session
+@nox.session(python=NEWEST)
 def conformance_soak(session: nox.Session) -> None:
-    """
-    A minute of random connections.
-    """
-    _conformance(session, NEWEST, "soak.py", "--seconds", "60", "--grace", "90")
+    """A minute of random connections."""
+    _conformance(session, "soak.py", "--seconds", "60", "--grace", "90")
 
 
-def _conformance(session: nox.Session, interpreter: Interpreter, *command: str) -> None:
-    with a_copy_of_the_tree(session):
-        programs = make_environment(session, "-e", ".[test]", interpreter=interpreter)
-        script, *arguments = command
-        session.run(
-            f"{programs}/python", f"tests/conformance/{script}", *(session.posargs or arguments),
-            external=True, success_codes=_DONE_OR_SKIPPED,
-        )  # fmt: skip
+def _conformance(session: nox.Session, script: str, *arguments: str) -> None:
+    install_for_tests(session)
+    # 3: nothing that it needs is on this machine, and it has said what.
+    session.run(
+        "python", f"tests/conformance/{script}", *(session.posargs or arguments),
+        success_codes=[0, 3],
+    )  # fmt: skip
 
 
 # -- all of them
-
-
-def _sessions_in_order() -> list[str]:
-    """
-    Name the sessions: long ones first, and those that mostly wait beside those that compute.
-    """
-    versions = [one.name for one in INTERPRETERS]
-    return [
-        "archives",
-        f"tests({versions[0]})",
-        "conformance_soak",
-        *(f"tests({version})" for version in versions[1:]),
-        *(f"conformance_cpython({version})" for version in versions),
-        "conformance_programs",
-        "conformance_random",
-        "docs",
-        "checks",
-        "serve",
-    ]
 
 
 class Result(NamedTuple):
@@ -471,72 +381,88 @@ class Result(NamedTuple):
     session: str
     passed: bool
     seconds: float
-    output: str
+    output: list[str]
 
     @property
     def closing_line(self) -> str:
-        """The line in which pytest closes, or else the last one."""
-        lines = [line for line in self.output.splitlines() if not line.startswith("nox >")]
+        """The line in which pytest closes, or else the last one that is not nox's."""
+        lines = [line for line in self.output if line and not line.startswith("nox >")]
         closing = [line for line in lines if re.match(r"=+ .*(passed|failed|error)", line)]
-        return ([*lines, *closing] or [""])[-1].strip("= ")
+        return ([*lines[-1:], *closing] or [""])[-1].strip("= ")
+
+    def __str__(self) -> str:
+        word = "passed" if self.passed else "failed"
+        return f"{word}  {self.seconds:4.0f} s  {self.session}  {self.closing_line}"
 
 
-def _run(session: str) -> Result:
+def _run(session: str, folder: str, running: list[subprocess.Popen[bytes]]) -> Result:
+    """Run a session in a process group of its own, with its temporary files in *folder*."""
     began = time.monotonic()
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "nox", "-f", __file__, "-s", session],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            timeout=SESSION_SECONDS,
-            check=False,
-        )
-        output, passed = done.stdout, done.returncode == 0
-    except subprocess.TimeoutExpired as late:
-        output = f"{(late.stdout or b'').decode(errors='replace')}\nnot done in {SESSION_SECONDS} s"
-        passed = False
-    result = Result(session, passed, time.monotonic() - began, output)
-    print(_row(result), flush=True)
+    log = Path(folder, f"{session}.log")
+    command = [sys.executable, "-m", "nox", "-f", __file__, "--envdir", f"{folder}/venvs"]
+    with log.open("w") as output, subprocess.Popen(
+        [*command, "-s", session], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+        env=os.environ | {"TMPDIR": folder}, start_new_session=True,
+    ) as child:  # fmt: skip
+        running.append(child)
+        try:
+            passed = child.wait(SESSION_SECONDS) == 0
+        except subprocess.TimeoutExpired:
+            output.write(f"\nnot done in {SESSION_SECONDS} s\n")
+            passed = False
+        _end(child)
+    output_lines = log.read_text(errors="replace").splitlines()
+    result = Result(session, passed, time.monotonic() - began, output_lines)
+    print(result, flush=True)
     return result
 
 
-def _row(result: Result) -> str:
-    word = "passed" if result.passed else "failed"
-    return f"{word}  {result.seconds:4.0f} s  {result.session}  {result.closing_line}"
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """End all that a session has started and left."""
+    with suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
 
 
-@nox.session
+@nox.session(venv_backend="none")
 def everything(session: nox.Session) -> None:
-    """
-    All other sessions, a few at a time; the whole output of those that failed, and a table.
-    """
+    """All other sessions, a few at a time; the whole output of those that failed, and a table."""
+    in_order = (  # long ones first, and those that mostly wait beside those that compute
+        "tests_oldest",
+        "conformance_soak",
+        *(f"tests-{name}" for name in (*(STANDARD[1:] or STANDARD), *OTHERS)),
+        "archives_sdist",
+        *(f"conformance_cpython-{name}" for name in CPYTHONS),
+        "conformance_programs", "archives_wheel", "conformance_random", "docs", "checks", "serve",
+    )  # fmt: skip
     began = time.monotonic()
-    for one in INTERPRETERS:
-        print(one.name, ".".join(map(str, one.version)), one.path)
-    with ThreadPoolExecutor(LANES) as lanes:
-        results = list(lanes.map(_run, session.posargs or _sessions_in_order()))
+    for interpreter, paths in INTERPRETERS.items():
+        print(interpreter, *paths)
+    wanted = [name for name in in_order if name.startswith(tuple(session.posargs or [""]))]
+    running: list[subprocess.Popen[bytes]] = []
+    with (
+        tempfile.TemporaryDirectory(prefix="nox-", ignore_cleanup_errors=True) as folder,
+        ThreadPoolExecutor(LANES) as lanes,
+    ):
+        try:
+            results = list(lanes.map(lambda name: _run(name, folder, running), wanted))
+        except BaseException:  # an interrupt, mostly
+            lanes.shutdown(wait=False, cancel_futures=True)
+            for child in running:
+                _end(child)
+            raise
+    failed = [result.session for result in results if not result.passed]
     for result in results:
         if not result.passed:
-            print(f"\n---- {result.session} ----\n{result.output}")
-    skipped = Counter(
-        line
-        for result in results
-        for line in result.output.splitlines()
-        if line.startswith(("SKIPPED", "skipped"))
-    )
-    if skipped:
+            print(f"\n---- {result.session} ----", *result.output, sep="\n")
+    lines = [line for result in results for line in result.output]
+    if skipped := Counter(line for line in lines if line.startswith(("SKIPPED", "skipped"))):
         print("\nWhat was skipped:")
         print(*(f"{count} x {line}" for line, count in sorted(skipped.items())), sep="\n")
-    print("\nSessions:", *map(_row, results), f"in {time.monotonic() - began:.0f} s", sep="\n")
-    counts = {
-        word: sum(int(n) for r in results for n in re.findall(rf"(\d+) {word}", r.closing_line))
-        for word in ("passed", "failed", "skipped")
-    }
-    print("tests: {passed} passed, {failed} failed, {skipped} skipped".format(**counts))
-    failed = [result.session for result in results if not result.passed]
+    print("\nSessions:", *results, f"in {time.monotonic() - began:.0f} s", sep="\n")
+    closing = " ".join(result.closing_line for result in results)
+    for word in ("passed", "failed", "skipped"):
+        count = sum(int(number) for number in re.findall(rf"(\d+) {word}", closing))
+        print(f"tests: {count} {word}")
     print(f"sessions: {len(results) - len(failed)} passed, {len(failed)} failed")
-    if failed:
-        session.error(f"failed: {', '.join(failed)}")
+    if failed or not results:
+        session.error(f"failed: {', '.join(failed) or 'no session has such a name'}")
