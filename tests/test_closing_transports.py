@@ -21,7 +21,6 @@ import threading
 import tty
 import unittest
 from operator import methodcaller
-from pathlib import Path
 
 import pytest
 from twisted.internet import reactor
@@ -46,11 +45,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 from typing_extensions import override
 
-sys.path.insert(0, str(Path(__file__).parent / "tls_matrix"))
-
-import support
-import wire
-
+from helpers import support, wire
 from txasynchat import (
     AsyncChat,
     ChatFactory,

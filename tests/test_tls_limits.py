@@ -6,9 +6,7 @@ import contextlib
 import gc
 import socket
 import ssl
-import sys
 import time
-from pathlib import Path
 
 from OpenSSL.SSL import Connection, Error
 from twisted.internet import reactor, task
@@ -24,13 +22,18 @@ from twisted.python.failure import Failure
 from twisted.trial import unittest
 from typing_extensions import override
 
-sys.path.insert(0, str(Path(__file__).parent / "tls_matrix"))
-
-import support
-import wire
-from support import HOST, Notes, Server, client_context, connect, in_thread, server_options, trust
-from wire import HOSTILE, ask_for_renegotiation, drain, one_byte_records, raw
-
+from helpers import support, wire
+from helpers.support import (
+    HOST,
+    Notes,
+    Server,
+    client_context,
+    connect,
+    in_thread,
+    server_options,
+    trust,
+)
+from helpers.wire import HOSTILE, ask_for_renegotiation, drain, one_byte_records, raw
 from txasynchat import errors, tlslayer, transports
 from txasynchat.handshakes import HandshakeLimit, Turns
 from txasynchat.tls import ClientOptions

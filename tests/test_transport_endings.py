@@ -7,20 +7,15 @@ What was sent before arrives, what comes afterwards is as promised, and it does 
 import socket
 import ssl
 import struct
-import sys
 import time
-from pathlib import Path
 
 import pytest
 from twisted.internet import reactor
 from twisted.protocols.policies import TimeoutFactory, TimeoutMixin, WrappingFactory
 from typing_extensions import override
 
-sys.path.insert(0, str(Path(__file__).parent / "tls_matrix"))
-
-from kinds import KINDS, NATIVE, SERVED, Client, KindsCase
-from support import in_thread, read_line
-
+from helpers.kinds import KINDS, NATIVE, SERVED, Client, KindsCase
+from helpers.support import in_thread, read_line
 from txasynchat import AsyncChat, ChatFactory, Server, State
 from txasynchat.compat import asynchat
 from txasynchat.errors import (

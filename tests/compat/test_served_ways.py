@@ -24,11 +24,8 @@ from twisted.logger import globalLogPublisher
 from twisted.protocols.policies import TimeoutFactory
 from twisted.trial.unittest import TestCase
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tls_matrix"))
-
-from support import HOST, client_context, in_thread, leaf, pem
-from wire import Memory, raw, reset
-
+from helpers.support import HOST, client_context, in_thread, leaf, pem
+from helpers.wire import Memory, raw, reset
 from txasynchat import Server
 from txasynchat.compat import LegacyFactory, asynchat, asyncore, served, start_tls
 from txasynchat.errors import HandshakeTimedOut

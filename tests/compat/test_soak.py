@@ -13,7 +13,6 @@ SOAK = Path(__file__).resolve().parents[1] / "conformance" / "soak.py"
 #: Runs the soak with the facade broken by the line put in.
 BROKEN = """
 import sys
-sys.path[:0] = [{folder!r}]
 import soak
 from txasynchat.compat import asynchat, asyncore
 {line}
@@ -24,12 +23,17 @@ sys.exit(soak.main())
 
 def _run(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *command], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, *command],
+        cwd=SOAK.parent,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
 
 
 def _broken(line: str) -> subprocess.CompletedProcess[str]:
-    return _run("-c", BROKEN.format(folder=str(SOAK.parent), line=line))
+    return _run("-c", BROKEN.format(line=line))
 
 
 def test_three_threads_serve_connections_that_behave_at_random_and_leave_nothing():

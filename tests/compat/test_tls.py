@@ -7,17 +7,13 @@ import socket
 import ssl
 import struct
 import subprocess
-import sys
 import threading
 import time
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tls_matrix"))
-
-from channels import (
+from helpers.channels import (
     AUTHORITY,
     LIMIT,
     VERSIONS,
@@ -30,7 +26,6 @@ from channels import (
     server_context,
     talk,
 )
-
 from txasynchat.compat import TLSSocket, asyncore, start_tls
 from txasynchat.errors import HandshakeTimedOut, PlaintextAfterStartTLS
 

@@ -15,9 +15,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tls_matrix"))
-
-from channels import (
+from helpers.channels import (
     LIMIT,
     VERSIONS,
     InThread,
@@ -29,7 +27,7 @@ from channels import (
     server_context,
     talk,
 )
-from wire import (
+from helpers.wire import (
     HOSTILE,
     Memory,
     TrafficKeys,
@@ -39,7 +37,6 @@ from wire import (
     raw,
     reset,
 )
-
 from txasynchat.compat import asyncore, start_tls
 from txasynchat.errors import HandshakeTimedOut, PlaintextAfterStartTLS
 

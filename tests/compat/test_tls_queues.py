@@ -5,14 +5,10 @@ Queues of channels that speak TLS: filled by other channels' handlers, and by th
 import socket
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tls_matrix"))
-
-from channels import LIMIT, VERSIONS, Lines, client_context, server_context
-
+from helpers.channels import LIMIT, VERSIONS, Lines, client_context, server_context
 from txasynchat.compat import _driver as driving
 from txasynchat.compat import asyncore, start_tls
 

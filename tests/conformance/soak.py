@@ -36,11 +36,7 @@ from collections import Counter, deque
 from pathlib import Path
 from typing import ClassVar
 
-HERE = Path(__file__).resolve().parent
-if str(HERE) not in sys.path:
-    sys.path.insert(0, str(HERE))
-
-import stdlib_modules  # noqa: E402 - lives beside this file, which need not be importable
+import stdlib_modules
 
 THREADS = 3
 
