@@ -28,7 +28,7 @@ from txasynchat.endpoints import SecureClientEndpoint
 from txasynchat.tls import ClientOptions, Version
 
 SERVER = Path(support.__file__).with_name("serve.py")
-SOURCE = Path(__file__).parent.parent / "src"
+SOURCE = Path(__file__).parents[2] / "src"
 TWISTED = {
     "1.2": {"lowerMaximumSecurityTo": TLSVersion.TLSv1_2},
     "1.3": {"raiseMinimumTo": TLSVersion.TLSv1_3},
