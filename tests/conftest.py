@@ -50,6 +50,31 @@ NEEDED = [
 ]
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """As many tests at a time as keep the processors busy, for some mostly wait."""
+    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+        return None  # xdist does as it says
+    if all("::" in argument for argument in config.args):
+        return 0  # some tests that are named: to start a worker would take longer
+    return min(2 * (os.cpu_count() or 1), 8)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """
+    Spread the slow tests over the first half where several run at a time.
+
+    They mostly wait; others compute beside them, and none of them is left to the end alone.
+    """
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    others = [item for item in items if not item.get_closest_marker("slow")]
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    distance = len(others) // (2 * len(slow)) if slow else 0
+    for place, item in enumerate(slow):
+        others.insert(place * (distance + 1), item)
+    items[:] = others
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     for marker, is_here, reason in NEEDED:
         if not is_here and item.get_closest_marker(marker):

@@ -57,8 +57,12 @@ from txasynchat import (
 )
 from txasynchat.endpoints import SecureServerEndpoint
 
-# Twisted's own endpoints hand over certificates in a way that pyOpenSSL will not take for long.
-pytestmark = pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")
+pytestmark = [
+    # Twisted's own endpoints hand over certificates in a way that pyOpenSSL will not take for long.
+    pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning"),
+    # Twisted forks for a terminal; a process that runs tests for another has a thread for that.
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
+]
 
 #: Seconds in which everything that is waited for must have happened.
 PATIENCE = 20.0

@@ -85,9 +85,11 @@ class SteadyReaders(KindsCase):
 
         return dict(await gatherResults([Deferred.fromCoroutine(read(way)) for way in ways]))
 
+    @pytest.mark.slow
     async def test_get_everything_from_a_native_handler(self):
         assert await self.results(NATIVE) == dict.fromkeys(NATIVE, (1_300_000, "end"))
 
+    @pytest.mark.slow
     async def test_get_everything_from_a_legacy_handler(self):
         assert await self.results(SERVED) == dict.fromkeys(SERVED, (1_300_000, "end"))
 

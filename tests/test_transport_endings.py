@@ -88,6 +88,7 @@ class TimeLimits(KindsCase):
         assert time.monotonic() - began < 10, way
         return handler
 
+    @pytest.mark.slow
     async def test_a_mixin_ends_a_connection_whose_peer_never_reads(self):
         class Limited(Line, TimeoutMixin):
             @override
@@ -109,6 +110,7 @@ class TimeLimits(KindsCase):
                 assert isinstance(handler.close_reason, CloseTimedOut), way
                 assert handler.events == ["close"], way
 
+    @pytest.mark.slow
     async def test_a_policy_ends_a_connection_whose_peer_never_reads(self):
         class Sending(Line):
             def message_received(self, message):

@@ -262,9 +262,11 @@ class Sockets:
         early.sock.close()
         await self.all_gone()
 
+    @pytest.mark.slow
     async def test_what_needs_a_descriptor_ends_its_own_connection_with_one_line(self):
         await self.check(NEEDS_A_DESCRIPTOR, needs_help=True)
 
+    @pytest.mark.slow
     async def test_an_end_of_the_socket_is_the_end_of_its_own_connection(self):
         await self.check(ENDS, needs_help=False)
 

@@ -30,13 +30,6 @@ from txasynchat.compat import TLSSocket, asyncore, start_tls
 from txasynchat.errors import HandshakeTimedOut, PlaintextAfterStartTLS
 
 
-@pytest.fixture
-def channels():
-    mapping = {}
-    yield mapping
-    asyncore.close_all(mapping, ignore_all=True)
-
-
 @pytest.mark.parametrize("use_poll", [False, True])
 @pytest.mark.parametrize("version", VERSIONS)
 def test_listener_makes_its_handlers_speak_tls(channels, version, use_poll):

@@ -47,13 +47,6 @@ ORIGINS = {
 
 
 @pytest.fixture
-def channels():
-    mapping = {}
-    yield mapping
-    asyncore.close_all(mapping, ignore_all=True)
-
-
-@pytest.fixture
 def attack():
     socks = []
 

@@ -44,13 +44,6 @@ BOTH_WAYS = pytest.mark.parametrize("use_poll", [False, True], ids=["select", "p
 EACH_VERSION = pytest.mark.parametrize("version", VERSIONS, ids=["1.2", "1.3"])
 
 
-@pytest.fixture
-def channels():
-    mapping = {}
-    yield mapping
-    asyncore.close_all(mapping, ignore_all=True)
-
-
 def memory(version=None):
     return Memory(client_context(version), "localhost")
 
@@ -166,6 +159,7 @@ def test_a_peer_that_stops_at_any_byte_is_gone_after_the_limit_and_costs_nothing
     assert list(channels.values()) == [listener]
 
 
+@pytest.mark.slow
 @EACH_VERSION
 def test_a_peer_that_stops_within_its_last_flight_is_gone_too(channels, monkeypatch, version):
     monkeypatch.setattr("txasynchat.compat.tls.HANDSHAKE_TIMEOUT", 1.0)
@@ -867,6 +861,7 @@ def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
+@pytest.mark.slow
 @pytest.mark.counts_references
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/statm")
 def test_hostile_connections_leave_no_memory_behind(channels):

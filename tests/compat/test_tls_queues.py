@@ -221,6 +221,7 @@ def test_threads_that_push_while_tls_begins_have_their_data_encrypted(version):
     assert data == b"secret\n" * 300
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", VERSIONS)
 def test_another_thread_may_close_while_the_channel_sends_and_receives(version):
     """TLS is ended in order all the same: what came is whole records, and then close_notify."""

@@ -8,6 +8,7 @@ import socket
 import ssl
 import time
 
+import pytest
 from OpenSSL.SSL import Connection, Error
 from twisted.internet import reactor, task
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
@@ -54,6 +55,7 @@ def read_answers(client):
 class StoppedHandshakes(unittest.TestCase):
     timeout = 90
 
+    @pytest.mark.slow
     async def test_a_peer_that_stops_at_any_byte_is_gone_after_the_limit_and_costs_nothing(self):
         for version in support.VERSIONS:
             options = server_options(handshake_timeout=1.5, max_handshakes=None)
