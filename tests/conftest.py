@@ -190,8 +190,9 @@ def _open_descriptors() -> dict[int, str]:
     for waker in getattr(reactor, "_internalReaders", ()):
         opened.pop(waker.i, None)
         opened.pop(waker.o, None)
-    if hasattr(reactor, "_poller"):
-        opened.pop(reactor._poller.fileno(), None)
+    poller = getattr(reactor, "_poller", None)
+    if hasattr(poller, "fileno"):  # poll has no descriptor
+        opened.pop(poller.fileno(), None)
     # The first TCP port that listens reserves a descriptor for accepting at the limit.
     tcp = sys.modules.get("twisted.internet.tcp")
     reserved = getattr(getattr(tcp, "_reservedFD", None), "_fileDescriptor", None)
