@@ -2,6 +2,7 @@
 A pass of loop(): who is asked, who is called, and in which order.
 """
 
+import select
 import socket
 import sys
 import time
@@ -155,7 +156,11 @@ class TestPasses:
         assert len(channels) == 2
 
     @both_modes
-    def test_urgent_data_that_nobody_takes_costs_no_processor(self, channels, pair, use_poll):
+    def test_urgent_data_that_nobody_takes_costs_no_processor(
+        self, channels, pair, use_poll, each_way
+    ):
+        if each_way == "beside the reactor" and not hasattr(select, "epoll"):
+            pytest.xfail("the reactor's poll wakes nobody for urgent data: it is found later")
         near, far = pair()
         told = []
 
