@@ -5,6 +5,7 @@ Every test must give back the descriptors and threads that it took.
 import gc
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -45,6 +46,11 @@ NEEDED = [
         "counts_references",
         sys.implementation.name == "cpython",
         "no references are counted here: what is forgotten goes at the next collection",
+    ),
+    (
+        "nests_pollers",
+        hasattr(select, "epoll") or hasattr(select, "kqueue"),
+        "no poller here has a descriptor of its own",
     ),
     ("traces_memory", find_spec("_tracemalloc") is not None, "no tracemalloc here"),
 ]
