@@ -5,6 +5,7 @@ Every test must give back the descriptors and threads that it took.
 import gc
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -46,8 +47,38 @@ NEEDED = [
         sys.implementation.name == "cpython",
         "no references are counted here: what is forgotten goes at the next collection",
     ),
+    (
+        "nests_pollers",
+        hasattr(select, "epoll") or hasattr(select, "kqueue"),
+        "no poller here has a descriptor of its own",
+    ),
     ("traces_memory", find_spec("_tracemalloc") is not None, "no tracemalloc here"),
 ]
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """As many tests at a time as keep the processors busy, for some mostly wait."""
+    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+        return None  # xdist does as it says
+    if all("::" in argument for argument in config.args):
+        return 0  # some tests that are named: to start a worker would take longer
+    return min(2 * (os.cpu_count() or 1), 8)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """
+    Spread the slow tests over the first half where several run at a time.
+
+    They mostly wait; others compute beside them, and none of them is left to the end alone.
+    """
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    others = [item for item in items if not item.get_closest_marker("slow")]
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    distance = len(others) // (2 * len(slow)) if slow else 0
+    for place, item in enumerate(slow):
+        others.insert(place * (distance + 1), item)
+    items[:] = others
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -165,8 +196,9 @@ def _open_descriptors() -> dict[int, str]:
     for waker in getattr(reactor, "_internalReaders", ()):
         opened.pop(waker.i, None)
         opened.pop(waker.o, None)
-    if hasattr(reactor, "_poller"):
-        opened.pop(reactor._poller.fileno(), None)
+    poller = getattr(reactor, "_poller", None)
+    if hasattr(poller, "fileno"):  # poll has no descriptor
+        opened.pop(poller.fileno(), None)
     # The first TCP port that listens reserves a descriptor for accepting at the limit.
     tcp = sys.modules.get("twisted.internet.tcp")
     reserved = getattr(getattr(tcp, "_reservedFD", None), "_fileDescriptor", None)

@@ -16,19 +16,13 @@ What the standard library does not have (pause, limits) is in `test_framing`.
 """
 
 import random
-import sys
-from pathlib import Path
 
 import pytest
 from twisted.internet.testing import StringTransport
 
+import stdlib_modules
 from txasynchat import AsyncChat, framing
 from txasynchat.framing import Framer
-
-# It lives beside the conformance scripts, which run without pytest too.
-sys.path.append(str(Path(__file__).resolve().parent / "conformance"))
-
-import stdlib_modules
 
 FOLDER = stdlib_modules.find_stdlib()
 if FOLDER is None:

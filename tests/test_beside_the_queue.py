@@ -2,19 +2,13 @@
 What an application does to its transport beside `push`: in the order of the calls, or refused.
 """
 
-import sys
-from pathlib import Path
-
 import pytest
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.protocols.policies import ThrottlingFactory, WrappingFactory
 
-sys.path.insert(0, str(Path(__file__).parent / "tls_matrix"))
-
-from kinds import NATIVE, KindsCase
-from support import HOST, client_context, in_thread, server_options
-
+from helpers.kinds import NATIVE, KindsCase
+from helpers.support import HOST, client_context, in_thread, server_options
 from txasynchat import AsyncChat
 
 # Twisted's own endpoints hand over certificates in a way that pyOpenSSL will not take for long.

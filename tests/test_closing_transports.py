@@ -21,7 +21,6 @@ import threading
 import tty
 import unittest
 from operator import methodcaller
-from pathlib import Path
 
 import pytest
 from twisted.internet import reactor
@@ -46,11 +45,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 from typing_extensions import override
 
-sys.path.insert(0, str(Path(__file__).parent / "tls_matrix"))
-
-import support
-import wire
-
+from helpers import support, wire
 from txasynchat import (
     AsyncChat,
     ChatFactory,
@@ -62,8 +57,12 @@ from txasynchat import (
 from txasynchat.endpoints import SecureServerEndpoint
 from txasynchat.errors import TruncatedConnection
 
-# Twisted's own endpoints hand over certificates in a way that pyOpenSSL will not take for long.
-pytestmark = pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")
+pytestmark = [
+    # Twisted's own endpoints hand over certificates in a way that pyOpenSSL will not take for long.
+    pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning"),
+    # Twisted forks for a terminal; a process that runs tests for another has a thread for that.
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
+]
 
 #: Seconds in which everything that is waited for must have happened.
 PATIENCE = 20.0

@@ -7,7 +7,6 @@ import os
 import socket
 import sys
 import threading
-from pathlib import Path
 
 from twisted.application.internet import ClientService
 from twisted.internet import reactor
@@ -30,11 +29,8 @@ from twisted.trial.unittest import TestCase
 from typing_extensions import override
 from zope.interface import implementer
 
-sys.path.insert(0, str(Path(__file__).parent / "tls_matrix"))
-
-import support
-from support import HOST, Notes, Server, in_thread, server_options, trust
-
+from helpers import support
+from helpers.support import HOST, Notes, Server, in_thread, server_options, trust
 from txasynchat import errors
 from txasynchat.endpoints import SecureClientEndpoint
 from txasynchat.tls import ClientOptions, Credentials

@@ -27,11 +27,8 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.plugin import IPlugin
 from zope.interface.verify import verifyObject
 
-sys.path.insert(0, str(Path(__file__).parent / "tls_matrix"))
-
-import support
-from support import HOST, client_context, leaf, trust
-
+from helpers import support
+from helpers.support import HOST, client_context, leaf, trust
 from txasynchat import CredentialsError
 from txasynchat.endpoints import (
     SecureClientEndpoint,

@@ -10,18 +10,14 @@ import select
 import socket
 import sys
 import time
-from pathlib import Path
 
 import pytest
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.protocols.policies import WrappingFactory
 
-sys.path.insert(0, str(Path(__file__).parent / "tls_matrix"))
-
-from kinds import KINDS, NATIVE, SERVED, Client, KindsCase
-from support import PATIENCE, in_thread
-
+from helpers.kinds import KINDS, NATIVE, SERVED, Client, KindsCase
+from helpers.support import PATIENCE, in_thread
 from txasynchat import AsyncChat, ChatFactory, Server, State, transports
 from txasynchat.compat import asynchat
 from txasynchat.errors import CloseTimedOut
@@ -89,9 +85,11 @@ class SteadyReaders(KindsCase):
 
         return dict(await gatherResults([Deferred.fromCoroutine(read(way)) for way in ways]))
 
+    @pytest.mark.slow
     async def test_get_everything_from_a_native_handler(self):
         assert await self.results(NATIVE) == dict.fromkeys(NATIVE, (1_300_000, "end"))
 
+    @pytest.mark.slow
     async def test_get_everything_from_a_legacy_handler(self):
         assert await self.results(SERVED) == dict.fromkeys(SERVED, (1_300_000, "end"))
 

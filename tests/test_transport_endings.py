@@ -7,20 +7,15 @@ What was sent before arrives, what comes afterwards is as promised, and it does 
 import socket
 import ssl
 import struct
-import sys
 import time
-from pathlib import Path
 
 import pytest
 from twisted.internet import reactor
 from twisted.protocols.policies import TimeoutFactory, TimeoutMixin, WrappingFactory
 from typing_extensions import override
 
-sys.path.insert(0, str(Path(__file__).parent / "tls_matrix"))
-
-from kinds import KINDS, NATIVE, SERVED, Client, KindsCase
-from support import in_thread, read_line
-
+from helpers.kinds import KINDS, NATIVE, SERVED, Client, KindsCase
+from helpers.support import in_thread, read_line
 from txasynchat import AsyncChat, ChatFactory, Server, State
 from txasynchat.compat import asynchat
 from txasynchat.errors import (
@@ -93,6 +88,7 @@ class TimeLimits(KindsCase):
         assert time.monotonic() - began < 10, way
         return handler
 
+    @pytest.mark.slow
     async def test_a_mixin_ends_a_connection_whose_peer_never_reads(self):
         class Limited(Line, TimeoutMixin):
             @override
@@ -114,6 +110,7 @@ class TimeLimits(KindsCase):
                 assert isinstance(handler.close_reason, CloseTimedOut), way
                 assert handler.events == ["close"], way
 
+    @pytest.mark.slow
     async def test_a_policy_ends_a_connection_whose_peer_never_reads(self):
         class Sending(Line):
             def message_received(self, message):

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from txasynchat.compat import asyncore
+
 #: Seconds: the end of every wait that should not take any time.
 LIMIT = 10.0
 
@@ -22,6 +24,14 @@ def each_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
         assert not reactor.running
     return request.param
+
+
+@pytest.fixture
+def channels():
+    """A map of one's own, closed at the end."""
+    own = {}
+    yield own
+    asyncore.close_all(own, ignore_all=True)
 
 
 @pytest.fixture

@@ -7,13 +7,7 @@ be the same. tests/conformance/differential.py runs as many of them as one likes
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
-
-# These live beside the conformance scripts, which run without pytest too.
-sys.path.append(str(Path(__file__).resolve().parents[1] / "conformance"))
 
 import differential
 import stdlib_modules

@@ -8,9 +8,6 @@ from pathlib import Path
 
 import pytest
 
-# It lives beside the conformance scripts, which run without pytest too.
-sys.path.append(str(Path(__file__).resolve().parents[1] / "conformance"))
-
 import stdlib_modules
 
 SCRIPT = Path(stdlib_modules.__file__).with_name("cpython_suites.py")

@@ -27,14 +27,6 @@ both_modes = pytest.mark.parametrize("use_poll", [False, True], ids=["select", "
 
 
 @pytest.fixture
-def channels():
-    """A map of one's own, closed at the end."""
-    own = {}
-    yield own
-    asyncore.close_all(own, ignore_all=True)
-
-
-@pytest.fixture
 def one_full_pass(monkeypatch):
     """Each loop() begins with a full pass, and has no other."""
     monkeypatch.setattr(driving, "FULL_PASS_SOONEST", 1000.0)

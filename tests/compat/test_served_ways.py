@@ -24,11 +24,8 @@ from twisted.logger import globalLogPublisher
 from twisted.protocols.policies import TimeoutFactory
 from twisted.trial.unittest import TestCase
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tls_matrix"))
-
-from support import HOST, client_context, in_thread, leaf, pem
-from wire import Memory, raw, reset
-
+from helpers.support import HOST, client_context, in_thread, leaf, pem
+from helpers.wire import Memory, raw, reset
 from txasynchat import Server
 from txasynchat.compat import LegacyFactory, asynchat, asyncore, served, start_tls
 from txasynchat.errors import HandshakeTimedOut
@@ -265,9 +262,11 @@ class Sockets:
         early.sock.close()
         await self.all_gone()
 
+    @pytest.mark.slow
     async def test_what_needs_a_descriptor_ends_its_own_connection_with_one_line(self):
         await self.check(NEEDS_A_DESCRIPTOR, needs_help=True)
 
+    @pytest.mark.slow
     async def test_an_end_of_the_socket_is_the_end_of_its_own_connection(self):
         await self.check(ENDS, needs_help=False)
 

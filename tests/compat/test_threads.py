@@ -53,13 +53,6 @@ class Steady(Heard):
     writable = _interest.steady(Heard.writable)
 
 
-@pytest.fixture
-def channels():
-    own = {}
-    yield own
-    asyncore.close_all(own, ignore_all=True)
-
-
 @pytest.fixture(params=[new_poller, PollPoller], ids=["nested", "flat"])
 def make_poller(request, monkeypatch):
     """What the hubs of this test are built on."""

@@ -7,17 +7,13 @@ import socket
 import ssl
 import struct
 import subprocess
-import sys
 import threading
 import time
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tls_matrix"))
-
-from channels import (
+from helpers.channels import (
     AUTHORITY,
     LIMIT,
     VERSIONS,
@@ -30,17 +26,9 @@ from channels import (
     server_context,
     talk,
 )
-
 from txasynchat import Leftovers
 from txasynchat.compat import TLSSocket, asyncore, start_tls
 from txasynchat.errors import HandshakeTimedOut, PlaintextAfterStartTLS
-
-
-@pytest.fixture
-def channels():
-    mapping = {}
-    yield mapping
-    asyncore.close_all(mapping, ignore_all=True)
 
 
 @pytest.mark.parametrize("use_poll", [False, True])

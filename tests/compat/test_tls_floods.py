@@ -7,13 +7,10 @@ import gc
 import itertools
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tls_matrix"))
-
-from channels import (
+from helpers.channels import (
     LIMIT,
     InThread,
     Lines,
@@ -23,8 +20,7 @@ from channels import (
     server_context,
     talk_over,
 )
-from wire import Memory, drain, raw_from
-
+from helpers.wire import Memory, drain, raw_from
 from txasynchat.compat import TLSSocket, _tls_socket, asyncore, start_tls
 from txasynchat.errors import HandshakeFailed
 
@@ -48,13 +44,6 @@ ORIGINS = {
     "one address": lambda: itertools.repeat(THEIRS),
     "many addresses": lambda: (f"127.0.1.{last}" for last in range(1, 250)),
 }
-
-
-@pytest.fixture
-def channels():
-    mapping = {}
-    yield mapping
-    asyncore.close_all(mapping, ignore_all=True)
 
 
 @pytest.fixture

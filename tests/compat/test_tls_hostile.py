@@ -10,14 +10,12 @@ import socket
 import ssl
 import sys
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tls_matrix"))
-
-from channels import (
+from helpers.channels import (
     LIMIT,
     VERSIONS,
     InThread,
@@ -29,7 +27,7 @@ from channels import (
     server_context,
     talk,
 )
-from wire import (
+from helpers.wire import (
     HOSTILE,
     Memory,
     TrafficKeys,
@@ -39,7 +37,6 @@ from wire import (
     raw,
     reset,
 )
-
 from txasynchat import Leftovers
 from txasynchat.compat import asyncore, start_tls
 from txasynchat.compat._tls_socket import handshake_budget
@@ -47,13 +44,6 @@ from txasynchat.errors import HandshakeTimedOut, PlaintextAfterStartTLS
 
 BOTH_WAYS = pytest.mark.parametrize("use_poll", [False, True], ids=["select", "poll"])
 EACH_VERSION = pytest.mark.parametrize("version", VERSIONS, ids=["1.2", "1.3"])
-
-
-@pytest.fixture
-def channels():
-    mapping = {}
-    yield mapping
-    asyncore.close_all(mapping, ignore_all=True)
 
 
 def memory(version=None):
@@ -99,6 +89,20 @@ def idle_passes(channels, seconds, *, use_poll=False):
     return passes
 
 
+def limits(monkeypatch, first):
+    """
+    Limits of a handshake, for a peer that must do something within one: three, for busy machines.
+    """
+    for limit in (first, 2 * first, 4 * first):
+        monkeypatch.setattr("txasynchat.compat.tls.HANDSHAKE_TIMEOUT", limit)
+        yield limit
+    pytest.fail("this machine is too busy")
+
+
+def batched(items, size):
+    return [items[first : first + size] for first in range(0, len(items), size)]
+
+
 def still_serves(channels, listener):
     running = InThread(talk, listener.address, client_context(), b"quit\n")
     drive(channels, running.done)
@@ -136,58 +140,66 @@ def test_what_is_no_handshake_ends_its_own_connection_only(channels, what, liste
 def test_a_peer_that_stops_at_any_byte_is_gone_after_the_limit_and_costs_nothing(
     channels, monkeypatch, version
 ):
-    monkeypatch.setattr("txasynchat.compat.tls.HANDSHAKE_TIMEOUT", 1.5)
     listener = Listener(channels, server_context(version))
     hello = memory(version).hello()
     stops = [*range(len(hello) + 1)]
-    batch = 400
-    for first in range(0, len(stops), batch):
-        listener.handlers.clear()
-        some = stops[first : first + batch]
 
-        def connect(some=some):
-            socks = []
-            for count in some:
-                sock = raw(listener.address)
-                sock.sendall(hello[:count])
-                socks.append(sock)
-            return socks
+    def connect(some):
+        socks = []
+        for count in some:
+            sock = raw(listener.address)
+            sock.sendall(hello[:count])
+            socks.append(sock)
+        return socks
 
-        running = InThread(connect)
-        drive(channels, lambda: running.done() and len(listener.handlers) == len(some))  # noqa: B023
-        asyncore.loop(timeout=0, map=channels, count=1)  # the last ones' bytes
-        used = time.process_time()
-        passes = idle_passes(channels, 0.5)
-        used = time.process_time() - used
-        assert not any(handler.events for handler in listener.handlers)
-        assert passes < 5
-        assert used < 0.1
-        drive(channels, lambda: all(handler.events for handler in listener.handlers))
-        for sock in running():
-            sock.close()
-        for handler in listener.handlers:
-            ((_, error),) = handler.events
-            assert type(error) is HandshakeTimedOut
+    for some in batched(stops, 400):
+        for limit in limits(monkeypatch, 1.5):
+            listener.handlers.clear()
+            began = time.monotonic()
+            running = InThread(connect, some)
+            drive(channels, lambda: running.done() and len(listener.handlers) == len(some))  # noqa: B023
+            asyncore.loop(timeout=0, map=channels, count=1)  # the last ones' bytes
+            used = time.process_time()
+            passes = idle_passes(channels, 0.5)
+            used = time.process_time() - used
+            in_time = time.monotonic() - began < limit
+            if in_time:
+                assert not any(handler.events for handler in listener.handlers)
+                assert passes < 5
+                assert used < 0.1
+            drive(channels, lambda: all(handler.events for handler in listener.handlers))
+            for sock in running():
+                sock.close()
+            for handler in listener.handlers:
+                ((_, error),) = handler.events
+                assert type(error) is HandshakeTimedOut
+            if in_time:
+                break
     assert list(channels.values()) == [listener]
 
 
+@pytest.mark.slow
 @EACH_VERSION
 def test_a_peer_that_stops_within_its_last_flight_is_gone_too(channels, monkeypatch, version):
-    monkeypatch.setattr("txasynchat.compat.tls.HANDSHAKE_TIMEOUT", 1.0)
     listener = Listener(channels, server_context(version))
+
+    def shake(sock, count):
+        sock.sendall(memory(version).shake(sock)[:count])
+
     for count in (0, 1, 4, 5, 6, 20, -1):
-        sock = raw(listener.address)
-
-        def shake(sock=sock, count=count):
-            sock.sendall(memory(version).shake(sock)[:count])
-
-        running = InThread(shake)
-        drive(channels, running.done)
-        running()
-        drive(channels, is_over(listener))
-        sock.close()
-        ((_, error),) = listener.handlers[-1].events
-        assert type(error) is HandshakeTimedOut
+        for limit in limits(monkeypatch, 1.0):
+            began = time.monotonic()
+            with raw(listener.address) as sock:
+                running = InThread(shake, sock, count)
+                drive(channels, running.done)
+                in_time = time.monotonic() - began < limit
+                with nullcontext() if in_time else suppress(ConnectionError):
+                    running()
+                drive(channels, is_over(listener))
+            ((_, error),) = listener.handlers[-1].events
+            assert type(error) is HandshakeTimedOut
+            if in_time:
+                break
 
 
 @pytest.mark.parametrize("poll", [asyncore.poll, asyncore.poll2])
@@ -805,30 +817,42 @@ def test_passes_by_hand_end_it_too(channels, poll):
 
 @BOTH_WAYS
 def test_a_peer_that_reads_slowly_what_comes_before_tls_gets_there(channels, use_poll):
-    handler, theirs = pair(channels, Lines)
-    handler.push(b"x" * 10_000_000)
-    start_tls(handler, server_context(), handshake_timeout=0.5)
-
-    def read(size):
+    def read(theirs, size):
         while size:
             size -= len(theirs.recv(min(size, 65536)))
 
-    def run():
+    def run(theirs, limit):
         # It takes longer than the limit, each piece does not.
-        for _ in range(16):
-            read(500_000)
-            time.sleep(0.05)
-        read(2_000_000)
-        client = client_context().wrap_socket(theirs, server_hostname="localhost")
-        with client:
-            client.sendall(b"hello\n")
-            return client.recv(100)
+        slowest = 0.0
+        for size in (*[500_000] * 16, 2_000_000):
+            began = time.monotonic()
+            read(theirs, size)
+            time.sleep(limit / 10)
+            slowest = max(slowest, time.monotonic() - began)
+        began = time.monotonic()
+        try:
+            client = client_context().wrap_socket(theirs, server_hostname="localhost")
+            with client:
+                client.sendall(b"hello\n")
+                return client.recv(100)
+        except OSError:
+            if max(slowest, time.monotonic() - began) < limit / 2:
+                raise
+            return None  # not slow, but stopped: by a machine that is busy
 
-    began = time.monotonic()
-    running = InThread(run)
-    drive(channels, running.done, use_poll=use_poll)
-    assert running() == b"hello\n"
-    assert time.monotonic() - began > 0.5
+    for limit in (0.5, 1.0, 2.0):
+        handler, theirs = pair(channels, Lines)
+        handler.push(b"x" * 10_000_000)
+        start_tls(handler, server_context(), handshake_timeout=limit)
+        began = time.monotonic()
+        running = InThread(run, theirs, limit)
+        drive(channels, running.done, use_poll=use_poll)
+        theirs.close()
+        if (answer := running()) is not None:
+            break
+        asyncore.close_all(channels, ignore_all=True)
+    assert answer == b"hello\n"
+    assert time.monotonic() - began > limit
 
 
 @pytest.mark.parametrize("checks_names", [True, False])
@@ -872,6 +896,7 @@ def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
+@pytest.mark.slow
 @pytest.mark.counts_references
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/statm")
 def test_hostile_connections_leave_no_memory_behind(channels):
@@ -906,6 +931,8 @@ def test_hostile_connections_leave_no_memory_behind(channels):
 
     survive(200)
     gc.collect()
+    # What the traceback of a test that failed keeps is none of this one's business.
+    kept = [one for one in gc.get_objects() if isinstance(one, ssl.SSLObject)]
     gc.disable()  # nothing may need it
     try:
         sizes = [resident()]
@@ -915,6 +942,6 @@ def test_hostile_connections_leave_no_memory_behind(channels):
         left = [one for one in gc.get_objects() if isinstance(one, ssl.SSLObject)]
     finally:
         gc.enable()
-    assert left == []
+    assert [one for one in left if not any(one is other for other in kept)] == []
     # The allocator may take something once; a leak grows with each round.
     assert min(later - sooner for sooner, later in itertools.pairwise(sizes)) < 1 << 18, sizes

@@ -5,14 +5,10 @@ Queues of channels that speak TLS: filled by other channels' handlers, and by th
 import socket
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tls_matrix"))
-
-from channels import LIMIT, VERSIONS, Lines, client_context, server_context
-
+from helpers.channels import LIMIT, VERSIONS, Lines, client_context, server_context
 from txasynchat.compat import _driver as driving
 from txasynchat.compat import asyncore, start_tls
 
@@ -225,6 +221,7 @@ def test_threads_that_push_while_tls_begins_have_their_data_encrypted(version):
     assert data == b"secret\n" * 300
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", VERSIONS)
 def test_another_thread_may_close_while_the_channel_sends_and_receives(version):
     """TLS is ended in order all the same: what came is whole records, and then close_notify."""

@@ -9,16 +9,12 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 from OpenSSL import SSL
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tls_matrix"))
-
-from channels import ISSUED, LIMIT, InThread, client_context, server_context
-from wire import Memory
-
+from helpers.channels import ISSUED, LIMIT, InThread, client_context, server_context
+from helpers.wire import Memory
 from txasynchat.compat import asynchat, asyncore, attach
 
 

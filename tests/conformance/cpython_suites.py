@@ -38,11 +38,10 @@ from types import ModuleType
 
 from typing_extensions import override
 
+import stdlib_modules
+
 HERE = Path(__file__).resolve().parent
 SOURCE = HERE.parent.parent / "src"
-sys.path.insert(0, str(HERE))
-
-import stdlib_modules  # noqa: E402 - lives beside this file, which need not be importable
 
 #: Longest run of one suite, seconds; the slowest takes eight on an idle machine.
 LIMIT = 150

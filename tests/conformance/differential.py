@@ -21,15 +21,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import zip_longest
-from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-if str(HERE) not in sys.path:
-    sys.path.insert(0, str(HERE))
-
-import programs  # noqa: E402 - lives beside this file, which need not be importable
-import stdlib_modules  # noqa: E402 - as above
-import streams  # noqa: E402 - as above
+import programs
+import stdlib_modules
+import streams
 
 History = list[tuple]
 

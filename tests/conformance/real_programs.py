@@ -29,11 +29,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
+import stdlib_modules
+
 HERE = Path(__file__).resolve().parent
 SOURCE = HERE.parent.parent / "src"
-sys.path.insert(0, str(HERE))
-
-import stdlib_modules  # noqa: E402 - lives beside this file, which need not be importable
 
 #: Longest run of one program's tests, seconds.
 LIMIT = 400

@@ -36,11 +36,7 @@ from collections import Counter, deque
 from pathlib import Path
 from typing import ClassVar
 
-HERE = Path(__file__).resolve().parent
-if str(HERE) not in sys.path:
-    sys.path.insert(0, str(HERE))
-
-import stdlib_modules  # noqa: E402 - lives beside this file, which need not be importable
+import stdlib_modules
 
 THREADS = 3
 
@@ -74,7 +70,7 @@ class Caller:
         self.sock.setblocking(False)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sock.connect_ex(("127.0.0.1", rng.choice(self.load.ports)))
-        self.load.watch(self, select.EPOLLOUT)
+        self.load.watch(self, select.POLLOUT)
         self.load.counts["opened"] += 1
         self.load.counts[self.way] += 1
 
@@ -110,9 +106,9 @@ class Caller:
             if sent < len(piece):
                 self.outgoing.appendleft(piece[sent:])
         if self.outgoing:
-            self.load.watch(self, select.EPOLLIN | select.EPOLLOUT)
+            self.load.watch(self, select.POLLIN | select.POLLOUT)
             return
-        self.load.watch(self, select.EPOLLIN)
+        self.load.watch(self, select.POLLIN)
         self.spoken()
 
     def spoken(self) -> None:
@@ -154,12 +150,12 @@ class Caller:
     def ready(self, events: int) -> None:
         """The socket can be read or written."""
         try:
-            if events & select.EPOLLOUT:
+            if events & select.POLLOUT:
                 if not self.outgoing and self.rounds > 0 and not self.expected:
                     self.speak()
                 else:
                     self.write()
-            if self.sock is not None and events & (select.EPOLLIN | select.EPOLLHUP):
+            if self.sock is not None and events & (select.POLLIN | select.POLLHUP):
                 self.read()
         except OSError as error:
             self.lost(type(error).__name__)
@@ -208,12 +204,14 @@ class Caller:
 
 
 class Load:
-    """All slots in one epoll loop."""
+    """All slots in one loop around epoll, or poll."""
 
     def __init__(self, ports: list[int], connections: int, seed: int) -> None:
         self.ports = ports
         self.rng = random.Random(seed)
-        self.epoll = select.epoll()
+        has_epoll = hasattr(select, "epoll")
+        self.poller = select.epoll() if has_epoll else select.poll()
+        self.wait = 0.01 if has_epoll else 10  # seconds, milliseconds
         self.callers: dict[int, Caller] = {}
         self.interest: dict[int, int] = {}
         self.timers: list[tuple[float, int, Caller, int]] = []
@@ -237,14 +235,14 @@ class Load:
         number = caller.sock.fileno()
         if self.interest.get(number) == mask and self.callers.get(number) is caller:
             return
-        (self.epoll.modify if number in self.interest else self.epoll.register)(number, mask)
+        (self.poller.modify if number in self.interest else self.poller.register)(number, mask)
         self.interest[number] = mask
         self.callers[number] = caller
 
     def forget(self, caller: Caller) -> None:
         number = caller.sock.fileno()
         if self.interest.pop(number, None) is not None:
-            self.epoll.unregister(number)
+            self.poller.unregister(number)
         self.callers.pop(number, None)
 
     def run(self, seconds: float, grace: float) -> dict:
@@ -265,11 +263,10 @@ class Load:
                 if life == caller.life:
                     caller.wake()
             most = max(most, len(self.callers))
-            for number, events in self.epoll.poll(0.01):
+            for number, events in self.poller.poll(self.wait):
                 caller = self.callers.get(number)
                 if caller is not None:
                     caller.ready(events)
-        self.epoll.close()
         return {"counts": {**self.counts, "open at once": most}, "wrong": dict(self.wrong)}
 
 

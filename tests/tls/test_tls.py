@@ -5,7 +5,6 @@ Handshakes, certificates and ends of TLS: real sockets, real OpenSSL, clients of
 import contextlib
 import socket
 import ssl
-import sys
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -28,10 +27,8 @@ from twisted.protocols.policies import WrappingFactory
 from twisted.trial import unittest
 from typing_extensions import override
 
-sys.path.insert(0, str(Path(__file__).parent / "tls_matrix"))
-
-import support
-from support import (
+from helpers import support
+from helpers.support import (
     HOST,
     Notes,
     Server,
@@ -44,7 +41,6 @@ from support import (
     server_options,
     trust,
 )
-
 from txasynchat import errors
 from txasynchat.tls import ClientCertificate, ClientOptions, Credentials, ServerOptions, Version
 from txasynchat.tls.certificates import Loaded

@@ -454,7 +454,7 @@ def pipe_end(hub):
 class Strangers:
     """What the program opens on the numbers that it freed, and whether it is touched."""
 
-    KINDS = ("nothing", "files", "sockets", "readable sockets", "pollers")
+    KINDS = ("nothing", "files", "sockets", "readable sockets")
 
     def __init__(self, kind, numbers):
         self.inodes = {}
@@ -499,7 +499,7 @@ class Strangers:
             far.close()
 
 
-@pytest.fixture(params=Strangers.KINDS)
+@pytest.fixture(params=[*Strangers.KINDS, pytest.param("pollers", marks=pytest.mark.nests_pollers)])
 def put_in_its_place(request):
     made = []
 
@@ -544,7 +544,7 @@ def test_it_goes_on_with_new_descriptors(own, ends, put_in_its_place):
 
 
 @pytest.mark.parametrize("own", [new_poller], indirect=True)
-@pytest.mark.parametrize("put_in_its_place", Strangers.KINDS[:-1], indirect=True)
+@pytest.mark.parametrize("put_in_its_place", Strangers.KINDS, indirect=True)
 @pytest.mark.parametrize("call", ["wait", "watch", "verify", "wake"])
 def test_an_error_tells_as_well(own, ends, put_in_its_place, call):
     """Nobody has to look first, but where the program has another poller on that number."""
@@ -634,6 +634,7 @@ def test_a_wake_up_while_it_starts_again_writes_nothing_to_who_has_its_old_numbe
                 sock.close()
 
 
+@pytest.mark.nests_pollers
 def test_a_hub_on_the_number_of_another_is_not_taken_for_it(ends):
     """All epoll descriptors look alike; the kernel gives a number to one at a time."""
     a, b = ends
@@ -695,6 +696,7 @@ def test_a_signal_handler_may_wake_it_at_any_time(own):
         signal.signal(signal.SIGALRM, before)
 
 
+@pytest.mark.nests_pollers
 def test_many_hubs_cost_a_descriptor_each():
     hubs = [Hub()]
     before = len(os.listdir("/dev/fd"))
@@ -735,6 +737,7 @@ def test_a_reactor_goes_on_with_the_new_descriptors(reactor, own, ends, put_in_i
     assert strangers.are_untouched()
 
 
+@pytest.mark.nests_pollers
 def test_a_reader_of_the_program_on_its_number_stays_in_the_reactor(reactor, ends):
     """What a reactor goes by is the number: not every number is the hub's to take out."""
     if isinstance(reactor, AsyncioSelectorReactor):

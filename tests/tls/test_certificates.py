@@ -6,7 +6,6 @@ import contextlib
 import os
 import resource
 import ssl
-import sys
 import tempfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,11 +19,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from OpenSSL import SSL
 from twisted.logger import LogLevel, globalLogPublisher
 
-sys.path.insert(0, str(Path(__file__).parent / "tls_matrix"))
-
-import support
-from support import HOST, client_context, pem
-
+from helpers import support
+from helpers.support import HOST, client_context, pem
 from txasynchat.errors import CredentialsError
 from txasynchat.tls import ClientCertificate, Credentials, ServerOptions
 from txasynchat.tls.certificates import Watched

@@ -91,6 +91,7 @@ def test_one_that_was_closed_by_the_program_says_so(poller, waker):
     assert not waker.is_in(poller)
 
 
+@pytest.mark.nests_pollers
 @pytest.mark.parametrize("poller", [new_poller], indirect=True)
 def test_a_poller_of_the_program_on_the_number_of_ours_is_noticed_and_stays_as_it_is(poller, waker):
     stranger = new_poller()

@@ -5,8 +5,6 @@ STARTTLS: what comes in the clear is never taken for what comes through TLS, whe
 import contextlib
 import socket
 import ssl
-import sys
-from pathlib import Path
 
 from twisted.internet import reactor, task
 from twisted.internet.defer import Deferred, gatherResults
@@ -25,10 +23,8 @@ from twisted.trial import unittest
 from typing_extensions import override
 from zope.interface import implementer
 
-sys.path.insert(0, str(Path(__file__).parent / "tls_matrix"))
-
-import support
-from support import (
+from helpers import support
+from helpers.support import (
     HOST,
     Notes,
     Server,
@@ -38,8 +34,7 @@ from support import (
     server_options,
     trust,
 )
-from wire import drain, raw
-
+from helpers.wire import drain, raw
 from txasynchat import AsyncChat, Leftovers, errors
 from txasynchat.tls import ClientOptions
 

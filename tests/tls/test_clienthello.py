@@ -7,22 +7,17 @@ import socket
 import ssl
 import struct
 import subprocess
-import sys
 from contextlib import suppress
 from functools import cache, partial
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from OpenSSL import SSL
 
-sys.path.insert(0, str(Path(__file__).parent / "tls_matrix"))
-
-import support
-from support import HOST, client_context, in_memory_handshake, server_options
-from wire import HOSTILE, one_byte_records
-
+from helpers import support
+from helpers.support import HOST, client_context, in_memory_handshake, server_options
+from helpers.wire import HOSTILE, one_byte_records
 from txasynchat.errors import HandshakeFailed, NotAClientHello
 from txasynchat.tls.clienthello import LARGEST_HELLO, ClientHello, HelloReader, parse_client_hello
 

@@ -21,17 +21,14 @@ from twisted.protocols.basic import LineOnlyReceiver
 from twisted.trial import unittest
 from typing_extensions import override
 
-sys.path.insert(0, str(Path(__file__).parent / "tls_matrix"))
-
-import support
-from support import HOST, client_context, in_thread, leaf, pem, trust
-
+from helpers import support
+from helpers.support import HOST, client_context, in_thread, leaf, pem, trust
 from txasynchat import AsyncChat
 from txasynchat.endpoints import SecureClientEndpoint
 from txasynchat.tls import ClientOptions, Version
 
-FOLDER = Path(__file__).parent / "tls_matrix"
-SOURCE = Path(__file__).parent.parent / "src"
+SERVER = Path(support.__file__).with_name("serve.py")
+SOURCE = Path(__file__).parents[2] / "src"
 TWISTED = {
     "1.2": {"lowerMaximumSecurityTo": TLSVersion.TLSv1_2},
     "1.3": {"raiseMinimumTo": TLSVersion.TLSv1_3},
@@ -48,7 +45,7 @@ class Program:
         self.authorities = folder / "authorities.pem"
         self.authorities.write_bytes(trust())
         self.process = subprocess.Popen(
-            [sys.executable, str(FOLDER / "serve.py"), name, str(certificate), str(folder)],
+            [sys.executable, str(SERVER), name, str(certificate), str(folder)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -10,7 +10,6 @@ import resource
 import ssl
 import sys
 import time
-from pathlib import Path
 
 import pytest
 from OpenSSL.SSL import Connection
@@ -22,13 +21,18 @@ from twisted.internet.ssl import PrivateCertificate
 from twisted.internet.testing import StringTransport
 from twisted.trial import unittest
 
-sys.path.insert(0, str(Path(__file__).parent / "tls_matrix"))
-
-import support
-import wire
-from support import HOST, Notes, Server, client_context, in_thread, leaf, pem, server_options
-from wire import drain, raw_from
-
+from helpers import support, wire
+from helpers.support import (
+    HOST,
+    Notes,
+    Server,
+    client_context,
+    in_thread,
+    leaf,
+    pem,
+    server_options,
+)
+from helpers.wire import drain, raw_from
 from txasynchat import errors
 from txasynchat.compat import LegacyFactory, _tls_socket, asynchat, tls
 from txasynchat.endpoints import SecureServerEndpoint

@@ -8,12 +8,12 @@ import socket
 import threading
 import time
 
-from support import HOST, PATIENCE, client_context, in_thread, server_options
 from twisted.internet import reactor
 from twisted.internet.endpoints import SSL4ServerEndpoint, TCP4ServerEndpoint, UNIXServerEndpoint
 from twisted.internet.protocol import Factory
 from twisted.trial.unittest import TestCase
 
+from helpers.support import HOST, PATIENCE, client_context, in_thread, server_options
 from txasynchat import AsyncChat, State, transports
 from txasynchat.compat import LegacyFactory, served
 from txasynchat.endpoints import SecureServerEndpoint

@@ -6,10 +6,9 @@ import contextlib
 import gc
 import socket
 import ssl
-import sys
 import time
-from pathlib import Path
 
+import pytest
 from OpenSSL.SSL import Connection, Error
 from twisted.internet import reactor, task
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
@@ -24,13 +23,18 @@ from twisted.python.failure import Failure
 from twisted.trial import unittest
 from typing_extensions import override
 
-sys.path.insert(0, str(Path(__file__).parent / "tls_matrix"))
-
-import support
-import wire
-from support import HOST, Notes, Server, client_context, connect, in_thread, server_options, trust
-from wire import HOSTILE, ask_for_renegotiation, drain, one_byte_records, raw
-
+from helpers import support, wire
+from helpers.support import (
+    HOST,
+    Notes,
+    Server,
+    client_context,
+    connect,
+    in_thread,
+    server_options,
+    trust,
+)
+from helpers.wire import HOSTILE, ask_for_renegotiation, drain, one_byte_records, raw
 from txasynchat import errors, transports
 from txasynchat.tls import ClientOptions, layer
 from txasynchat.tls.handshakes import HandshakeLimit, Turns
@@ -51,41 +55,56 @@ def read_answers(client):
 class StoppedHandshakes(unittest.TestCase):
     timeout = 90
 
+    @pytest.mark.slow
     async def test_a_peer_that_stops_at_any_byte_is_gone_after_the_limit_and_costs_nothing(self):
         for version in support.VERSIONS:
-            options = server_options(handshake_timeout=1.5, max_handshakes=None)
-            server = await Server(self, options).listen()
+            # The more time, the busier this machine is: half a second of quiet must be left.
+            for limit in (1.5, 3.0, 6.0):
+                if await self.check_stopped(version, limit):
+                    break
+            else:
+                self.fail("this machine is too busy")
 
-            def open_all(version=version, server=server):
-                whole = memory_client(version).hello()
-                step = max(1, len(whole) // 120)
-                socks = []
-                for count in [*range(0, len(whole), step), len(whole) - 1, len(whole)]:
-                    sock = raw(server.port)
-                    sock.sendall(whole[:count])
-                    socks.append(sock)
-                # And with the last flight, cut off at each byte of its records' beginning.
-                for count in range(0, 64, 4):
-                    sock = raw(server.port)
+    async def check_stopped(self, version, limit):
+        """Whether all peers had stopped in time; what follows from that is asserted."""
+        options = server_options(handshake_timeout=limit, max_handshakes=None)
+        server = await Server(self, options).listen()
+
+        def open_all():
+            whole = memory_client(version).hello()
+            step = max(1, len(whole) // 120)
+            socks = []
+            for count in [*range(0, len(whole), step), len(whole) - 1, len(whole)]:
+                sock = raw(server.port)
+                sock.sendall(whole[:count])
+                socks.append(sock)
+            # And with the last flight, cut off at each byte of its records' beginning.
+            for count in range(0, 64, 4):
+                sock = raw(server.port)
+                with contextlib.suppress(ConnectionError):  # late, as is found out below
                     flight = memory_client(version).shake(sock)
                     sock.sendall(flight[: min(count, len(flight) - 1)])
-                    socks.append(sock)
-                return socks
+                socks.append(sock)
+            return socks
 
-            socks = await in_thread(open_all)
-            used = time.process_time()
-            began = time.monotonic()
-            await gatherResults([in_thread(drain, sock) for sock in socks[-1:]])
-            idle = time.monotonic() - began
-            used = time.process_time() - used
-            await in_thread(list, map(drain, socks[:-1]))
-            await gatherResults([handler.closed for handler in server.handlers])
-            self.assertEqual(len(server.handlers), len(socks))
-            for handler in server.handlers:
-                self.assertIs(type(handler.close_reason), errors.HandshakeTimedOut)
-                self.assertEqual(handler.notes, ["close"])
+        opened = time.monotonic()
+        socks = await in_thread(open_all)
+        used = time.process_time()
+        began = time.monotonic()
+        in_time = began - opened < limit - 0.5
+        await gatherResults([in_thread(drain, sock) for sock in socks[-1:]])
+        idle = time.monotonic() - began
+        used = time.process_time() - used
+        await in_thread(list, map(drain, socks[:-1]))
+        await gatherResults([handler.closed for handler in server.handlers])
+        self.assertEqual(len(server.handlers), len(socks))
+        for handler in server.handlers:
+            self.assertIs(type(handler.close_reason), errors.HandshakeTimedOut)
+            self.assertEqual(handler.notes, ["close"])
+        if in_time:
             self.assertGreater(idle, 0.5)
             self.assertLess(used, 0.3 * idle)
+        return in_time
 
     async def test_a_client_too_gives_up(self):
         silent = socket.create_server(("127.0.0.1", 0))

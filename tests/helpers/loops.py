@@ -1,0 +1,73 @@
+"""
+What the tests of the facade's loop share: channels that note what they get, and waiting for them.
+"""
+
+import threading
+import time
+from contextlib import contextmanager
+
+import pytest
+
+from txasynchat.compat import _loop, asynchat, asyncore
+
+LIMIT = 10.0
+
+
+class Recorder(asyncore.dispatcher):
+    """Reads and notes; writes nothing."""
+
+    def __init__(self, sock=None, channels=None):
+        super().__init__(sock, channels)
+        self.got = []
+
+    def writable(self):
+        return False
+
+    def handle_read(self):
+        self.got.append(self.recv(1000))
+
+
+class Chat(asynchat.async_chat):
+    def __init__(self, sock=None, channels=None):
+        super().__init__(sock, channels)
+        self.got = []
+        self.set_terminator(b"\n")
+
+    def collect_incoming_data(self, data):
+        self._collect_incoming_data(data)
+
+    def found_terminator(self):
+        self.got.append(self._get_data())
+
+
+@contextmanager
+def in_thread(target, *args, **kwargs):
+    thread = threading.Thread(target=target, args=args, kwargs=kwargs)
+    thread.start()
+    yield thread
+    thread.join(LIMIT)
+    assert not thread.is_alive()
+
+
+def until(condition, what="what was waited for"):
+    """For the few things that another thread does and nobody announces."""
+    deadline = time.monotonic() + LIMIT
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not come"
+        time.sleep(0.001)
+
+
+def waits(channels):
+    """Whether a loop() sits in its wait."""
+    driver = _loop.driver_of(channels)
+    return driver is not None and driver._waiting
+
+
+def reactor_thread(reactor, call, *args):
+    """Call it in a thread of the reactor's."""
+    from twisted.internet.threads import deferToThreadPool
+
+    return deferToThreadPool(reactor, reactor.getThreadPool(), call, *args)
+
+
+both_modes = pytest.mark.parametrize("use_poll", [False, True], ids=["select", "poll"])
