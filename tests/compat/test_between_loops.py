@@ -12,7 +12,7 @@ import weakref
 
 import pytest
 
-from txasynchat.compat import _driver as driving
+from txasynchat.compat import _asking as asking
 from txasynchat.compat import asynchat, asyncore
 
 LIMIT = 10.0
@@ -61,8 +61,8 @@ def channels():
 @pytest.fixture
 def no_later_full_pass(monkeypatch):
     """What is noticed is noticed with no look at everything."""
-    monkeypatch.setattr(driving, "FULL_PASS_SOONEST", 1000.0)
-    monkeypatch.setattr(driving, "FULL_PASS_LATEST", 1000.0)
+    monkeypatch.setattr(asking, "FULL_PASS_SOONEST", 1000.0)
+    monkeypatch.setattr(asking, "FULL_PASS_LATEST", 1000.0)
 
 
 def forget_the_driver():
@@ -290,7 +290,7 @@ def test_a_predicate_put_on_an_idle_channel_counts_within_a_tenth_of_a_second(ch
     asyncore.loop(0, map=channels, count=1)
     chat.readable = lambda: False
     near.send(b"x")
-    asyncore.loop(2 * driving.FULL_PASS_LATEST, map=channels, count=2)
+    asyncore.loop(2 * asking.FULL_PASS_LATEST, map=channels, count=2)
     del chat.got[:]
     near.send(b"y")
     asyncore.loop(0, map=channels, count=3)

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from txasynchat.compat import _driver as driving
+from txasynchat.compat import _backoff as backoff
 from txasynchat.compat import asyncore
 from txasynchat.hub import HANGUP, Hub
 
@@ -98,10 +98,10 @@ def test_a_channel_that_reads_from_its_socket_rests_at_the_end(
     channel = kind(far, channels)
     near.send(b"line\n")
     near.shutdown(socket.SHUT_WR)
-    most = 2 * driving.PATIENCE + 20
+    most = 2 * backoff.PATIENCE + 20
     if kind is NotReading and poller == "select":
         return  # what is never read hides the end from select(2)
-    assert driving.PATIENCE < calls_in_a_while(channel, channels, use_poll) <= most
+    assert backoff.PATIENCE < calls_in_a_while(channel, channels, use_poll) <= most
 
 
 @both_modes
@@ -111,7 +111,7 @@ def test_a_file_read_by_itself_rests_at_the_end(channels, use_poll):
     os.close(write)
     with open(read, "rb", buffering=0) as file:
         channel = ByFile(file, channels)
-        assert calls_in_a_while(channel, channels, use_poll) <= driving.PATIENCE + 20
+        assert calls_in_a_while(channel, channels, use_poll) <= backoff.PATIENCE + 20
 
 
 @pytest.mark.usefixtures("poller")
@@ -127,7 +127,7 @@ def test_what_came_before_the_end_is_read_without_a_rest(channels, pair, use_pol
     while b"" not in channel.got:
         asyncore.loop(LIMIT, use_poll, channels, 1)
     assert len(channel.got) == 2001
-    assert time.monotonic() - began < 20 * driving.PENANCE
+    assert time.monotonic() - began < 20 * backoff.PAUSE
 
 
 @both_modes
@@ -150,7 +150,7 @@ def test_it_goes_on_to_send_at_full_speed(channels, pair, use_poll):
     began = time.monotonic()
     while channel.left:
         asyncore.loop(LIMIT, use_poll, channels, 1)
-    assert time.monotonic() - began < 20 * driving.PENANCE
+    assert time.monotonic() - began < 20 * backoff.PAUSE
 
 
 def test_the_flags_of_a_channel_are_those_of_poll(channels, pair, monkeypatch):

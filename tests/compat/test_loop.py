@@ -10,7 +10,7 @@ import time
 import pytest
 
 from helpers.loops import LIMIT, Chat, Recorder, both_modes, in_thread
-from txasynchat.compat import _driver as driving
+from txasynchat.compat import _backoff as backoff
 from txasynchat.compat import asyncore
 
 
@@ -173,16 +173,16 @@ class TestPasses:
         end = time.monotonic() + 0.5
         while time.monotonic() < end:
             asyncore.loop(timeout=0.05, use_poll=use_poll, map=channels, count=1)
-        assert driving.PATIENCE < len(told) < driving.PATIENCE + 10
+        assert backoff.PATIENCE < len(told) < backoff.PATIENCE + 10
         # What comes behind it is read, and urgent data is told of at once again.
         near.send(b"on")
         while channel.got[-1:] != [b"on"]:
             asyncore.loop(timeout=LIMIT, use_poll=use_poll, map=channels, count=1)
         del told[:]
         near.send(b"!", socket.MSG_OOB)
-        while len(told) < driving.PATIENCE:
+        while len(told) < backoff.PATIENCE:
             asyncore.loop(timeout=LIMIT, use_poll=use_poll, map=channels, count=1)
-        assert told[-1] - told[0] < driving.PATIENCE * driving.PENANCE / 2
+        assert told[-1] - told[0] < backoff.PATIENCE * backoff.PAUSE / 2
 
     @both_modes
     def test_a_channel_that_is_not_readable_does_not_notice_the_end(self, channels, pair, use_poll):

@@ -11,7 +11,7 @@ import pytest
 from OpenSSL import SSL
 
 from helpers.loops import LIMIT, Chat, Recorder, in_thread, until, waits
-from txasynchat.compat import _driver as driving
+from txasynchat.compat import _backoff as backoff
 from txasynchat.compat import asyncore
 
 
@@ -93,7 +93,7 @@ class TestRepairs:
         end = time.monotonic() + 0.5
         while time.monotonic() < end:
             asyncore.loop(timeout=0.05, map=channels, count=1)
-        assert driving.PATIENCE <= len(reads) <= driving.PATIENCE + 10
+        assert backoff.PATIENCE <= len(reads) <= backoff.PATIENCE + 10
 
     def test_a_channel_that_forgets_to_close_does_not_burn_the_processor(self, channels, pair):
         near, far = pair()
@@ -111,7 +111,7 @@ class TestRepairs:
             asyncore.loop(timeout=0.5, map=channels, count=1)
         assert time.process_time() - before < 0.3
         # It is told again and again all the same, as the stdlib does without end.
-        assert driving.PATIENCE <= len(closes) <= driving.PATIENCE + 10
+        assert backoff.PATIENCE <= len(closes) <= backoff.PATIENCE + 10
 
     def test_a_closed_socket_left_in_the_map_does_not_burn_the_processor_in_poll_mode(
         self, channels, pair
@@ -132,7 +132,7 @@ class TestRepairs:
         while time.monotonic() < deadline:
             asyncore.loop(timeout=0.5, use_poll=True, map=channels, count=1)
         assert time.process_time() - before < 0.3
-        assert driving.PATIENCE <= len(closes) <= driving.PATIENCE + 10
+        assert backoff.PATIENCE <= len(closes) <= backoff.PATIENCE + 10
         channels.clear()
 
     def test_a_closed_socket_left_in_the_map_leaves_the_loop_in_select_mode(self, channels, pair):

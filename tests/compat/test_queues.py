@@ -17,7 +17,7 @@ import pytest
 from twisted.internet import task
 from twisted.trial.unittest import TestCase
 
-from txasynchat.compat import _driver as driving
+from txasynchat.compat import _asking as asking
 from txasynchat.compat import asynchat, asyncore, attach
 from txasynchat.compat._queues import Fifo, OutBuffer
 
@@ -29,8 +29,8 @@ both_modes = pytest.mark.parametrize("use_poll", [False, True], ids=["select", "
 @pytest.fixture
 def one_full_pass(monkeypatch):
     """Each loop() begins with a full pass, and has no other."""
-    monkeypatch.setattr(driving, "FULL_PASS_SOONEST", 1000.0)
-    monkeypatch.setattr(driving, "FULL_PASS_LATEST", 1000.0)
+    monkeypatch.setattr(asking, "FULL_PASS_SOONEST", 1000.0)
+    monkeypatch.setattr(asking, "FULL_PASS_LATEST", 1000.0)
 
 
 class Counting(asyncore.dispatcher):

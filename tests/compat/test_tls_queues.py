@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from helpers.channels import LIMIT, VERSIONS, Lines, client_context, server_context
-from txasynchat.compat import _driver as driving
+from txasynchat.compat import _asking as asking
 from txasynchat.compat import asyncore, start_tls
 
 THREADS = b"abc"
@@ -108,8 +108,8 @@ class Served:
 @pytest.fixture
 def one_full_pass(monkeypatch):
     """Each loop() begins with a full pass, and has no other."""
-    monkeypatch.setattr(driving, "FULL_PASS_SOONEST", 1000.0)
-    monkeypatch.setattr(driving, "FULL_PASS_LATEST", 1000.0)
+    monkeypatch.setattr(asking, "FULL_PASS_SOONEST", 1000.0)
+    monkeypatch.setattr(asking, "FULL_PASS_LATEST", 1000.0)
 
 
 def append(channel, data):

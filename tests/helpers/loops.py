@@ -60,7 +60,7 @@ def until(condition, what="what was waited for"):
 def waits(channels):
     """Whether a loop() sits in its wait."""
     driver = _loop.driver_of(channels)
-    return driver is not None and driver._waiting
+    return driver is not None and driver.waiting
 
 
 def reactor_thread(reactor, call, *args):

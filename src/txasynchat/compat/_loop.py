@@ -155,9 +155,7 @@ def take(channels: Any, names: dict[str, Any]) -> MapDriver | None:
             driver = _drivers[id(channels)] = MapDriver(channels, names)
         elif not isinstance(driver, MapDriver) or (driver.depth and driver.thread != me):
             return None
-        driver.channels = channels
-        driver.thread = me
-        driver.depth += 1
+        driver.take(channels)
     return driver
 
 
@@ -165,17 +163,9 @@ def release(driver: MapDriver) -> None:
     """
     The reverse of `take`.
     """
-    last = driver.depth == 1
-    keep = bool(driver.channels) and not driver.is_holding
-    try:
-        if last:
-            driver.stop()
-    finally:
-        if last:
-            driver.channels = {}  # it may be dropped by the program
-        driver.depth -= 1  # from here on another thread may take it
-    if last:
-        if keep:
+    is_worth_keeping = driver.is_worth_keeping
+    if driver.release():
+        if is_worth_keeping:
             _local.kept.keep(driver)
         else:
             discard(driver)

@@ -28,18 +28,18 @@ class Newcomers:
         has_news: whether there was anything since the last look at `next`.
     """
 
-    __slots__ = ("_latest", "_moments", "has_news")
+    __slots__ = ("_latest", "has_news", "moments")
 
     def __init__(self) -> None:
-        self._moments: dict[Any, float] = {}
+        self.moments: dict[Any, float] = {}
         self._latest: dict[Any, float] = {}
         self.has_news = False
 
     def __contains__(self, key: Any) -> bool:
-        return key in self._moments
+        return key in self.moments
 
     def __bool__(self) -> bool:
-        return bool(self._moments)
+        return bool(self.moments)
 
     # -- from any thread
 
@@ -47,7 +47,7 @@ class Newcomers:
         """
         Leave *key* alone from now on.
         """
-        self._latest[key] = self._moments[key] = time.monotonic() + ALONE
+        self._latest[key] = self.moments[key] = time.monotonic() + ALONE
         self.has_news = True
 
     def report(self, key: Any) -> bool:
@@ -58,9 +58,9 @@ class Newcomers:
             False where it is none of these.
         """
         latest = self._latest.get(key)
-        if latest is None or key not in self._moments:
+        if latest is None or key not in self.moments:
             return False
-        self._moments[key] = min(latest, time.monotonic() + AFTER_REPORT)
+        self.moments[key] = min(latest, time.monotonic() + AFTER_REPORT)
         self.has_news = True
         return True
 
@@ -68,7 +68,7 @@ class Newcomers:
         """
         Forget *key*; harmless where it is not there.
         """
-        self._moments.pop(key, None)
+        self.moments.pop(key, None)
         self._latest.pop(key, None)
 
     # -- from the loop's thread
@@ -79,13 +79,13 @@ class Newcomers:
         When the first of them is asked; infinite where there is none.
         """
         self.has_news = False
-        return min(list(self._moments.values()), default=math.inf)
+        return min(list(self.moments.values()), default=math.inf)
 
     def take_due(self, now: float) -> list[Any]:
         """
         Return those that may be asked, and forget them.
         """
-        due = [key for key, moment in list(self._moments.items()) if moment <= now]
+        due = [key for key, moment in list(self.moments.items()) if moment <= now]
         for key in due:
             self.drop(key)
         return due

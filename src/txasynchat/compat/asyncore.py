@@ -43,7 +43,8 @@ from typing import Any
 
 from txasynchat.compat import _interest, _loop
 from txasynchat.compat._attributes import own, socket_of
-from txasynchat.compat._driver import PENANCE, copy_of
+from txasynchat.compat._backoff import PAUSE
+from txasynchat.compat._entries import copy_of
 from txasynchat.compat._interest import LayeredSocket
 from txasynchat.compat._queues import OutBuffer
 from txasynchat.compat._sending import Sender, call_within, sender_of
@@ -638,7 +639,7 @@ class dispatcher:  # noqa: N801 - the stdlib's name
                 f"{why.strerror}{before}",
                 "error",
             )
-        _resting[id(self)] = time.monotonic() + PENANCE
+        _resting[id(self)] = time.monotonic() + PAUSE
         _loop.rest(self)
 
     def send(self, data: Any) -> int:

@@ -1,0 +1,300 @@
+"""
+Dispatch of events to the handlers of channels, in the map's order.
+
+Select mode calls all that can be read, then all that can be written, then those with urgent data; poll
+mode does everything of one channel, then of the next: as the stdlib does.  Handlers are called by the
+functions found in the facade's asyncore module (`read`, `write`, `readwrite`, `_exception`), because
+programs replace those.
+
+A handler may close any channel, and another one may get its number at once; so may another thread
+at any moment.  Each batch therefore has a set of the keys that changed hands since its wait, and
+whoever is in there is skipped: an event that was for the new one comes again.
+
+This module does not know how long anybody waited, nor what a channel waits for afterwards: it tells
+`_asking` who had an event.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING, Any
+
+from txasynchat.compat._attributes import own, socket_of
+from txasynchat.compat._interest import LayeredSocket, pending_of, tls_wants
+from txasynchat.compat._wants import GONE
+from txasynchat.hub import ENDED, ERROR, HANGUP, READ, URGENT, WRITE, Events
+from txasynchat.hub.pollers import unread
+
+if TYPE_CHECKING:
+    from txasynchat.compat._asking import Asking
+    from txasynchat.compat._backoff import Backoff
+    from txasynchat.compat._entries import Entries
+    from txasynchat.compat._wants import Wants
+
+__all__ = ["Dispatch"]
+
+# What select(2) counts as readable and as writable.
+_READABLE = READ | HANGUP | ERROR
+_WRITABLE = WRITE | ERROR
+
+# What says that nothing more comes.
+_LAST = ENDED | HANGUP | ERROR
+
+# The values of the commonest batch by far.
+_ALL_READ = {READ}
+
+_socket = socket.socket
+
+
+class Dispatch:
+    """
+    Calls the handlers of the channels of a map.
+
+    Args:
+        entries: the map and its table.
+        wants: what the channels wait for.
+        asking: is told who had an event.
+        backoff: counts who is told the same thing again and again.
+        names: the globals of the facade's asyncore module.
+    """
+
+    __slots__ = ("_asking", "_backoff", "_entries", "_last_heard", "_names", "_wants")
+
+    def __init__(
+        self,
+        entries: Entries,
+        wants: Wants,
+        asking: Asking,
+        backoff: Backoff,
+        names: dict[str, Any],
+    ) -> None:
+        self._entries = entries
+        self._wants = wants
+        self._asking = asking
+        self._backoff = backoff
+        self._names = names
+        # Who had an event in the last batch, if nobody looked at them again.
+        self._last_heard: list[Any] = []
+
+    def expire(self, now: float) -> bool:
+        """
+        Tell the channels whose time is over, by a read event.
+
+        Returns:
+            whether there were any.
+        """
+        over = self._wants.deadlines.take_due(now)
+        for fd, until in over:
+            channel = self._entries.channels.get(fd)
+            sock = socket_of(channel)
+            has_layer = isinstance(sock, LayeredSocket)
+            if until == (sock.deadline if has_layer else own(channel, "_leaves_at")):
+                self._names["read"](channel)
+                self._asking.touched[fd] = None
+        return bool(over)
+
+    def dispatch(self, events: Events) -> None:
+        """
+        Call the handlers for *events*.
+
+        Raises:
+            BaseException: what must leave ``loop()``; the rest of the events comes again.
+        """
+        entries = self._entries
+        if entries.keys:
+            events = [(entries.keys.get(fd, fd), bits) for fd, bits in events]
+        ready = dict(events)
+        changed: set[Any] = set()
+        entries.batches.append(changed)
+        try:
+            if entries.departed:  # since the wait began, by another thread
+                changed.update(filter(entries.has_departed, ready))
+            try:
+                order = sorted(ready, key=entries.ranks.__getitem__)
+            except KeyError:  # nobody's
+                order = self._without_strangers(ready)
+            self._wants.change_back(ready)
+            if not self._wants.poll_mode and set(ready.values()) == _ALL_READ:
+                self._dispatch_reads(order, changed)
+                return
+            try:
+                if self._wants.poll_mode:
+                    self._dispatch_polled(order, ready, changed)
+                else:
+                    self._dispatch_selected(order, ready, changed)
+            finally:
+                self._asking.heard(ready.items())
+        finally:
+            entries.batches.pop()
+
+    def release(self) -> None:
+        """
+        The outermost ``loop()`` ends: whatever happens to channels until the next is not reported.
+        """
+        self._asking.heard((fd, READ) for fd in self._last_heard)
+        self._last_heard = []
+
+    # -- internals
+
+    def _without_strangers(self, ready: dict[Any, int]) -> list[Any]:
+        """
+        Take out of *ready* what is not in the table, and silence it.
+
+        Returns:
+            the rest in order.
+        """
+        ranks = self._entries.ranks
+        for fd in [fd for fd in ready if fd not in ranks]:
+            del ready[fd]
+            self._wants.quiet(fd)
+        return sorted(ready, key=lambda fd: ranks.get(fd, 0))
+
+    def _dispatch_reads(self, order: list[Any], changed: set[Any]) -> None:
+        """
+        The commonest batch by far: everybody has something to read, and nothing else.
+
+        A steady channel that waits for the same as before need not be looked at again before the
+        next pass: whatever else changes it reports by `touch`, or a full pass finds it.
+        """
+        entries = self._entries
+        channels = entries.channels
+        names = self._names
+        read = names["read"]
+        is_own = read is names["_own_read"]
+        try:
+            for fd in order:
+                channel = channels.get(fd)
+                if channel is None or (changed and fd in changed):  # in this order: see `depart`
+                    continue
+                if not is_own:
+                    read(channel)
+                    continue
+                try:  # what it does, for a call less
+                    channel.handle_read_event()
+                except names["_reraised_exceptions"]:
+                    raise
+                except:  # noqa: E722 - see asyncore.read
+                    wants = tls_wants(channel)
+                    if wants is None:
+                        channel.handle_error()
+                    elif wants != "read" and channels.get(fd) is channel:
+                        self._wants.exchange(fd, "read", wants)
+                        self._asking.touch(fd)
+        except BaseException:
+            self._asking.heard((fd, READ) for fd in order)
+            raise
+        self._backoff.read(order)
+        self._last_heard = order
+        # In a loop of its own: after a system call each instruction costs a multiple.
+        known = entries.known
+        doubtful = []
+        for fd in order:
+            entry = known.get(fd)
+            if entry is None:
+                continue
+            channel = entry.ref()
+            if channel is None:
+                continue
+            try:
+                sock = channel.socket
+            except Exception:  # noqa: BLE001 - what socket_of() does, for a call less
+                sock = None
+            if entry.kind:
+                kind = type(sock)
+                if (
+                    (
+                        not sock._closed
+                        if kind is _socket
+                        else isinstance(sock, LayeredSocket) and sock.is_quiet
+                    )
+                    and channel.readable()
+                    and not channel.writable()
+                ):
+                    continue
+            elif type(sock) is _socket and not sock._closed:  # type: ignore[attr-defined] # as there
+                continue
+            doubtful.append((fd, READ))
+        if doubtful:
+            self._asking.heard(doubtful)
+
+    def _dispatch_selected(
+        self, order: list[Any], ready: dict[Any, int], changed: set[Any]
+    ) -> None:
+        """
+        As select mode does: all that can be read, all that can be written, the urgent rest.
+        """
+        channels = self._entries.channels
+        number = self._entries.number
+        masks = self._wants.masks
+        backoff = self._backoff
+        reads = []
+        writes = []
+        urgent = []
+        for fd in order:
+            bits = ready[fd]
+            if bits == READ:
+                reads.append(fd)
+                continue
+            mask = masks.get(fd if type(fd) is int else number(fd), 0)
+            wanted = False
+            if mask & READ and bits & _READABLE:
+                reads.append(fd)
+                wanted = True
+            if mask & WRITE and bits & _WRITABLE:
+                writes.append(fd)
+                wanted = True
+            if bits & URGENT:
+                urgent.append(fd)
+                wanted = True
+            if not wanted and fd not in changed:
+                self._wants.quiet(fd)
+        for fds, name in ((reads, "read"), (writes, "write"), (urgent, "_exception")):
+            if not fds:
+                continue
+            call = self._names[name]
+            for fd in fds:
+                channel = channels.get(fd)
+                if channel is not None and not (changed and fd in changed):
+                    told = backoff.ends(fd) if fds is reads else 0
+                    call(channel)
+                    if fds is reads:
+                        if ready[fd] & _LAST:
+                            self._end(fd, channel, told)
+                        backoff.read((fd,))
+                    elif fds is urgent and channels.get(fd) is channel and backoff.urge(fd):
+                        self._asking.rest(fd)
+
+    def _dispatch_polled(self, order: list[Any], ready: dict[Any, int], changed: set[Any]) -> None:
+        """
+        As poll mode does: everything of one channel, then of the next.
+        """
+        readwrite = self._names["readwrite"]
+        channels = self._entries.channels
+        backoff = self._backoff
+        for fd in order:
+            channel = channels.get(fd)
+            if channel is None or (changed and fd in changed):
+                continue
+            bits = ready[fd]
+            told = backoff.ends(fd)
+            readwrite(channel, bits & ~ENDED)
+            if bits & READ:
+                backoff.read((fd,))
+            if bits & (GONE | URGENT) and channels.get(fd) is channel:
+                if backoff.hang(fd) if bits & GONE else backoff.urge(fd):
+                    self._asking.rest(fd)
+            elif bits & ENDED:
+                self._end(fd, channel, told)
+
+    def _end(self, fd: Any, channel: Any, told: int) -> None:
+        """
+        Count that *channel* was told of the end of its stream: before this event, *told* times.
+        """
+
+        def left() -> int:
+            return max(0, unread(self._entries.number(fd))) + pending_of(socket_of(channel))
+
+        if self._entries.channels.get(fd) is channel and self._backoff.end_unless_counted(
+            fd, told, left
+        ):
+            self._asking.rest(fd)

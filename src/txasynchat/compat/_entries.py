@@ -1,0 +1,222 @@
+"""
+The table of a map's channels, as the loop last saw them.
+
+The map stays the user's own plain dict and is the truth; this is what was known of it at the last
+look.  A channel that was put in, taken out or replaced with no method called is noticed on the next
+pass, because a dict keeps the order of insertion: every change but a replacement in the middle
+changes the number of items or the last one, and the next full pass finds that one.
+
+Whatever another thread does to a channel is marked here at once (`depart`), so that nobody takes
+what comes next under the same number for the old one.  The table itself changes in the loop's thread
+only, and nothing of it goes while it is looked through: what is to go waits in `departed`.
+
+This module does not know what a channel waits for, nor what was told to it.
+"""
+
+from __future__ import annotations
+
+import weakref
+from contextlib import suppress
+from operator import is_
+from typing import TYPE_CHECKING, Any
+
+from txasynchat.compat._interest import ALWAYS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Entries", "Entry", "copy_of"]
+
+
+def _nobody() -> None:
+    return None
+
+
+class Entry:
+    """
+    A channel as it was last seen.
+
+    Attributes:
+        ref: returns the channel, which is not kept alive: a program may drop it without a word, and
+            its peer sees the end.  None once it has departed.
+        kind: how it is asked: see `kind_of`.
+    """
+
+    __slots__ = ("kind", "ref")
+
+    def __init__(self) -> None:
+        self.ref: Callable[[], Any] = _nobody
+        self.kind = ALWAYS
+
+
+class Entries:
+    """
+    The entries of one map, by its keys.  Its attributes are for the other parts of the driver to read.
+
+    Attributes:
+        channels: the map; an empty one between two ``loop()`` calls.
+        known: the entries, in the map's order.
+        ranks: grow along the map: events are dispatched in this order.
+        always: those entries that are asked on every pass, in the map's order.
+        keys: keys of the map that are not numbers but have a fileno(), by that.
+        departed: keys whose channels were taken out of the map by another thread, a signal handler or
+            a predicate, and whose entries are still here.
+        batches: for each batch of events that is being dispatched, the keys that changed hands since.
+        is_holding: an entry keeps its channel alive, which knows no weak references.
+    """
+
+    __slots__ = (
+        "_rank",
+        "always",
+        "batches",
+        "channels",
+        "departed",
+        "is_holding",
+        "keys",
+        "known",
+        "ranks",
+    )
+
+    def __init__(self, channels: dict[Any, Any]) -> None:
+        self.channels = channels
+        self.known: dict[Any, Entry] = {}
+        self.ranks: dict[Any, int] = {}
+        self.always: dict[Any, Entry] = {}
+        self.keys: dict[int, Any] = {}
+        self.departed: dict[Any, None] = {}
+        self.batches: list[set[Any]] = []
+        self.is_holding = False
+        self._rank = 0
+
+    # -- from any thread
+
+    def depart(self, fd: Any) -> bool:
+        """
+        Whoever is found in the map under *fd* from now on is another channel.
+
+        Returns:
+            whether there was an entry.
+        """
+        entry = self.known.get(fd)
+        if entry is not None:
+            entry.ref = _nobody
+        for batch in self.batches:
+            batch.add(fd)
+        return entry is not None
+
+    def has_departed(self, fd: Any) -> bool:
+        """
+        Return whether there is an entry of a channel that is gone.
+        """
+        entry = self.known.get(fd)
+        return entry is not None and entry.ref is _nobody
+
+    def number(self, fd: Any) -> int:
+        """
+        Return the descriptor that a key of the map stands for.
+        """
+        if type(fd) is int:
+            return fd
+        number: int = fd if isinstance(fd, int) else fd.fileno()
+        self.keys[number] = fd
+        return number
+
+    # -- from the loop's thread
+
+    def enter(self, fd: Any, channel: Any) -> Entry:
+        """
+        Let the entry of *fd* be that of *channel*; there may be none, or one that has departed.
+        """
+        entry = self.known.get(fd)
+        if entry is None:
+            self._rank += 1
+            self.ranks[fd] = self._rank
+            entry = self.known[fd] = Entry()
+        try:
+            entry.ref = weakref.ref(channel)
+        except TypeError:
+            entry.ref = lambda: channel
+            self.is_holding = True
+        return entry
+
+    def classify(self, fd: Any, entry: Entry, kind: int) -> None:
+        """
+        Let the channel under *fd* be asked as *kind* says.
+        """
+        entry.kind = kind
+        if kind != ALWAYS:
+            self.always.pop(fd, None)
+        elif fd not in self.always:
+            self.always[fd] = entry
+            if self.ranks[fd] < self._rank:  # not the map's last: keep the map's order
+                order = sorted(self.always, key=self.ranks.__getitem__)
+                self.always = {one: self.known[one] for one in order}
+
+    def drop(self, fd: Any) -> None:
+        """
+        Remove the entry of *fd*; harmless where there is none.
+        """
+        if self.known.pop(fd, None) is not None:
+            self.ranks.pop(fd, None)
+            self.always.pop(fd, None)
+
+    def sort(self, snapshot: dict[Any, Any]) -> None:
+        """
+        Put the entries into the order of *snapshot*, which has the same keys.
+        """
+        old = self.known
+        self.known = {fd: old[fd] for fd in snapshot if fd in old}
+        self.ranks = {fd: rank for rank, fd in enumerate(self.known)}
+        self._rank = len(self.ranks)
+        self.always = {fd: entry for fd, entry in self.known.items() if entry.kind == ALWAYS}
+
+    def seem_current(self) -> bool:
+        """
+        Return whether map and table have equally many items and the same last one.
+        """
+        channels = self.channels
+        known = self.known
+        if len(channels) != len(known):
+            return False
+        if not known:
+            return True
+        try:
+            last = next(reversed(channels))
+            return last == next(reversed(known)) and channels.get(last) is known[last].ref()
+        except (KeyError, RuntimeError, StopIteration, TypeError):
+            return False  # changed by another thread; not a plain dict
+
+    def are_current(self) -> bool:
+        """
+        Return whether the map, which may be another one by now, has the channels of the entries.
+
+        Those that are always asked are left to the next pass, which looks at them.
+        """
+        known = self.known
+        try:
+            current = copy_of(self.channels)
+        except Exception:  # noqa: BLE001 - not a mapping: a full pass raises what has to be raised
+            return False
+        if list(current) != list(known):
+            return False
+        if len(self.always) == len(known):
+            return True
+        return all(map(is_, current.values(), [entry.ref() for entry in known.values()]))
+
+    def clear(self) -> None:
+        """
+        Forget all of them.
+        """
+        self.known.clear()
+        self.ranks.clear()
+
+
+def copy_of(channels: Any) -> dict[Any, Any]:
+    """
+    Return the items of a map that other threads may change.
+    """
+    if type(channels) is dict:
+        return channels.copy()
+    while True:
+        with suppress(RuntimeError):  # changed by another thread meanwhile
+            return dict(channels.items())

@@ -1,0 +1,246 @@
+"""
+What each channel of a map waits for, as the hub knows it.
+
+A channel answers two questions, readable and writable; the hub wants a mask of events for a
+descriptor.  Between them stand:
+
+- the mode: select(2) lets a listener wait to write and poll(2) does not, for example;
+- TLS.  Where the facade's own sits on the socket, that turns the answers into what the descriptor
+  has to be watched for, and has deadlines.  A program's own may want the other direction than the
+  channel does, and then the channel waits for that, once;
+- a rest (see `_backoff`);
+- what no poller reports: decrypted bytes inside OpenSSL, and descriptors that are not open.
+
+Another thread may close a channel between its answer and the hub's registration.  So after each
+registration the map is looked at once more, and the registration undone if the channel has departed.
+
+Of the parts of a driver, this alone tells the hub anything about a channel.  It does not know when a
+channel is asked, nor what is done about an event.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING, Any
+
+from txasynchat.compat._attributes import own, socket_of
+from txasynchat.compat._deadlines import Deadlines
+from txasynchat.compat._interest import LayeredSocket, pending_of
+from txasynchat.hub import ENDED, ERROR, HANGUP, INVALID, READ, URGENT, WRITE, Events, Hub
+
+if TYPE_CHECKING:
+    from txasynchat.compat._backoff import Backoff
+    from txasynchat.compat._entries import Entries
+
+__all__ = ["GONE", "IDLE", "Wants"]
+
+#: What a channel waits for that reads, such as a chat channel that has nothing to send.
+IDLE = READ | URGENT | ENDED
+#: What poll(2) reports of a channel that is gone.
+GONE = HANGUP | ERROR | INVALID
+
+_DIRECTIONS = {"read": READ, "write": WRITE}
+
+
+class Wants:
+    """
+    Tells the hub what the channels of a map wait for.
+
+    Attributes:
+        masks: descriptor to what the hub waits for.
+        poll_mode: the semantics of poll(2) instead of select(2)'s.
+        deadlines: when the handshake of a channel must be done, or its last bytes be gone.
+        closed: keys of channels whose descriptor is not open.
+        buffered: keys of channels with decrypted bytes inside OpenSSL.
+    """
+
+    __slots__ = (
+        "_backoff",
+        "_entries",
+        "_exchanged",
+        "_hub",
+        "_tls_waits",
+        "buffered",
+        "closed",
+        "deadlines",
+        "masks",
+        "poll_mode",
+    )
+
+    def __init__(self, entries: Entries, hub: Hub, backoff: Backoff) -> None:
+        self._entries = entries
+        self._hub = hub
+        self._backoff = backoff
+        self.masks = hub.masks
+        self.poll_mode = False
+        self.deadlines = Deadlines()
+        self.closed: dict[Any, None] = {}
+        self.buffered: dict[Any, None] = {}
+        # Channels whose TLS, which is the program's own, wants the other direction than they do: what
+        # they do and what it wants; and what they themselves wait for, while the hub waits for what
+        # TLS wants instead.
+        self._tls_waits: dict[Any, tuple[int, int]] = {}
+        self._exchanged: dict[Any, int] = {}
+
+    # -- from any thread
+
+    def exchange(self, fd: Any, doing: str, wants: str) -> None:
+        """
+        Let the channel under *fd*, when it is asked next, wait for what its TLS *wants*.
+
+        Args:
+            fd: its key in the map.
+            doing: "read" or "write"; it is called again when *wants* comes.
+            wants: the other one.
+        """
+        self._tls_waits[fd] = _DIRECTIONS[doing], _DIRECTIONS[wants]
+
+    def drop(self, fd: Any) -> None:
+        """
+        The channel under *fd*, which had an entry, departs.
+        """
+        self._hub.forget(self._entries.number(fd))
+        self.buffered.pop(fd, None)
+        self.closed.pop(fd, None)
+        self.deadlines.drop(fd)
+
+    def drop_exchange(self, fd: Any) -> None:
+        """
+        A channel under *fd* departs, whether it had an entry or not.
+        """
+        self._tls_waits.pop(fd, None)
+        self._exchanged.pop(fd, None)
+
+    # -- from the loop's thread
+
+    def enter(self, fd: Any, channel: Any) -> None:
+        """
+        *channel* is new.
+        """
+        sock = socket_of(channel)
+        if pending_of(sock):
+            self.buffered[fd] = None
+        if isinstance(sock, LayeredSocket):
+            sock.belong_to(channel)
+        leaves_at = own(channel, "_leaves_at")
+        if leaves_at is not None:
+            self.deadlines.set(fd, leaves_at)
+
+    def set(self, fd: Any, channel: Any, is_readable: Any, is_writable: Any) -> None:
+        """
+        Let the hub wait for what *channel* answered.
+        """
+        if LayeredSocket.are_used and isinstance(socket_of(channel), LayeredSocket):
+            is_readable, is_writable = channel.socket.interest(is_readable, is_writable)
+            if channel.socket.deadline is not None:
+                self.deadlines.set(fd, channel.socket.deadline)
+        if self.poll_mode:
+            mask = IDLE if is_readable else 0
+            if is_writable and not channel.accepting:
+                mask |= WRITE
+        elif is_writable:
+            mask = URGENT if channel.accepting else WRITE | URGENT
+            if is_readable:
+                mask |= READ | ENDED
+        else:
+            mask = IDLE if is_readable else 0
+        if self._tls_waits:
+            mask = self._exchange(fd, mask)
+        if fd in self._backoff.resting:
+            mask = self._backoff.mask(fd, mask)
+        if self.closed:
+            self.closed.pop(fd, None)
+        number = fd if type(fd) is int else self._entries.number(fd)
+        if self.masks.get(number, 0) != mask:
+            hub = self._hub
+            channels = self._entries.channels
+            try:
+                hub.watch(number, mask)
+            except OSError:
+                if channels.get(fd) is channel:  # else another thread just closed it
+                    self.closed[fd] = None
+            else:
+                if channels.get(fd) is not channel:  # likewise
+                    hub.forget(number)
+
+    def verify(self, fd: Any) -> bool:
+        """
+        Return whether the descriptor of *fd* is still open; if it is another file, that is watched.
+        """
+        return self._hub.verify(self._entries.number(fd))
+
+    def quiet(self, fd: Any) -> None:
+        """
+        Silence events of *fd* that nobody waits for, and that do not go away.
+        """
+        self._hub.quiet(self._entries.number(fd))
+
+    def _exchange(self, fd: Any, mask: int) -> int:
+        """
+        Return what to wait for in place of *mask*, where TLS wants the other direction.
+        """
+        self._exchanged.pop(fd, None)
+        waits = self._tls_waits.get(fd)
+        if waits is None:
+            return mask
+        doing, wants = waits
+        if not mask & doing:  # the channel does not want to go on
+            self._tls_waits.pop(fd, None)
+            return mask
+        self._exchanged[fd] = mask
+        return mask & ~(doing | ENDED) | wants
+
+    def change_back(self, ready: dict[Any, int]) -> None:
+        """
+        Let an event in *ready* that TLS wanted be one for what it kept the channel from; once.
+        """
+        for fd, mask in list(self._exchanged.items()):
+            bits = ready.get(fd, 0)
+            doing, wants = self._tls_waits.get(fd, (0, 0))
+            if bits & (wants | GONE):
+                ready[fd] = bits & (mask | GONE) | doing
+                self._tls_waits.pop(fd, None)
+                self._exchanged.pop(fd, None)
+                channel = self._entries.channels.get(fd)
+                if channel is not None:
+                    self.set(fd, channel, mask & READ, mask & WRITE)
+
+    # -- what the system does not report
+
+    def refuse_closed(self) -> None:
+        """
+        Do what select(2) does where a descriptor is not open.
+
+        Raises:
+            OSError: EBADF, unless it is poll mode, which has an event for that.
+        """
+        if not self.poll_mode:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    def are_ready(self) -> bool:
+        """
+        Return whether there is an event that the system does not report.
+        """
+        masks = self.masks
+        number = self._entries.number
+        resting = self._backoff.resting
+        return any(masks.get(number(fd), 0) & READ for fd in list(self.buffered)) or any(
+            fd not in resting for fd in list(self.closed)
+        )
+
+    def with_ready(self, events: Events) -> Events:
+        """
+        Return *events* and those that the system does not report.
+        """
+        ready = dict(events)
+        masks = self.masks
+        for fd in list(self.buffered):
+            number = self._entries.number(fd)
+            if masks.get(number, 0) & READ:
+                self.buffered.pop(fd, None)
+                ready[number] = ready.get(number, 0) | READ
+        for fd in list(self.closed):
+            if fd not in self._backoff.resting:
+                ready[self._entries.number(fd)] = INVALID
+        return list(ready.items())
