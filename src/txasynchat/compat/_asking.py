@@ -4,7 +4,7 @@ Who is asked what it waits for, and when.
 The stdlib asks every channel of the map on every pass.  Here that is done for what may have changed:
 
 - A channel whose class overrides `readable` or `writable`, or that is not a dispatcher of ours, is
-  asked on every pass, as in the stdlib: its answer may depend on anything.
+  asked on every pass, as in the stdlib: its answer may depend on anything (see `_every_pass`).
 - A *steady* channel, with the predicates of our own classes, is asked when it had an event, when
   one of its methods or its queue changed something (`touch`), and in a full pass.
 - A channel that another thread adds is left alone at first: see `_newcomers`.
@@ -21,26 +21,21 @@ This module does not know what follows from an answer (see `_wants`), nor who wa
 
 from __future__ import annotations
 
-import math
 import socket
 import time
-from itertools import compress
-from operator import is_, ne
 from typing import TYPE_CHECKING, Any
 
 from txasynchat.compat._attributes import socket_of
 from txasynchat.compat._backoff import PAUSE
 from txasynchat.compat._entries import copy_of
-from txasynchat.compat._interest import STEADY, LayeredSocket, is_open, kind_of, pending_of
-from txasynchat.compat._newcomers import Newcomers
+from txasynchat.compat._interest import is_open, kind_of, pending_of
 from txasynchat.compat._wants import IDLE
-from txasynchat.hub import READ, WRITE
+from txasynchat.hub import READ
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from txasynchat.compat._backoff import Backoff
     from txasynchat.compat._entries import Entries, Entry
+    from txasynchat.compat._every_pass import EveryPass
     from txasynchat.compat._wants import Wants
 
 __all__ = ["Asking"]
@@ -57,8 +52,6 @@ CLASSIFY_LATEST = 1.0
 #: Between these, such a look may take one part in so many of the time.
 CLASSIFY_SHARE = 100
 
-_BOTH = READ | WRITE
-
 _monotonic = time.monotonic
 _socket = socket.socket
 
@@ -69,40 +62,34 @@ class Asking:
 
     Attributes:
         touched: who is to be asked before the next wait; with the end of its rest, if it begins one.
-        newcomers: who is left alone at first.
         next_full: when everyone is asked.
     """
 
     __slots__ = (
-        "_answers",
-        "_asked",
         "_backoff",
-        "_doubted",
         "_entries",
+        "_every_pass",
+        "_newcomers",
         "_next_classify",
         "_recent",
         "_wants",
-        "newcomers",
         "next_full",
         "touched",
     )
 
-    def __init__(self, entries: Entries, wants: Wants, backoff: Backoff) -> None:
+    def __init__(
+        self, entries: Entries, wants: Wants, backoff: Backoff, every_pass: EveryPass
+    ) -> None:
         self._entries = entries
         self._wants = wants
         self._backoff = backoff
-        self.newcomers = Newcomers()
+        self._newcomers = entries.newcomers
+        self._every_pass = every_pass
         self.touched: dict[Any, float | None] = {}
         self.next_full = 0.0
         self._next_classify = 0.0
         # Who had an event and may wait for another thing since.
         self._recent: dict[Any, int] = {}
-        # Who was asked on the last pass, and the answers; None when what the hub knows may not be what
-        # they said.
-        self._asked: list[Any] = []
-        self._answers: list[int] | None = None
-        # Of them, those who had an event or reported something since.
-        self._doubted: set[Any] = set()
 
     # -- from any thread
 
@@ -110,7 +97,7 @@ class Asking:
         """
         The answers of the channel under *fd* may have changed.
         """
-        if not (self.newcomers.moments and self.newcomers.report(fd)):
+        if not (self._newcomers.moments and self._newcomers.report(fd)):
             self.touched.setdefault(fd)  # it may be there, to rest for a while
 
     def rest(self, fd: Any) -> None:
@@ -119,43 +106,20 @@ class Asking:
         """
         self.touched[fd] = _monotonic() + PAUSE
 
-    def depart(self, fd: Any) -> None:
-        """
-        The channel under *fd* is not in the map any more; its entry stays, as nobody's.
-        """
-        self._answers = None
-        if self._entries.depart(fd):
-            self._wants.drop(fd)
-            self._backoff.drop(fd)
-        self._wants.drop_exchange(fd)
-
     # -- from the loop's thread
 
-    def drop(self, fd: Any) -> None:
-        """
-        Forget the channel under *fd*, which is not in the map any more.
-        """
-        self.depart(fd)
-        self._entries.drop(fd)
-
-    def heard(self, events: Iterable[tuple[Any, int]]) -> None:
+    def heard(self, events: dict[Any, int]) -> None:
         """
         Ask those that had *events* before the next wait.
         """
         self._recent.update(events)
-
-    def release(self) -> None:
-        """
-        Keep no channel alive.
-        """
-        self._asked = []
 
     def take_due(self, now: float) -> None:
         """
         Let those be asked whose rest is over, and newcomers that were left alone for long enough.
         """
         self.touched.update((fd, None) for fd, _ in self._backoff.resting.take_due(now))
-        self.touched.update(dict.fromkeys(self.newcomers.take_due(now)))
+        self.touched.update(dict.fromkeys(self._newcomers.take_due(now)))
 
     def refresh(self, *, ask_always: bool = True) -> bool:
         """
@@ -173,7 +137,7 @@ class Asking:
             self.refresh_all(ask_always=ask_always)
             return True
         if ask_always and entries.always:
-            self._ask_always()
+            self._every_pass.ask()
         return False
 
     def refresh_all(self, *, ask_always: bool = True) -> None:
@@ -183,21 +147,20 @@ class Asking:
         begin = _monotonic()
         classify = begin >= self._next_classify
         self._ask_changed(ask_always)
-        self._answers = None
-        self._asked = []
+        self._every_pass.distrust()
         entries = self._entries
         known = entries.known
         ranks = entries.ranks
         masks = self._wants.masks
         snapshot = copy_of(entries.channels)
-        newcomers: Any = self.newcomers if self.newcomers.moments else ()
+        newcomers: Any = self._newcomers if self._newcomers.moments else ()
         rank = -1
         in_order = True
         for fd, channel in snapshot.items():
             entry = known.get(fd)
             fresh = entry is None or entry.ref() is not channel
             if entry is None or fresh:
-                entry = self._adopt(fd, channel)
+                entry = self._wants.adopt(fd, channel)
                 fresh = fd not in newcomers
             elif fd not in newcomers:
                 try:
@@ -217,7 +180,7 @@ class Asking:
                     rank = ranks[fd]
                     continue
                 if (entry.kind or classify) and entry.kind != kind_of(channel):
-                    self._classify(fd, entry, channel)
+                    self._entries.classify(fd, entry, kind_of(channel))
                     fresh = True
                 # Another file may be under the same number, too, by os.dup2().
                 if (classify or not is_open(channel, fd)) and not self._wants.verify(fd):
@@ -229,7 +192,7 @@ class Asking:
                 self._wants.set(fd, channel, channel.readable(), channel.writable())
         if len(known) != len(snapshot):
             for fd in [fd for fd in known if fd not in snapshot]:
-                self.drop(fd)
+                self._wants.drop(fd)
         if not in_order:
             entries.sort(snapshot)
         now = _monotonic()
@@ -241,25 +204,6 @@ class Asking:
 
     # -- internals
 
-    def _adopt(self, fd: Any, channel: Any) -> Entry:
-        """
-        Make an entry for *channel*, which was not in the map before, or not under *fd*.
-        """
-        entries = self._entries
-        if fd in entries.known and not entries.has_departed(fd):  # replaced with no method called
-            self.depart(fd)
-        entry = entries.enter(fd, channel)
-        self._answers = None
-        if fd in self.newcomers:
-            entries.classify(fd, entry, STEADY)  # for now: nobody asks it
-        else:
-            self._classify(fd, entry, channel)
-        self._wants.enter(fd, channel)
-        return entry
-
-    def _classify(self, fd: Any, entry: Entry, channel: Any) -> None:
-        self._entries.classify(fd, entry, kind_of(channel))
-
     def _ask_changed(self, ask_always: bool) -> None:
         departed = self._entries.departed
         while departed:
@@ -267,7 +211,7 @@ class Asking:
                 fd, _ = departed.popitem()
             except KeyError:  # a signal handler looked through them
                 break
-            self.drop(fd)
+            self._wants.drop(fd)
         if self._recent:
             self._ask_recent(ask_always)
         if self.touched:
@@ -290,7 +234,7 @@ class Asking:
                 if bits & READ and pending_of(sock):
                     self._wants.buffered[fd] = None
             elif sock._closed:  # type: ignore[attr-defined] # fileno() costs ten times as much
-                self._answers = None
+                self._every_pass.distrust()
                 self._wants.verify(fd)
             if entry.kind:
                 self._ask_again(fd, channel, entry, ask_always)
@@ -311,11 +255,11 @@ class Asking:
             entry = entries.known.get(fd)
             if channel is None:
                 if entry is not None:
-                    self.drop(fd)
+                    self._wants.drop(fd)
                 continue
             if entry is None or entry.ref() is not channel:
-                entry = self._adopt(fd, channel)
-            if fd not in self.newcomers:
+                entry = self._wants.adopt(fd, channel)
+            if fd not in self._newcomers:
                 self._ask_again(fd, channel, entry, ask_always)
 
     def _ask_again(self, fd: Any, channel: Any, entry: Entry, ask_always: bool) -> None:
@@ -323,75 +267,8 @@ class Asking:
         Ask a channel that may have changed, unless it is asked with those that are on every pass.
         """
         if entry.kind and entry.kind != kind_of(channel):
-            self._classify(fd, entry, channel)
+            self._entries.classify(fd, entry, kind_of(channel))
         if entry.kind or not ask_always:
             self._wants.set(fd, channel, channel.readable(), channel.writable())
         else:
-            self._doubted.add(fd)  # to listen changes what the same answers mean
-
-    def _ask_always(self) -> None:
-        """
-        Ask those that are asked on every pass; done for each of them, so it is lean.
-        """
-        always = self._entries.always
-        fds = tuple(always)
-        channels = self._entries.channels
-        current: list[Any] = list(map(channels.get, fds))
-        before = self._answers
-        asked = self._asked
-        if not asked and before is not None:  # between two calls of loop() nobody is kept alive
-            asked = self._asked = [entry.ref() for entry in always.values()]
-        if (
-            before is None
-            or len(asked) != len(current)
-            or not all(map(is_, current, asked))
-            or self._wants.closed
-            or self._backoff.resting.next != math.inf
-            or LayeredSocket.are_used
-        ):
-            self._ask_each_of(fds)
-            return
-        answers = [
-            (
-                (_BOTH if channel.writable() else READ)
-                if channel.readable()
-                else (WRITE if channel.writable() else 0)
-            )
-            for channel in current
-        ]
-        places: Any
-        if self._answers is None:  # one of them changed the map, say
-            places = range(len(fds))
-        elif answers == before and not self._doubted:
-            return  # by far the commonest
-        else:
-            self._answers = answers
-            places = list(compress(range(len(fds)), map(ne, answers, before)))
-            places += [fds.index(fd) for fd in self._doubted if fd in always]
-        self._doubted.clear()
-        for place in places:
-            fd, channel, answer = fds[place], current[place], answers[place]
-            if channels.get(fd) is channel:
-                self._wants.set(fd, channel, answer & READ, answer & WRITE)
-
-    def _ask_each_of(self, fds: tuple[Any, ...]) -> None:
-        channels = self._entries.channels
-        known = self._entries.known
-        asked = []
-        answers = []
-        for fd in fds:
-            channel = channels.get(fd)
-            if channel is None or fd in self.newcomers:
-                continue
-            entry = known.get(fd)
-            if entry is None or entry.ref() is not channel:
-                self._adopt(fd, channel)
-            answer = READ if channel.readable() else 0
-            if channel.writable():
-                answer |= WRITE
-            self._wants.set(fd, channel, answer & READ, answer & WRITE)
-            asked.append(channel)
-            answers.append(answer)
-        self._asked = asked
-        self._answers = answers
-        self._doubted.clear()
+            self._every_pass.doubted.add(fd)  # to listen changes what the same answers mean

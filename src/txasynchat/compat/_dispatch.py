@@ -123,7 +123,7 @@ class Dispatch:
                 else:
                     self._dispatch_selected(order, ready, changed)
             finally:
-                self._asking.heard(ready.items())
+                self._asking.heard(ready)
         finally:
             entries.batches.pop()
 
@@ -131,7 +131,7 @@ class Dispatch:
         """
         The outermost ``loop()`` ends: whatever happens to channels until the next is not reported.
         """
-        self._asking.heard((fd, READ) for fd in self._last_heard)
+        self._asking.heard(dict.fromkeys(self._last_heard, READ))
         self._last_heard = []
 
     # -- internals
@@ -181,13 +181,13 @@ class Dispatch:
                         self._wants.exchange(fd, "read", wants)
                         self._asking.touch(fd)
         except BaseException:
-            self._asking.heard((fd, READ) for fd in order)
+            self._asking.heard(dict.fromkeys(order, READ))
             raise
         self._backoff.read(order)
         self._last_heard = order
         # In a loop of its own: after a system call each instruction costs a multiple.
         known = entries.known
-        doubtful = []
+        doubtful: dict[Any, int] = {}
         for fd in order:
             entry = known.get(fd)
             if entry is None:
@@ -213,7 +213,7 @@ class Dispatch:
                     continue
             elif type(sock) is _socket and not sock._closed:  # type: ignore[attr-defined] # as there
                 continue
-            doubtful.append((fd, READ))
+            doubtful[fd] = READ
         if doubtful:
             self._asking.heard(doubtful)
 

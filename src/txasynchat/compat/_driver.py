@@ -11,37 +11,30 @@ and with its time.  What was changed meanwhile of a steady channel, with no meth
 by the next full pass, at most 100 ms after the last.  Between two calls of ``loop()`` neither the map
 nor what is in it is kept alive.
 
-Where the thread has a reactor of its own, or the main one, the reactor waits, with the hub in it, so
-that its timers and descriptors are served too.
-
 This module does not know who is asked and why, nor what an event means.
 """
 
 from __future__ import annotations
 
 import math
-import sys
 import threading
 import time
 from typing import Any
 
-from txasynchat.compat import _reactor, _renewal
+from txasynchat.compat import _reactor
 from txasynchat.compat._asking import Asking
 from txasynchat.compat._backoff import Backoff
 from txasynchat.compat._dispatch import Dispatch
 from txasynchat.compat._entries import Entries
+from txasynchat.compat._every_pass import EveryPass
+from txasynchat.compat._waiting import Waiting
 from txasynchat.compat._wants import Wants
 from txasynchat.hub import Events, Hub
 
 __all__ = ["MapDriver"]
 
-#: Seconds between two looks whether the program closed descriptors of the hub, or of the reactor
-#: beside it; mostly an error tells sooner.
-CHECK = 0.1
-
 _get_ident = threading.get_ident
 _monotonic = time.monotonic
-_modules = sys.modules
 
 
 class MapDriver:
@@ -62,7 +55,6 @@ class MapDriver:
         depth: how many ``loop()`` calls, nested in each other, use this driver.
         thread: in which thread.
         attachment: what drives the map instead of ``loop()``; None if nothing does.
-        waiting: it sits in its wait, or is about to.
     """
 
     def __init__(self, channels: dict[Any, Any], names: dict[str, Any]) -> None:
@@ -71,16 +63,13 @@ class MapDriver:
         self.depth = 0
         self.thread = 0
         self.attachment: Any = None
-        self.waiting = False
         self._entries = Entries(channels)
         self._backoff = Backoff()
         self._wants = Wants(self._entries, self.hub, self._backoff)
-        self._asking = Asking(self._entries, self._wants, self._backoff)
+        self._every_pass = EveryPass(self._entries, self._wants, self._backoff)
+        self._asking = Asking(self._entries, self._wants, self._backoff, self._every_pass)
         self._dispatch = Dispatch(self._entries, self._wants, self._asking, self._backoff, names)
-        # How many modules and private reactors there were when this thread had no reactor.
-        self._without_reactor = -1
-        self._next_check = _monotonic() + CHECK
-        self._check_is_due = True
+        self._waiting = Waiting(self.hub, self._has_news)
 
     # -- from any thread
 
@@ -95,11 +84,11 @@ class MapDriver:
         """
         A channel was put into the map under *fd*.
         """
-        self._asking.depart(fd)
+        self._wants.depart(fd)
         if self.depth and _get_ident() != self.thread:
-            self._asking.newcomers.announce(fd)
+            self._entries.newcomers.announce(fd)
         else:
-            self._asking.newcomers.drop(fd)
+            self._entries.newcomers.drop(fd)
             self._asking.touched[fd] = None
         self.wake()
 
@@ -107,12 +96,12 @@ class MapDriver:
         """
         The channel under *fd* was taken out of the map; its descriptor is still open.
         """
-        self._asking.newcomers.drop(fd)
+        self._entries.newcomers.drop(fd)
         if self._entries.batches and _get_ident() == self.thread:
-            self._asking.drop(fd)  # by a handler: nothing else is under way
+            self._wants.drop(fd)  # by a handler: nothing else is under way
         else:
             self._entries.departed[fd] = None  # first: see `Dispatch.dispatch`
-            self._asking.depart(fd)
+            self._wants.depart(fd)
         if self.depth:
             self.wake()
 
@@ -123,11 +112,18 @@ class MapDriver:
         self._asking.touch(fd)
         self.wake()
 
+    @property
+    def waiting(self) -> bool:
+        """
+        Whether it sits in its wait, or is about to.
+        """
+        return self._waiting.is_going_on
+
     def wake(self) -> None:
         """
         Let what was changed just now take effect, if the driver sits in a wait.
         """
-        if self.waiting:
+        if self._waiting.is_going_on:
             self.hub.wake()
         elif self.attachment is not None and not self._entries.batches:
             self.attachment.poke()
@@ -178,10 +174,9 @@ class MapDriver:
             self.depth -= 1
             return False
         try:
-            self.hub.detach()
             self._dispatch.release()
-            self._asking.release()
-            _reactor.rest()
+            self._every_pass.release()
+            self._waiting.end()
         finally:
             self._entries.channels = {}  # it may be dropped by the program
             self.depth = 0  # from here on another thread may take it
@@ -222,7 +217,7 @@ class MapDriver:
         """
         if poll_mode is not self._wants.poll_mode or not self._entries.are_current():
             self.distrust()
-        self._without_reactor = -1
+        self._waiting.begin()
         self._wants.poll_mode = poll_mode
 
     def distrust(self) -> None:
@@ -275,9 +270,9 @@ class MapDriver:
             whether everyone was asked.
         """
         asking = self._asking
-        if now >= self._next_check:
-            self._check(now)
-        if now >= self._backoff.resting.next or asking.newcomers.moments:
+        if now >= self._waiting.next_check:
+            self._waiting.check(now)
+        if now >= self._backoff.resting.next or self._entries.newcomers.moments:
             asking.take_due(now)
         if now >= self._wants.deadlines.next:
             self._dispatch.expire(now)
@@ -286,12 +281,6 @@ class MapDriver:
             return True
         return asking.refresh()
 
-    def _check(self, now: float) -> None:
-        self._next_check = now + CHECK
-        self._check_is_due = True  # for a reactor; see _sit
-        self._without_reactor = -1
-        self.hub.check()
-
     def _wait(self, timeout: float | None, now: float, full: bool) -> Events:
         """
         Wait for events; *full* if everyone was asked just now.
@@ -299,7 +288,7 @@ class MapDriver:
         deadline = math.inf if timeout is None else now + timeout
         asking = self._asking
         wants = self._wants
-        newcomers = asking.newcomers
+        newcomers = self._entries.newcomers
         resting = self._backoff.resting
         while True:
             if wants.closed:
@@ -313,7 +302,7 @@ class MapDriver:
             limit = None if until == math.inf else max(0.0, until - now)
             if (wants.closed or wants.buffered) and wants.are_ready():
                 limit = 0.0
-            events = self._sleep(limit)
+            events = self._waiting.wait(limit)
             if wants.closed or wants.buffered:
                 events = wants.with_ready(events)
             if events or not self._entries.channels:
@@ -327,56 +316,20 @@ class MapDriver:
             if now >= wants.deadlines.next and self._dispatch.expire(now):
                 return []
             if now >= asking.next_full and not full:
-                self._check(now)
+                self._waiting.check(now)
                 asking.refresh_all(ask_always=False)
                 full = True
             else:
                 asking.refresh(ask_always=_reactor.here() is not None)
 
-    def _sleep(self, limit: float | None) -> Events:
-        # None until something is imported, or made, that could be one; asking costs more.
-        known = len(_modules) + _reactor.private_reactors
-        reactor = None
-        if known != self._without_reactor:
-            reactor = _reactor.here()
-            self._without_reactor = -1 if reactor else known
-        hub = self.hub
-        if reactor is not None and (self._check_is_due or hub.stale or not hub.attached):
-            self._sit(reactor)
-        asking = self._asking
+    def _has_news(self) -> object:
+        """
+        Return whether another thread changed something just now.
+        """
         entries = self._entries
-        self.waiting = True
-        try:
-            # By another thread, just now.
-            if (
-                asking.touched
-                or entries.departed
-                or asking.newcomers.has_news
-                or not entries.channels
-            ):
-                limit = 0.0
-            if reactor is not None:
-                _reactor.turn(reactor, 0.0 if hub.busy else limit)
-                limit = 0.0
-            return hub.wait(limit)
-        finally:
-            self.waiting = False
-
-    def _sit(self, reactor: Any) -> None:
-        """
-        See to it that *reactor* polls the hub, and that the descriptors of both are their own.
-        """
-        hub = self.hub
-        if self._check_is_due or hub.stale:
-            self._check_is_due = False
-            _renewal.renew(reactor)
-            hub.renew()
-        if hub.attached:
-            return
-        try:
-            hub.attach(reactor, lambda: _reactor.interrupt(reactor))
-        except OSError:  # the program closed one just now
-            _renewal.renew(reactor)
-            hub.check()
-            hub.renew()
-            hub.attach(reactor, lambda: _reactor.interrupt(reactor))
+        return (
+            self._asking.touched
+            or entries.departed
+            or entries.newcomers.has_news
+            or not entries.channels
+        )

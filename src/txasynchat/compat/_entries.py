@@ -21,6 +21,7 @@ from operator import is_
 from typing import TYPE_CHECKING, Any
 
 from txasynchat.compat._interest import ALWAYS
+from txasynchat.compat._newcomers import Newcomers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,18 +63,22 @@ class Entries:
         departed: keys whose channels were taken out of the map by another thread, a signal handler or
             a predicate, and whose entries are still here.
         batches: for each batch of events that is being dispatched, the keys that changed hands since.
+        newcomers: who is left alone at first.
         is_holding: an entry keeps its channel alive, which knows no weak references.
+        changed: a channel came or departed since the last time that this was set to False.
     """
 
     __slots__ = (
         "_rank",
         "always",
         "batches",
+        "changed",
         "channels",
         "departed",
         "is_holding",
         "keys",
         "known",
+        "newcomers",
         "ranks",
     )
 
@@ -85,7 +90,9 @@ class Entries:
         self.keys: dict[int, Any] = {}
         self.departed: dict[Any, None] = {}
         self.batches: list[set[Any]] = []
+        self.newcomers = Newcomers()
         self.is_holding = False
+        self.changed = True
         self._rank = 0
 
     # -- from any thread
@@ -97,6 +104,7 @@ class Entries:
         Returns:
             whether there was an entry.
         """
+        self.changed = True
         entry = self.known.get(fd)
         if entry is not None:
             entry.ref = _nobody
@@ -127,6 +135,7 @@ class Entries:
         """
         Let the entry of *fd* be that of *channel*; there may be none, or one that has departed.
         """
+        self.changed = True
         entry = self.known.get(fd)
         if entry is None:
             self._rank += 1

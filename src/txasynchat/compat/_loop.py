@@ -165,10 +165,10 @@ def release(driver: MapDriver) -> None:
     """
     is_worth_keeping = driver.is_worth_keeping
     if driver.release():
-        if is_worth_keeping:
-            _local.kept.keep(driver)
-        else:
+        if not is_worth_keeping:
             discard(driver)
+        elif _local.kept.driver is not driver:
+            _local.kept.keep(driver)
 
 
 def discard(driver: MapDriver) -> None:

@@ -11,8 +11,9 @@ descriptor.  Between them stand:
 - a rest (see `_backoff`);
 - what no poller reports: decrypted bytes inside OpenSSL, and descriptors that are not open.
 
-Another thread may close a channel between its answer and the hub's registration.  So after each
-registration the map is looked at once more, and the registration undone if the channel has departed.
+So a channel that comes is adopted here, and one that departs is forgotten.  Another thread may close a
+channel between its answer and the hub's registration.  So after each registration the map is looked at
+once more, and the registration undone if the channel has departed.
 
 Of the parts of a driver, this alone tells the hub anything about a channel.  It does not know when a
 channel is asked, nor what is done about an event.
@@ -26,12 +27,12 @@ from typing import TYPE_CHECKING, Any
 
 from txasynchat.compat._attributes import own, socket_of
 from txasynchat.compat._deadlines import Deadlines
-from txasynchat.compat._interest import LayeredSocket, pending_of
+from txasynchat.compat._interest import STEADY, LayeredSocket, kind_of, pending_of
 from txasynchat.hub import ENDED, ERROR, HANGUP, INVALID, READ, URGENT, WRITE, Events, Hub
 
 if TYPE_CHECKING:
     from txasynchat.compat._backoff import Backoff
-    from txasynchat.compat._entries import Entries
+    from txasynchat.compat._entries import Entries, Entry
 
 __all__ = ["GONE", "IDLE", "Wants"]
 
@@ -96,28 +97,38 @@ class Wants:
         """
         self._tls_waits[fd] = _DIRECTIONS[doing], _DIRECTIONS[wants]
 
-    def drop(self, fd: Any) -> None:
+    def depart(self, fd: Any) -> None:
         """
-        The channel under *fd*, which had an entry, departs.
+        The channel under *fd* is not in the map any more; its entry stays, as nobody's.
         """
-        self._hub.forget(self._entries.number(fd))
-        self.buffered.pop(fd, None)
-        self.closed.pop(fd, None)
-        self.deadlines.drop(fd)
-
-    def drop_exchange(self, fd: Any) -> None:
-        """
-        A channel under *fd* departs, whether it had an entry or not.
-        """
+        if self._entries.depart(fd):
+            self._hub.forget(self._entries.number(fd))
+            self.buffered.pop(fd, None)
+            self.closed.pop(fd, None)
+            self.deadlines.drop(fd)
+            self._backoff.drop(fd)
         self._tls_waits.pop(fd, None)
         self._exchanged.pop(fd, None)
 
     # -- from the loop's thread
 
-    def enter(self, fd: Any, channel: Any) -> None:
+    def drop(self, fd: Any) -> None:
         """
-        *channel* is new.
+        Forget the channel under *fd*, which is not in the map any more.
         """
+        self.depart(fd)
+        self._entries.drop(fd)
+
+    def adopt(self, fd: Any, channel: Any) -> Entry:
+        """
+        Make an entry for *channel*, which was not in the map before, or not under *fd*.
+        """
+        entries = self._entries
+        if fd in entries.known and not entries.has_departed(fd):  # replaced with no method called
+            self.depart(fd)
+        entry = entries.enter(fd, channel)
+        # Nobody asks a newcomer, for now.
+        entries.classify(fd, entry, STEADY if fd in entries.newcomers else kind_of(channel))
         sock = socket_of(channel)
         if pending_of(sock):
             self.buffered[fd] = None
@@ -126,6 +137,7 @@ class Wants:
         leaves_at = own(channel, "_leaves_at")
         if leaves_at is not None:
             self.deadlines.set(fd, leaves_at)
+        return entry
 
     def set(self, fd: Any, channel: Any, is_readable: Any, is_writable: Any) -> None:
         """
