@@ -163,10 +163,9 @@ class Asking:
                 entry = self._wants.adopt(fd, channel)
                 fresh = fd not in newcomers
             elif fd not in newcomers:
-                try:
-                    sock = channel.socket
-                except Exception:  # noqa: BLE001 - what socket_of() does, for a call less
-                    sock = None
+                sock = socket_of(channel)
+                # What follows comes to the same for an idle one.  An echo with 10 active channels
+                # beside 9,000 idle takes 5.5 us of CPU time, without this 5.8 us.
                 if (
                     entry.kind
                     and not classify

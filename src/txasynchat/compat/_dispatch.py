@@ -20,7 +20,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from txasynchat.compat._attributes import own, socket_of
-from txasynchat.compat._interest import LayeredSocket, pending_of, tls_wants
+from txasynchat.compat._interest import LayeredSocket, pending_of
 from txasynchat.compat._wants import GONE
 from txasynchat.hub import ENDED, ERROR, HANGUP, READ, URGENT, WRITE, Events
 from txasynchat.hub.pollers import unread
@@ -155,31 +155,19 @@ class Dispatch:
 
         A steady channel that waits for the same as before need not be looked at again before the
         next pass: whatever else changes it reports by `touch`, or a full pass finds it.
+
+        CPU time of an echo with 50 active channels: 4.7 us; by `_dispatch_selected` 6.1 us; with all
+        of them looked at again, 5.8 us.  With 10 beside 9,000 idle: 5.5, 7.2 and 6.7 us.
         """
         entries = self._entries
         channels = entries.channels
-        names = self._names
-        read = names["read"]
-        is_own = read is names["_own_read"]
+        read = self._names["read"]
         try:
             for fd in order:
                 channel = channels.get(fd)
                 if channel is None or (changed and fd in changed):  # in this order: see `depart`
                     continue
-                if not is_own:
-                    read(channel)
-                    continue
-                try:  # what it does, for a call less
-                    channel.handle_read_event()
-                except names["_reraised_exceptions"]:
-                    raise
-                except:  # noqa: E722 - see asyncore.read
-                    wants = tls_wants(channel)
-                    if wants is None:
-                        channel.handle_error()
-                    elif wants != "read" and channels.get(fd) is channel:
-                        self._wants.exchange(fd, "read", wants)
-                        self._asking.touch(fd)
+                read(channel)
         except BaseException:
             self._asking.heard(dict.fromkeys(order, READ))
             raise
@@ -195,10 +183,7 @@ class Dispatch:
             channel = entry.ref()
             if channel is None:
                 continue
-            try:
-                sock = channel.socket
-            except Exception:  # noqa: BLE001 - what socket_of() does, for a call less
-                sock = None
+            sock = socket_of(channel)
             if entry.kind:
                 kind = type(sock)
                 if (
@@ -232,10 +217,7 @@ class Dispatch:
         urgent = []
         for fd in order:
             bits = ready[fd]
-            if bits == READ:
-                reads.append(fd)
-                continue
-            mask = masks.get(fd if type(fd) is int else number(fd), 0)
+            mask = masks.get(number(fd), 0)
             wanted = False
             if mask & READ and bits & _READABLE:
                 reads.append(fd)

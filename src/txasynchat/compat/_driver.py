@@ -217,7 +217,6 @@ class MapDriver:
         """
         if poll_mode is not self._wants.poll_mode or not self._entries.are_current():
             self.distrust()
-        self._waiting.begin()
         self._wants.poll_mode = poll_mode
 
     def distrust(self) -> None:

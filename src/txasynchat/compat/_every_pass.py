@@ -4,7 +4,8 @@ The channels that are asked on every pass, because their own predicates may look
 This is done for each of them, whatever else happens, so it is lean: the answers of the last pass are
 kept, and only what differs goes on to `_wants`.  That holds as long as the hub knows what they said
 then: if one came, departed or had an event since, or what follows from an answer depends on more
-than the answer, each is looked at in full.
+than the answer, each is looked at in full.  An echo with 10 active channels beside 1,000 idle takes
+23 us of CPU time; with each looked at in full on every pass, 66 us.
 
 This module does not know who is asked less often.
 """

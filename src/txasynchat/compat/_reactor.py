@@ -26,10 +26,6 @@ if TYPE_CHECKING:
 __all__ = ["current_reactor", "here", "refuse_inside_a_running_loop", "rest", "turn"]
 
 
-#: How many were made.
-private_reactors = 0
-
-
 class _Private:
     """
     A thread's own reactor, which gives its descriptors back when the thread ends.
@@ -39,8 +35,6 @@ class _Private:
         from twisted.internet.error import ConnectionAborted  # noqa: PLC0415 - see current_reactor
         from twisted.python.failure import Failure  # noqa: PLC0415 - see current_reactor
 
-        global private_reactors  # noqa: PLW0603 - threads may count two as one: it only has to change
-        private_reactors += 1
         self.pid = os.getpid()
         self.reactor = _new_reactor()
         _renewal.know(self.reactor)

@@ -3,7 +3,7 @@ One wait on the hub: alone, or where the thread has a reactor of its own or the 
 
 The reactor is never run.  It waits, with the hub among its descriptors, so that its timers and
 descriptors are served too; what became ready in the hub is then only fetched.  Whether there is a
-reactor can change with any import, so that is looked at before each wait, by a number that is cheap.
+reactor can change with any import, so that is looked at before each wait.
 
 A program may close descriptors that it does not know, such as the hub's or a reactor's.  Mostly an
 error tells; every `CHECK` seconds it is looked for.
@@ -13,7 +13,6 @@ This module does not know channels, nor why a wait lasts as long as it does.
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +27,6 @@ __all__ = ["Waiting"]
 
 #: Seconds between two looks whether descriptors were closed.
 CHECK = 0.1
-
-_modules = sys.modules
 
 
 class Waiting:
@@ -49,7 +46,6 @@ class Waiting:
         "_check_is_due",
         "_has_news",
         "_hub",
-        "_without_reactor",
         "is_going_on",
         "next_check",
     )
@@ -61,22 +57,13 @@ class Waiting:
         self.next_check = time.monotonic() + CHECK
         # For a reactor.
         self._check_is_due = True
-        # How many modules and private reactors there were when this thread had no reactor.
-        self._without_reactor = -1
-
-    def begin(self) -> None:
-        """
-        A ``loop()`` begins, maybe in another thread.
-        """
-        self._without_reactor = -1
 
     def end(self) -> None:
         """
         The outermost ``loop()`` ends.
         """
         self._hub.detach()
-        if self._without_reactor < 0:
-            _reactor.rest()
+        _reactor.rest()
 
     def check(self, now: float) -> None:
         """
@@ -84,18 +71,13 @@ class Waiting:
         """
         self.next_check = now + CHECK
         self._check_is_due = True
-        self._without_reactor = -1
         self._hub.check()
 
     def wait(self, limit: float | None) -> Events:
         """
         Wait for events, at most *limit* seconds; `None` for ever.
         """
-        known = len(_modules) + _reactor.private_reactors
-        reactor = None
-        if known != self._without_reactor:
-            reactor = _reactor.here()
-            self._without_reactor = -1 if reactor else known
+        reactor = _reactor.here()
         hub = self._hub
         if reactor is not None and (self._check_is_due or hub.stale or not hub.attached):
             self._sit(reactor)

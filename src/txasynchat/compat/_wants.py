@@ -163,7 +163,7 @@ class Wants:
             mask = self._backoff.mask(fd, mask)
         if self.closed:
             self.closed.pop(fd, None)
-        number = fd if type(fd) is int else self._entries.number(fd)
+        number = self._entries.number(fd)
         if self.masks.get(number, 0) != mask:
             hub = self._hub
             channels = self._entries.channels

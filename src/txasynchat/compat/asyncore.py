@@ -107,9 +107,6 @@ def read(obj: Any) -> None:
             obj.handle_error()
 
 
-_own_read = read  # as it is unless a program has put its own in its place
-
-
 def write(obj: Any) -> None:
     """
     Hand a write event to *obj*.
