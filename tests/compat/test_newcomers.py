@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from txasynchat.compat import _driver as driving
 from txasynchat.compat import _newcomers, asyncore
 
 LIMIT = 10.0
@@ -127,6 +128,36 @@ def test_it_is_asked_sooner_when_it_has_connected(channels, pair, use_poll, monk
         with accepted:
             accepted.settimeout(LIMIT)
             assert accepted.recv(100) == b"ping"
+
+
+@both_modes
+def test_it_is_asked_in_time_where_the_pass_was_held_up(channels, pair, use_poll, monkeypatch):
+    """A machine under load, or a slow predicate, delays it once, not for as long again."""
+    late = [1000.0]
+    monkeypatch.setattr(driving, "_monotonic", lambda: time.monotonic() - late[0])
+    near, far = pair()
+    made = []
+
+    class Slow(Passes):
+        def readable(self):
+            if late[0]:
+                maker = threading.Thread(
+                    target=lambda: made.append(Client(far, channels, lambda: None))
+                )
+                maker.start()
+                maker.join(LIMIT)
+                late[0] = 0.0  # so long did this take
+            return super().readable()
+
+    Slow(pair()[1], channels)
+    loop = threading.Thread(target=asyncore.loop, args=(None, use_poll, channels))
+    loop.start()
+    near.settimeout(LIMIT)
+    assert near.recv(100) == b"ping"
+    asyncore.close_all(channels)
+    loop.join(LIMIT)
+    assert not loop.is_alive()
+    assert made
 
 
 def test_one_that_leaves_at_once_costs_no_processor(channels, pair):

@@ -298,6 +298,8 @@ class MapDriver:
             until = min(until, resting.next, wants.deadlines.next)
             if newcomers.moments or newcomers.has_news:
                 until = min(until, newcomers.next)
+            if until < deadline:
+                now = _monotonic()  # what is due does not wait for longer because asking took long
             limit = None if until == math.inf else max(0.0, until - now)
             if (wants.closed or wants.buffered) and wants.are_ready():
                 limit = 0.0
