@@ -98,7 +98,7 @@ class Attachment:
 
     def _turn(self) -> None:
         """
-        Hand out what is ready, then see to it that the hub waits for the right things.
+        Dispatch what is ready, then see to it that the hub waits for the right things.
         """
         driver = self._driver
         try:

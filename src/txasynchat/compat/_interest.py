@@ -83,19 +83,19 @@ class LayeredSocket:
 
     def advance(self) -> bool:
         """
-        Take what arrived; tell whether ``recv`` has something to say. It may raise, for the channel.
+        Take what arrived; return whether ``recv`` has something to say.  It may raise, for the channel.
         """
         raise NotImplementedError
 
     def ready_to_write(self) -> bool:
         """
-        Tell, when the descriptor is writable, whether that is news for the handler.
+        Return whether it is news for the handler that the descriptor is writable.
         """
         raise NotImplementedError
 
     def is_secure_now(self) -> bool:
         """
-        Tell, when the connection stands, whether the handler may be told so.
+        Return, when the connection stands, whether the handler may be told so.
         """
         raise NotImplementedError
 
@@ -107,7 +107,7 @@ class LayeredSocket:
 
     def hang_up(self) -> bool:
         """
-        The connection is gone in both directions; tell whether this was closed already.
+        The connection is gone in both directions; return whether this was closed already.
         """
         raise NotImplementedError
 

@@ -25,6 +25,7 @@ class Newcomers:
     Keys of new channels, and when they are first asked.
 
     Attributes:
+        moments: when each is first asked; for others to look whether there are any.
         has_news: whether there was anything since the last look at `next`.
     """
 
@@ -37,9 +38,6 @@ class Newcomers:
 
     def __contains__(self, key: Any) -> bool:
         return key in self.moments
-
-    def __bool__(self) -> bool:
-        return bool(self.moments)
 
     # -- from any thread
 

@@ -7,7 +7,7 @@ channel costs a place in a batch instead of a round through the reactor's own ma
 any reactor will do, also one built on select(2) with its 1,024 descriptors.
 
 This module knows descriptors and events.  It does not know what a channel is, nor who
-dispatches: `Hub.wait` hands out what is ready, and an owner (the facade's loop; transports of
+dispatches: `Hub.wait` returns what is ready, and an owner (the facade's loop; transports of
 our own) acts on it.
 
 Four rules that shape the code:
