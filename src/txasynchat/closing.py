@@ -24,10 +24,12 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
+from twisted.internet.error import ConnectionAborted, ConnectionLost
+
 from txasynchat import endings, transports
 from txasynchat.delivery import StallWatch
 from txasynchat.errors import CloseTimedOut
-from txasynchat.outbox import Phase
+from txasynchat.outbox import HalfClose, Phase
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     from txasynchat.inbox import Inbox
     from txasynchat.outbox import Outbox
 
-__all__ = ["Closable", "Closing"]
+__all__ = ["Closable", "Closing", "broke_off", "sending_was_ended"]
 
 
 class Closable(Protocol):
@@ -162,3 +164,25 @@ class Closing:
             endings.end(transport)
         else:
             self._give_up(CloseTimedOut(chat.close_timeout, outbox.size + (unsent or 0)))
+
+
+def broke_off(error: BaseException | None, transport: Any, outbox: Outbox) -> bool:
+    """
+    Return whether *error*, with which *transport* was lost, means that something is missing.
+    """
+    if not isinstance(error, ConnectionLost) or isinstance(error, ConnectionAborted):
+        return False
+    # The reactor calls it a loss, too, if the peer closes when we have just let the transport go;
+    # and TLS has an error of its own for what it calls one.
+    over = outbox.phase is Phase.DEPARTED or transports.tls_layer(transport) is not None
+    return not over or bool(transports.unsent_bytes(transport))
+
+
+def sending_was_ended(transport: Any, outbox: Outbox) -> bool:
+    """
+    Return whether it is this side that ended the sending, now that nothing can be sent any more.
+    """
+    # TLS ends its own direction, and leaves the descriptor beneath it open.
+    return outbox.half_close is HalfClose.DONE or transports.writing_was_ended(
+        transport, outbox.writing_end or transports.writing_end(transport)
+    )

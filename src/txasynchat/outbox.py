@@ -20,13 +20,15 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING, Any, Protocol
 
-from txasynchat import transports
+from twisted.internet.interfaces import IPullProducer, IPushProducer
+
+from txasynchat import producers, transports
 from txasynchat.producers import Buffer, OutputQueue
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["HalfClose", "Level", "Outbox", "Owner", "Phase"]
+__all__ = ["HalfClose", "Level", "Outbox", "Owner", "Phase", "refuse"]
 
 
 class Phase(enum.Enum):
@@ -100,6 +102,7 @@ class Outbox(OutputQueue):
         flushing: bytes are being taken from the queue at this moment.
         piece: bytes that are written at once; as many are not kept waiting for more.
         taken: bytes taken from the queue, ever.
+        writing_end: what the transport writes to, where that may be lost by itself.
     """
 
     __slots__ = (
@@ -112,6 +115,7 @@ class Outbox(OutputQueue):
         "piece",
         "registered",
         "taken",
+        "writing_end",
     )
 
     def __init__(self) -> None:
@@ -121,16 +125,32 @@ class Outbox(OutputQueue):
         self.closed = self.full = self.registered = self.flushing = False
         self.taken = 0
         self.piece = 0
+        self.writing_end: Any = None
         self._send_now: Callable[[Any, bytes], bytes] | None = None
+
+    def add(self, producer: Any) -> None:
+        """
+        Append any kind of producer.
+
+        Raises:
+            TypeError: it is no producer.
+        """
+        if IPushProducer.providedBy(producer):
+            self.register(producer, True)
+        elif IPullProducer.providedBy(producer):
+            self.register(producer, False)
+        else:
+            self.push_producer(producer)
 
     # -- the transport comes and goes
 
-    def connect(self, transport: Any) -> bool:
+    def connect(self, transport: Any) -> None:
         """
-        Prepare for *transport*; return whether it can be sent to without the reactor's next turn.
+        Prepare for *transport*.
         """
         self._send_now = transports.immediate_sender(transport)
-        return self._send_now is not None
+        if self._send_now is None:
+            self.writing_end = transports.writing_end(transport)
 
     def open(self, owner: Owner) -> None:
         """
@@ -281,3 +301,16 @@ class Outbox(OutputQueue):
         if owner.high_water is not None and size > owner.high_water:
             return Level.HIGH
         return Level.LOW if size <= owner.low_water else Level.BETWEEN
+
+
+def refuse(producer: Any) -> None:
+    """
+    Tell a producer of any kind that nothing of it will be sent, as the connection is ending.
+
+    Raises:
+        TypeError: it is no producer.
+    """
+    if IPullProducer.providedBy(producer) or IPushProducer.providedBy(producer):
+        producer.stopProducing()
+    else:
+        producers.refuse(producer)

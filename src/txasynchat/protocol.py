@@ -27,21 +27,17 @@ import enum
 import sys
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from twisted.internet.error import ConnectionAborted, ConnectionLost
 from twisted.internet.interfaces import (
     IConsumer,
     IHalfCloseableProtocol,
     IHandshakeListener,
-    IPullProducer,
     IPushProducer,
 )
 from twisted.internet.protocol import Protocol, connectionDone
-from twisted.logger import Logger
 from typing_extensions import override
 from zope.interface import implementer
 
-from txasynchat import endings, ranges, reports, settings, tlslayer, transports
-from txasynchat.closing import Closing
+from txasynchat import closing, endings, ranges, reports, settings, tlslayer, transports
 from txasynchat.errors import (
     ConnectionReset,
     MessageTooLong,
@@ -50,24 +46,23 @@ from txasynchat.errors import (
     StoppedByServer,
     UnsentLimitExceeded,
 )
-from txasynchat.framing import Framer, Overflow
+from txasynchat.framing import Overflow
+from txasynchat.hooks import Hooks
 from txasynchat.inbox import Inbox
 from txasynchat.outbox import HalfClose, Level, Outbox, Phase
-from txasynchat.producers import Buffer, refuse
 from txasynchat.reactor_thread import check_threads
+from txasynchat.sending import Sending
 from txasynchat.starttls import Leftovers, Upgrade, is_for_client
 from txasynchat.terminators import check_terminator
 from txasynchat.tlsinfo import TLSInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Self
 
-    from twisted.internet.interfaces import IReactorTime
     from twisted.python.failure import Failure
 
     from txasynchat.errors import ChatError
-    from txasynchat.producers import Producer
+    from txasynchat.framing import Framer
     from txasynchat.terminators import Terminator
 
 __all__ = ["AsyncChat", "State"]
@@ -94,16 +89,12 @@ _CONNECTING = State.CONNECTING
 _OPEN = State.OPEN
 _CLOSING = State.CLOSING
 _CLOSED = State.CLOSED
-_WAITING = Phase.WAITING
 _READY = Phase.READY
 _DEPARTED = Phase.DEPARTED
 
-# Attributes of a class that the framer of each connection keeps.
-_SETTINGS = ("terminator", "max_message_length", "overflow")
-
 
 @implementer(IPushProducer, IConsumer, IHalfCloseableProtocol, IHandshakeListener)
-class AsyncChat(Protocol):
+class AsyncChat(Hooks, Sending, Protocol):
     """
     A connection that speaks in messages: ``asynchat.async_chat`` as a Twisted protocol.
 
@@ -120,50 +111,21 @@ class AsyncChat(Protocol):
     effect before the next message; nothing is delivered after `close`.
     """
 
-    # -- settings: class attributes, or instance attributes set before the connection is made. They are
-    # checked there: see `txasynchat.ranges`.
-
-    #: The longest message, in bytes without its terminator; None for no limit. See `Framer`.
-    #: May be changed at any moment, and holds from the next byte on.
-    max_message_length: int | None = settings.setting(16_384, "_framer", "limit")
-    #: What follows when a message is longer, after `message_too_long`. May be changed at any moment,
-    #: in that hook too; a message of which it was decided already stays as it is.
-    overflow: Overflow = settings.setting(Overflow.CLOSE, "_framer", "overflow")
-    #: Bytes waiting to be sent above which delivery and reading stop; None for never.
-    high_water: int | None = 65_536
-    #: Bytes waiting to be sent at which they go on.
-    low_water: int = 16_384
-    #: Bytes waiting to be sent above which the connection is aborted; None for no limit. A single
-    #: `push` of more is a ValueError.
-    max_unsent: int | None = 8 << 20
-    #: Seconds, while closing, in which the peer must take something, or the connection is aborted;
-    #: None: wait.
-    close_timeout: float | None = 10.0
-    #: Bytes asked of a producer, or written, at once.
-    ac_out_buffer_size: int = 65_536
-    #: Where the time for `close_timeout` comes from; None for the transport's own reactor.
-    clock: IReactorTime | None = None
-
     # -- state that an application may read
 
     transport: Any = None
-    #: Bytes pushed too late, which were dropped.
-    dropped: int = 0
     #: What ended the connection otherwise than in order: what the peer did or what befell it, or
     #: `StoppedByServer`. None if it ended in order, if this side ended it (by `abort`, or because a
     #: handler raised), or if it has not ended. To be read in `handle_close`; `handle_end` is given it.
     close_reason: ChatError | None = None
 
-    _log = Logger()
+    # What may be set and overridden is in `txasynchat.hooks`; what takes output is in
+    # `txasynchat.sending`.
+
     #: `get_terminator` is overridden, and is asked.
     _asks: ClassVar[bool] = False
     #: handle_secure is overridden.
     _hears_of_tls: ClassVar[bool] = False
-    #: Set in the namespace of each class that had a connection.
-    _begins_with: ClassVar[tuple[Any, ...]]
-    #: `max_message_length` or `overflow` is a property of a subclass.
-    _computes: ClassVar[bool] = False
-
     # It is set before __init__, all at once, and is nothing of the class's: CPython gives instances
     # room for the attributes that the first ones of their class have, up to thirty; with later ones, or
     # more, each connection has a dict, and each look into it takes longer, as it does where the class
@@ -184,10 +146,7 @@ class AsyncChat(Protocol):
     _close_requested: bool
     #: `start_tls` was called, and the handshake is not over; the end of the connection was asked for.
     _upgrade: Upgrade | None
-    _closing: Closing | None
-    #: What the transport writes to, where that may be lost by itself.
-    _writing_end: Any
-    _incoming: list[bytes] | None
+    _closing: closing.Closing | None
 
     def __new__(cls, *_arguments: Any, **_named: Any) -> Self:
         """
@@ -204,7 +163,7 @@ class AsyncChat(Protocol):
         chat._delivering = chat._unsettled = chat._redeliver = False
         chat._settles = cls._asks
         chat._close_when_idle = chat._close_requested = False
-        chat._upgrade = chat._closing = chat._writing_end = chat._incoming = None
+        chat._upgrade = chat._closing = chat._incoming = None
         return chat
 
     def __init_subclass__(cls, **arguments: Any) -> None:
@@ -228,27 +187,11 @@ class AsyncChat(Protocol):
 
         Once more where a setting was assigned to the class later.
         """
-        if settings.restore(cls, AsyncChat, _SETTINGS):
+        if settings.restore(cls, AsyncChat, ("terminator", "max_message_length", "overflow")):
             cls._computes = True
         if "_begins_with" not in cls.__dict__:
             reports.unawaited_hooks(cls._log, cls)
         cls._begins_with = (cls.terminator, cls.max_message_length, cls.overflow)
-
-    @classmethod
-    def _make_framer(cls) -> Framer:
-        terminator, limit, overflow = cls._begins_with
-        if cls._computes:  # asked when the connection is made
-            limit = AsyncChat.max_message_length if isinstance(limit, property) else limit
-            overflow = AsyncChat.overflow if isinstance(overflow, property) else overflow
-        framer = Framer(
-            terminator,
-            limit=limit,
-            overflow=overflow,
-            whole=cls.found_terminator is AsyncChat.found_terminator
-            and cls.collect_incoming_data is AsyncChat.collect_incoming_data,
-        )
-        framer.checks_results = True
-        return framer
 
     # -- IProtocol: called by the transport
 
@@ -270,8 +213,7 @@ class AsyncChat(Protocol):
             raise error
         tlslayer.adopt(transport)
         endings.let_protocol_end(transport)
-        if not self._outbox.connect(transport):
-            self._writing_end = transports.writing_end(transport)
+        self._outbox.connect(transport)
         transports.tell_of_half_close(transport, self)
         try:
             super().makeConnection(transport)  # type: ignore[no-untyped-call] # Twisted's, untyped
@@ -322,7 +264,7 @@ class AsyncChat(Protocol):
         error = reason.value
         if isinstance(error, PeerError):
             self._report(error)
-        elif self.close_reason is None and self._broke_off(error):
+        elif self.close_reason is None and closing.broke_off(error, self.transport, self._outbox):
             self.close_reason = ConnectionReset()
         self._outbox.lose()
         self._framer.close()
@@ -360,192 +302,18 @@ class AsyncChat(Protocol):
         """
         # So the next attempt to send finds out; a request to close is none.
         self._outbox.full = False
-        end = self._writing_end or transports.writing_end(self.transport)
-        if (
-            # TLS ends its own direction, and leaves the descriptor beneath it open.
-            self._outbox.half_close is HalfClose.DONE
-            or transports.writing_was_ended(self.transport, end)
-            or (
-                self._state is _OPEN
-                and not self._outbox
-                and transports.waits_for_exit(self.transport)
-            )
+        if not closing.sending_was_ended(self.transport, self._outbox) and not (
+            self._state is _OPEN and not self._outbox and transports.waits_for_exit(self.transport)
         ):
-            return
-        self._cannot_send()
+            self._cannot_send()
 
     def handshakeCompleted(self) -> None:  # noqa: N802
         """
         The TLS handshake is done: the connection opens, or goes on after `start_tls`.
         """
         self._upgrade = None
-        if self._outbox.phase is _WAITING:
+        if self._outbox.phase is Phase.WAITING:
             self._open_if_introduced()
-
-    # -- IPushProducer: called by the transport
-
-    def pauseProducing(self) -> None:  # noqa: N802
-        """
-        The transport is full: take nothing more from the queue.
-
-        Raises:
-            RuntimeError: the application called it, who means `pause`.
-        """
-        self._check_caller("pauseProducing", "pause() stops delivery and reading")
-        self._outbox.full = True
-        try:
-            self._outbox.pause()
-        except ProducerError:
-            self._failed()
-
-    def resumeProducing(self) -> None:  # noqa: N802
-        """
-        The transport has room again.
-        """
-        self._outbox.full = False
-        self._flush()
-
-    def stopProducing(self) -> None:  # noqa: N802
-        """
-        The transport takes nothing any more; the loss of the connection, or of this half, follows.
-
-        Raises:
-            RuntimeError: the application called it, who means `abort`.
-        """
-        self._check_caller("stopProducing", "abort() ends the connection")
-        self._outbox.full = True
-        self._outbox.registered = False
-
-    # -- IConsumer: called by a Twisted producer whose turn in the queue it is
-
-    def registerProducer(self, producer: Any, streaming: bool) -> None:  # noqa: N802
-        """
-        Queue a Twisted producer, which then calls `write`, and at its end `unregisterProducer`.
-
-        So ``FileSender().beginFileTransfer(file, chat)`` works. It takes its turn in the queue like
-        any other; several may be registered. Stopped at once if the connection is closing.
-        """
-        if self._outbox.closed:
-            producer.stopProducing()
-            return
-        self._outbox.register(producer, streaming)
-        self._pushed()
-
-    def unregisterProducer(self) -> None:  # noqa: N802
-        """
-        The registered producer whose turn it is has ended.
-        """
-        self._outbox.unregister()
-        self._pushed()
-
-    def write(self, data: bytes) -> None:
-        """
-        Take bytes of the registered producer whose turn it is; without one this is `push`.
-
-        Raises:
-            TypeError, ValueError: see `push`.
-        """
-        self._outbox.check_length(data, self)
-        if self._outbox.write(data):
-            self._pushed()
-        else:
-            self.push(data)
-
-    # -- asynchat: overridden by the application
-
-    def handle_connect(self) -> None:
-        """
-        The connection is open: both ways, and after the TLS handshake where there is one.
-
-        What is pushed here, or was pushed before, is sent in one write when this returns.
-        """
-
-    def handle_secure(self, info: TLSInfo) -> None:
-        """
-        A TLS handshake is done, before `handle_connect` or, after `start_tls`, in mid-connection.
-
-        Nothing that came in the clear is left to be delivered, and what `_collect_incoming_data` had
-        is dropped. After `start_tls`, forget here what else the peer said in the clear (RFC 3207,
-        section 4.2): somebody else may have said it. To refuse the peer, `close` or `abort`.
-        """
-
-    def message_received(self, message: bytes) -> None:
-        """
-        A whole message came, without its terminator; it may be empty.
-
-        Not called where `found_terminator` is overridden.
-        """
-        raise NotImplementedError(
-            f"{type(self).__qualname__} overrides neither message_received nor found_terminator"
-        )
-
-    def collect_incoming_data(self, data: bytes) -> None:
-        """
-        A piece of the current message came; it is never empty. By default it is collected.
-
-        Stdlib: asynchat.async_chat.collect_incoming_data.
-        """
-        self._collect_incoming_data(data)
-
-    def found_terminator(self) -> None:
-        """
-        The current message is complete. By default it goes to `message_received`.
-
-        A terminator that was a number of bytes is 0 by now, which collects without end.
-
-        Stdlib: asynchat.async_chat.found_terminator.
-        """
-        hook: Callable[[bytes], object] = self.message_received
-        result = hook(self._get_data())
-        if result is not None:
-            self.hook_returned(result)
-
-    def message_too_long(self, error: MessageTooLong) -> None:
-        """
-        A message broke `max_message_length`; `overflow` says what follows when this returns.
-
-        Called once for each such message, with the connection still open: a last word may be
-        pushed. A terminator set here holds for what comes after the message.
-        """
-
-    def handle_shutdown(self) -> None:
-        """
-        The server stops: come to an end; see `Server`. Called once, however long that takes.
-
-        By default `close_when_idle`. A handler that is at work between messages (a transaction, an
-        answer that comes later) does better to finish that, and close then.
-        """
-        if self._state is _CONNECTING:
-            self.abort()
-        else:
-            self.close_when_idle()
-
-    def handle_error(self) -> None:
-        """
-        A handler, or a producer, raised: ``sys.exc_info()`` has the exception.
-
-        It is logged already, and the connection closes when this returns, after what was pushed
-        before, or here, is sent.
-        """
-
-    def handle_close(self) -> None:
-        """
-        The connection has ended, though not by `close` or `abort`. Called once; `state` is CLOSED.
-
-        Stdlib: asyncore.dispatcher.handle_close, which had to close the channel; here it is closed.
-        """
-
-    def handle_end(self, reason: ChatError | None) -> None:
-        """
-        The connection has ended, whatever ended it: the place to leave a registry.
-
-        Called exactly once for each connection that was made, after `handle_close` where that is
-        called: after `close` and `abort` too, when ``connectionMade`` or `handle_connect` raised, and
-        when the TLS handshake failed, so that `handle_connect` was never called.
-
-        Args:
-            reason: the `close_reason`.
-        """
 
     # -- asynchat: called by the application
 
@@ -592,52 +360,6 @@ class AsyncChat(Protocol):
         """
         return self._framer.matched
 
-    def push(self, data: Buffer) -> None:
-        """
-        Send bytes after everything that is queued; what is large is better sent by a producer.
-
-        What is pushed from inside handlers is written when they have run, in one write. Dropped, and
-        counted in `dropped`, once the connection is closing.
-
-        Raises:
-            TypeError: *data* is not bytes-like.
-            ValueError: *data* alone is longer than `max_unsent`.
-        """
-        outbox = self._outbox
-        if outbox.closed:
-            self.dropped += memoryview(data).nbytes
-            return
-        size = outbox.push(data)
-        if size >= outbox.piece or not self._delivering:
-            if self.max_unsent is not None and size > self.max_unsent:
-                outbox.check_latest(data, self)
-            self._pushed()
-
-    def push_with_producer(
-        self, producer: Producer | Buffer | IPushProducer | IPullProducer
-    ) -> None:
-        """
-        Send what *producer* gives after everything that is queued; see `txasynchat.producers`.
-
-        It is asked only when the transport takes data. If it fails, what was queued before it is
-        sent, and the connection is handled as after an exception in a handler. Once the connection
-        is closing it is not asked at all, and told at once that it is not needed.
-
-        Raises:
-            TypeError: *producer* is no producer.
-        """
-        if self._outbox.closed:
-            self._refuse(producer)
-        elif isinstance(producer, Buffer):
-            self.push(producer)
-        elif IPushProducer.providedBy(producer):
-            self.registerProducer(producer, True)
-        elif IPullProducer.providedBy(producer):
-            self.registerProducer(producer, False)
-        else:
-            self._outbox.push_producer(producer)
-            self._pushed()
-
     def close_when_done(self) -> None:
         """
         Close when everything queued so far is sent; what is pushed from now on is dropped.
@@ -663,6 +385,18 @@ class AsyncChat(Protocol):
         self._close_when_idle = self._settles = True
         if not self._delivering and self._inbox.idle:
             self.close_when_done()
+
+    def handle_shutdown(self) -> None:
+        """
+        The server stops: come to an end; see `Server`. Called once, however long that takes.
+
+        By default `close_when_idle`. A handler that is at work between messages (a transaction, an
+        answer that comes later) does better to finish that, and close then.
+        """
+        if self._state is _CONNECTING:
+            self.abort()
+        else:
+            self.close_when_idle()
 
     def close(self) -> None:
         """
@@ -764,13 +498,6 @@ class AsyncChat(Protocol):
         return self._inbox.paused
 
     @settings.shown
-    def unsent(self) -> int:
-        """
-        Bytes that were pushed and not yet given to the transport.
-        """
-        return self._outbox.size
-
-    @settings.shown
     def tls(self) -> TLSInfo | None:
         """
         What was agreed on in the TLS handshake; None before, and without TLS.
@@ -785,37 +512,6 @@ class AsyncChat(Protocol):
         None before there is a connection, and where there are no addresses, as with a process.
         """
         return None if self.transport is None else transports.peer_address(self.transport)
-
-    @property
-    def incoming(self) -> list[bytes]:
-        """
-        The pieces that `_collect_incoming_data` has collected.
-        """
-        if self._incoming is None:
-            self._incoming = []
-        return self._incoming
-
-    @incoming.setter
-    def incoming(self, pieces: list[bytes]) -> None:
-        self._incoming = pieces
-
-    def _collect_incoming_data(self, data: bytes) -> None:
-        """
-        Keep a piece in `incoming`.
-
-        Stdlib: asynchat.async_chat._collect_incoming_data.
-        """
-        self.incoming.append(data)
-
-    def _get_data(self) -> bytes:
-        """
-        Return what is in `incoming`, joined, and empty it.
-
-        Stdlib: asynchat.async_chat._get_data.
-        """
-        data = b"".join(self.incoming)
-        self.incoming.clear()
-        return data
 
     # -- internals: state
 
@@ -916,17 +612,6 @@ class AsyncChat(Protocol):
             reports.handler_raised(self._log, self, "{peer}: {handler}.handle_error raised")
         self._close()
 
-    def _refuse(self, producer: Any) -> None:
-        """
-        Tell a producer that comes too late.
-        """
-        if IPullProducer.providedBy(producer) or IPushProducer.providedBy(producer):
-            producer.stopProducing()
-        elif isinstance(producer, Buffer):
-            self.push(producer)
-        else:
-            refuse(producer)
-
     def _report(self, error: PeerError) -> None:
         """
         Log a peer's mistake, and remember it if it is what ends the connection.
@@ -951,13 +636,6 @@ class AsyncChat(Protocol):
         elif self.close_reason is error:
             self._inbox.discarded = False
             self.close_reason = None
-
-    def hook_returned(self, result: object) -> None:
-        """
-        Called when a hook returned something: warn, once for each class, if nobody waits for it.
-        """
-        if reports.is_unawaited(type(self), result):
-            reports.unawaited_result(self._log, type(self), result)
 
     def _receive_otherwise(self, data: bytes) -> None:
         """
@@ -1110,16 +788,6 @@ class AsyncChat(Protocol):
         if self._upgrade is not None and not self._delivering:
             self._upgrade.proceed()
 
-    def _check_caller(self, name: str, remedy: str) -> None:
-        """
-        Raise if it is not the transport that tells its producer something.
-        """
-        if not self._outbox.registered and self._outbox.phase is not _DEPARTED:
-            raise RuntimeError(
-                f"{type(self).__qualname__}.{name}() is called by the transport, and stops output;"
-                f" {remedy}"
-            )
-
     def _takes_write(self, transport: Any, data: bytes) -> bool:
         """
         Called by the transport, which somebody told to write: send that behind what is queued.
@@ -1150,17 +818,6 @@ class AsyncChat(Protocol):
             )
 
     # -- internals: closing
-
-    def _broke_off(self, error: BaseException | None) -> bool:
-        """
-        Tell whether *error* stands for a connection that did not come to its end.
-        """
-        if not isinstance(error, ConnectionLost) or isinstance(error, ConnectionAborted):
-            return False
-        # The reactor calls it a loss, too, if the peer closes when we have just let the transport go;
-        # and TLS has an error of its own for what it calls one.
-        over = self._outbox.phase is _DEPARTED or transports.tls_layer(self.transport) is not None
-        return not over or bool(transports.unsent_bytes(self.transport))
 
     def _stopped_by_server(self) -> None:
         """
@@ -1234,27 +891,9 @@ class AsyncChat(Protocol):
         if self.transport is None:
             return
         if self._closing is None:
-            self._closing = Closing(self, self._inbox, self._outbox, self._give_up)
+            self._closing = closing.Closing(self, self._inbox, self._outbox, self._give_up)
         self._closing.proceed()
 
 
 if sys.flags.dev_mode:
-    check_threads(
-        AsyncChat,
-        (
-            "abort",
-            "close",
-            "close_when_done",
-            "close_when_idle",
-            "discard_buffers",
-            "pause",
-            "push",
-            "push_with_producer",
-            "registerProducer",
-            "resume",
-            "set_terminator",
-            "start_tls",
-            "unregisterProducer",
-            "write",
-        ),
-    )
+    check_threads(AsyncChat)

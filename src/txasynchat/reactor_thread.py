@@ -12,18 +12,38 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
 __all__ = ["check_threads"]
 
 
-def check_threads(protocol: Any, names: Iterable[str]) -> None:
+# What applications call.
+_CHECKED = (
+    "abort",
+    "close",
+    "close_when_done",
+    "close_when_idle",
+    "discard_buffers",
+    "pause",
+    "push",
+    "push_with_producer",
+    "registerProducer",
+    "resume",
+    "set_terminator",
+    "start_tls",
+    "unregisterProducer",
+    "write",
+)
+
+
+def check_threads(protocol: Any) -> None:
     """
     Let methods raise `RuntimeError` in any other thread than the one that made the connection.
 
+    Before the connection they may be called anywhere.
+
     Args:
-        protocol: a class of protocols.
-        names: those of its methods; before the connection they may be called anywhere.
+        protocol: `AsyncChat`.
     """
     make = protocol.makeConnection
 
@@ -34,7 +54,7 @@ def check_threads(protocol: Any, names: Iterable[str]) -> None:
 
     protocol.makeConnection = made
     protocol._reactor_thread = None
-    for name in names:
+    for name in _CHECKED:
         setattr(protocol, name, _checked(getattr(protocol, name)))
 
 

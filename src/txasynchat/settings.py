@@ -8,6 +8,7 @@ nothing.
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 from txasynchat import ranges
@@ -121,7 +122,7 @@ def restore(cls: type, base: type, names: Iterable[str]) -> bool:
     for name in names:
         owner = next(one for one in cls.__mro__ if name in vars(one))
         value = vars(owner)[name]
-        ours = vars(base)[name]
+        ours = inspect.getattr_static(base, name)
         if isinstance(value, Setting):
             continue
         if not issubclass(owner, base):
