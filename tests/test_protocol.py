@@ -747,6 +747,15 @@ class TestBackPressure:
         chat.resume()
         assert chat.events == ["connect", b"x"]
 
+    def test_a_pause_that_ends_before_the_connection_holds_nothing(self):
+        chat = Chat()
+        chat.pause()
+        chat.resume()
+        transport = connected(chat)
+        assert transport.reads
+        chat.dataReceived(b"x\n")
+        assert chat.events == ["connect", b"x"]
+
     def test_a_transport_may_deliver_while_it_is_resumed(self):
         class Holding(Memory):
             @override
@@ -1440,6 +1449,16 @@ class TestClosing:
         chat.resume()
         assert transport.disconnecting
         assert transport.value() == b"answer 1answer 2"
+
+    def test_close_when_idle_ends_after_a_message_that_is_not_answered(self):
+        chat = Chat()
+        transport = connected(chat)
+        chat.dataReceived(b"the last mess")
+        chat.close_when_idle()
+        assert not transport.disconnecting
+        chat.dataReceived(b"age\n")
+        assert chat.messages == [b"the last message"]
+        assert transport.disconnecting
 
     def test_at_the_end_of_the_peer_a_producer_goes_on(self):
         chat = Chat()
