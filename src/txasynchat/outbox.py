@@ -21,6 +21,7 @@ import enum
 from typing import TYPE_CHECKING, Any, Protocol
 
 from twisted.internet.interfaces import IPullProducer, IPushProducer
+from typing_extensions import override
 
 from txasynchat import producers, transports
 from txasynchat.producers import Buffer, OutputQueue
@@ -95,7 +96,6 @@ class Outbox(OutputQueue):
 
     Attributes:
         phase: whether the transport can be written to.
-        closed: what is pushed from now on is to be dropped; never taken back.
         half_close: whether the sending alone is to be ended.
         full: the transport has no room.
         registered: the owner is the transport's producer.
@@ -107,7 +107,6 @@ class Outbox(OutputQueue):
 
     __slots__ = (
         "_send_now",
-        "closed",
         "flushing",
         "full",
         "half_close",
@@ -122,11 +121,26 @@ class Outbox(OutputQueue):
         super().__init__()
         self.phase = _WAITING
         self.half_close = _NOT_ASKED
-        self.closed = self.full = self.registered = self.flushing = False
+        self.full = self.registered = self.flushing = False
         self.taken = 0
         self.piece = 0
         self.writing_end: Any = None
         self._send_now: Callable[[Any, bytes], bytes] | None = None
+
+    def append(self, data: Buffer) -> bool:
+        """
+        `push`, and return whether more may come before it is written: it was taken, and less than
+        `piece` bytes wait.
+
+        Raises:
+            TypeError: *data* is not bytes-like.
+        """
+        if type(data) is bytes and data and not self.closing:
+            self._items.append(data)
+            self.size = size = self.size + len(data)
+            return size < self.piece
+        self.push(data)
+        return not self.closing and self.size < self.piece
 
     def add(self, producer: Any) -> None:
         """
@@ -141,6 +155,20 @@ class Outbox(OutputQueue):
             self.register(producer, False)
         else:
             self.push_producer(producer)
+
+    @override
+    def stop(self) -> list[Exception]:
+        """
+        Drop everything but a request to close, and tell each producer that is left.
+
+        Returns:
+            What the producers raised when they were told.
+        """
+        closing = self.closing
+        errors = super().stop()
+        if closing:
+            self.close_when_done()
+        return errors
 
     # -- the transport comes and goes
 
@@ -275,7 +303,7 @@ class Outbox(OutputQueue):
         Raise ValueError if *data* alone is more than may ever wait.
         """
         length = memoryview(data).nbytes
-        if owner.max_unsent is not None and length > owner.max_unsent and not self.closed:
+        if owner.max_unsent is not None and length > owner.max_unsent and not self.closing:
             raise ValueError(
                 f"{length} bytes at once are more than max_unsent, {owner.max_unsent}; send them by a"
                 " producer"

@@ -287,12 +287,9 @@ class OutputQueue:
 
     # -- called by whoever has something to send
 
-    def push(self, data: Buffer) -> int:
+    def push(self, data: Buffer) -> None:
         """
         Append bytes; a mutable buffer is copied now.
-
-        Returns:
-            `size`.
 
         Raises:
             TypeError: *data* is not bytes-like.
@@ -302,7 +299,6 @@ class OutputQueue:
         if data and not self.closing:
             self._items.append(data)
             self.size += len(data)
-        return self.size
 
     def take_back(self) -> None:
         """

@@ -368,7 +368,6 @@ class AsyncChat(Hooks, Sending, Protocol):
         """
         if self._state is _CLOSING or self._state is _CLOSED:
             return
-        self._outbox.close_when_done()
         self._set_state(_CLOSING)
         self._unchoke()
         self._pushed()
@@ -433,7 +432,7 @@ class AsyncChat(Hooks, Sending, Protocol):
             TypeError: *options* are none of those above.
         """
         is_client = is_for_client(options)
-        if self._outbox.closed:
+        if self._outbox.closing:
             return
         if self._upgrade is not None:
             raise RuntimeError("TLS was started already")
@@ -462,8 +461,6 @@ class AsyncChat(Hooks, Sending, Protocol):
         if self._upgrade is not None:
             self._upgrade.discarded()
         if self._state is not _CLOSED:
-            if self._outbox.closed:
-                self._outbox.close_when_done()
             self._pushed()
 
     def pause(self) -> None:
@@ -518,7 +515,7 @@ class AsyncChat(Hooks, Sending, Protocol):
     def _set_state(self, state: State) -> None:
         self._state = state
         if state is not _OPEN:
-            self._outbox.closed = True
+            self._outbox.close_when_done()
         if state is _CLOSED:
             self.connected = False
 
@@ -528,7 +525,7 @@ class AsyncChat(Hooks, Sending, Protocol):
         """
         if transports.when_introduced(self.transport, self._open):
             self._open()
-        elif self._outbox.closed:
+        elif self._outbox.closing:
             self._leave()
 
     def _open(self) -> None:
@@ -760,7 +757,7 @@ class AsyncChat(Hooks, Sending, Protocol):
                 self._give_up(UnsentLimitExceeded(self.max_unsent or 0, outbox.size))
         elif level is Level.HIGH:
             # While closing nothing is added, and a peer that is not read may not read either.
-            if not (outbox.closed or self._inbox.choked):
+            if not (outbox.closing or self._inbox.choked):
                 self._inbox.choked = True
                 self._hold()
         elif level is Level.LOW:
@@ -850,10 +847,9 @@ class AsyncChat(Hooks, Sending, Protocol):
         outbox = self._outbox
         if outbox.phase is _DEPARTED or outbox.half_close is HalfClose.DONE:
             return False
-        if not outbox.closed:
+        if not outbox.closing:
             outbox.half_close = HalfClose.WHEN_SENT
             outbox.close_when_done()
-            outbox.closed = True
             self._unchoke()
             self._pushed()
         return True
@@ -878,7 +874,6 @@ class AsyncChat(Hooks, Sending, Protocol):
         self._unchoke()
         transports.read_what_is_there(self.transport)
         outbox.full = False
-        outbox.close_when_done()
         if self._delivering:
             self._unsettled = True
         else:

@@ -54,14 +54,14 @@ class Sending:
             ValueError: *data* alone is longer than `max_unsent`.
         """
         outbox = self._outbox
-        if outbox.closed:
+        if outbox.append(data) and self._delivering:
+            return
+        if outbox.closing:
             self.dropped += memoryview(data).nbytes
             return
-        size = outbox.push(data)
-        if size >= outbox.piece or not self._delivering:
-            if self.max_unsent is not None and size > self.max_unsent:
-                outbox.check_latest(data, self)
-            self._pushed()
+        if self.max_unsent is not None and outbox.size > self.max_unsent:
+            outbox.check_latest(data, self)
+        self._pushed()
 
     def push_with_producer(
         self, producer: Producer | Buffer | IPushProducer | IPullProducer
@@ -78,7 +78,7 @@ class Sending:
         """
         if isinstance(producer, Buffer):
             self.push(producer)
-        elif self._outbox.closed:
+        elif self._outbox.closing:
             refuse(producer)
         else:
             self._outbox.add(producer)
@@ -134,7 +134,7 @@ class Sending:
         So ``FileSender().beginFileTransfer(file, chat)`` works. It takes its turn in the queue like
         any other; several may be registered. Stopped at once if the connection is closing.
         """
-        if self._outbox.closed:
+        if self._outbox.closing:
             producer.stopProducing()
         else:
             self._outbox.register(producer, streaming)

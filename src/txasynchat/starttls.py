@@ -176,7 +176,7 @@ class Upgrade:
         outbox = self._outbox
         limit = self._factory.handshake_timeout
         clock = self._factory.clock
-        if limit is None or clock is None or outbox.closed:
+        if limit is None or clock is None or outbox.closing:
             return
         counts = transports.outstanding_bytes(self._chat.transport)
         if self._stall.stalled(clock, limit, self._watch, outbox.taken, *counts):
