@@ -21,34 +21,65 @@ still comes is read and dropped, until the peer has closed as well or `close_tim
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+from twisted.internet.error import ConnectionAborted, ConnectionLost
 
 from txasynchat import endings, transports
-from txasynchat.delivery import Progress
+from txasynchat.delivery import StallWatch
 from txasynchat.errors import CloseTimedOut
+from txasynchat.outbox import HalfClose, Phase
 
 if TYPE_CHECKING:
-    from twisted.internet.interfaces import IDelayedCall
+    from collections.abc import Callable
 
-    from txasynchat.protocol import AsyncChat
+    from twisted.internet.interfaces import IReactorTime
 
-__all__ = ["Closing"]
+    from txasynchat.inbox import Inbox
+    from txasynchat.outbox import Outbox
+
+__all__ = ["Closable", "Closing", "broke_off", "sending_was_ended"]
+
+
+class Closable(Protocol):
+    """
+    Whose connection ends. `AsyncChat` says what the settings mean.
+    """
+
+    transport: Any
+    clock: IReactorTime | None
+    close_timeout: float | None
 
 
 class Closing:
     """
     The end of one connection, from the call that asked for it until ``connectionLost``.
+
+    Args:
+        chat: whose connection it is.
+        inbox, outbox: its two directions.
+        give_up: aborts the connection, because of an error where there is one.
     """
 
-    __slots__ = ("_chat", "_lingers", "_progress", "_timer", "_watched")
+    __slots__ = ("_chat", "_give_up", "_inbox", "_lingers", "_outbox", "_over", "_stall")
 
-    def __init__(self, chat: AsyncChat) -> None:
+    def __init__(
+        self,
+        chat: Closable,
+        inbox: Inbox,
+        outbox: Outbox,
+        give_up: Callable[[CloseTimedOut | None], None],
+    ) -> None:
         self._chat = chat
+        self._inbox = inbox
+        self._outbox = outbox
+        self._give_up = give_up
         # Only the sending was ended so far.
         self._lingers = False
-        self._watched = False
-        self._progress = Progress()
-        self._timer: IDelayedCall | None = None
+        # The connection is lost.
+        self._over = False
+        self._stall: StallWatch | None = None
 
     def proceed(self) -> None:
         """
@@ -56,23 +87,30 @@ class Closing:
 
         Called whenever something was written.
         """
-        chat = self._chat
-        if chat._left:
+        outbox = self._outbox
+        if outbox.phase is Phase.DEPARTED:
             return
-        if chat._opened and chat._output.finished:
-            transport = chat.transport
-            chat._before_leaving()
-            if self._must_linger():
-                self._lingers = True
-                transport.loseWriteConnection()
-            else:
-                closes_by_itself = transports.closes_by_itself(transport)
-                transports.lose(transport, sent=chat._taken > 0)
-                if closes_by_itself:
-                    return
-        if not self._watched and chat._closing is self:
-            self._watched = True
-            self._watch()
+        if outbox.finished and outbox.phase is Phase.READY and self._let_go(self._chat.transport):
+            return
+        if self._stall is None and not self._over:
+            self._stall = StallWatch()
+            self._watch(self._stall)
+
+    def _let_go(self, transport: Any) -> bool:
+        """
+        End the connection, or at first the sending alone; return whether nothing is left to be done.
+        """
+        # From here on what comes is read, and dropped.
+        self._inbox.close()
+        self._inbox.set_reading(transport)
+        self._outbox.depart(transport)
+        if self._must_linger():
+            self._lingers = True
+            transport.loseWriteConnection()
+            return False
+        closes_by_itself = transports.closes_by_itself(transport)
+        transports.lose(transport, sent=self._outbox.taken > 0)
+        return closes_by_itself
 
     def peer_finished(self) -> None:
         """
@@ -85,44 +123,66 @@ class Closing:
         """
         The connection is lost.
         """
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._over = True
+        if self._stall is not None:
+            self._stall.cancel()
 
     def _must_linger(self) -> bool:
         """
-        Tell whether to close now, or when all is sent, may be to reset the connection.
+        Return whether to close now, or when all is sent, may be to reset the connection.
         """
-        chat = self._chat
-        transport = chat.transport
+        inbox = self._inbox
+        transport = self._chat.transport
         return (
-            not chat._peer_finished
+            not inbox.peer_finished
             and transports.can_half_close(transport)
             and (
-                chat._discarded
+                inbox.discarded
                 or bool(transports.unsent_bytes(transport))
                 or transports.has_unread_bytes(transport)
             )
         )
 
-    def _watch(self) -> None:
+    def _watch(self, stall: StallWatch) -> None:
         """
         Give up if the peer took nothing since this was called last; else call it again later.
         """
         chat = self._chat
-        self._timer = None
+        outbox = self._outbox
+        transport = chat.transport
         if chat.close_timeout is None:
             return
-        unsent, unacknowledged = transports.outstanding_bytes(chat.transport)
-        if self._progress.made(chat._taken, unsent, unacknowledged):
-            clock = chat.clock or transports.reactor_of(chat.transport)
-            if clock is not None:
-                self._timer = clock.callLater(chat.close_timeout, self._watch)
-        elif chat._left and not unsent and transports.waits_for_exit(chat.transport):
+        clock = chat.clock or transports.reactor_of(transport)
+        unsent, unacknowledged = transports.outstanding_bytes(transport)
+        counts = outbox.taken, unsent, unacknowledged
+        if not stall.stalled(clock, chat.close_timeout, partial(self._watch, stall), *counts):
+            return
+        if outbox.phase is Phase.DEPARTED and not unsent and transports.waits_for_exit(transport):
             # A process had all the time it needs to read what was said, and may go on without us.
-            chat._abort()
-        elif chat._left and unsent == 0:
-            endings.end(chat.transport)
+            self._give_up(None)
+        elif outbox.phase is Phase.DEPARTED and unsent == 0:
+            endings.end(transport)
         else:
-            chat._report(CloseTimedOut(chat.close_timeout, chat._output.size + (unsent or 0)))
-            chat._abort()
+            self._give_up(CloseTimedOut(chat.close_timeout, outbox.size + (unsent or 0)))
+
+
+def broke_off(error: BaseException | None, transport: Any, outbox: Outbox) -> bool:
+    """
+    Return whether *error*, with which *transport* was lost, means that something is missing.
+    """
+    if not isinstance(error, ConnectionLost) or isinstance(error, ConnectionAborted):
+        return False
+    # The reactor calls it a loss, too, if the peer closes when we have just let the transport go;
+    # and TLS has an error of its own for what it calls one.
+    over = outbox.phase is Phase.DEPARTED or transports.tls_layer(transport) is not None
+    return not over or bool(transports.unsent_bytes(transport))
+
+
+def sending_was_ended(transport: Any, outbox: Outbox) -> bool:
+    """
+    Return whether it is this side that ended the sending, now that nothing can be sent any more.
+    """
+    # TLS ends its own direction, and leaves the descriptor beneath it open.
+    return outbox.half_close is HalfClose.DONE or transports.writing_was_ended(
+        transport, outbox.writing_end or transports.writing_end(transport)
+    )

@@ -278,12 +278,15 @@ class Framer:
         if self._batch is not None:
             self._leave_batch()
 
-    def set_terminator(self, terminator: Terminator) -> None:
+    def set_terminator(self, terminator: Terminator) -> bool:
         """
         Choose where the current message ends; holds for bytes not yet delivered.
 
         May be called from inside any handler. A number above the limit is told of by the running
         `deliver`, or by the next one, without a byte.
+
+        Returns:
+            True if it is such a number, so that `deliver` has something to do.
 
         Raises:
             TypeError, ValueError: see `check_terminator`.
@@ -297,16 +300,15 @@ class Framer:
             # The short way for frames of a known length, each of which sets the next one's. What
             # else the setter does, it does when the next delimiter or prefix is set.
             self._terminator = terminator
-        else:
-            self.terminator = terminator = check_terminator(terminator)
-            limit = self._limit
-            self._announced = (
-                isinstance(terminator, int) and limit is not None and terminator > limit
-            )
-            if self._announced:
-                self._delimiter = _NO_SHORT_WAY
-                if not self._buffer:
-                    self._buffer = _NOTHING
+            return False
+        self.terminator = terminator = check_terminator(terminator)
+        limit = self._limit
+        self._announced = isinstance(terminator, int) and limit is not None and terminator > limit
+        if self._announced:
+            self._delimiter = _NO_SHORT_WAY
+            if not self._buffer:
+                self._buffer = _NOTHING
+        return self._announced
 
     # -- the limit
 

@@ -20,7 +20,7 @@ before it by the same one.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from twisted.internet.interfaces import (
     IOpenSSLClientConnectionCreator,
@@ -28,47 +28,171 @@ from twisted.internet.interfaces import (
 )
 
 from txasynchat import transports
-from txasynchat.delivery import Progress
+from txasynchat.delivery import StallWatch
 from txasynchat.errors import HandshakeTimedOut, PlaintextAfterStartTLS
+from txasynchat.outbox import Phase
 from txasynchat.tls.layer import TLSFactory
 from txasynchat.tls.leftovers import Leftovers
 
 if TYPE_CHECKING:
-    from twisted.internet.interfaces import IDelayedCall
+    from collections.abc import Callable
 
-    from txasynchat.protocol import AsyncChat
+    from twisted.internet.interfaces import IReactorTime
 
-__all__ = ["Upgrade", "start_tls"]
+    from txasynchat.inbox import Inbox
+    from txasynchat.outbox import Outbox
+
+__all__ = ["Upgradable", "Upgrade", "is_for_client"]
 
 
-def start_tls(chat: AsyncChat, options: Any, leftovers: Leftovers) -> None:
+class Upgradable(Protocol):
     """
-    Begin what `AsyncChat.start_tls` promises.
+    The protocol that TLS is put below.
     """
-    is_client = _is_client(options)
-    leftovers = Leftovers(leftovers)  # what is no member must not pass for one that is not REJECT
-    if chat._ending:
-        return
-    if chat._upgrade is not None:
-        raise RuntimeError("TLS was started already")
-    if not chat._opened:
-        raise RuntimeError("the connection is not open yet")
-    if transports.tls_layer(chat.transport) is not None:
-        raise RuntimeError("the connection speaks TLS already")
-    link = transports.link_to(chat.transport, chat)
-    if link is None:
-        raise RuntimeError(f"TLS cannot be put on {chat.transport!r}")
-    clock = chat.clock or transports.reactor_of(chat.transport)
-    upgrade = Upgrade(chat, TLSFactory(options, is_client, None, clock), leftovers, link)
-    if upgrade.rejects_leftovers():
-        return
-    chat._upgrade = upgrade
-    chat._framer.pause()
-    chat._output.hold_back()
-    chat._go_on()
+
+    transport: Any
+    clock: IReactorTime | None
 
 
-def _is_client(options: Any) -> bool:
+class Upgrade:
+    """
+    A `start_tls` whose handshake is not over.
+
+    Args:
+        chat: the protocol that TLS is put below.
+        inbox, outbox: its two directions.
+        options, leftovers: see `AsyncChat.start_tls`.
+        is_client: what `is_for_client` said of *options*.
+        give_up: aborts the connection because of an error.
+        forget_input: drops what was received in the clear.
+
+    Raises:
+        RuntimeError, ValueError: see `AsyncChat.start_tls`.
+    """
+
+    def __init__(  # noqa: PLR0913 it stands between them
+        self,
+        chat: Upgradable,
+        inbox: Inbox,
+        outbox: Outbox,
+        options: Any,
+        leftovers: Leftovers,
+        *,
+        is_client: bool,
+        give_up: Callable[[HandshakeTimedOut | PlaintextAfterStartTLS], None],
+        forget_input: Callable[[], None],
+    ) -> None:
+        transport = chat.transport
+        if outbox.phase is not Phase.READY:
+            raise RuntimeError("the connection is not open yet")
+        if transports.tls_layer(transport) is not None:
+            raise RuntimeError("the connection speaks TLS already")
+        link = transports.link_to(transport, chat)
+        if link is None:
+            raise RuntimeError(f"TLS cannot be put on {transport!r}")
+        clock = chat.clock or transports.reactor_of(transport)
+        self._chat = chat
+        self._inbox = inbox
+        self._outbox = outbox
+        self._factory = TLSFactory(options, is_client, None, clock)
+        # What is no member must not pass for one that is not REJECT.
+        self._leftovers = Leftovers(leftovers)
+        self._link = link
+        self._give_up = give_up
+        self._forget_input = forget_input
+        self._switched = False
+        self._stall = StallWatch()
+
+    def begin(self) -> bool:
+        """
+        Deliver nothing more, and put the barrier into the queue; return whether there was no reason
+        to abort the connection instead.
+        """
+        if self._rejects_leftovers():
+            return False
+        self._inbox.suspend()
+        self._outbox.hold_back()
+        return True
+
+    def cancel(self) -> None:
+        """
+        The connection is lost, or TLS begins.
+        """
+        self._stall.cancel()
+
+    def discarded(self) -> None:
+        """
+        The output queue was emptied, the barrier with it.
+        """
+        if not self._switched:
+            self._outbox.hold_back()
+
+    def _rejects_leftovers(self) -> bool:
+        """
+        Abort the connection if there is what must not be there; return whether that happened.
+        """
+        if self._leftovers is Leftovers.REJECT and (received := self._inbox.undelivered):
+            self._give_up(PlaintextAfterStartTLS(len(received)))
+            return True
+        return False
+
+    def proceed(self) -> None:
+        """
+        Put TLS below the protocol, if everything before the barrier was sent.
+
+        Called whenever that may have changed, and no handler is running.
+        """
+        outbox = self._outbox
+        if self._switched or outbox.phase is Phase.DEPARTED:
+            return
+        if not outbox.held_back:
+            if not self._stall.waiting:
+                self._watch()
+            return
+        if self._rejects_leftovers():
+            return
+        self._switched = True
+        self.cancel()
+        received = self._inbox.take_undelivered()
+        self._forget_input()
+        outbox.go_on()
+        self._switch(received)
+
+    def _watch(self) -> None:
+        """
+        Give up if the peer took nothing since this was called last; else call it again later.
+        """
+        outbox = self._outbox
+        limit = self._factory.handshake_timeout
+        clock = self._factory.clock
+        if limit is None or clock is None or outbox.closing:
+            return
+        counts = transports.outstanding_bytes(self._chat.transport)
+        if self._stall.stalled(clock, limit, self._watch, outbox.taken, *counts):
+            self._give_up(HandshakeTimedOut(limit))
+
+    def _switch(self, received: bytes) -> None:
+        chat = self._chat
+        transport = chat.transport
+        # Until the handshake is done nothing is sent, and reading is not stopped.
+        self._outbox.suspend(transport)
+        self._inbox.read_on(transport)
+        layer = self._factory.protocol(self._factory, chat, False)
+        setattr(*self._link, layer)
+        chat.transport = layer
+        layer.makeConnection(transport)
+        self._outbox.connect(layer)
+        if received:
+            layer.dataReceived(received)
+
+
+def is_for_client(options: Any) -> bool:
+    """
+    Return whether *options* of TLS are a client's, and not a server's.
+
+    Raises:
+        TypeError: they are neither.
+    """
     client = IOpenSSLClientConnectionCreator.providedBy(options)
     server = IOpenSSLServerConnectionCreator.providedBy(options)
     if client is server:
@@ -77,108 +201,3 @@ def _is_client(options: Any) -> bool:
             f" that is for one side: {options!r:.80}"
         )
     return client
-
-
-class Upgrade:
-    """
-    A `start_tls` whose handshake is not over.
-    """
-
-    def __init__(
-        self, chat: AsyncChat, factory: TLSFactory, leftovers: Leftovers, link: tuple[Any, str]
-    ) -> None:
-        self._chat = chat
-        self._factory = factory
-        self._leftovers = leftovers
-        self._link = link
-        self._switched = False
-        self._progress = Progress()
-        self._timer: IDelayedCall | None = None
-
-    def cancel(self) -> None:
-        """
-        The connection is lost, or TLS begins.
-        """
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def discarded(self) -> None:
-        """
-        The output queue was emptied, the barrier with it.
-        """
-        if not self._switched:
-            self._chat._output.hold_back()
-
-    def _received(self) -> bytes:
-        """
-        Return what was received and not delivered.
-        """
-        return b"".join((self._chat._framer.buffer, *(self._chat._received or ())))
-
-    def rejects_leftovers(self) -> bool:
-        """
-        Abort the connection if there is what must not be there; tell whether that happened.
-        """
-        if self._leftovers is not Leftovers.REJECT or not (received := self._received()):
-            return False
-        self._chat._report(PlaintextAfterStartTLS(len(received)))
-        self._chat._abort()
-        return True
-
-    def proceed(self) -> None:
-        """
-        Put TLS below the protocol, if everything before the barrier was sent.
-
-        Called whenever that may have changed, and no handler is running.
-        """
-        chat = self._chat
-        if self._switched or chat._left:
-            return
-        if not chat._output.held_back:
-            if self._timer is None:
-                self._watch()
-            return
-        if self.rejects_leftovers():
-            return
-        received = self._received()
-        self._switched = True
-        self.cancel()
-        chat._framer.clear()
-        if not chat._held:
-            chat._framer.resume()
-        chat._received = chat._incoming = None
-        chat._output.go_on()
-        self._switch(received)
-
-    def _watch(self) -> None:
-        """
-        Give up if the peer took nothing since this was called last; else call it again later.
-        """
-        chat = self._chat
-        self._timer = None
-        limit = self._factory.handshake_timeout
-        if limit is None or self._factory.clock is None or chat._left or chat._ending:
-            return
-        if self._progress.made(chat._taken, *transports.outstanding_bytes(chat.transport)):
-            self._timer = self._factory.clock.callLater(limit, self._watch)
-        else:
-            chat._report(HandshakeTimedOut(limit))
-            chat._abort()
-
-    def _switch(self, received: bytes) -> None:
-        chat = self._chat
-        transport = chat.transport
-        chat._unregister()
-        # Until the handshake is done nothing is sent, and reading is not stopped.
-        chat._opened = chat._full = False
-        if not chat._reading:
-            chat._reading = True
-            transport.resumeProducing()
-        layer = self._factory.protocol(self._factory, chat, False)
-        setattr(*self._link, layer)
-        chat.transport = layer
-        layer.makeConnection(transport)
-        chat._send_now = transports.immediate_sender(layer)
-        if received:
-            layer.dataReceived(received)
