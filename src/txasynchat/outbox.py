@@ -142,15 +142,20 @@ class Outbox(OutputQueue):
             self.push_producer(producer)
 
     @override
-    def stop(self) -> list[Exception]:
+    def stop(self, *, hold_back: bool = False) -> list[Exception]:
         """
         Drop everything but a request to close, and tell each producer that is left.
+
+        Args:
+            hold_back: `hold_back` is called anew, before that request.
 
         Returns:
             What the producers raised when they were told.
         """
         closing = self.closing
         errors = super().stop()
+        if hold_back:
+            self.hold_back()
         if closing:
             self.close_when_done()
         return errors

@@ -461,9 +461,7 @@ class AsyncChat(Hooks, Sending, Protocol):
         Stdlib: asynchat.async_chat.discard_buffers.
         """
         self._forget_input()
-        self._drop_output()
-        if self._upgrade is not None:
-            self._upgrade.discarded()
+        self._drop_output(hold_back=self._upgrade is not None and self._upgrade.waits)
         if self._state is not _CLOSED:
             self._pushed()
 
@@ -732,11 +730,11 @@ class AsyncChat(Hooks, Sending, Protocol):
 
     # -- internals: output
 
-    def _drop_output(self) -> None:
+    def _drop_output(self, *, hold_back: bool = False) -> None:
         """
-        Forget what is queued, and tell the producers.
+        Forget what is queued, and tell the producers; see `Outbox.stop`.
         """
-        errors = self._outbox.stop()
+        errors = self._outbox.stop(hold_back=hold_back)
         if errors:
             reports.stopped_producers_raised(self._log, self, errors)
 
