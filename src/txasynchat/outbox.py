@@ -253,7 +253,7 @@ class Outbox(OutputQueue):
         What is left if the operating system does not take it all stays in the queue, for `flush`.
 
         A short way: an answer to a line of 64 bytes, one at a time on 50 connections, costs a server
-        10.1 microseconds with it and 11.5 without (CPython 3.11).
+        10.9 microseconds with it and 12.8 without (CPython 3.11).
         """
         send_now = self._send_now
         if send_now is None or self.full or self.registered or self.flushing:

@@ -250,6 +250,7 @@ class OutputQueue:
     Attributes:
         size: bytes that were pushed, or written by a producer of Twisted's, and not taken. What any
             other producer gave is not counted: it was asked for.
+        closing: the request to close was given; what is pushed is dropped.
         finished: everything before the request to close was taken.
     """
 
