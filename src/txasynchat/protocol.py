@@ -871,6 +871,9 @@ class AsyncChat(Hooks, Sending, Protocol):
         outbox = self._outbox
         if outbox.phase is _DEPARTED or self._state is _CLOSED:
             return
+        outbox.full = (
+            True  # or the end of the queue, which comes next, would be that of the connection
+        )
         self._set_state(_CLOSING)
         self._drop_output()
         self._unchoke()
