@@ -721,17 +721,10 @@ class AsyncChat(Protocol):
         framer = self._lazy_framer
         if framer is None:
             framer = self._framer
-        if (
-            type(term) is int
-            and 0 < term <= framer._longest
-            and framer._batch is None
-            and framer._skipping is None
-        ):
-            framer._terminator = term  # as the framer does; a call less for frames of known length
-        else:
-            framer.set_terminator(term)
-            if framer._announced and self._opened:
-                self._go_on()
+        if type(term) is int and 0 < term <= framer.longest:
+            framer.terminator = term
+        elif framer.set_terminator(term) and self._opened:
+            self._go_on()
 
     #: The terminator in force; in a class body, or as a field of a dataclass, the one that a connection
     #: begins with. Assigning it is `set_terminator`, reading it `get_terminator`.
@@ -987,7 +980,6 @@ class AsyncChat(Protocol):
                 whole=cls.found_terminator is AsyncChat.found_terminator
                 and cls.collect_incoming_data is AsyncChat.collect_incoming_data,
             )
-            framer.checks_results = True
         return framer
 
     @property

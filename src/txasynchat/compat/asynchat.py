@@ -16,9 +16,9 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from txasynchat.compat import _interest, _loop, asyncore
+from txasynchat.compat._framer import LegacyFramer
 from txasynchat.compat._queues import Fifo, put, put_first, settle, take_all
 from txasynchat.compat._turns import Turn, turn_of
-from txasynchat.framing import Framer
 from txasynchat.producers import simple_producer
 
 if TYPE_CHECKING:
@@ -133,14 +133,14 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
     terminator = _CurrentTerminator()
     incoming: list[bytes]
 
-    __framer: Framer | None = None
+    __framer: LegacyFramer | None = None
     __terminator: Any = _UNSET
     # get_terminator() has to be asked, not only the attribute behind it.
     __asked = False
     # What follows is missing where a program did not call __init__.  (An attribute that its class
     # does not have is found fastest.)
     # The engine once more, from the first bytes on, where a channel does nothing out of the ordinary.
-    __quick: Framer | None
+    __quick: LegacyFramer | None
     # The queue, None until it is used; also missing where a class has a producer_fifo of its own.
     __fifo: Any
     # The channel's turn to send, from the first bytes on, where it has no way of its own to queue and
@@ -177,8 +177,8 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
             cls.__dict__.get("terminator", _terminator) is not _terminator
         )
 
-    def __start(self) -> Framer:
-        framer = Framer()
+    def __start(self) -> LegacyFramer:
+        framer = LegacyFramer()
         if self.__terminator is _UNSET:
             self.__asked = True  # get_terminator() raises what has to be raised
         framer.terminator = self.__terminator
@@ -329,7 +329,7 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
         if turn.wanted:
             self.initiate_send()
 
-    def __deliver(self, framer: Framer, data: bytes) -> None:
+    def __deliver(self, framer: LegacyFramer, data: bytes) -> None:
         if self.__asked:
             framer.feed(data)
             framer.deliver(self, self.get_terminator)
