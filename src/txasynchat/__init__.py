@@ -42,11 +42,11 @@ if TYPE_CHECKING:
         WrongName,
     )
     from txasynchat.framing import Framer, Overflow
+    from txasynchat.leftovers import Leftovers
     from txasynchat.producers import FileProducer, OutputQueue, simple_producer
     from txasynchat.program import CannotStart, Program, serve
     from txasynchat.protocol import AsyncChat, State
     from txasynchat.server import ChatFactory, Connections, Server
-    from txasynchat.starttls import Leftovers
     from txasynchat.terminators import LengthPrefix, Terminator
     from txasynchat.tlsinfo import TLSInfo
 
@@ -104,7 +104,7 @@ _HOMES = (
     "framing",
     "producers",
     "tlsinfo",
-    "starttls",
+    "leftovers",
     "protocol",
     "server",
     "program",

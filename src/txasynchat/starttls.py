@@ -20,7 +20,6 @@ before it by the same one.
 
 from __future__ import annotations
 
-import enum
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.interfaces import (
@@ -31,6 +30,7 @@ from twisted.internet.interfaces import (
 from txasynchat import transports
 from txasynchat.delivery import Progress
 from txasynchat.errors import HandshakeTimedOut, PlaintextAfterStartTLS
+from txasynchat.leftovers import Leftovers
 from txasynchat.tlslayer import TLSFactory
 
 if TYPE_CHECKING:
@@ -38,25 +38,14 @@ if TYPE_CHECKING:
 
     from txasynchat.protocol import AsyncChat
 
-__all__ = ["Leftovers", "Upgrade", "start_tls"]
-
-
-class Leftovers(enum.Enum):
-    """
-    What becomes of bytes that came in the clear after the message that starts TLS.
-    """
-
-    #: The connection is aborted; its `close_reason` is `PlaintextAfterStartTLS`.
-    REJECT = "reject"
-    #: They are taken for the beginning of the peer's handshake, and if they are none, it fails. For
-    #: protocols whose clients do not wait for an answer before they begin it.
-    FEED = "feed"
+__all__ = ["Upgrade", "start_tls"]
 
 
 def start_tls(chat: AsyncChat, options: Any, leftovers: Leftovers) -> None:
     """
     Begin what `AsyncChat.start_tls` promises.
     """
+    leftovers = Leftovers(leftovers)
     is_client = _is_client(options)
     if chat._ending:
         return

@@ -10,7 +10,7 @@ the application chooses and the peer does not).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from txasynchat.overlong import SAMPLE, Overflow, OverLong, too_long
 from txasynchat.terminators import (
@@ -25,38 +25,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from txasynchat.errors import MessageTooLong
+    from txasynchat.receivers import Receiver
 
-__all__ = ["PieceReceiver", "Receiver", "StepwiseFramer"]
+__all__ = ["StepwiseFramer"]
 
 # CPython compares numbers up to this one faster than greater ones.
 _ORDINARY: Final = (1 << 30) - 1
-
-
-class PieceReceiver(Protocol):
-    """
-    What every framer calls; each call may call methods of the framer.
-    """
-
-    def collect_incoming_data(self, data: bytes, /) -> object:
-        """Take a piece of the current message; it is never empty."""
-
-    def found_terminator(self) -> object:
-        """The current message is complete."""
-
-
-class Receiver(PieceReceiver, Protocol):
-    """
-    What a framer calls that has a limit, gives whole messages, or whose hooks return something.
-    """
-
-    def message_received(self, message: bytes, /) -> object:
-        """Take a whole message, which may be empty, in place of the two other calls."""
-
-    def overflowed(self, error: MessageTooLong, /) -> object:
-        """The current message broke the limit; called once for each such message."""
-
-    def hook_returned(self, result: object, /) -> object:
-        """``message_received`` or ``found_terminator`` returned something else than None."""
 
 
 class StepwiseFramer:
@@ -77,7 +51,6 @@ class StepwiseFramer:
     Attributes:
         terminator: what ends the current message; a number counts down, and is 0 when its message is
             complete. May be assigned at any moment, unchecked; `set_terminator` checks.
-        longest: numbers from 1 to this one are within the limit, so that they can be assigned as well.
         matched: the delimiter that ended the latest message; ``None`` where it was a length.
         paused: nothing is delivered; bytes are kept.
         closed: nothing will ever be delivered again; bytes are dropped.
@@ -92,12 +65,12 @@ class StepwiseFramer:
         "_count",
         "_kept",
         "_limit",
+        "_longest",
         "_over_long",
         "_position",
         "_searched",
         "_seen",
         "closed",
-        "longest",
         "matched",
         "overflow",
         "paused",
@@ -119,7 +92,8 @@ class StepwiseFramer:
         self.matched: bytes | None = None
         self.paused = self.closed = False
         self._limit = limit
-        self.longest = _ORDINARY if limit is None else min(limit, _ORDINARY)
+        # Numbers set as the terminator up to this one are within the limit.
+        self._longest = _ORDINARY if limit is None else min(limit, _ORDINARY)
         # What is left: _buffer from _position on, then _backlog.
         self._buffer = b""
         self._position = 0
@@ -178,7 +152,7 @@ class StepwiseFramer:
                     None  # the first bytes are gone; the error shows what comes from now on
                 )
             self._limit = limit
-            self.longest = _ORDINARY if limit is None else min(limit, _ORDINARY)
+            self._longest = _ORDINARY if limit is None else min(limit, _ORDINARY)
 
     # -- bytes in
 
@@ -188,7 +162,8 @@ class StepwiseFramer:
         """
         if self.closed or not data:
             return
-        self._disturb()
+        if self._buffer:
+            self._disturb()
         if self._position < len(self._buffer) or self._backlog:
             if self._backlog is None:
                 self._backlog = [data]
@@ -298,10 +273,10 @@ class StepwiseFramer:
         while not self.paused:
             if self._backlog:
                 self._join()
-            over_long = self._over_long
             if self._position >= len(self._buffer):
                 self._buffer = b""  # not to keep a chunk alive for an idle connection
                 self._position = self._searched = 0
+                over_long = self._over_long
                 if not self._announced or (over_long is not None and over_long.dropped):
                     if get_terminator is None:
                         self._run_dry()
@@ -483,15 +458,14 @@ class StepwiseFramer:
         if self.closed:
             return False
         self._position += len(piece) + len(matched or b"")
-        limit = self._limit
-        error = None
-        if matched and limit is not None and total > limit and self._over_long is None:
-            # It was lowered just now.
-            error = too_long(limit, None, bytes(self._kept or b"") + piece)
-        self._end_message()
+        begin = None
+        if matched and self._limit is not None and total > self._limit and self._over_long is None:
+            begin = bytes(self._kept or b"") + piece  # it was lowered just now
+        self._count = 0
+        self._kept = self._over_long = None
         self.matched = matched
-        if error is not None:
-            self._tell(receiver, error)
+        if begin is not None and self._limit is not None:
+            self._tell(receiver, too_long(self._limit, None, begin))
             if self.overflow is not Overflow.DELIVER:
                 return not self.closed
         if (result := receiver.found_terminator()) is not None:

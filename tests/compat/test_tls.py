@@ -33,6 +33,7 @@ from channels import (
 
 from txasynchat.compat import TLSSocket, asyncore, start_tls
 from txasynchat.errors import HandshakeTimedOut, PlaintextAfterStartTLS
+from txasynchat.leftovers import Leftovers
 
 
 @pytest.fixture
@@ -199,14 +200,14 @@ def test_address_is_verified_like_a_name(channels, name):
 
 
 class Upgrading(Lines):
-    leftover = "reject"
+    leftovers = Leftovers.REJECT
     started = None
 
     def line_received(self, line):
         if line == b"STARTTLS":
             self.push(b"go ahead\n")
             self.started = start_tls(
-                self, server_context(), server_side=True, leftover=self.leftover
+                self, server_context(), server_side=True, leftovers=self.leftovers
             )
         else:
             Lines.line_received(self, line)
@@ -310,9 +311,16 @@ def test_plaintext_behind_starttls_is_never_handled(channels, cut):
         assert handler.ac_in_buffer == b""
 
 
+def test_a_word_that_says_nothing_about_leftovers_is_refused(channels):
+    """A typing error does not let plaintext through."""
+    handler, theirs = pair(channels, Lines)
+    with theirs, pytest.raises(ValueError, match="rejct"):
+        start_tls(handler, server_context(), server_side=True, leftovers="rejct")
+
+
 def test_plaintext_behind_starttls_may_be_fed_to_tls(channels):
     class Feeding(Upgrading):
-        leftover = "feed"
+        leftovers = Leftovers.FEED
 
     handler, theirs = pair(channels, Feeding)
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()

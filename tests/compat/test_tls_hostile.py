@@ -42,6 +42,7 @@ from wire import (
 
 from txasynchat.compat import asyncore, start_tls
 from txasynchat.errors import HandshakeTimedOut, PlaintextAfterStartTLS
+from txasynchat.leftovers import Leftovers
 
 BOTH_WAYS = pytest.mark.parametrize("use_poll", [False, True], ids=["select", "poll"])
 EACH_VERSION = pytest.mark.parametrize("version", VERSIONS, ids=["1.2", "1.3"])
@@ -749,16 +750,16 @@ def test_plaintext_behind_starttls_is_never_handled_wherever_it_is_cut(channels,
     assert not channels
 
 
-@pytest.mark.parametrize("leftover", ["nothing", "feed"])
-def test_tls_begins_behind_a_full_queue_by_itself(channels, leftover):
+@pytest.mark.parametrize("leftovers", ["nothing", "feed"])
+def test_tls_begins_behind_a_full_queue_by_itself(channels, leftovers):
     """Nothing else comes that would give the handshake a push."""
     handler, theirs = pair(channels, Lines)
     handler.push(b"x" * 3_000_000)
     assert handler.producer_fifo
-    if leftover == "feed":
+    if leftovers == "feed":
         client = memory()
         handler.ac_in_buffer = client.hello()
-        start_tls(handler, server_context(), server_side=True, leftover="feed")
+        start_tls(handler, server_context(), server_side=True, leftovers=Leftovers.FEED)
     else:
         start_tls(handler, client_context(), server_hostname="localhost")
 

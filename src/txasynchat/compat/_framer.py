@@ -15,7 +15,7 @@ from txasynchat.framing import Framer
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from txasynchat.stepwise import PieceReceiver
+    from txasynchat.receivers import PieceReceiver
 
 __all__ = ["LegacyFramer"]
 
@@ -47,7 +47,8 @@ class LegacyFramer(Framer):
         """
         Append received bytes. In ``collect_incoming_data`` they are where the cut will be made.
         """
-        self._disturb()
+        if self._buffer:
+            self._disturb()
         self._buffer = self._buffer[self._position :] + data
         self._position = self._searched = 0
 

@@ -19,13 +19,14 @@ import socket
 import ssl
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 from weakref import WeakKeyDictionary, ref
 
 from txasynchat import ranges
 from txasynchat.compat import _interest, _loop, asyncore
 from txasynchat.delivery import Progress, unacknowledged
 from txasynchat.errors import HandshakeFailed, HandshakeTimedOut, PlaintextAfterStartTLS
+from txasynchat.leftovers import Leftovers
 from txasynchat.pending import EVICTED, Pending, default_limit, network_of
 
 if TYPE_CHECKING:
@@ -824,7 +825,7 @@ def start_tls(  # noqa: PLR0913 they are settings, by keyword
     server_side: bool | None = None,
     server_hostname: str | None = None,
     handshake_timeout: float | None = HANDSHAKE_TIMEOUT,
-    leftover: Literal["reject", "feed"] = "reject",
+    leftovers: Leftovers = Leftovers.REJECT,
 ) -> TLSSocket:
     """
     Put TLS on a channel's connection, now or in mid-stream; its ``recv`` and ``send`` stay.
@@ -845,8 +846,7 @@ def start_tls(  # noqa: PLR0913 they are settings, by keyword
         handshake_timeout: seconds for the handshake, and before it for the peer to take more of what is
             queued in plain; then ``handle_error`` is called with `HandshakeTimedOut`. None for no
             limit.
-        leftover: what to do with plain text that arrived already: refuse it, or take it for the
-            beginning of the handshake.
+        leftovers: what becomes of plain text that arrived already.
 
     Returns:
         the channel's new ``socket``.
@@ -854,13 +854,14 @@ def start_tls(  # noqa: PLR0913 they are settings, by keyword
     Raises:
         ValueError: the channel listens, has no socket, or has TLS already; *context* verifies names
             (``check_hostname``), and *server_hostname* is missing; or *handshake_timeout* is out of
-            its range.
-        PlaintextAfterStartTLS: *leftover* is "reject" and there is some. It is dropped; left alone,
-            the exception goes to ``handle_error``, which closes.
+            its range, or *leftovers* is not a `Leftovers`.
+        PlaintextAfterStartTLS: *leftovers* is `Leftovers.REJECT` and there are some. They are dropped;
+            left alone, the exception goes to ``handle_error``, which closes.
         OSError: a client's connection is lost; or, an `ssl.SSLError`, *context* is for clients and
-            this side is the server, or *leftover* is "feed" and there is no handshake.
+            this side is the server, or `Leftovers.FEED` and there is no handshake.
     """
     ranges.TLS["handshake_timeout"].check("handshake_timeout", handshake_timeout)
+    leftovers = Leftovers(leftovers)
     plain = channel.socket
     if plain is None or channel.accepting:
         raise ValueError(f"no connection to put TLS on: {channel!r}")
@@ -881,7 +882,7 @@ def start_tls(  # noqa: PLR0913 they are settings, by keyword
     early = getattr(channel, "ac_in_buffer", b"")
     if early:
         channel.ac_in_buffer = b""
-        if leftover == "reject":
+        if leftovers is Leftovers.REJECT:
             raise PlaintextAfterStartTLS(len(early))
         sock._incoming.write(early)
     channel.socket = sock
