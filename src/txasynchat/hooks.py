@@ -75,7 +75,6 @@ class Hooks:
             whole=cls.found_terminator is Hooks.found_terminator
             and cls.collect_incoming_data is Hooks.collect_incoming_data,
         )
-        framer.checks_results = True
         return framer
 
     # -- asynchat: overridden by the application
