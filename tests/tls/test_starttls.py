@@ -6,7 +6,6 @@ import contextlib
 import socket
 import ssl
 
-import pytest
 from twisted.internet import reactor, task
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.endpoints import (
@@ -681,11 +680,3 @@ class InMemory(unittest.TestCase):
         chat.makeConnection(StringTransport())
         with self.assertRaises(RuntimeError):
             chat.start_tls(server_options())
-
-
-def test_a_word_that_says_nothing_about_leftovers_is_refused():
-    """A typing error does not let plaintext through."""
-    chat = Chat()
-    chat.makeConnection(StringTransport())
-    with pytest.raises(ValueError, match="rejct"):
-        chat.start_tls(server_options(), leftovers="rejct")

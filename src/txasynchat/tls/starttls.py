@@ -82,6 +82,8 @@ class Upgrade:
         give_up: Callable[[HandshakeTimedOut | PlaintextAfterStartTLS], None],
         forget_input: Callable[[], None],
     ) -> None:
+        # What is no member must not pass for one that is not REJECT.
+        leftovers = Leftovers(leftovers)
         transport = chat.transport
         if outbox.phase is not Phase.READY:
             raise RuntimeError("the connection is not open yet")
@@ -95,8 +97,7 @@ class Upgrade:
         self._inbox = inbox
         self._outbox = outbox
         self._factory = TLSFactory(options, is_client, None, clock)
-        # What is no member must not pass for one that is not REJECT.
-        self._leftovers = Leftovers(leftovers)
+        self._leftovers = leftovers
         self._link = link
         self._give_up = give_up
         self._forget_input = forget_input
