@@ -874,9 +874,7 @@ class AsyncChat(Hooks, Sending, Protocol):
         outbox = self._outbox
         if outbox.phase is _DEPARTED or self._state is _CLOSED:
             return
-        outbox.full = (
-            True  # or the end of the queue, which comes next, would be that of the connection
-        )
+        outbox.full = True  # or the end of the queue, which is next, would end the connection
         self._set_state(_CLOSING)
         self._drop_output()
         self._unchoke()
