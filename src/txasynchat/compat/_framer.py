@@ -15,7 +15,7 @@ from txasynchat.framing import Framer
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from txasynchat.receivers import PieceReceiver
+    from txasynchat.framing.receivers import PieceReceiver
 
 __all__ = ["LegacyFramer"]
 

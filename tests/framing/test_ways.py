@@ -13,7 +13,7 @@ import pytest
 from txasynchat import framing
 from txasynchat.compat._framer import LegacyFramer
 from txasynchat.framing import Framer, Overflow
-from txasynchat.stepwise import StepwiseFramer
+from txasynchat.framing.stepwise import StepwiseFramer
 from txasynchat.terminators import LengthPrefix
 
 CASES = 3_000

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from txasynchat.overlong import SAMPLE, Overflow, OverLong, too_long
+from txasynchat.framing.overlong import SAMPLE, Overflow, OverLong, too_long
 from txasynchat.terminators import (
     LengthPrefix,
     Terminator,
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from txasynchat.errors import MessageTooLong
-    from txasynchat.receivers import Receiver
+    from txasynchat.framing.receivers import Receiver
 
 __all__ = ["StepwiseFramer"]
 

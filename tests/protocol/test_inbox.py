@@ -6,7 +6,7 @@ import pytest
 from twisted.internet.testing import StringTransport
 
 from txasynchat.framing import Framer
-from txasynchat.inbox import Inbox
+from txasynchat.protocol.inbox import Inbox
 
 REASONS = ("paused", "choked", "suspended", "shut")
 

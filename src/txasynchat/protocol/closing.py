@@ -29,15 +29,15 @@ from twisted.internet.error import ConnectionAborted, ConnectionLost
 from txasynchat import endings, transports
 from txasynchat.delivery import StallWatch
 from txasynchat.errors import CloseTimedOut
-from txasynchat.outbox import HalfClose, Phase
+from txasynchat.protocol.outbox import HalfClose, Phase
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from twisted.internet.interfaces import IReactorTime
 
-    from txasynchat.inbox import Inbox
-    from txasynchat.outbox import Outbox
+    from txasynchat.protocol.inbox import Inbox
+    from txasynchat.protocol.outbox import Outbox
 
 __all__ = ["Closable", "Closing", "broke_off", "sending_was_ended"]
 

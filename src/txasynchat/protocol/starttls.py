@@ -30,7 +30,7 @@ from twisted.internet.interfaces import (
 from txasynchat import transports
 from txasynchat.delivery import StallWatch
 from txasynchat.errors import HandshakeTimedOut, PlaintextAfterStartTLS
-from txasynchat.outbox import Phase
+from txasynchat.protocol.outbox import Phase
 from txasynchat.tls.layer import TLSFactory
 from txasynchat.tls.leftovers import Leftovers
 
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
     from twisted.internet.interfaces import IReactorTime
 
-    from txasynchat.inbox import Inbox
-    from txasynchat.outbox import Outbox
+    from txasynchat.protocol.inbox import Inbox
+    from txasynchat.protocol.outbox import Outbox
 
 __all__ = ["Upgradable", "Upgrade", "is_for_client"]
 

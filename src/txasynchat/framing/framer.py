@@ -27,13 +27,13 @@ from __future__ import annotations
 from operator import length_hint
 from typing import TYPE_CHECKING, Any, Final
 
-from txasynchat.overlong import Overflow
-from txasynchat.stepwise import StepwiseFramer
+from txasynchat.framing.overlong import Overflow
+from txasynchat.framing.stepwise import StepwiseFramer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from txasynchat.receivers import Receiver
+    from txasynchat.framing.receivers import Receiver
     from txasynchat.terminators import Terminator
 
 __all__ = ["Framer", "Overflow"]

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from txasynchat import settings
 from txasynchat.errors import ProducerError
-from txasynchat.outbox import Phase, refuse
 from txasynchat.producers import Buffer
+from txasynchat.protocol import settings
+from txasynchat.protocol.outbox import Phase, refuse
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IPullProducer, IPushProducer
 
-    from txasynchat.outbox import Outbox
     from txasynchat.producers import Producer
+    from txasynchat.protocol.outbox import Outbox
 
 __all__ = ["Sending"]
 

@@ -11,7 +11,7 @@ nothing is delivered a second time. What is held back waits in an `Inbox`, which
 handlers are done, as one write.
 
 *Closing.* One `State`, changed by one method. CLOSING takes nothing new, sends what is queued, and
-then lets the transport go; see `txasynchat.closing`. Others may call ``loseConnection`` or
+then lets the transport go; see `txasynchat.protocol.closing`. Others may call ``loseConnection`` or
 ``loseWriteConnection`` of the transport: the application, a mixin, a policy. The transport asks us
 first (`endings.let_protocol_end`), so that what is queued goes before the end, in limited time. What
 somebody writes to the transport goes behind it in the same way.
@@ -37,7 +37,7 @@ from twisted.internet.protocol import Protocol, connectionDone
 from typing_extensions import override
 from zope.interface import implementer
 
-from txasynchat import closing, endings, ranges, reports, settings, transports
+from txasynchat import endings, ranges, transports
 from txasynchat.errors import (
     ConnectionReset,
     MessageTooLong,
@@ -48,15 +48,16 @@ from txasynchat.errors import (
 )
 from txasynchat.framing import Overflow
 from txasynchat.handlers import check_threads
-from txasynchat.hooks import Hooks
-from txasynchat.inbox import Inbox
-from txasynchat.outbox import HalfClose, Level, Outbox, Phase
-from txasynchat.sending import Sending
+from txasynchat.protocol import closing, reports, settings
+from txasynchat.protocol.hooks import Hooks
+from txasynchat.protocol.inbox import Inbox
+from txasynchat.protocol.outbox import HalfClose, Level, Outbox, Phase
+from txasynchat.protocol.sending import Sending
+from txasynchat.protocol.starttls import Upgrade, is_for_client
 from txasynchat.terminators import check_terminator
 from txasynchat.tls import layer as tlslayer
 from txasynchat.tls.layer import TLSInfo
 from txasynchat.tls.leftovers import Leftovers
-from txasynchat.tls.starttls import Upgrade, is_for_client
 
 if TYPE_CHECKING:
     from typing import Self
@@ -121,8 +122,8 @@ class AsyncChat(Hooks, Sending, Protocol):
     #: handler raised), or if it has not ended. To be read in `handle_close`; `handle_end` is given it.
     close_reason: ChatError | None = None
 
-    # What may be set and overridden is in `txasynchat.hooks`; what takes output is in
-    # `txasynchat.sending`.
+    # What may be set and overridden is in `txasynchat.protocol.hooks`; what takes output is in
+    # `txasynchat.protocol.sending`.
 
     #: `get_terminator` is overridden, and is asked.
     _asks: ClassVar[bool] = False

@@ -44,7 +44,7 @@ from txasynchat import AsyncChat, HandshakeFailed, State, reports
 # Twisted's own endpoints hand over certificates in a way that pyOpenSSL will not take for long.
 pytestmark = pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 MIB = 1 << 20
 #: Seconds in which every client of these tests must have seen what it waits for.
 PATIENCE = 20.0

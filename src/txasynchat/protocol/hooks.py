@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from twisted.logger import Logger
 
-from txasynchat import reports, settings
 from txasynchat.framing import Framer, Overflow
+from txasynchat.protocol import reports, settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,14 +68,13 @@ class Hooks:
         if cls._computes:  # asked when the connection is made
             limit = Hooks.max_message_length if isinstance(limit, property) else limit
             overflow = Hooks.overflow if isinstance(overflow, property) else overflow
-        framer = Framer(
+        return Framer(
             terminator,
             limit=limit,
             overflow=overflow,
             whole=cls.found_terminator is Hooks.found_terminator
             and cls.collect_incoming_data is Hooks.collect_incoming_data,
         )
-        return framer
 
     # -- asynchat: overridden by the application
 

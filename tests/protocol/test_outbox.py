@@ -9,7 +9,7 @@ from twisted.internet.testing import StringTransport
 from typing_extensions import override
 
 from txasynchat.errors import ProducerError
-from txasynchat.outbox import Level, Outbox, Phase
+from txasynchat.protocol.outbox import Level, Outbox, Phase
 
 
 class Owner(SimpleNamespace):
