@@ -21,9 +21,9 @@ import pytest
 from twisted.internet.testing import StringTransport
 
 import stdlib_modules
-from txasynchat import AsyncChat, framing
+from txasynchat import AsyncChat
 from txasynchat.compat._framer import LegacyFramer
-from txasynchat.framing import Framer
+from txasynchat.framing import Framer, framer
 
 FOLDER = stdlib_modules.find_stdlib()
 if FOLDER is None:
@@ -254,8 +254,8 @@ def compare_until_error(ours, seeds, actions):
 def sizes(request, monkeypatch):
     """The fast way's window and pause: as they are, and so small that short streams cross them."""
     window, settle = request.param
-    monkeypatch.setattr(framing, "WINDOW", window)
-    monkeypatch.setattr(framing, "SETTLE", settle)
+    monkeypatch.setattr(framer, "WINDOW", window)
+    monkeypatch.setattr(framer, "SETTLE", settle)
 
 
 @pytest.mark.usefixtures("sizes")

@@ -10,9 +10,8 @@ import random
 
 import pytest
 
-from txasynchat import framing
 from txasynchat.compat._framer import LegacyFramer
-from txasynchat.framing import Framer, Overflow
+from txasynchat.framing import Framer, Overflow, framer
 from txasynchat.framing.stepwise import StepwiseFramer
 from txasynchat.terminators import LengthPrefix
 
@@ -231,8 +230,8 @@ def cut(data, draw, longest):
 def sizes(request, monkeypatch):
     """A batch's window and the pause after it: as they are, and such that short streams cross them."""
     window, settle = request.param
-    monkeypatch.setattr(framing, "WINDOW", window)
-    monkeypatch.setattr(framing, "SETTLE", settle)
+    monkeypatch.setattr(framer, "WINDOW", window)
+    monkeypatch.setattr(framer, "SETTLE", settle)
 
 
 @pytest.mark.parametrize("actions", [ORDERLY, DISORDERLY], ids=["orderly", "disorderly"])

@@ -39,7 +39,8 @@ from twisted.protocols.policies import ThrottlingFactory, TimeoutFactory, Wrappi
 from twisted.trial.unittest import TestCase
 from typing_extensions import override
 
-from txasynchat import AsyncChat, HandshakeFailed, State, reports
+from txasynchat import AsyncChat, HandshakeFailed, State
+from txasynchat.protocol import reports
 
 # Twisted's own endpoints hand over certificates in a way that pyOpenSSL will not take for long.
 pytestmark = pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")

@@ -503,14 +503,14 @@ class StepwiseFramer:
         position = self._position
         # How much of it the limit still allows; none, where it was lowered in mid-message.
         allowed = max(0, limit - self._count)
-        if announced is None and allowed and not self.whole:
-            # A message in pieces comes up to its limit, however it was cut. The handler may change
-            # anything, so what follows is looked at anew.
+        if announced is None and allowed:
+            # A message comes up to its limit, or is kept up to it, however it was cut. A handler may
+            # change anything, so what follows is looked at anew.
             self._pass_unfinished(receiver, self._buffer[position : position + allowed], terminator)
             return True
         begin = bytes(self._kept[:SAMPLE]) if self._kept is not None else b""
         if announced is None:
-            begin += self._buffer[position : position + allowed + 1]
+            begin += self._buffer[position : position + 1]
         current = self.terminator
         counts = announced is not None and isinstance(terminator, int)
         if counts:
@@ -532,9 +532,9 @@ class StepwiseFramer:
                     over_long.drop_until(end)
                     self._over_long = over_long
                 else:
-                    # Up to and with the byte that is too many, however it was cut; then
-                    # everything, until a terminator is set.
-                    self._position += allowed + 1
+                    # The byte that is too many, however it was cut; then everything, until a
+                    # terminator is set.
+                    self._position += 1
                     if self.terminator is current:
                         over_long.drop_until(b"")
                         self._over_long = over_long
