@@ -148,9 +148,9 @@ def start(tmp_path) -> Iterator[Callable[..., re.Match[str]]]:
 @pytest.fixture(autouse=True)
 def logs_as_if_nothing_had_been_logged() -> None:
     """What an earlier test made a peer do would hide the same event for a second."""
-    protocol = sys.modules.get("txasynchat.protocol")
-    if protocol is not None:
-        protocol._peer_errors.forget()
+    reports = sys.modules.get("txasynchat.protocol.reports")
+    if reports is not None:
+        reports.peer_errors.forget()
 
 
 @pytest.fixture(autouse=True)

@@ -21,8 +21,9 @@ import pytest
 from twisted.internet.testing import StringTransport
 
 import stdlib_modules
-from txasynchat import AsyncChat, framing
-from txasynchat.framing import Framer
+from txasynchat import AsyncChat
+from txasynchat.compat._framer import LegacyFramer
+from txasynchat.framing import Framer, framer
 
 FOLDER = stdlib_modules.find_stdlib()
 if FOLDER is None:
@@ -128,9 +129,11 @@ class OnFramer(Script):
     The framer, worn as ``async_chat``.
     """
 
+    kind = Framer
+
     def __init__(self, seed, actions):
         super().__init__(seed, actions)
-        self.framer = Framer()
+        self.framer = self.kind()
         self.set_terminator = self.framer.set_terminator
 
     @property
@@ -156,7 +159,15 @@ class OnFramer(Script):
         self.framer.receive(self, self.recv(65536))
 
 
-class OnFramerAsked(OnFramer):
+class OnLegacyFramer(OnFramer):
+    """
+    The facade's framer, in which handlers may do to the buffer what they like.
+    """
+
+    kind = LegacyFramer
+
+
+class OnLegacyFramerAsked(OnLegacyFramer):
     """
     As the facade drives it: ``get_terminator`` is asked on each round.
     """
@@ -243,23 +254,24 @@ def compare_until_error(ours, seeds, actions):
 def sizes(request, monkeypatch):
     """The fast way's window and pause: as they are, and so small that short streams cross them."""
     window, settle = request.param
-    monkeypatch.setattr(framing, "WINDOW", window)
-    monkeypatch.setattr(framing, "SETTLE", settle)
+    monkeypatch.setattr(framer, "WINDOW", window)
+    monkeypatch.setattr(framer, "SETTLE", settle)
 
 
 @pytest.mark.usefixtures("sizes")
-def test_calls_are_those_of_asynchat_when_handlers_change_the_terminator():
-    compare(OnFramer, range(4_000), TAME)
+def test_calls_are_those_of_asynchat_when_handlers_change_the_terminator_or_raise():
+    compare(OnFramer, range(4_000), [*TAME, "raise"])
 
 
 @pytest.mark.usefixtures("sizes")
 def test_calls_are_those_of_asynchat_when_handlers_do_what_they_like():
-    compare(OnFramer, range(4_000, 8_000), WILD)
+    compare(OnLegacyFramer, range(4_000), TAME)
+    compare(OnLegacyFramer, range(4_000, 8_000), WILD)
 
 
 @pytest.mark.usefixtures("sizes")
 def test_calls_are_those_of_asynchat_when_get_terminator_is_asked():
-    compare(OnFramerAsked, range(8_000, 11_000), WILD)
+    compare(OnLegacyFramerAsked, range(8_000, 11_000), WILD)
 
 
 @pytest.mark.usefixtures("sizes")
@@ -267,7 +279,8 @@ def test_calls_of_async_chat_are_those_of_asynchat_until_a_handler_raises():
     compare_until_error(OnAsyncChat, range(11_000, 14_000), [*TAME, "raise"])
 
 
-def test_a_count_lowered_too_far_ends_the_message_early_on_both_sides_without_an_empty_call():
+@pytest.mark.parametrize("ours", [OnFramer, OnLegacyFramer])
+def test_a_count_lowered_too_far_ends_the_message_early_on_both_sides_without_an_empty_call(ours):
     class Lowering:
         def __init__(self, *args):
             super().__init__(*args)
@@ -284,7 +297,7 @@ def test_a_count_lowered_too_far_ends_the_message_early_on_both_sides_without_an
     class LoweringStdlib(Lowering, Stdlib):
         pass
 
-    class LoweringFramer(Lowering, OnFramer):
+    class LoweringFramer(Lowering, ours):
         pass
 
     def log(chat, *chunks):

@@ -6,14 +6,44 @@ import socket
 import sys
 
 import pytest
+from twisted.internet.task import Clock
 
-from txasynchat.delivery import Progress, unacknowledged
+from txasynchat.delivery import Progress, StallWatch, unacknowledged
 
 
 def test_the_first_look_and_every_change_are_progress():
     progress = Progress()
     looks = [(5, 3), (5, 3), (5, 2), (5, 2), (0, 2), (0, None), (0, None)]
     assert [progress.made(*look) for look in looks] == [True, False, True, False, True, True, False]
+
+
+def test_a_watch_looks_again_until_there_is_no_progress():
+    clock = Clock()
+    watch = StallWatch()
+    counts = iter([5, 4, 4])
+    ended = []
+
+    def look():
+        if watch.stalled(clock, 10, look, next(counts)):
+            ended.append(clock.seconds())
+
+    look()
+    clock.advance(10)
+    assert watch.waiting
+    clock.advance(10)
+    assert ended == [20]
+    assert not watch.waiting
+    watch.cancel()
+    assert not clock.getDelayedCalls()
+
+
+def test_a_watch_that_is_cancelled_looks_no_more():
+    clock = Clock()
+    watch = StallWatch()
+    assert not watch.stalled(clock, 10, lambda: pytest.fail("looked"), 5)
+    watch.cancel()
+    watch.cancel()
+    clock.advance(100)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="no other system is asked")

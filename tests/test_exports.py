@@ -24,12 +24,8 @@ MODULES = sorted(
 CORE = ["errors", "framing", "producers", "protocol", "server", "terminators"]
 #: Import these from their modules: they serve who writes a driver of the core, not a handler.
 FOR_DRIVERS = {
-    "CheckedReceiver",
-    "LimitedReceiver",
     "MoreProducer",
     "Producer",
-    "Receiver",
-    "WholeReceiver",
     "check_terminator",
     "compile_delimiters",
     "prefix_length_at_end",

@@ -15,8 +15,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable
 
-__all__ = ["Progress", "unacknowledged"]
+    from twisted.internet.interfaces import IDelayedCall, IReactorTime
+
+__all__ = ["Progress", "StallWatch", "unacknowledged"]
 
 
 class Progress:
@@ -39,6 +42,54 @@ class Progress:
         """
         before, self._seen = self._seen, counts
         return counts != before
+
+
+class StallWatch(Progress):
+    """
+    A look every so many seconds at what waits, until there is no progress from one to the next.
+    """
+
+    __slots__ = ("_timer",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._timer: IDelayedCall | None = None
+
+    def stalled(
+        self,
+        clock: IReactorTime | None,
+        interval: float,
+        look: Callable[[], None],
+        *counts: int | None,
+    ) -> bool:
+        """
+        Return whether *counts* are those of the look before; False for the first one.
+
+        Args:
+            clock: what calls *look*; None: nobody does.
+            interval: the seconds until then.
+            look: called for the next look if this is not the last one. It calls this again.
+            counts: see `Progress.made`.
+        """
+        if not self.made(*counts):
+            return True
+        if clock is not None:
+            self._timer = clock.callLater(interval, look)
+        return False
+
+    @property
+    def waiting(self) -> bool:
+        """
+        There will be another look.
+        """
+        return self._timer is not None and self._timer.active()
+
+    def cancel(self) -> None:
+        """
+        Look no more.
+        """
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
 
 
 if sys.platform == "linux":

@@ -208,7 +208,7 @@ class _Connecting(TLSFactory):
             self._log.failure("{endpoint} cannot be cancelled", endpoint=connecting)
         self._fail(Failure(CancelledError()))
         if layer is not None:
-            layer.abortConnection()
+            transports.abort(layer)
 
     def _fail(self, failure: Failure) -> None:
         if self._layer is not None:

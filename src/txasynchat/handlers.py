@@ -152,16 +152,34 @@ def _loaded(function: FunctionType) -> Iterator[str]:
             yield step.argval
 
 
-def check_threads(protocol: Any, names: Iterable[str]) -> None:
+# What applications call.
+_CHECKED = (
+    "abort",
+    "close",
+    "close_when_done",
+    "close_when_idle",
+    "discard_buffers",
+    "pause",
+    "push",
+    "push_with_producer",
+    "registerProducer",
+    "resume",
+    "set_terminator",
+    "start_tls",
+    "unregisterProducer",
+    "write",
+)
+
+
+def check_threads(protocol: Any) -> None:
     """
     Let methods raise `RuntimeError` in any other thread than the one that made the connection.
 
     A call from another thread does not fail by itself: it meets the queue in the middle of a change,
-    and now and then an answer is lost.
+    and now and then an answer is lost. Before the connection they may be called anywhere.
 
     Args:
-        protocol: a class of protocols.
-        names: those of its methods; before the connection they may be called anywhere.
+        protocol: `AsyncChat`.
     """
     make = protocol.makeConnection
 
@@ -172,7 +190,7 @@ def check_threads(protocol: Any, names: Iterable[str]) -> None:
 
     protocol.makeConnection = made
     protocol._reactor_thread = None
-    for name in names:
+    for name in _CHECKED:
         setattr(protocol, name, _checked(getattr(protocol, name)))
 
 

@@ -44,6 +44,7 @@ __all__ = [
     "beneath_service",
     "can_half_close",
     "closes_by_itself",
+    "has_room",
     "has_unread_bytes",
     "immediate_sender",
     "innermost",
@@ -89,14 +90,25 @@ def immediate_sender(transport: Any) -> Callable[[Any, bytes], bytes] | None:
     return _send_after_descriptors if isinstance(transport, _SendmsgMixin) else _send
 
 
+def has_room(connection: Connection) -> bool:
+    """
+    Return whether the next bytes may go to the operating system at once: none wait before them, and the
+    sending was not ended.
+
+    Args:
+        connection: one that `immediate_sender` found a function for.
+    """
+    return not (
+        connection.dataBuffer
+        or connection._tempDataBuffer
+        or connection.TLS
+        or connection.disconnecting
+        or connection._writeDisconnecting
+    )
+
+
 def _send(transport: Any, data: bytes) -> bytes:
-    if (
-        transport.dataBuffer
-        or transport._tempDataBuffer
-        or transport.TLS
-        or transport.disconnecting
-        or transport._writeDisconnecting
-    ):
+    if not has_room(transport):
         return data
     try:
         sent = transport.socket.send(data)

@@ -17,9 +17,9 @@ from typing import Any
 
 from txasynchat.compat import _interest, _loop, asyncore
 from txasynchat.compat._attributes import own
+from txasynchat.compat._framer import LegacyFramer
 from txasynchat.compat._queues import Fifo, append, join_first, put, put_first, settle
 from txasynchat.compat._sending import ChatSender, sender_of
-from txasynchat.framing import Framer
 from txasynchat.producers import simple_producer
 
 __all__ = ["async_chat", "asyncore", "deque", "find_prefix_at_end", "simple_producer"]
@@ -113,14 +113,14 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
     terminator = _CurrentTerminator()
     incoming: list[bytes]
 
-    __framer: Framer | None = None
+    __framer: LegacyFramer | None = None
     __terminator: Any = _UNSET
     # get_terminator() has to be asked, not only the attribute behind it.
     __asked = False
     # What follows is missing where a program did not call __init__.  (An attribute that its class
     # does not have is found fastest.)
     # The engine once more, from the first bytes on, where a channel does nothing out of the ordinary.
-    __quick: Framer | None
+    __quick: LegacyFramer | None
     # The queue, None until it is used; _ELSEWHERE where a class has a producer_fifo of its own.
     __fifo: Any
 
@@ -155,8 +155,8 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
             cls.__dict__.get("terminator", _terminator) is not _terminator
         )
 
-    def __start(self) -> Framer:
-        framer = Framer()
+    def __start(self) -> LegacyFramer:
+        framer = LegacyFramer()
         if self.__terminator is _UNSET:
             self.__asked = True  # get_terminator() raises what has to be raised
         framer.terminator = self.__terminator
@@ -279,7 +279,7 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
                     if self.producer_fifo:
                         _loop.touch(self)
 
-    def __deliver(self, framer: Framer, data: bytes) -> None:
+    def __deliver(self, framer: LegacyFramer, data: bytes) -> None:
         if self.__asked:
             framer.feed(data)
             framer.deliver(self, self.get_terminator)

@@ -293,13 +293,11 @@ class TLSLayer(TLSMemoryBIOProtocol):
 
         So a protocol need not become a producer before there is something to wait for.
         """
-        transport = self.transport
         if (
             self._send_now is None
-            or transport.dataBuffer
-            or transport._tempDataBuffer
             or self.disconnecting
             or not self._handshakeDone
+            or not transports.has_room(self.transport)
         ):
             return data
         if self._outgoing is None:

@@ -1,6 +1,6 @@
 """
-What becomes of plaintext that is there already when TLS starts; `txasynchat.tls.starttls` says why it
-matters. The same for both `start_tls`; a module of its own, because the facade loads no Twisted for it.
+What becomes of plaintext that is there already when TLS starts: `protocol.starttls` says why it
+matters. Both `start_tls` use it, and the facade loads no Twisted for it.
 """
 
 from __future__ import annotations

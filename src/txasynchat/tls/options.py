@@ -31,6 +31,7 @@ from twisted.internet.interfaces import (
 )
 from zope.interface import implementer
 
+from txasynchat import transports
 from txasynchat.errors import (
     CertificateExpired,
     CertificateRejected,
@@ -271,7 +272,7 @@ class _Contexts:
                     "the client asks for a name that no certificate has"
                 )
             else:
-                layer.abortConnection()
+                transports.abort(layer)
 
     def _choose_protocol(self, connection: SSL.Connection, offered: list[bytes]) -> Any:
         """

@@ -636,6 +636,34 @@ class InMemory(unittest.TestCase):
         self.assertIsNone(server.close_reason)
         self.assertTrue(server.closed.called)
 
+    def test_nothing_is_delivered_in_the_clear_while_what_was_queued_drains(self):
+        """Delivery was held for the queue above its mark; below that it stays held for TLS."""
+
+        class Full(StringTransport):
+            @override
+            def registerProducer(self, producer, streaming):
+                super().registerProducer(producer, streaming)
+                producer.pauseProducing()
+
+        class Queueing(Chat):
+            ac_out_buffer_size = low_water = 5
+            high_water = 10
+            before = b"q" * 20
+            options = server_options()
+
+        for leftovers in Leftovers:
+            chat = Queueing()
+            chat.leftovers = leftovers
+            transport = Full()
+            transport.protocol = chat
+            chat.makeConnection(transport)
+            chat.dataReceived(b"STARTTLS\n")
+            self.assertGreater(chat.unsent, chat.high_water)
+            chat.dataReceived(b"injected\n")
+            while chat.unsent > 0 and transport.connected and chat.transport is transport:
+                transport.producer.resumeProducing()
+            self.assertEqual(chat.heard(), [b"STARTTLS"])
+
     def test_wrong_options_are_a_type_error(self):
         client, _, pump = connectedServerAndClient(Chat, Asking)
         for wrong in (None, "server.pem", ssl.create_default_context()):

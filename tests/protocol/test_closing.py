@@ -373,6 +373,16 @@ class TestClosing:
         assert transport.disconnecting
         assert transport.value() == b"answer 1answer 2"
 
+    def test_close_when_idle_ends_after_a_message_that_is_not_answered(self):
+        chat = Chat()
+        transport = connected(chat)
+        chat.dataReceived(b"the last mess")
+        chat.close_when_idle()
+        assert not transport.disconnecting
+        chat.dataReceived(b"age\n")
+        assert chat.messages == [b"the last message"]
+        assert transport.disconnecting
+
     def test_at_the_end_of_the_peer_a_producer_goes_on(self):
         chat = Chat()
         transport = connected(chat)

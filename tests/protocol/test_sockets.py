@@ -39,12 +39,13 @@ from twisted.protocols.policies import ThrottlingFactory, TimeoutFactory, Wrappi
 from twisted.trial.unittest import TestCase
 from typing_extensions import override
 
-from txasynchat import AsyncChat, HandshakeFailed, State, protocol
+from txasynchat import AsyncChat, HandshakeFailed, State
+from txasynchat.protocol import reports
 
 # Twisted's own endpoints hand over certificates in a way that pyOpenSSL will not take for long.
 pytestmark = pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 MIB = 1 << 20
 #: Seconds in which every client of these tests must have seen what it waits for.
 PATIENCE = 20.0
@@ -234,7 +235,7 @@ class LastWordTests(SocketCase):
         # One a second, with the number of those before it that were not logged.
         told = [event for event in logs if event.get("kind") == "MessageTooLong"]
         assert 1 <= len(told) < 10
-        not_yet_told = protocol._peer_errors.count("MessageTooLong")
+        not_yet_told = reports.peer_errors.count("MessageTooLong")
         assert sum(1 + event["suppressed"] for event in told) + not_yet_told == 10
 
     async def test_of_a_handler_that_closes(self):

@@ -345,6 +345,15 @@ class TestBackPressure:
         chat.resume()
         assert chat.events == ["connect", b"x"]
 
+    def test_a_pause_that_ends_before_the_connection_holds_nothing(self):
+        chat = Chat()
+        chat.pause()
+        chat.resume()
+        transport = connected(chat)
+        assert transport.reads
+        chat.dataReceived(b"x\n")
+        assert chat.events == ["connect", b"x"]
+
     def test_a_transport_may_deliver_while_it_is_resumed(self):
         class Holding(Memory):
             @override

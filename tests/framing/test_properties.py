@@ -7,8 +7,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from txasynchat import framing
-from txasynchat.framing import Framer, Overflow
+from txasynchat.framing import Framer, Overflow, framer
 from txasynchat.terminators import LengthPrefix
 
 
@@ -253,8 +252,8 @@ sizes = st.sampled_from([(16_384, 8), (11, 1)])
 
 
 def set_sizes(patch, window, settle):
-    patch.setattr(framing, "WINDOW", window)
-    patch.setattr(framing, "SETTLE", settle)
+    patch.setattr(framer, "WINDOW", window)
+    patch.setattr(framer, "SETTLE", settle)
 
 
 @pytest.mark.parametrize("whole", [False, True], ids=["pieces", "whole"])

@@ -1,18 +1,19 @@
 """
-The fast ways of a `Framer` deliver what its reference way, `Framer._step`, delivers.
+The short ways of a `Framer` deliver what the reference, `StepwiseFramer`, delivers.
 
 Both get the same random script: bytes and cuts, a limit and its policy, and handlers that change
-terminators, feed, deliver, pause, raise, replace the buffer and close, at random and nested. The
-logs of their calls, and the states they end in, must be equal.
+terminators, feed, pause, raise and close, at random; on the facade's framer they also replace the
+buffer and deliver, nested. The logs of their calls, and the states they end in, must be equal.
 """
 
 import random
 
 import pytest
 
-from txasynchat import framing
-from txasynchat.framing import Framer, Overflow
-from txasynchat.terminators import LengthPrefix, check_terminator
+from txasynchat.compat._framer import LegacyFramer
+from txasynchat.framing import Framer, Overflow, framer
+from txasynchat.framing.stepwise import StepwiseFramer
+from txasynchat.terminators import LengthPrefix
 
 CASES = 3_000
 DEPTH = 3
@@ -23,37 +24,24 @@ ORDERLY = [
     *("set", "count", "prefix", "pause", "pause and resume", "terminator"),
     *("limit", "overflow"),
 ]
-TOUCHES_BUFFER = ["replace", "append", "drop", "feed", "deliver", "feed and deliver", "clear"]
-DISORDERLY = [*ORDERLY, *ORDERLY, *TOUCHES_BUFFER, "feed", "assign", "raise", "buffer", "close"]
+DISORDERLY = [*ORDERLY, *ORDERLY, "feed", "clear", "assign", "raise", "buffer", "close"]
+TOUCHES_BUFFER = ["replace", "append", "drop", "feed", "deliver", "feed and deliver"]
+LEGACY = ["set", "count", "terminator", "assign", "raise", "buffer", *TOUCHES_BUFFER]
 
 
-class StepByStep(Framer):
+class StepwiseLegacyFramer(LegacyFramer):
     """
-    The framer by its reference way alone, always from the beginning of the buffer.
+    The facade's framer by its reference way alone.
     """
 
     __slots__ = ()
-
-    def set_terminator(self, terminator):
-        self.terminator = check_terminator(terminator)
-        super().set_terminator(terminator)  # nothing changes, but it may be above the limit
 
     def receive(self, receiver, data):
         self.feed(data)
         self.deliver(receiver)
 
-    def deliver(self, receiver, get_terminator=None):
-        while not self.paused:
-            self._join()
-            self._searched = 0
-            if self._buffer == b"":
-                if not self._announced or self._skipping is not None:
-                    return
-                self._announced = False
-            if not self._step(receiver, self.terminator):
-                if not self._announced or self._skipping is not None:
-                    return
-                self._announced = self._position >= len(self._buffer)
+    def _deliver_many(self, receiver, terminator):
+        return False
 
 
 class Boom(Exception):
@@ -72,9 +60,7 @@ class Script:
         self.chunks = cut(data, draw, draw.choice([1, 3, 10, 50, 1000]))
         self.framer = kind(
             any_terminator(draw),
-            limit=draw.choice([None, None, 0, 1, 2, 4, 7, 20]),
-            overflow=draw.choice(list(Overflow)),
-            whole=draw.random() < 0.5,
+            **{} if issubclass(kind, LegacyFramer) else any_policy(draw),
         )
         # Most handlers mean no harm; some do something in nearly every call.
         self.busy = draw.choice([0.0, 0.05, 0.2, 0.8])
@@ -107,12 +93,12 @@ class Script:
 
     def state(self):
         framer = self.framer
-        # A prefix that was read has no meaning for another kind of terminator.
-        body = framer._body if isinstance(framer.terminator, LengthPrefix) else None
-        kept = bytes(framer._partial or b"")
+        # A prefix that was read has no meaning for another terminator.
+        body = framer._body if framer._seen is framer.terminator else None
+        kept = bytes(framer._kept or b"")
         return (
             *(framer.buffer, repr(framer.terminator), framer.paused, framer.closed),
-            *(framer._count, framer._head, framer._skipping, framer._unlimited, body, kept),
+            *(framer._count, kept, body, rest_of(framer._over_long)),
         )
 
     def collect_incoming_data(self, data):
@@ -184,6 +170,19 @@ class Script:
                 raise Boom
 
 
+def any_policy(draw):
+    return {
+        "limit": draw.choice([None, None, 0, 1, 2, 4, 7, 20]),
+        "overflow": draw.choice(list(Overflow)),
+        "whole": draw.random() < 0.5,
+    }
+
+
+def rest_of(over_long):
+    """What becomes of an over-long message."""
+    return over_long and (over_long.dropped, over_long.ended, over_long._end)
+
+
 def any_terminator(draw):
     kind = draw.random()
     if kind < 0.45:
@@ -227,12 +226,22 @@ def cut(data, draw, longest):
     return chunks
 
 
-# The fast way's window and pause: as they are, and so small that short streams cross them.
-@pytest.mark.parametrize(("window", "settle"), [(16_384, 8), (5, 1)])
+@pytest.fixture(params=[(16_384, 8), (5, 1)], ids=["usual sizes", "tiny sizes"], autouse=True)
+def sizes(request, monkeypatch):
+    """A batch's window and the pause after it: as they are, and such that short streams cross them."""
+    window, settle = request.param
+    monkeypatch.setattr(framer, "WINDOW", window)
+    monkeypatch.setattr(framer, "SETTLE", settle)
+
+
 @pytest.mark.parametrize("actions", [ORDERLY, DISORDERLY], ids=["orderly", "disorderly"])
-def test_both_ways_make_the_same_calls(actions, window, settle, monkeypatch):
-    monkeypatch.setattr(framing, "WINDOW", window)
-    monkeypatch.setattr(framing, "SETTLE", settle)
+def test_both_ways_make_the_same_calls(actions):
     for seed in range(CASES):
-        expected = Script(StepByStep, seed, actions).play()
+        expected = Script(StepwiseFramer, seed, actions).play()
         assert Script(Framer, seed, actions).play() == expected, f"seed {seed}"
+
+
+def test_both_ways_of_the_facade_make_the_same_calls():
+    for seed in range(CASES):
+        expected = Script(StepwiseLegacyFramer, seed, LEGACY).play()
+        assert Script(LegacyFramer, seed, LEGACY).play() == expected, f"seed {seed}"

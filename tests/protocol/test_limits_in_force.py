@@ -191,6 +191,15 @@ def test_a_change_holds_from_the_next_byte_on_at_every_split(
     assert chat.result() == model.run(data)
 
 
+@pytest.mark.parametrize("cuts", [(), (1,), (2,), (1, 2)])
+def test_what_fitted_the_limit_is_one_part_when_the_hook_lowers_it(cuts):
+    """It does not matter that the rest came in the same packet."""
+    chat = Whole(2, Overflow.DELIVER, Changes({}, {}, {1: (1, None)}))
+    chat.makeConnection(StringTransport())
+    chat.feed(b"aaa\n", cuts)
+    assert chat.result() == [("too long", 2, None), b"aa", b"a"]
+
+
 # -- a number above the limit
 
 

@@ -196,28 +196,13 @@ def test_the_buffer_holds_what_is_not_yet_passed_on():
     assert framer.buffer == b""
 
 
-def test_a_replaced_buffer_is_what_comes_next():
-    framer = Framer(b"\n")
-    replacements = iter([b"x\ny\n", b""])
-
-    def replace():
-        framer.buffer = next(replacements, framer.buffer)
-
-    calls = Calls(framer, found=replace)
-    assert calls.receive(b"a\nb\nc\n") == [("collect", b"a"), "found", ("collect", b"x"), "found"]
-
-
-@pytest.mark.parametrize("drop", ["replace", "clear"])
-def test_replacing_the_buffer_drops_every_chunk_that_waits(drop):
+def test_clear_drops_every_chunk_that_waits():
     framer = Framer(b"\n", whole=True)
     calls = Calls(framer)
     framer.pause()
     calls.receive(b"a\n", b"b\n", b"c\n")
-    if drop == "replace":
-        framer.buffer = b"x\n"
-    else:
-        framer.clear()
-        framer.feed(b"x\n")
+    framer.clear()
+    framer.feed(b"x\n")
     framer.resume()
     framer.deliver(calls)
     assert calls.log == [("message", b"x")]
@@ -232,71 +217,6 @@ def test_bytes_fed_in_a_handler_follow_what_was_there():
         log = calls.receive(b"a\n", b"b\n")
         messages = [call[1] for call in log if call != "found"]
         assert messages == [b"a", b"c", b"b"]
-
-
-def test_bytes_fed_behind_a_cut_replaced_buffer_keep_their_order():
-    framer = Framer(b"\n")
-
-    def replace_and_feed(data):
-        if data == b"abc":
-            framer.buffer = b"x"
-            framer.feed(b"12345\n")  # "abc\n" is cut from "x12345\n"
-
-    fed = iter([b"67\n"])
-    calls = Calls(framer, collect=replace_and_feed, found=lambda: framer.feed(next(fed, b"")))
-    assert calls.receive(b"abc\n") == [
-        ("collect", b"abc"),
-        "found",
-        ("collect", b"45"),
-        "found",
-        ("collect", b"67"),
-        "found",
-    ]
-
-
-def test_a_delivery_inside_a_handler_goes_on_where_the_outer_one_is():
-    framer = Framer(b"\n")
-    depth = []
-
-    def nested():
-        if not depth:
-            depth.append(1)
-            framer.deliver(calls)
-            calls.log.append("back")
-
-    calls = Calls(framer, found=nested)
-    assert calls.receive(b"a\nb\nc") == [
-        ("collect", b"a"),
-        "found",
-        ("collect", b"b"),
-        "found",
-        ("collect", b"c"),
-        "back",
-    ]
-
-
-@pytest.mark.parametrize(("terminator", "data"), [(b"|", b"ab|"), (b"|", b"ab|c|"), (2, b"ab")])
-def test_what_a_nested_delivery_left_unfinished_ends_with_the_outer_message(terminator, data):
-    framer = Framer(terminator, limit=4)
-    depth = []
-
-    def nested(_):
-        if not depth:
-            depth.append(1)
-            framer.buffer = b"xyz"
-            framer.set_terminator(b"\n")
-            framer.deliver(calls)
-
-    calls = Calls(framer, collect=nested)
-    calls.receive(data)
-    framer.set_terminator(b"\n")
-    assert calls.receive(b"1234\n") == [
-        ("collect", b"ab"),
-        ("collect", b"xyz"),
-        "found",
-        ("collect", b"1234"),
-        "found",
-    ]
 
 
 def test_after_an_exception_a_piece_is_still_there_and_an_ended_message_is_gone():

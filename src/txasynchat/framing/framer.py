@@ -1,0 +1,299 @@
+"""
+Bytes and a terminator in, events out. No I/O here, no Twisted, no clock.
+
+How a byte goes through
+=======================
+
+1. `Framer.feed` appends it to the buffer, which is one `bytes` object and a position: what is before
+   the position has been passed on.
+2. `Framer.deliver` goes round until nothing is left to pass on, and reads the terminator anew on each
+   round, because any handler may change it, pause, close, clear or raise.
+3. On each round `Framer._step`, the reference, cuts one piece off: up to the end of the message, or,
+   where that is not in the buffer, everything but a tail that may be the beginning of a delimiter.
+4. The piece goes to ``collect_incoming_data`` and the end of the message to ``found_terminator``; or
+   pieces are kept here, and the whole message goes to ``message_received``.
+5. Short ways do the same for the commonest input with fewer instructions, and leave the rest to the
+   reference as soon as a handler disturbs them: `Framer.receive` for a chunk that is one message or a
+   piece of one, and `Framer._deliver_many` for the many messages of a chunk that end with the same
+   delimiter or have a known length.
+
+The reference is `StepwiseFramer`, and complete by itself; the tests compare the two in everything.
+Beside each short way stands what it saves, without it and with it: CPU of a server for a message in a
+ping-pong or 64 at once, or of the framing alone in memory; CPython 3.13.
+"""
+
+from __future__ import annotations
+
+from operator import length_hint
+from typing import TYPE_CHECKING, Any, Final
+
+from txasynchat.framing.overlong import Overflow
+from txasynchat.framing.stepwise import StepwiseFramer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from txasynchat.framing.receivers import Receiver
+    from txasynchat.terminators import Terminator
+
+__all__ = ["Framer", "Overflow"]
+
+# In place of the delimiter for which a short way is open: there is none, or it is for numbers.
+_CLOSED: Final = object()
+_COUNTING: Final = object()
+
+#: Bytes split at once: enough to make the split cheap per message, little enough that splitting in
+#: vain (the handler changed the terminator at once) is cheap as well.
+WINDOW: Final = 16_384
+
+
+#: Messages, at least, that are looked for one by one after something disturbed a batch.
+SETTLE: Final = 8
+
+
+class Batch:
+    """
+    Messages that stood one behind the other in a buffer, each with the same delimiter behind it.
+
+    Attributes:
+        rest: walks over those that were not delivered.
+        collecting: the message that is in ``collect_incoming_data`` at this moment.
+    """
+
+    __slots__ = ("_delimiter", "_messages", "collecting", "rest")
+
+    def __init__(self, messages: list[bytes], delimiter: bytes) -> None:
+        self._messages = messages
+        self._delimiter = delimiter
+        self.rest: Iterator[bytes] = iter(messages)
+        self.collecting: bytes | None = None
+
+    @property
+    def settling(self) -> int:
+        """
+        Messages to be looked for one by one before the next split, which they pay for.
+        """
+        return max(SETTLE, length_hint(self.rest) >> 3)
+
+    def give_back(self) -> int:
+        """
+        Return how many bytes were not delivered, with delimiters; *rest* ends.
+        """
+        messages = self._messages
+        left = length_hint(self.rest)
+        size = sum(map(len, messages[len(messages) - left :]))
+        if self.collecting is not None:
+            size += len(self.collecting)
+            left += 1
+        messages.clear()
+        return size + left * len(self._delimiter)
+
+
+class Framer(StepwiseFramer):
+    """
+    The `StepwiseFramer` with short ways: the same calls, with fewer instructions.
+    """
+
+    __slots__ = ("_batch", "_open_for", "_unsettled")
+
+    def __init__(
+        self,
+        terminator: Terminator = None,
+        *,
+        limit: int | None = None,
+        overflow: Overflow = Overflow.CLOSE,
+        whole: bool = False,
+    ) -> None:
+        super().__init__(terminator, limit=limit, overflow=overflow, whole=whole)
+        # The delimiter for which the short way of `receive` is open, or one of the objects above.
+        self._open_for: Any = _CLOSED
+        # What is being delivered, until something disturbs that; and for how many messages nothing
+        # is split afterwards.
+        self._batch: Batch | None = None
+        self._unsettled = 0
+
+    def set_terminator(self, terminator: Terminator) -> bool:
+        """
+        See `StepwiseFramer.set_terminator`.
+
+        A number is set without further ado: 571 → 375 ns for each frame of 4 bytes.
+        """
+        if type(terminator) is int and 0 < terminator <= self._longest:
+            self.terminator = terminator
+            return False
+        return super().set_terminator(terminator)
+
+    def receive(self, receiver: Receiver, data: bytes) -> None:
+        """
+        `feed`, then `deliver`: the way for a driver; raises what `deliver` raises.
+
+        A chunk that is one message takes a short way: 10.7 → 9.4 us for a line in a ping-pong,
+        9.1 → 7.4 us on the facade. So does a piece of a message: 1.1 → 0.4 us in memory. After the
+        system call that gave the bytes little of the interpreter is in the processor's caches.
+        """
+        delimiter = self._open_for
+        if delimiter is not self.terminator or self._buffer:
+            self.feed(data)
+            self.deliver(receiver)
+            return
+        self._buffer = data
+        message, found, rest = data.partition(delimiter)
+        limit = self._limit
+        if not found:
+            size = len(data)
+            length = len(delimiter)
+            if (limit is not None and self._count + size > limit) or (
+                length > 1 and data.find(delimiter[0], max(0, size - length + 1)) >= 0
+            ):
+                self.deliver(receiver)
+                return
+            if data:
+                self._pass_unfinished(receiver, data, delimiter)
+        elif rest or self._count or (limit is not None and len(message) > limit):
+            self.deliver(receiver)
+            return
+        elif self.whole:
+            self._buffer = b""
+            self.matched = delimiter
+            if (result := receiver.message_received(message)) is not None:
+                self._returned(receiver, result)
+        else:
+            if message:
+                receiver.collect_incoming_data(message)
+            if self._open_for is delimiter:
+                self._buffer = b""
+                self.matched = delimiter
+                if (result := receiver.found_terminator()) is not None:
+                    self._returned(receiver, result)
+            else:
+                self._end_passed(receiver, message, delimiter, len(message))
+        if self._buffer or self._announced:
+            self.deliver(receiver)
+
+    def _deliver_many(self, receiver: Receiver, terminator: Any) -> bool:
+        kind = type(terminator)
+        if kind is int:
+            return self._deliver_counted(receiver, terminator)
+        if kind is not bytes:
+            return False
+        if self._unsettled:
+            self._unsettled -= 1
+            return False
+        return self._searched <= self._position and self._deliver_batch(receiver, terminator)
+
+    def _deliver_batch(self, receiver: Receiver, delimiter: bytes) -> bool:
+        """
+        Deliver the messages that lie whole in a window of the buffer; return whether there were any.
+
+        1.54 → 0.74 us for each of 64 lines that come at once, on the facade 1.64 → 0.68.
+        """
+        window = self._buffer
+        position = self._position
+        if position or len(window) > WINDOW:
+            window = window[position : position + WINDOW]
+        messages = window.split(delimiter)
+        tail = len(messages.pop())
+        end = position + len(window)
+        self._searched = end - len(delimiter) + 1
+        if not messages:
+            return False
+        limit = self._limit
+        if limit is not None and limit < len(window) and max(map(len, messages)) > limit:
+            self._unsettled = len(messages)
+            self._searched = 0
+            return False
+        # As if all were delivered already; _disturb puts it right, and ends the loop.
+        self._position = end - tail
+        self.matched = delimiter
+        self._batch = batch = Batch(messages, delimiter)
+        try:
+            if self.whole:
+                for message in batch.rest:
+                    if (result := receiver.message_received(message)) is not None:
+                        self._returned(receiver, result)
+                    if self.terminator is not delimiter:
+                        self._disturb()
+            else:
+                for message in batch.rest:
+                    if message:
+                        batch.collecting = message
+                        receiver.collect_incoming_data(message)
+                        batch.collecting = None
+                        if self._batch is not batch:
+                            self._end_passed(receiver, message, delimiter, len(message))
+                            break
+                    if (result := receiver.found_terminator()) is not None:
+                        self._returned(receiver, result)
+                    if self.terminator is not delimiter:
+                        self._disturb()
+        except BaseException:
+            self._disturb()
+            raise
+        self._batch = None
+        return True
+
+    def _deliver_counted(self, receiver: Receiver, length: int) -> bool:
+        """
+        Deliver messages of known length while the buffer holds them whole, and each sets the next
+        one's length; return whether there were any.
+
+        930 → 345 ns for each frame of 4 bytes, in memory.
+        """
+        buffer = self._buffer
+        size = len(buffer)
+        position = self._position
+        if not 0 < length <= self._longest or position + length > size:
+            return False
+        self._open_for = _COUNTING
+        while (end := position + length) <= size:
+            message = buffer[position:end]
+            if self.whole:
+                self._position = position = end
+                self.terminator = 0
+                self.matched = None
+                result = receiver.message_received(message)
+            else:
+                receiver.collect_incoming_data(message)
+                if self._open_for is not _COUNTING:
+                    if not self.closed:
+                        self.terminator = 0
+                    self._end_passed(receiver, message, None, length)
+                    break
+                self._position = position = end
+                self.terminator = 0
+                self.matched = None
+                result = receiver.found_terminator()
+            if result is not None:
+                self._returned(receiver, result)
+            length = self.terminator
+            if (
+                type(length) is not int
+                or not 0 < length <= self._longest
+                or self._open_for is not _COUNTING
+            ):
+                break
+        return True
+
+    def _run_dry(self) -> None:
+        """
+        Open the short way of `receive`, if there is one for what comes next.
+        """
+        terminator = self.terminator
+        if terminator is not self._seen:
+            self._notice(terminator)
+        if type(terminator) is bytes and terminator and self._over_long is None:
+            self._open_for = terminator
+        else:
+            self._open_for = _CLOSED
+
+    def _disturb(self) -> None:
+        """
+        Leave the short ways: something happened that they do not expect.
+        """
+        self._open_for = _CLOSED
+        batch = self._batch
+        if batch is not None:
+            self._batch = None
+            self._searched = 0
+            self._unsettled = batch.settling
+            self._position -= batch.give_back()

@@ -1,0 +1,39 @@
+"""
+Whom a framer calls. Types alone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from txasynchat.errors import MessageTooLong
+
+__all__ = ["PieceReceiver", "Receiver"]
+
+
+class PieceReceiver(Protocol):
+    """
+    What every framer calls; each call may call methods of the framer.
+    """
+
+    def collect_incoming_data(self, data: bytes, /) -> object:
+        """Take a piece of the current message; it is never empty."""
+
+    def found_terminator(self) -> object:
+        """The current message is complete."""
+
+
+class Receiver(PieceReceiver, Protocol):
+    """
+    What a framer calls that has a limit, gives whole messages, or whose hooks return something.
+    """
+
+    def message_received(self, message: bytes, /) -> object:
+        """Take a whole message, which may be empty, in place of the two other calls."""
+
+    def overflowed(self, error: MessageTooLong, /) -> object:
+        """The current message broke the limit; called once for each such message."""
+
+    def hook_returned(self, result: object, /) -> object:
+        """``message_received`` or ``found_terminator`` returned something else than None."""

@@ -1,0 +1,9 @@
+"""
+`AsyncChat`, a Twisted protocol that speaks in messages, and the parts that it is made of.
+
+Nothing here knows how a protocol is served.
+"""
+
+from txasynchat.protocol.chat import AsyncChat, State
+
+__all__ = ["AsyncChat", "State"]

@@ -1,0 +1,201 @@
+"""
+`Hooks`: what an application sets and overrides on its `AsyncChat`, and what is done where it does not.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from twisted.logger import Logger
+
+from txasynchat.framing import Framer, Overflow
+from txasynchat.protocol import reports, settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from twisted.internet.interfaces import IReactorTime
+
+    from txasynchat.errors import ChatError, MessageTooLong
+    from txasynchat.tls.layer import TLSInfo
+
+__all__ = ["Hooks"]
+
+
+class Hooks:
+    """
+    The part of `AsyncChat` that is the application's. Not to be used by itself.
+    """
+
+    # -- settings: class attributes, or instance attributes set before the connection is made. They are
+    # checked there: see `txasynchat.ranges`.
+
+    #: The longest message, in bytes without its terminator; None for no limit. See `Framer`.
+    #: May be changed at any moment, and holds from the next byte on.
+    max_message_length: int | None = settings.setting(16_384, "_framer", "limit")
+    #: What follows when a message is longer, after `message_too_long`. May be changed at any moment,
+    #: in that hook too; a message of which it was decided already stays as it is.
+    overflow: Overflow = settings.setting(Overflow.CLOSE, "_framer", "overflow")
+    #: Bytes waiting to be sent above which delivery and reading stop; None for never.
+    high_water: int | None = 65_536
+    #: Bytes waiting to be sent at which they go on.
+    low_water: int = 16_384
+    #: Bytes waiting to be sent above which the connection is aborted; None for no limit. A single
+    #: `push` of more is a ValueError.
+    max_unsent: int | None = 8 << 20
+    #: Seconds, while closing, in which the peer must take something, or the connection is aborted;
+    #: None: wait.
+    close_timeout: float | None = 10.0
+    #: Bytes asked of a producer, or written, at once.
+    ac_out_buffer_size: int = 65_536
+    #: Where the time for `close_timeout` comes from; None for the transport's own reactor.
+    clock: IReactorTime | None = None
+
+    _log = Logger()
+    #: Set in the namespace of each class that had a connection: what its connections begin with.
+    _begins_with: ClassVar[tuple[Any, ...]]
+    #: `max_message_length` or `overflow` is a property of a subclass.
+    _computes: ClassVar[bool] = False
+    _framer: Framer
+    _incoming: list[bytes] | None
+
+    @classmethod
+    def _make_framer(cls) -> Framer:
+        """
+        Make the framer that a connection begins with.
+        """
+        terminator, limit, overflow = cls._begins_with
+        if cls._computes:  # asked when the connection is made
+            limit = Hooks.max_message_length if isinstance(limit, property) else limit
+            overflow = Hooks.overflow if isinstance(overflow, property) else overflow
+        return Framer(
+            terminator,
+            limit=limit,
+            overflow=overflow,
+            whole=cls.found_terminator is Hooks.found_terminator
+            and cls.collect_incoming_data is Hooks.collect_incoming_data,
+        )
+
+    # -- asynchat: overridden by the application
+
+    def handle_connect(self) -> None:
+        """
+        The connection is open: both ways, and after the TLS handshake where there is one.
+
+        What is pushed here, or was pushed before, is sent in one write when this returns.
+        """
+
+    def handle_secure(self, info: TLSInfo) -> None:
+        """
+        A TLS handshake is done, before `handle_connect` or, after `start_tls`, in mid-connection.
+
+        Nothing that came in the clear is left to be delivered, and what `_collect_incoming_data` had
+        is dropped. After `start_tls`, forget here what else the peer said in the clear (RFC 3207,
+        section 4.2): somebody else may have said it. To refuse the peer, `close` or `abort`.
+        """
+
+    def message_received(self, message: bytes) -> None:
+        """
+        A whole message came, without its terminator; it may be empty.
+
+        Not called where `found_terminator` is overridden.
+        """
+        raise NotImplementedError(
+            f"{type(self).__qualname__} overrides neither message_received nor found_terminator"
+        )
+
+    def collect_incoming_data(self, data: bytes) -> None:
+        """
+        A piece of the current message came; it is never empty. By default it is collected.
+
+        Stdlib: asynchat.async_chat.collect_incoming_data.
+        """
+        self._collect_incoming_data(data)
+
+    def found_terminator(self) -> None:
+        """
+        The current message is complete. By default it goes to `message_received`.
+
+        A terminator that was a number of bytes is 0 by now, which collects without end.
+
+        Stdlib: asynchat.async_chat.found_terminator.
+        """
+        hook: Callable[[bytes], object] = self.message_received
+        result = hook(self._get_data())
+        if result is not None:
+            self.hook_returned(result)
+
+    def message_too_long(self, error: MessageTooLong) -> None:
+        """
+        A message broke `max_message_length`; `overflow` says what follows when this returns.
+
+        Called once for each such message, with the connection still open: a last word may be
+        pushed. A terminator set here holds for what comes after the message.
+        """
+
+    def handle_error(self) -> None:
+        """
+        A handler, or a producer, raised: ``sys.exc_info()`` has the exception.
+
+        It is logged already, and the connection closes when this returns, after what was pushed
+        before, or here, is sent.
+        """
+
+    def handle_close(self) -> None:
+        """
+        The connection has ended, though not by `close` or `abort`. Called once; `state` is CLOSED.
+
+        Stdlib: asyncore.dispatcher.handle_close, which had to close the channel; here it is closed.
+        """
+
+    def handle_end(self, reason: ChatError | None) -> None:
+        """
+        The connection has ended, whatever ended it: the place to leave a registry.
+
+        Called exactly once for each connection that was made, after `handle_close` where that is
+        called: after `close` and `abort` too, when ``connectionMade`` or `handle_connect` raised, and
+        when the TLS handshake failed, so that `handle_connect` was never called.
+
+        Args:
+            reason: the `close_reason`.
+        """
+
+    def hook_returned(self, result: object) -> None:
+        """
+        Called when a hook returned something: warn, once for each class, if nobody waits for it.
+        """
+        if reports.is_unawaited(type(self), result):
+            reports.unawaited_result(self._log, type(self), result)
+
+    # -- asynchat: the collected pieces
+
+    @property
+    def incoming(self) -> list[bytes]:
+        """
+        The pieces that `_collect_incoming_data` has collected.
+        """
+        if self._incoming is None:
+            self._incoming = []
+        return self._incoming
+
+    @incoming.setter
+    def incoming(self, pieces: list[bytes]) -> None:
+        self._incoming = pieces
+
+    def _collect_incoming_data(self, data: bytes) -> None:
+        """
+        Keep a piece in `incoming`.
+
+        Stdlib: asynchat.async_chat._collect_incoming_data.
+        """
+        self.incoming.append(data)
+
+    def _get_data(self) -> bytes:
+        """
+        Return what is in `incoming`, joined, and empty it.
+
+        Stdlib: asynchat.async_chat._get_data.
+        """
+        data = b"".join(self.incoming)
+        self.incoming.clear()
+        return data

@@ -1,0 +1,159 @@
+"""
+What a connection of `AsyncChat` says in the log, and how often.
+
+A peer's mistakes are logged without any of the peer's data, each kind at most once a second, because a
+peer can repeat them, and scanners do. What is wrong with a handler class is logged once for the class.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
+
+from twisted.internet.defer import Deferred
+
+from txasynchat import transports
+from txasynchat.errors import ProducerError, TLSError
+from txasynchat.handlers import unawaited
+from txasynchat.log import Throttle, escape, failure
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from twisted.logger import Logger
+
+    from txasynchat.errors import PeerError
+
+__all__ = [
+    "handler_raised",
+    "is_unawaited",
+    "no_terminator",
+    "peer_erred",
+    "peer_errors",
+    "stopped_producers_raised",
+    "unawaited_hooks",
+    "unawaited_result",
+]
+
+#: Counts what peers do wrong.
+peer_errors = Throttle(1.0)
+
+# Classes that were warned of these.
+_without_terminator: WeakSet[type] = WeakSet()
+_unawaited: WeakSet[type] = WeakSet()
+
+# What may be overridden, and is not waited for.
+_HOOKS = (
+    "connectionMade",
+    "handle_connect",
+    "handle_secure",
+    "message_received",
+    "collect_incoming_data",
+    "found_terminator",
+    "message_too_long",
+    "handle_shutdown",
+    "handle_error",
+    "handle_close",
+    "handle_end",
+)
+
+
+def _about(chat: Any) -> dict[str, Any]:
+    """
+    Say in a log event whose connection it is about.
+    """
+    transport = chat.transport
+    return {
+        "peer": None if transport is None else transports.peer_name(transport),
+        "handler": type(chat).__qualname__,
+    }
+
+
+def peer_erred(events: Logger, chat: Any, error: PeerError) -> None:
+    """
+    Log a peer's mistake: what it is and its numbers, none of its data.
+    """
+    kind = type(error).__name__
+    suppressed = peer_errors.suppressed(kind)
+    if suppressed is None:
+        return
+    # What a scanner does, or a peer that just goes, is no reason to look.
+    report = events.info if isinstance(error, TLSError) else events.warn
+    report(
+        "{peer}: {error}{before}",
+        error=escape(str(error)),
+        kind=kind,
+        suppressed=suppressed,
+        before=f" ({suppressed} of these before it were not logged)" if suppressed else "",
+        **_about(chat),
+    )
+
+
+def handler_raised(events: Logger, chat: Any, what: str = "{peer}: {handler} raised") -> None:
+    """
+    Log the exception that is being handled, with its traceback.
+    """
+    if isinstance(sys.exc_info()[1], ProducerError):
+        # With the traceback of the producer's own exception, which is the cause.
+        what = "{peer}: a producer of {handler} failed"
+    failure(events, what, **_about(chat))
+
+
+def stopped_producers_raised(events: Logger, chat: Any, errors: Iterable[Exception]) -> None:
+    """
+    Log what producers raised when they were told that they are not needed.
+    """
+    for error in errors:
+        try:
+            raise error
+        except Exception:  # noqa: BLE001 only to be logged with its traceback
+            message = "{peer}: a producer of {handler} raised when it was stopped"
+            failure(events, message, **_about(chat))
+
+
+def no_terminator(events: Logger, chat: Any) -> None:
+    """
+    Warn, once for each class, that ``message_received`` waits for a message that never ends.
+    """
+    cls = type(chat)
+    if cls in _without_terminator:
+        return
+    _without_terminator.add(cls)
+    events.warn(
+        "{handler} has message_received and no terminator, so that no message ever ends: set "
+        "terminator in the class, or by set_terminator in handle_connect{hint}",
+        handler=cls.__qualname__,
+        hint=" (delimiter is a name of LineReceiver's)" if hasattr(chat, "delimiter") else "",
+    )
+
+
+def unawaited_hooks(events: Logger, cls: type) -> None:
+    """
+    Warn of hooks of *cls* whose result somebody would have to wait for.
+    """
+    for hook, why in unawaited(cls, _HOOKS):
+        _unawaited.add(cls)
+        events.warn("{handler}.{hook} {why}", handler=cls.__qualname__, hook=hook, why=why)
+
+
+def is_unawaited(cls: type, result: object) -> bool:
+    """
+    Return whether somebody would have to wait for *result* of a hook of *cls*, of which nobody was
+    warned yet.
+    """
+    return cls not in _unawaited and (isinstance(result, Deferred) or inspect.isawaitable(result))
+
+
+def unawaited_result(events: Logger, cls: type, result: object) -> None:
+    """
+    Warn of what `is_unawaited` found, once for each class.
+    """
+    _unawaited.add(cls)
+    events.warn(
+        "a hook of {handler} returned a {kind}, which nobody waits for: "
+        "the next hook may come before it",
+        handler=cls.__qualname__,
+        kind=type(result).__name__,
+    )

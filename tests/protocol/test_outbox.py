@@ -1,0 +1,124 @@
+"""
+`Outbox` on a transport in memory: what is written when, and what its owner is told.
+"""
+
+from types import SimpleNamespace
+
+import pytest
+from twisted.internet.testing import StringTransport
+from typing_extensions import override
+
+from txasynchat.errors import ProducerError
+from txasynchat.protocol.outbox import Level, Outbox, Phase
+
+
+class Owner(SimpleNamespace):
+    """A producer that does nothing but stand there."""
+
+    def __init__(self, transport, **settings):
+        super().__init__(
+            transport=transport,
+            **{"ac_out_buffer_size": 10, "high_water": 20, "low_water": 5, "max_unsent": 40}
+            | settings,
+        )
+
+    def stopProducing(self):  # noqa: N802 Twisted's name
+        self.outbox.full = True
+        self.outbox.registered = False
+
+
+def opened(owner):
+    outbox = owner.outbox = Outbox()
+    outbox.connect(owner.transport)
+    outbox.open(owner)
+    return outbox
+
+
+def test_nothing_is_written_before_the_transport_takes_bytes():
+    owner = Owner(StringTransport())
+    outbox = Outbox()
+    outbox.push(b"early")
+    assert outbox.flush(owner)
+    assert owner.transport.value() == b""
+    outbox.open(owner)
+    assert outbox.flush(owner)
+    assert owner.transport.value() == b"early"
+    assert owner.transport.producer is None
+
+
+def test_nothing_is_written_while_the_transport_is_full():
+    owner = Owner(StringTransport())
+    outbox = opened(owner)
+    outbox.full = True
+    outbox.push(b"waits")
+    assert outbox.flush(owner)
+    assert owner.transport.value() == b""
+    assert outbox.taken == 0
+
+
+def test_nothing_is_written_to_a_transport_that_was_let_go():
+    owner = Owner(StringTransport())
+    outbox = opened(owner)
+    outbox.depart(owner.transport)
+    outbox.push(b"late")
+    assert outbox.flush(owner)
+    assert owner.transport.value() == b""
+    outbox.open(owner)
+    assert outbox.phase is Phase.DEPARTED
+
+
+def test_a_transport_that_has_no_use_for_a_producer_is_told_of():
+    class Ended(StringTransport):
+        @override
+        def registerProducer(self, producer, streaming):
+            producer.stopProducing()
+
+    owner = Owner(Ended())
+    outbox = opened(owner)
+    outbox.push(b"lost")
+    assert not outbox.flush(owner)
+
+
+def test_what_stands_before_a_producer_that_fails_is_written():
+    def fails():
+        yield b"2"
+        raise ValueError
+
+    owner = Owner(StringTransport())
+    outbox = opened(owner)
+    outbox.push(b"1")
+    outbox.add(fails())
+    with pytest.raises(ProducerError):
+        outbox.flush(owner)
+    assert owner.transport.value() == b"12"
+    assert not outbox.flushing
+
+
+@pytest.mark.parametrize(
+    ("size", "level"),
+    [
+        (5, Level.LOW),
+        (6, Level.BETWEEN),
+        (20, Level.BETWEEN),
+        (21, Level.HIGH),
+        (40, Level.HIGH),
+        (41, Level.EXCESSIVE),
+    ],
+)
+def test_the_level_is_told_by_the_owners_marks(size, level):
+    outbox = Outbox()
+    outbox.push(bytes(size))
+    assert outbox.level(Owner(None)) is level
+
+
+def test_a_request_to_close_outlives_what_is_dropped():
+    owner = Owner(StringTransport())
+    outbox = opened(owner)
+    outbox.push(b"dropped")
+    outbox.close_when_done()
+    assert outbox.stop() == []
+    assert outbox.closing
+    outbox.push(b"late")
+    assert outbox.flush(owner)
+    assert outbox.finished
+    assert owner.transport.value() == b""
