@@ -135,7 +135,7 @@ def test_as_a_word(files, word, text):
     with pytest.raises(ValueError, match=rf"{word} is a .*number .*, not '{text}'"):
         parse_server(MemoryReactorClock(), "tcp", "0", certificate=files, **{word: text})
     if word in {"handshake_timeout", "close_timeout"}:
-        with pytest.raises(ValueError, match=f"{word} is a number above 0"):
+        with pytest.raises(ValueError, match=f"{word} must be a number above 0"):
             parse_client(MemoryReactorClock(), "tcp", "localhost", "1", **{word: text})
 
 
@@ -146,7 +146,7 @@ def test_of_a_legacy_channel(value):
         channel = asynchat.async_chat(ours, map={})
         context = ssl.create_default_context()
         with pytest.raises(
-            (TypeError, ValueError), match=r"^handshake_timeout is a number above 0"
+            (TypeError, ValueError), match=r"^handshake_timeout must be a number above 0"
         ):
             start_tls(channel, context, server_hostname="localhost", handshake_timeout=value)
         assert channel.socket is ours
@@ -155,7 +155,7 @@ def test_of_a_legacy_channel(value):
 @pytest.mark.parametrize("value", [*NEVER, INFINITE, 1e300])
 def test_of_a_server(value):
     with pytest.raises(
-        (TypeError, ValueError), match="stop_timeout is a number from 0 to 1,000,000"
+        (TypeError, ValueError), match="stop_timeout must be a number from 0 to 1,000,000"
     ):
         Server(MemoryReactorClock(), ChatFactory(Line), [], stop_timeout=value)
 

@@ -21,13 +21,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 from twisted.internet.interfaces import IPullProducer, IPushProducer
 from typing_extensions import override
 
-from txasynchat import producers, transports
-from txasynchat.producers import Buffer, OutputQueue
+from txasynchat import outputqueue, transports
+from txasynchat.outputqueue import OutputQueue
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from twisted.internet.interfaces import IReactorTime
+
+    from txasynchat.producers import Buffer
 
 __all__ = ["HalfClose", "Outbox", "Owner", "Phase", "refuse"]
 
@@ -299,4 +301,4 @@ def refuse(producer: Any) -> None:
     if IPullProducer.providedBy(producer) or IPushProducer.providedBy(producer):
         producer.stopProducing()
     else:
-        producers.refuse(producer)
+        outputqueue.refuse(producer)
