@@ -302,7 +302,7 @@ def test_an_inner_string_may_be_written_as_one_argument(files, inner):
     ("words", "complaint"),
     [
         ({"client": "optional"}, "client=optional needs client_ca="),
-        ({"alpn": "tch\xfcss"}, "alpn= are in ASCII"),
+        ({"alpn": "tch\xfcss"}, "alpn= must be in ASCII"),
         ({"alpn": "!"}, "would refuse everybody"),
         ({"alpn": "chat/1,,chat/2"}, "an ALPN protocol is 1 to 255 bytes"),
     ],

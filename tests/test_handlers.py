@@ -62,7 +62,7 @@ NATIVE = {
     ),
     "an instance": (
         lambda: ChatFactory(Native()),
-        "is not a handler class, nor can it be called to make a handler; write ChatFactory(Native)",
+        "is not a class of handlers, nor can it be called to make one; write ChatFactory(Native)",
     ),
     "a legacy handler": (
         lambda: ChatFactory(Legacy),

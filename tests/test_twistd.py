@@ -596,7 +596,7 @@ MISTAKES = {
     "no such class": (["--handler", "handlers:Nobody"], "module handlers has no 'Nobody'"),
     "no class": (["--handler", "handlers"], "--handler 'handlers': write it as package.module:Class"),
     "no handler": (["--handler", "handlers:NoHandler"], "neither a handler class"),
-    "a number": (["--handler", "handlers:answer"], "handlers:answer is 42: neither"),
+    "a number": (["--handler", "handlers:answer"], "handlers:answer is 42, neither"),
     "makes nothing": (["--handler", "handlers:make_nothing"], "neither a handler class"),
     "fails": (["--handler", "handlers:fail"], "handlers:fail() raised ValueError: not today ("),
     "broken module": (
@@ -620,7 +620,7 @@ MISTAKES = {
     "no certificate": (["--listen", "ssl:1:privateKey=none.pem"], "No such file or directory"),
     "a taken port": (["--listen", "tcp:{taken}:interface=127.0.0.1"], "Address already in use"),
     "no socket": (["--listen", "systemd:domain=INET:index=7"], "systemd passed no such socket"),
-    "no option": (["--lisen", "tcp:1"], "option --lisen not recognized (--help tells"),
+    "no option": (["--lisen", "tcp:1"], "option --lisen not recognized (--help lists"),
     "no folder": (["--listen", "unix:none/echo.sock"], "cannot listen on 'unix:none/echo.sock': "),
     "no number": (
         ["--max-message-length", "many"],
@@ -671,8 +671,9 @@ MISTAKES = {
     "an instance": (["--handler", "handlers:instance"], "handlers:instance is <handlers.Native "),
     "a function that builds handlers": (
         ["--handler", "handlers:make_legacy"],
-        ("handlers:make_legacy wants (sock, addr), but --handler calls a function without arguments, to get "
-        "a factory; if it makes legacy handlers, write factory = LegacyFactory(build=make_legacy)"),
+        ("handlers:make_legacy wants (sock, addr), but --handler calls a function without arguments, "
+        "to get a factory; if it makes legacy handlers, "
+        "write factory = LegacyFactory(build=make_legacy)"),
     ),
     "a limit for others": (
         ["--handler", "handlers:Twisted", "--max-message-length", "5"],

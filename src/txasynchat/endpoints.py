@@ -21,6 +21,7 @@ import inspect
 import re
 from typing import TYPE_CHECKING, Any, cast
 
+from twisted.application._client_service import _ReconnectingProtocolProxy
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.endpoints import clientFromString, quoteStringArgument
 from twisted.internet.error import NoProtocol
@@ -222,11 +223,13 @@ class _Connecting(TLSFactory):
 
 def _leave_service(layer: Any) -> None:
     """
-    Remove what `ClientService` keeps above *layer*, which already knows that there is no connection.
+    Remove the proxy that `ClientService` keeps above *layer*: it breaks if it hears of the end of a
+    connection that it never had.
     """
     while isinstance(layer.wrappedProtocol, ProtocolWrapper):
         layer = layer.wrappedProtocol
-    layer.wrappedProtocol = transports.beneath_service(layer.wrappedProtocol)
+    if isinstance(layer.wrappedProtocol, _ReconnectingProtocolProxy):
+        layer.wrappedProtocol = layer.wrappedProtocol._protocol
 
 
 def server_options(  # noqa: PLR0913 one for each argument

@@ -53,19 +53,15 @@ def failure(log: Logger, message: str, **details: Any) -> None:
         """A failure whose traceback has its messages escaped."""
 
         def getTraceback(self, *_arguments: Any, **_named: Any) -> str:  # noqa: N802 - Twisted's name
-            return _format(self.value)
+            from traceback import TracebackException  # noqa: PLC0415 - see the module's docstring
+
+            if self.value is None:
+                return ""
+            whole = TracebackException.from_exception(self.value)
+            _escape_messages(whole, set())
+            return "".join(whole.format())
 
     log.failure(message, failure=Escaped(), **details)  # type: ignore[no-untyped-call] # Twisted's
-
-
-def _format(error: BaseException | None) -> str:
-    from traceback import TracebackException  # noqa: PLC0415 - see the module's docstring
-
-    if error is None:
-        return ""
-    whole = TracebackException.from_exception(error)
-    _escape_messages(whole, set())
-    return "".join(whole.format())
 
 
 def _escape_messages(error: TracebackException | None, seen: set[int]) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Final, cast
 from txasynchat.errors import ProducerError
 from txasynchat.producers import Buffer, FileProducer
 
-__all__ = ["OutputQueue", "refuse"]
+__all__ = ["OutputQueue"]
 
 #: Empty pieces in a row after which an iterator is taken to be stuck.
 EMPTY_PIECES: Final = 1_000
@@ -220,22 +220,25 @@ class OutputQueue:
 
     def push_producer(self, producer: Any) -> None:
         """
-        Append a producer that is asked for its bytes.
+        Append a producer that is asked for its bytes; close it at once if `closing`.
 
         Raises:
             TypeError: *producer* is not a producer.
         """
         if isinstance(producer, Buffer):
             self.push(producer)
-        elif self.closing:
-            refuse(producer)
-        else:
-            self._items.append(_as_more(producer))
+            return
+        asked = _as_more(producer)
+        if not self.closing:
+            self._items.append(asked)
             self._others += 1
+        elif isinstance(asked, _Told):
+            asked.close()
 
     def register(self, producer: Any, streaming: bool) -> None:
         """
-        Append one of Twisted's producers, which calls `write`, and `unregister` at its end.
+        Append one of Twisted's producers, which calls `write`, and `unregister` at its end; stop it at
+        once if `closing`.
 
         Args:
             producer: an `IPushProducer` or `IPullProducer`.
@@ -486,15 +489,3 @@ class OutputQueue:
             # It may fail again; the first failure is the one that is reported.
             with suppress(Exception):
                 producer.close()
-
-
-def refuse(producer: Any) -> None:
-    """
-    Stop *producer*, because the connection is closing and will send nothing of it.
-
-    Raises:
-        TypeError: it is not a producer.
-    """
-    asked = _as_more(producer)
-    if isinstance(asked, _Told):
-        asked.close()

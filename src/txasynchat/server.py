@@ -80,7 +80,21 @@ class ChatFactory(Factory):
     def __init__(
         self, handler: Callable[..., IProtocol | BaseProtocol], /, *arguments: Any, **keywords: Any
     ) -> None:
-        _check_handler(handler, arguments, keywords)
+        # Without its type, which says that it can be called.
+        given: Any = handler
+        name = getattr(handler, "__qualname__", None) or repr(handler)
+        if is_legacy(handler):
+            raise TypeError(f"{name} is a legacy handler; write LegacyFactory({name})")
+        if not callable(given):
+            remedy = f"; write ChatFactory({type(given).__qualname__})"
+            raise TypeError(
+                f"{given!r} is not a class of handlers, nor can it be called to make one"
+                f"{remedy if hasattr(given, 'makeConnection') else ''}"
+            )
+        want = wanted(handler, arguments, keywords)
+        if want is not None:
+            example = ", ".join([name, *arguments_for(want)])
+            raise TypeError(f"{name} wants {want}; write ChatFactory({example})")
         self.handler = handler
         self.arguments = arguments
         self.keywords = keywords
@@ -98,25 +112,6 @@ class ChatFactory(Factory):
             return None
         handler.factory = self
         return self.connections.watch(handler)
-
-
-def _check_handler(handler: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-    """
-    Raise a TypeError if no connection could ever be served.
-    """
-    name = getattr(handler, "__qualname__", None) or repr(handler)
-    if is_legacy(handler):
-        raise TypeError(f"{name} is a legacy handler; write LegacyFactory({name})")
-    if not callable(handler):
-        remedy = f"; write ChatFactory({type(handler).__qualname__})"
-        raise TypeError(
-            f"{handler!r} is not a handler class, nor can it be called to make a handler"
-            f"{remedy if hasattr(handler, 'makeConnection') else ''}"
-        )
-    want = wanted(handler, arguments, keywords)
-    if want is not None:
-        example = ", ".join([name, *arguments_for(want)])
-        raise TypeError(f"{name} wants {want}; write ChatFactory({example})")
 
 
 class Server(Service):

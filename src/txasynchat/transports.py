@@ -14,7 +14,6 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from twisted.application._client_service import _ReconnectingProtocolProxy
 from twisted.internet import address
 from twisted.internet.endpoints import _WrappingProtocol
 from twisted.internet.error import ConnectionAborted
@@ -49,7 +48,6 @@ if TYPE_CHECKING:
 __all__ = [
     "abort",
     "accept_fewer",
-    "beneath_service",
     "can_half_close",
     "closes_by_itself",
     "has_room",
@@ -435,15 +433,6 @@ def writing_was_ended(transport: Any, end: Any) -> bool:
     if end is None:
         return hasattr(transport, "loseWriteConnection")
     return bool(end.disconnecting or end._writeDisconnecting)
-
-
-def beneath_service(protocol: Any) -> Any:
-    """
-    Return the application's protocol if *protocol* is what `ClientService` puts in front of it.
-
-    That proxy breaks if it hears of the end of a connection that it never had.
-    """
-    return protocol._protocol if isinstance(protocol, _ReconnectingProtocolProxy) else protocol
 
 
 def peer_address(transport: Any) -> Any:

@@ -269,7 +269,7 @@ class AsyncChat(Sending, Protocol):
             self._report(error)
         elif self.close_reason is None and closing.broke_off(error, self.transport, self._outbox):
             self.close_reason = ConnectionReset()
-        self._outbox.abandon()
+        self._outbox.phase = _DEPARTED
         self._outbox.registered = False
         self._framer.close()
         self._drop_output()
@@ -530,9 +530,6 @@ class AsyncChat(Sending, Protocol):
             self._leave()
 
     def _open(self) -> None:
-        """
-        The transport is ready for both directions.
-        """
         self._outbox.open(self)
         first = self._state is _CONNECTING
         if first:
@@ -573,7 +570,7 @@ class AsyncChat(Sending, Protocol):
             return
         self._inbox.discard()
         self._set_state(_CLOSING)
-        self._outbox.abandon()
+        self._outbox.phase = _DEPARTED
         self._drop_output()
         if self.transport is not None:
             transports.abort(self.transport)
@@ -686,9 +683,6 @@ class AsyncChat(Sending, Protocol):
                 self.close_when_done()
 
     def _hold(self) -> None:
-        """
-        There is a new reason to hold delivery.
-        """
         self._framer.pause()
         if self._delivering:
             self._unsettled = True
@@ -696,9 +690,6 @@ class AsyncChat(Sending, Protocol):
             self._set_reading()
 
     def _release(self) -> None:
-        """
-        A reason to hold delivery has gone.
-        """
         if self._inbox.release():
             self._go_on()
 
@@ -715,9 +706,6 @@ class AsyncChat(Sending, Protocol):
             self._inbox.set_reading(self.transport)
 
     def _forget_input(self) -> None:
-        """
-        Drop what was received: what is collected, and what is not delivered yet.
-        """
         self._inbox.clear()
         self._incoming = None
 

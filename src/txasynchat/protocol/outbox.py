@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from twisted.internet.interfaces import IPullProducer, IPushProducer
 from typing_extensions import override
 
-from txasynchat import outputqueue, transports
+from txasynchat import transports
 from txasynchat.outputqueue import OutputQueue
 
 if TYPE_CHECKING:
@@ -29,9 +29,8 @@ if TYPE_CHECKING:
 
     from twisted.internet.interfaces import IReactorTime
 
-    from txasynchat.producers import Buffer
 
-__all__ = ["HalfClose", "Outbox", "Owner", "Phase", "refuse"]
+__all__ = ["HalfClose", "Outbox", "Owner", "Phase"]
 
 
 class Phase(enum.Enum):
@@ -114,7 +113,7 @@ class Outbox(OutputQueue):
 
     def add(self, producer: Any) -> None:
         """
-        Append a producer of any kind.
+        Append a producer of any kind; stop it at once if the connection is closing.
 
         Raises:
             TypeError: it is not a producer.
@@ -179,12 +178,6 @@ class Outbox(OutputQueue):
         """
         self.phase = _DEPARTED
         self.resign(transport)
-
-    def abandon(self) -> None:
-        """
-        Write nothing more: the transport is lost, is about to be aborted, or will never exist.
-        """
-        self.phase = _DEPARTED
 
     # -- from the queue to the transport
 
@@ -266,39 +259,3 @@ class Outbox(OutputQueue):
         if self.registered:
             self.registered = False
             transport.unregisterProducer()
-
-    # -- how much waits
-
-    def check_length(self, data: Buffer, owner: Owner) -> None:
-        """
-        Raise a ValueError if *data* alone is more than may ever wait.
-        """
-        length = memoryview(data).nbytes
-        if owner.max_unsent is not None and length > owner.max_unsent and not self.closing:
-            raise ValueError(
-                f"{length} bytes at once are more than max_unsent, {owner.max_unsent}; send them by a"
-                " producer"
-            )
-
-    def check_latest(self, data: Buffer, owner: Owner) -> None:
-        """
-        `check_length` of what was pushed last, before any of it is taken; forget it if it fails.
-        """
-        try:
-            self.check_length(data, owner)
-        except ValueError:
-            self.take_back()
-            raise
-
-
-def refuse(producer: Any) -> None:
-    """
-    Stop a producer of any kind, because the connection is closing and will send nothing of it.
-
-    Raises:
-        TypeError: it is not a producer.
-    """
-    if IPullProducer.providedBy(producer) or IPushProducer.providedBy(producer):
-        producer.stopProducing()
-    else:
-        outputqueue.refuse(producer)

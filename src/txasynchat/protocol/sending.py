@@ -13,7 +13,7 @@ from txasynchat.errors import ProducerError
 from txasynchat.producers import Buffer
 from txasynchat.protocol import settings
 from txasynchat.protocol.hooks import Hooks
-from txasynchat.protocol.outbox import Phase, refuse
+from txasynchat.protocol.outbox import Phase
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,7 +63,11 @@ class Sending(Hooks):
         if self._delivering and outbox.size < outbox.piece:
             return
         if self.max_unsent is not None and outbox.size > self.max_unsent:
-            outbox.check_latest(data, self)
+            try:
+                self._check_length(data)
+            except ValueError:
+                outbox.take_back()
+                raise
         self._pushed()
 
     def push_with_producer(
@@ -81,11 +85,10 @@ class Sending(Hooks):
         """
         if isinstance(producer, Buffer):
             self.push(producer)
-        elif self._outbox.closing:
-            refuse(producer)
         else:
             self._outbox.add(producer)
-            self._pushed()
+            if not self._outbox.closing:
+                self._pushed()
 
     @settings.shown
     def unsent(self) -> int:
@@ -137,10 +140,8 @@ class Sending(Hooks):
         So ``FileSender().beginFileTransfer(file, chat)`` works. It takes its turn in the queue, and
         several may be registered. Once the connection is closing it is stopped at once.
         """
-        if self._outbox.closing:
-            producer.stopProducing()
-        else:
-            self._outbox.register(producer, streaming)
+        self._outbox.register(producer, streaming)
+        if not self._outbox.closing:
             self._pushed()
 
     def unregisterProducer(self) -> None:  # noqa: N802
@@ -157,13 +158,24 @@ class Sending(Hooks):
         Raises:
             TypeError, ValueError: see `push`.
         """
-        self._outbox.check_length(data, self)
+        self._check_length(data)
         if self._outbox.write(data):
             self._pushed()
         else:
             self.push(data)
 
     # -- internals
+
+    def _check_length(self, data: Buffer) -> None:
+        """
+        Raise a ValueError if *data* alone is more than may ever wait.
+        """
+        length = memoryview(data).nbytes
+        if self.max_unsent is not None and length > self.max_unsent and not self._outbox.closing:
+            raise ValueError(
+                f"{length} bytes at once are more than max_unsent, {self.max_unsent}; send them by a"
+                " producer"
+            )
 
     def _check_caller(self, name: str, remedy: str) -> None:
         """
