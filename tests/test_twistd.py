@@ -572,8 +572,8 @@ def test_a_handler_that_only_sends_is_served_and_one_that_forgot_a_hook_is_warne
     """What cannot be known at the start is served, with a line about what will come."""
     program = run(*TWISTD, "-n", "asynchat", "--handler", "handlers:Greets", "--listen", LOOPBACK)
     program.said(
-        "txasynchat: handlers:Greets overrides neither message_received nor found_terminator: "
-        "it cannot take what it is sent"
+        "txasynchat: handlers:Greets overrides neither message_received nor found_terminator, "
+        "so it ignores what it is sent"
     )
     with connect(program.port()) as (_, answers):
         assert answers.readline() == b"hello\n"

@@ -167,14 +167,18 @@ def _fail(message: str) -> NoReturn:
     sys.exit(2)
 
 
-def _new_main() -> ModuleType:
+def _new_main(file: str | None = None) -> ModuleType:
     """
-    Replace ``__main__``, which is this module now, by a fresh one.
+    Replace ``__main__``, which is this module now, by a fresh one; *file* is its ``__file__``.
     """
     module = ModuleType("__main__")
     module.__dict__["__builtins__"] = __builtins__
     if sys.version_info < (3, 14):
         setattr(module, "__annotations__", {})  # noqa: B010 - not a declaration
+    if file is not None:
+        module.__file__ = file
+        if sys.version_info < (3, 15):
+            module.__dict__["__cached__"] = None
     sys.modules["__main__"] = module
     return module
 
@@ -208,17 +212,14 @@ def _run_program(path: str, arguments: list[str]) -> None:
             f"{sys.executable}: can't open file {whole!r}: [Errno {error.errno}] {error.strerror}\n"
         )
     _set_first_path(str(Path(path).resolve().parent))
-    module = _new_main()
-    module.__file__ = whole
+    module = _new_main(whole)
     code: CodeType
     if whole.endswith(".pyc") or source.startswith(importlib.util.MAGIC_NUMBER):
         code = _compiled(source)
-        module.__loader__ = SourcelessFileLoader("__main__", module.__file__)
+        module.__loader__ = SourcelessFileLoader("__main__", whole)
     else:
-        code = compile(source, module.__file__, "exec", dont_inherit=True)
-        module.__loader__ = SourceFileLoader("__main__", module.__file__)
-    if sys.version_info < (3, 15):
-        module.__dict__["__cached__"] = None
+        code = compile(source, whole, "exec", dont_inherit=True)
+        module.__loader__ = SourceFileLoader("__main__", whole)
     exec(code, module.__dict__)  # noqa: S102 - this is what running a program is
 
 
@@ -241,13 +242,9 @@ def _run_text(text: str | bytes, name: str, arguments: list[str]) -> None:
     """
     sys.argv = arguments
     _set_first_path("")
-    module = _new_main()
+    module = _new_main(name if name == "<stdin>" else None)
     module.__loader__ = BuiltinImporter
-    if name == "<stdin>":
-        module.__file__ = name
-        if sys.version_info < (3, 15):
-            module.__dict__["__cached__"] = None
-    elif sys.version_info >= (3, 13) and isinstance(text, str):
+    if name != "<stdin>" and sys.version_info >= (3, 13) and isinstance(text, str):
         # A traceback shows the lines.
         linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
     code: CodeType = compile(text, name, "exec", dont_inherit=True)

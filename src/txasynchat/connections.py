@@ -81,7 +81,7 @@ class Connections:
             try:
                 getattr(handler, "handle_shutdown", transport.loseConnection)()
             except BaseException:  # noqa: BLE001 an exit in a handler does not end the shutdown
-                self._log.failure("cannot shut {handler!r} down", handler=handler)
+                self._log.failure("{handler!r} cannot be shut down", handler=handler)
                 self._abort(transport, handler)
 
     def abort(self) -> None:

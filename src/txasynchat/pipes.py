@@ -16,7 +16,6 @@ from __future__ import annotations
 import fcntl
 import sys
 import termios
-from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakMethod
 
@@ -111,13 +110,13 @@ def call_weakly(method: Callable[[], object]) -> Callable[[], None]:
     """
     Return a function that calls *method* of an object that it does not keep alive.
     """
-    return partial(_call, WeakMethod(method))
+    reference = WeakMethod(method)
 
+    def call() -> None:
+        if (alive := reference()) is not None:
+            alive()
 
-def _call(reference: WeakMethod[Callable[[], object]]) -> None:
-    method = reference()
-    if method is not None:
-        method()
+    return call
 
 
 def tell_of_ends(transport: Any, listener: Any) -> None:
@@ -197,7 +196,7 @@ def end(transport: Any, error: Exception) -> bool:
         return False
     for one in ends:
         # The reactor may still have an event for it in this iteration.
-        one.doRead = one.doWrite = _do_nothing
+        one.doRead = one.doWrite = lambda: None
         one.stopReading()
         one.stopWriting()
     reactor = reactor_of(transport)
@@ -208,10 +207,6 @@ def end(transport: Any, error: Exception) -> bool:
     else:
         reactor.callLater(0, _finish, transport, ends, reason)
     return True
-
-
-def _do_nothing() -> None:
-    pass
 
 
 def _finish(transport: Any, ends: list[Any], reason: Failure) -> None:

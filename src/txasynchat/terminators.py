@@ -67,7 +67,7 @@ class LengthPrefix:
             ValueError: *body* is longer than the limit.
         """
         if self.limit is not None and len(body) > self.limit:
-            raise ValueError(f"body of {len(body)} bytes, limit {self.limit}")
+            raise ValueError(f"body of {len(body)} bytes exceeds the limit, {self.limit}")
         return self._struct.pack(len(body)) + body
 
     def unpack(self, buffer: bytes, position: int) -> int:

@@ -242,9 +242,9 @@ def _check_takes_data(answer: Hears, name: str | None, hooks: Sequence[str]) -> 
     either = " nor ".join(hooks[:2])
     what = f"{name} overrides {'neither' if 'nor' in either else 'no'} {either}"
     if answer is Hears.USELESS:
-        raise CannotStart(f"{what}, and does nothing with what it is sent; give it such a method")
+        raise CannotStart(f"{what}, and does nothing else either; give it such a method")
     if answer is Hears.NO:
-        _log.warn("txasynchat: {what}: it cannot take what it is sent", what=what)
+        _log.warn("txasynchat: {what}, so it ignores what it is sent", what=what)
 
 
 def _call(function: Callable[[], Any], name: str) -> Any:

@@ -280,7 +280,9 @@ class TestBackPressure:
                 lambda: chat.push_with_producer(bytes(limit + 1)),
                 lambda: chat.write(bytes(limit + 1)),
             ):
-                with pytest.raises(ValueError, match=rf"\d+ bytes at once .* max_unsent, {limit};"):
+                with pytest.raises(
+                    ValueError, match=rf"\d+ bytes in one push exceed max_unsent, {limit};"
+                ):
                     call()
             assert chat.unsent <= 1
             chat.push(b"2" * (limit - 1))

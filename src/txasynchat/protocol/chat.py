@@ -438,7 +438,7 @@ class AsyncChat(Sending, Protocol):
         if self._outbox.closing:
             return
         if self._upgrade is not None:
-            raise RuntimeError("TLS was started already")
+            raise RuntimeError("TLS was already started")
         upgrade = Upgrade(
             self,
             self._inbox,
@@ -762,7 +762,9 @@ class AsyncChat(Sending, Protocol):
             if outbox.phase is not _DEPARTED:
                 self._leave()
         elif outbox.half_close is HalfClose.WHEN_SENT and outbox.finished:
-            self._end_sending()
+            outbox.half_close = HalfClose.DONE
+            outbox.resign(self.transport)
+            self.transport.loseWriteConnection()
         if outbox.size or self._inbox.choked:
             self._check_level()
         if self._upgrade is not None and not self._delivering:
@@ -793,8 +795,8 @@ class AsyncChat(Sending, Protocol):
         self._flush()
         if self._outbox:
             raise RuntimeError(
-                "startTLS() with something queued that cannot be sent yet, and would be sent encrypted;"
-                " AsyncChat.start_tls() waits for it"
+                "startTLS() was called with output queued that cannot be sent yet, and would be"
+                " encrypted; call AsyncChat.start_tls(), which waits for it"
             )
 
     # -- internals: closing
@@ -836,11 +838,6 @@ class AsyncChat(Sending, Protocol):
             self._unchoke()
             self._pushed()
         return True
-
-    def _end_sending(self) -> None:
-        self._outbox.half_close = HalfClose.DONE
-        self._outbox.resign(self.transport)
-        self.transport.loseWriteConnection()
 
     def _cannot_send(self) -> None:
         """

@@ -121,7 +121,7 @@ def no_terminator(events: Logger, chat: Any) -> None:
         "{handler} has message_received and no terminator, so that no message ever ends: set "
         "terminator in the class, or by set_terminator in handle_connect{hint}",
         handler=cls.__qualname__,
-        hint=" (delimiter is a name of LineReceiver's)" if hasattr(chat, "delimiter") else "",
+        hint=" (delimiter is LineReceiver's name for it)" if hasattr(chat, "delimiter") else "",
     )
 
 

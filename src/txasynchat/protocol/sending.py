@@ -173,8 +173,8 @@ class Sending(Hooks):
         length = memoryview(data).nbytes
         if self.max_unsent is not None and length > self.max_unsent and not self._outbox.closing:
             raise ValueError(
-                f"{length} bytes at once are more than max_unsent, {self.max_unsent}; send them by a"
-                " producer"
+                f"{length} bytes in one push exceed max_unsent, {self.max_unsent}; send them with"
+                " push_with_producer()"
             )
 
     def _check_caller(self, name: str, remedy: str) -> None:

@@ -76,7 +76,7 @@ class Upgrade:
         if outbox.phase is not Phase.READY:
             raise RuntimeError("the connection is not open yet")
         if transports.tls_layer(transport) is not None:
-            raise RuntimeError("the connection speaks TLS already")
+            raise RuntimeError("the connection already speaks TLS")
         link = transports.link_to(transport, chat)
         if link is None:
             raise RuntimeError(f"TLS cannot be put on {transport!r}")
@@ -147,7 +147,18 @@ class Upgrade:
         received = self._inbox.take_undelivered()
         self._forget_input()
         outbox.go_on()
-        self._switch(received)
+        # Until the handshake is done nothing is sent, and reading is not stopped.
+        chat = self._chat
+        transport = chat.transport
+        outbox.suspend(transport)
+        self._inbox.read_on(transport)
+        layer = self._factory.protocol(self._factory, chat, False)
+        setattr(*self._link, layer)
+        chat.transport = layer
+        layer.makeConnection(transport)
+        outbox.connect(layer)
+        if received:
+            layer.dataReceived(received)
 
     def _watch(self) -> None:
         """
@@ -162,20 +173,6 @@ class Upgrade:
         if self._stall.stalled(clock, limit, self._watch, outbox.taken, *counts):
             self._abort(HandshakeTimedOut(limit))
 
-    def _switch(self, received: bytes) -> None:
-        chat = self._chat
-        transport = chat.transport
-        # Until the handshake is done nothing is sent, and reading is not stopped.
-        self._outbox.suspend(transport)
-        self._inbox.read_on(transport)
-        layer = self._factory.protocol(self._factory, chat, False)
-        setattr(*self._link, layer)
-        chat.transport = layer
-        layer.makeConnection(transport)
-        self._outbox.connect(layer)
-        if received:
-            layer.dataReceived(received)
-
 
 def is_for_client(options: Any) -> bool:
     """
@@ -188,7 +185,7 @@ def is_for_client(options: Any) -> bool:
     server = IOpenSSLServerConnectionCreator.providedBy(options)
     if client is server:
         raise TypeError(
-            "options must be ServerOptions or ClientOptions, or a connection creator of Twisted's"
-            f" that is for one side: {options!r:.80}"
+            "options must be ServerOptions, ClientOptions or one of Twisted's connection creators"
+            f" for one side: {options!r:.80}"
         )
     return client
