@@ -134,7 +134,7 @@ class StartTLSTests(KindsCase):
 
         client, handlers = await self.serve("native tcp", Starting)
         await in_thread(client.ask)
-        assert "AsyncChat.start_tls() waits for it" in await seen
+        assert "AsyncChat.start_tls(), which waits for it" in await seen
         await self.gone(handlers)
 
 

@@ -266,7 +266,7 @@ class Raising(TestCase):
         failing = connectProtocol(endpoint(server.port), protocol)
         error = await self.assertFailure(failing, errors.HandshakeFailed)
         assert type(error.__cause__) is cause
-        assert "given up by this side" in str(error)
+        assert "ended by this side" in str(error)
         await server.handlers[0].closed
 
     async def test_in_any_method_of_the_protocol(self):

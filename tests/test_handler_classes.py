@@ -167,7 +167,7 @@ def test_no_terminator_for_whole_messages_is_warned_of_once(warnings):
     [text] = warnings
     assert "Handler has message_received and no terminator" in text
     assert "set terminator" in text
-    assert "delimiter is a name of LineReceiver's" in text
+    assert "delimiter is LineReceiver's name for it" in text
 
 
 def test_a_terminator_set_in_handle_connect_is_not_warned_of(warnings):

@@ -34,13 +34,13 @@ NO_ENDPOINTS = {
     "tcp:1:colour=red": f"got an unexpected keyword argument 'colour'; write {LOCAL}",
     "tcp6:0:interface=::1": "got multiple values for argument 'interface' (a colon inside one is "
     r"written \:); write tcp6:4000:interface=\:\:1",
-    "tcp:0\\": "the backslash at its end escapes nothing",
+    "tcp:0\\": "the backslash at the end escapes nothing",
     "unix:chat.sock:mode=rw": "'rw' is not an octal number, as in mode=660; write "
     "unix:chat.sock:mode=660",
     "systemd": "missing 1 required positional argument: 'domain'; write systemd:domain=INET:index=0",
     "systemd:domain=INET": "Specify exactly one of descriptor index or name; write "
     "systemd:domain=INET:index=0",
-    "systemd:domain=INET:index=0": "systemd handed over no such socket; start the .socket unit, "
+    "systemd:domain=INET:index=0": "systemd passed no such socket; start the .socket unit, "
     "and count index from 0 or give its name",
     "secure:tcp:http:certificate=none.pem": "'http' is not a number; write "
     "secure:tcp:4000:interface=127.0.0.1:certificate=cert.pem",
@@ -49,9 +49,9 @@ NO_ENDPOINTS = {
 
 # The same of what fails when it is listened on.
 NO_PLACES = {
-    "tcp:70000": "a port is a number from 0 to 65535",
-    "tcp:0:interface=192.0.2.1": "Cannot assign requested address; interface= is an address of this "
-    "machine, or is left out",
+    "tcp:70000": "a port must be a number from 0 to 65535",
+    "tcp:0:interface=192.0.2.1": "Cannot assign requested address; give interface= an address of "
+    "this machine, or leave it out",
     "unix:": "the path is empty; write unix:chat.sock:mode=660",
     "unix:none/chat.sock": "there is no folder 'none'; make it, or name another one",
     "unix:folder": "Address already in use: 'folder' exists; it is not a socket",
@@ -97,7 +97,7 @@ def test_a_socket_that_another_server_listens_on_is_told_with_its_process(folder
     with pytest.raises(ListenError) as caught:
         server.startService()
     assert str(caught.value) == (
-        f"cannot listen on 'unix:chat.sock': process {os.getppid()} listens on 'chat.sock' already; "
+        f"cannot listen on 'unix:chat.sock': process {os.getppid()} already listens on 'chat.sock'; "
         "end it, or name another path"
     )
 

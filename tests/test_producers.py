@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from typing_extensions import override
 
 from txasynchat import FileProducer, OutputQueue, ProducerError, simple_producer
-from txasynchat.producers import EMPTY_PIECES
+from txasynchat.outputqueue import EMPTY_PIECES
 
 
 def drain(queue, limit=65_536):

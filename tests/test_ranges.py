@@ -44,7 +44,7 @@ class Line(AsyncChat):
 @pytest.mark.parametrize(("name", "value"), HANDLER)
 def test_in_a_class_body(name, value):
     """The import of the module fails, not its first connection."""
-    with pytest.raises((TypeError, ValueError), match=rf"^Handler\.{name} is a ") as raised:
+    with pytest.raises((TypeError, ValueError), match=rf"^Handler\.{name} must be a ") as raised:
         type("Handler", (AsyncChat,), {name: value})
     assert repr(value) in str(raised.value)
 
@@ -60,7 +60,7 @@ def test_on_an_object_when_its_connection_is_made(name, value, where):
     kind = type("Handler", (Line,), {where: assign})
     if (where, name) == ("__init__", "max_message_length"):
         # It may be changed at any moment, and so is checked where it is assigned.
-        with pytest.raises((TypeError, ValueError), match=rf"^Handler\.{name} is a "):
+        with pytest.raises((TypeError, ValueError), match=rf"^Handler\.{name} must be a "):
             kind()
         return
     chat = kind()
@@ -69,7 +69,7 @@ def test_on_an_object_when_its_connection_is_made(name, value, where):
         chat.makeConnection(transport)
         chat.dataReceived(b"x\n")
     (event,) = logs
-    assert str(event["log_failure"].value).startswith(f"Handler.{name} is a ")
+    assert str(event["log_failure"].value).startswith(f"Handler.{name} must be a ")
     assert chat.state is State.CLOSING
     assert transport.disconnecting
 
@@ -106,10 +106,10 @@ def files(tmp_path_factory):
 
 @pytest.mark.parametrize(("name", "value"), TLS)
 def test_as_an_argument_of_tls_options(files, name, value):
-    with pytest.raises((TypeError, ValueError), match=f"^{name} is a "):
+    with pytest.raises((TypeError, ValueError), match=f"^{name} must be a "):
         ServerOptions(Credentials(files), **{name: value})
     if name in {"handshake_timeout", "close_timeout", "flush_timeout"}:
-        with pytest.raises((TypeError, ValueError), match=f"^{name} is a "):
+        with pytest.raises((TypeError, ValueError), match=f"^{name} must be a "):
             ClientOptions("localhost", **{name: value})
 
 
@@ -132,10 +132,10 @@ def test_as_an_argument_of_tls_options(files, name, value):
     ],
 )
 def test_as_a_word(files, word, text):
-    with pytest.raises(ValueError, match=rf"{word} is a .*number .*, not '{text}'"):
+    with pytest.raises(ValueError, match=rf"{word} must be a .*number .*, not '{text}'"):
         parse_server(MemoryReactorClock(), "tcp", "0", certificate=files, **{word: text})
     if word in {"handshake_timeout", "close_timeout"}:
-        with pytest.raises(ValueError, match=f"{word} is a number above 0"):
+        with pytest.raises(ValueError, match=f"{word} must be a number above 0"):
             parse_client(MemoryReactorClock(), "tcp", "localhost", "1", **{word: text})
 
 
@@ -146,7 +146,7 @@ def test_of_a_legacy_channel(value):
         channel = asynchat.async_chat(ours, map={})
         context = ssl.create_default_context()
         with pytest.raises(
-            (TypeError, ValueError), match=r"^handshake_timeout is a number above 0"
+            (TypeError, ValueError), match=r"^handshake_timeout must be a number above 0"
         ):
             start_tls(channel, context, server_hostname="localhost", handshake_timeout=value)
         assert channel.socket is ours
@@ -155,7 +155,7 @@ def test_of_a_legacy_channel(value):
 @pytest.mark.parametrize("value", [*NEVER, INFINITE, 1e300])
 def test_of_a_server(value):
     with pytest.raises(
-        (TypeError, ValueError), match="stop_timeout is a number from 0 to 1,000,000"
+        (TypeError, ValueError), match="stop_timeout must be a number from 0 to 1,000,000"
     ):
         Server(MemoryReactorClock(), ChatFactory(Line), [], stop_timeout=value)
 
@@ -164,7 +164,7 @@ def test_of_a_server(value):
 @pytest.mark.parametrize("option", ["--stop-timeout", "--max-message-length"])
 def test_on_the_command_line(option, text):
     with pytest.raises(
-        CannotStart, match=rf"^txasynchat: {option} is a .*number from 0 .*, not '{text}'$"
+        CannotStart, match=rf"^txasynchat: {option} must be a .*number from 0 .*, not '{text}'$"
     ):
         Options().parseOptions([f"{option}={text}"])
 

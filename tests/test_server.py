@@ -407,7 +407,9 @@ class OtherFactoryTests(ServerTestCase):
 
 class StartTests(ServerTestCase):
     def test_a_handler_class_in_place_of_a_factory_is_refused_at_once(self):
-        with self.assertRaisesRegex(TypeError, r"Echo'> is no protocol factory; ChatFactory"):
+        with self.assertRaisesRegex(
+            TypeError, r"Echo'> is not a protocol factory; write ChatFactory"
+        ):
             Server(reactor, Echo, [LOOPBACK])
 
     def test_a_single_string_in_place_of_a_list_is_refused_at_once(self):

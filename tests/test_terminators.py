@@ -121,9 +121,9 @@ def test_the_limit_is_at_most_what_the_format_can_say():
 def test_a_body_above_the_limit_is_not_packed():
     terminator = LengthPrefix("!H", limit=3)
     assert terminator.pack(b"abc") == b"\0\3abc"
-    with pytest.raises(ValueError, match="body of 4 bytes, limit 3"):
+    with pytest.raises(ValueError, match="body of 4 bytes exceeds the limit, 3"):
         terminator.pack(b"abcd")
-    with pytest.raises(ValueError, match="body of 256 bytes, limit 255"):
+    with pytest.raises(ValueError, match="body of 256 bytes exceeds the limit, 255"):
         LengthPrefix("B", limit=None).pack(bytes(256))
 
 

@@ -102,7 +102,7 @@ class TestCuts:
             def found_terminator(self):
                 pass
 
-        with pytest.raises(AssertionError, match=r"cut as \[b'x', b'a', b'b'\]"):
+        with pytest.raises(AssertionError, match=r"split as \[b'x', b'a', b'b'\]"):
             check_cuts(Careless, b"xab")
 
 

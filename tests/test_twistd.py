@@ -572,8 +572,8 @@ def test_a_handler_that_only_sends_is_served_and_one_that_forgot_a_hook_is_warne
     """What cannot be known at the start is served, with a line about what will come."""
     program = run(*TWISTD, "-n", "asynchat", "--handler", "handlers:Greets", "--listen", LOOPBACK)
     program.said(
-        "txasynchat: handlers:Greets overrides neither message_received nor found_terminator: "
-        "it cannot take what it is sent"
+        "txasynchat: handlers:Greets overrides neither message_received nor found_terminator, "
+        "so it ignores what it is sent"
     )
     with connect(program.port()) as (_, answers):
         assert answers.readline() == b"hello\n"
@@ -596,7 +596,7 @@ MISTAKES = {
     "no such class": (["--handler", "handlers:Nobody"], "module handlers has no 'Nobody'"),
     "no class": (["--handler", "handlers"], "--handler 'handlers': write it as package.module:Class"),
     "no handler": (["--handler", "handlers:NoHandler"], "neither a handler class"),
-    "a number": (["--handler", "handlers:answer"], "handlers:answer is 42: neither"),
+    "a number": (["--handler", "handlers:answer"], "handlers:answer is 42, neither"),
     "makes nothing": (["--handler", "handlers:make_nothing"], "neither a handler class"),
     "fails": (["--handler", "handlers:fail"], "handlers:fail() raised ValueError: not today ("),
     "broken module": (
@@ -619,14 +619,17 @@ MISTAKES = {
     "no argument": (["--listen", "tcp:1:colour=red"], "unexpected keyword argument 'colour'"),
     "no certificate": (["--listen", "ssl:1:privateKey=none.pem"], "No such file or directory"),
     "a taken port": (["--listen", "tcp:{taken}:interface=127.0.0.1"], "Address already in use"),
-    "no socket": (["--listen", "systemd:domain=INET:index=7"], "systemd handed over no such socket"),
-    "no option": (["--lisen", "tcp:1"], "option --lisen not recognized (--help tells"),
+    "no socket": (["--listen", "systemd:domain=INET:index=7"], "systemd passed no such socket"),
+    "no option": (["--lisen", "tcp:1"], "option --lisen not recognized (--help lists"),
     "no folder": (["--listen", "unix:none/echo.sock"], "cannot listen on 'unix:none/echo.sock': "),
     "no number": (
         ["--max-message-length", "many"],
-        "--max-message-length is a whole number from 0 up, not 'many'",
+        "--max-message-length must be a whole number from 0 up, not 'many'",
     ),
-    "negative": (["--stop-timeout=-1"], "--stop-timeout is a number from 0 to 1,000,000, not '-1'"),
+    "negative": (
+        ["--stop-timeout=-1"],
+        "--stop-timeout must be a number from 0 to 1,000,000, not '-1'",
+    ),
     "no kind of endpoint": (
         ["--listen", "4000"],
         ("cannot listen on '4000': Unknown endpoint type: '4000'; "
@@ -668,8 +671,9 @@ MISTAKES = {
     "an instance": (["--handler", "handlers:instance"], "handlers:instance is <handlers.Native "),
     "a function that builds handlers": (
         ["--handler", "handlers:make_legacy"],
-        ("handlers:make_legacy wants (sock, addr), and --handler calls a function with nothing, for "
-        "a factory; if it makes legacy handlers, write factory = LegacyFactory(build=make_legacy)"),
+        ("handlers:make_legacy wants (sock, addr), but --handler calls a function without arguments, "
+        "to get a factory; if it makes legacy handlers, "
+        "write factory = LegacyFactory(build=make_legacy)"),
     ),
     "a limit for others": (
         ["--handler", "handlers:Twisted", "--max-message-length", "5"],

@@ -6,9 +6,8 @@ asynchat's semantics on Twisted's reactor.
 * `txasynchat.compat`: the ``asyncore`` and ``asynchat`` modules themselves, for programs that stay as
   they are.
 
-Importing this package installs no reactor, and loads no more of it and of Twisted than what is asked
-for needs: a legacy program that runs on `txasynchat.compat` alone starts without any of Twisted, and
-one that is built on `AsyncChat` without any of the facade.
+Importing this package installs no reactor, and loads only what is used of it and of Twisted: a legacy
+program on `txasynchat.compat` alone starts without Twisted, and one on `AsyncChat` without the facade.
 """
 
 from importlib import import_module
@@ -33,7 +32,8 @@ if TYPE_CHECKING:
         UnsentLimitExceeded,
     )
     from txasynchat.framing import Framer, Overflow
-    from txasynchat.producers import FileProducer, OutputQueue, simple_producer
+    from txasynchat.outputqueue import OutputQueue
+    from txasynchat.producers import FileProducer, simple_producer
     from txasynchat.program import CannotStart, Program, serve
     from txasynchat.protocol import AsyncChat, State
     from txasynchat.server import ChatFactory, Server
@@ -82,41 +82,23 @@ __all__ = [
 
 # The module that each name is loaded from when it is asked for.
 _MODULES = {
-    "AsyncChat": "protocol",
-    "CannotStart": "program",
-    "CertificateRejected": "errors",
-    "ChatError": "errors",
-    "ChatFactory": "server",
-    "ClientOptions": "tls",
-    "CloseTimedOut": "errors",
-    "ConnectionReset": "errors",
-    "Connections": "connections",
-    "Credentials": "tls",
-    "CredentialsError": "errors",
-    "FileProducer": "producers",
-    "Framer": "framing",
-    "HandshakeFailed": "errors",
-    "Leftovers": "tls",
-    "LengthPrefix": "terminators",
-    "ListenError": "errors",
-    "MessageTooLong": "errors",
-    "OutputQueue": "producers",
-    "Overflow": "framing",
-    "PeerError": "errors",
-    "ProducerError": "errors",
-    "Program": "program",
-    "Server": "server",
-    "ServerOptions": "tls",
-    "State": "protocol",
-    "StoppedByServer": "errors",
-    "TLSError": "errors",
-    "TLSInfo": "tls",
-    "Terminator": "terminators",
-    "UnsentLimitExceeded": "errors",
-    "install": "compat",
-    "serve": "program",
-    "simple_producer": "producers",
-    "uninstall": "compat",
+    name: module
+    for module, names in {
+        "compat": "install uninstall",
+        "connections": "Connections",
+        "errors": "CertificateRejected ChatError CloseTimedOut ConnectionReset CredentialsError"
+        " HandshakeFailed ListenError MessageTooLong PeerError ProducerError StoppedByServer TLSError"
+        " UnsentLimitExceeded",
+        "framing": "Framer Overflow",
+        "outputqueue": "OutputQueue",
+        "producers": "FileProducer simple_producer",
+        "program": "CannotStart Program serve",
+        "protocol": "AsyncChat State",
+        "server": "ChatFactory Server",
+        "terminators": "LengthPrefix Terminator",
+        "tls": "ClientOptions Credentials Leftovers ServerOptions TLSInfo",
+    }.items()
+    for name in names.split()
 }
 
 

@@ -1,9 +1,8 @@
 """
 ``python -m txasynchat run``: run a program that imports ``asyncore`` and ``asynchat``, unchanged.
 
-The program sees what it would see under plain ``python``: its own ``sys.argv`` and
-``sys.path[0]``, itself as ``__main__``, its own exit status; and a traceback that ends it shows
-its own frames alone.
+The program sees what it would see under plain ``python``: its own ``sys.argv`` and ``sys.path[0]``,
+itself as ``__main__``, its own exit status. A traceback that ends it shows only its own frames.
 
 ``enable`` and ``disable`` do so for all programs of an environment.
 """
@@ -45,7 +44,7 @@ enable: have them there for every program of this environment, and for each chil
 starts, until disable. --user: for this user alone.
 """
 
-# Python's own options: those that take a value, the first two of which say what is run and end the
+# Python's own options: those that take a value, of which the first two name the program and end the
 # options; and those that take none.
 _WITH_VALUE = "cmWX"
 _PLAIN = "bBdEiIOPqRsSuvV"
@@ -79,9 +78,6 @@ def _enable_or_disable(command: str, *, user: bool) -> None:
 
 
 def _run(arguments: list[str]) -> None:
-    """
-    Take Python's options off *arguments*, and run what they name.
-    """
     options, what, rest = _split(arguments)
     if options:
         _start_again(options, [*what, *rest])
@@ -107,7 +103,7 @@ def _run(arguments: list[str]) -> None:
 
 def _split(arguments: list[str]) -> tuple[list[str], list[str], list[str]]:
     """
-    Take a command line apart as Python does.
+    Split a command line as Python does.
 
     Returns:
         Python's options; what is run, as ``["-m", "name"]``, ``["-c", "text"]``, ``["--", "file"]``
@@ -151,7 +147,7 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str], list[str]]:
 
 def _start_again(options: list[str], rest: list[str]) -> NoReturn:
     """
-    Replace this process by one that was started with *options*, which only a start can follow.
+    Replace this process by one with *options*, which Python reads only when it starts.
     """
     count = len(sys.argv) - 1
     ours = sys.orig_argv[1 : len(sys.orig_argv) - count]
@@ -171,21 +167,25 @@ def _fail(message: str) -> NoReturn:
     sys.exit(2)
 
 
-def _new_main() -> ModuleType:
+def _new_main(file: str | None = None) -> ModuleType:
     """
-    Replace ``__main__``, which is this module now, by a fresh one.
+    Replace ``__main__``, which is this module now, by a fresh one; *file* is its ``__file__``.
     """
     module = ModuleType("__main__")
     module.__dict__["__builtins__"] = __builtins__
     if sys.version_info < (3, 14):
         setattr(module, "__annotations__", {})  # noqa: B010 - not a declaration
+    if file is not None:
+        module.__file__ = file
+        if sys.version_info < (3, 15):
+            module.__dict__["__cached__"] = None
     sys.modules["__main__"] = module
     return module
 
 
 def _run_module(name: str, arguments: list[str]) -> None:
     """
-    What ``python -m NAME`` does; ``sys.path[0]`` is right already.
+    Do what ``python -m NAME`` does; ``sys.path[0]`` is already right.
     """
     sys.argv = ["-m", *arguments]
     _new_main()
@@ -195,7 +195,7 @@ def _run_module(name: str, arguments: list[str]) -> None:
 
 def _run_program(path: str, arguments: list[str]) -> None:
     """
-    What ``python PATH`` does.
+    Do what ``python PATH`` does.
     """
     sys.argv = [path, *arguments]
     whole = os.path.join(os.getcwd(), path)  # noqa: PTH109, PTH118 - python keeps ".." and links
@@ -212,27 +212,24 @@ def _run_program(path: str, arguments: list[str]) -> None:
             f"{sys.executable}: can't open file {whole!r}: [Errno {error.errno}] {error.strerror}\n"
         )
     _set_first_path(str(Path(path).resolve().parent))
-    module = _new_main()
-    module.__file__ = whole
+    module = _new_main(whole)
     code: CodeType
     if whole.endswith(".pyc") or source.startswith(importlib.util.MAGIC_NUMBER):
         code = _compiled(source)
-        module.__loader__ = SourcelessFileLoader("__main__", module.__file__)
+        module.__loader__ = SourcelessFileLoader("__main__", whole)
     else:
-        code = compile(source, module.__file__, "exec", dont_inherit=True)
-        module.__loader__ = SourceFileLoader("__main__", module.__file__)
-    if sys.version_info < (3, 15):
-        module.__dict__["__cached__"] = None
+        code = compile(source, whole, "exec", dont_inherit=True)
+        module.__loader__ = SourceFileLoader("__main__", whole)
     exec(code, module.__dict__)  # noqa: S102 - this is what running a program is
 
 
 def _compiled(data: bytes) -> CodeType:
     """
-    Take the code out of a ``.pyc`` file.
+    Return the code in a ``.pyc`` file.
     """
     if not data.startswith(importlib.util.MAGIC_NUMBER):
         sys.exit("RuntimeError: Bad magic number in .pyc file")
-    # Behind the magic number are flags, and what is known of the source: 16 bytes in all.
+    # The header has 16 bytes: the magic number, flags, and what is known of the source.
     code = marshal.loads(data[16:])  # noqa: S302 - what Python itself does with it
     if not isinstance(code, CodeType):
         sys.exit("RuntimeError: Bad code object in .pyc file")
@@ -241,17 +238,13 @@ def _compiled(data: bytes) -> CodeType:
 
 def _run_text(text: str | bytes, name: str, arguments: list[str]) -> None:
     """
-    What ``python -c TEXT``, and ``python -`` do.
+    Do what ``python -c TEXT`` and ``python -`` do.
     """
     sys.argv = arguments
     _set_first_path("")
-    module = _new_main()
+    module = _new_main(name if name == "<stdin>" else None)
     module.__loader__ = BuiltinImporter
-    if name == "<stdin>":
-        module.__file__ = name
-        if sys.version_info < (3, 15):
-            module.__dict__["__cached__"] = None
-    elif sys.version_info >= (3, 13) and isinstance(text, str):
+    if name != "<stdin>" and sys.version_info >= (3, 13) and isinstance(text, str):
         # A traceback shows the lines.
         linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
     code: CodeType = compile(text, name, "exec", dont_inherit=True)
@@ -261,7 +254,7 @@ def _run_text(text: str | bytes, name: str, arguments: list[str]) -> None:
 def _run_standard_input(arguments: list[str]) -> None:
     if sys.stdin is None or sys.stdin.isatty():
         _fail(
-            "txasynchat run -: standard input is no file or pipe to read a program from; for a "
+            "txasynchat run -: standard input is not a file or pipe to read a program from; for a "
             "session write python -i -m txasynchat run -c ''\n"
         )
     _run_text(sys.stdin.buffer.read(), "<stdin>", ["-", *arguments])
@@ -282,9 +275,9 @@ def _set_first_path(folder: str) -> None:
 
 def _hide_our_frames() -> None:
     """
-    Let the hook that shows the exception which ends the program see the program's frames only.
+    Let `sys.excepthook`, which shows the exception that ends the program, see only its own frames.
 
-    Done at the last moment: until then the program has `sys.excepthook` to itself.
+    Done at the last moment, because until then the hook is the program's.
     """
     hook = sys.excepthook
 
@@ -294,7 +287,7 @@ def _hide_our_frames() -> None:
         sys.excepthook = hook
         own = trace
         while own is not None and own.tb_frame.f_globals is not globals():
-            own = own.tb_next  # runpy's, that started us
+            own = own.tb_next  # runpy's, which started this module
         while own is not None and own.tb_frame.f_globals is globals():
             own = own.tb_next
         return hook(kind, error.with_traceback(own), own)

@@ -1,12 +1,11 @@
 """
-`Connections`: which connections live, whoever made them.
+`Connections`: which connections are live, whoever made them.
 
-A connection counts from the moment its protocol has a transport until ``connectionLost``. One that
-was refused, or whose protocol could not be built, never counts; one that failed or was aborted is
-given back like any other.
+A connection counts from ``makeConnection`` of its protocol until ``connectionLost``, however it ends.
+One that was refused, or whose protocol could not be built, never counts.
 
-The protocol is asked itself, not a wrapper around it: those two methods are replaced on the object,
-so the transport stays what it is, and a protocol that forgets ``super()`` is counted all the same.
+There is no wrapper around the protocol. Those two methods are replaced on the object, so the transport
+stays what it is, and a protocol that forgets ``super()`` is counted all the same.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ class Connections:
 
     def watch(self, protocol: Any) -> Any:
         """
-        Count the connection that *protocol* is going to have; return *protocol*.
+        Count the connection that *protocol* will have; return *protocol*.
 
         Args:
             protocol: an `IProtocol` that has no transport yet.
@@ -73,37 +72,37 @@ class Connections:
 
     def finish(self) -> None:
         """
-        Ask every connection to come to its end: ``handle_shutdown()``, or ``loseConnection``.
+        Ask every connection to finish, by ``handle_shutdown()`` or ``loseConnection``.
 
-        One where that raises is logged and aborted; the others are asked all the same.
+        One that raises is logged and aborted; the others are asked all the same.
         """
         for transport, protocol in list(self._live.items()):
             handler = _handler(protocol)
             try:
                 getattr(handler, "handle_shutdown", transport.loseConnection)()
             except BaseException:  # noqa: BLE001 an exit in a handler does not end the shutdown
-                self._log.failure("cannot shut {handler!r} down", handler=handler)
+                self._log.failure("{handler!r} cannot be shut down", handler=handler)
                 self._abort(transport, handler)
 
     def abort(self) -> None:
         """
-        End every connection now; what the operating system has not been given is lost.
+        End every connection now; what the operating system does not have yet is lost.
 
-        One where that raises is logged and counts no more; the others are ended all the same.
+        One that raises is logged and no longer counts; the others are ended all the same.
         """
         for transport, protocol in list(self._live.items()):
             self._abort(transport, _handler(protocol))
 
     def _abort(self, transport: Any, handler: Any) -> None:
         try:
-            # An AsyncChat is told that it is the server which ends its connection.
+            # So that an AsyncChat can tell its application who ended the connection.
             stopped = getattr(type(handler), "_stopped_by_server", None)
             if stopped is not None:
                 stopped(handler)
             endings.end(transport)
         except BaseException:  # noqa: BLE001 see finish()
             self._log.failure("cannot end the connection of {transport!r}", transport=transport)
-            # Nobody will report its end.
+            # Its end will not be reported.
             self._forget(transport)
 
     def _forget(self, transport: Any) -> None:
@@ -116,7 +115,7 @@ class Connections:
 
 class _Watch:
     """
-    Stands in for two methods of a protocol during one connection: small, as there are many.
+    Stands in for two methods of a protocol during one connection; small, because there are many.
     """
 
     __slots__ = ("connections", "original", "protocol", "transport")
@@ -137,7 +136,7 @@ class _Watch:
             make(transport)
         except RuntimeError:
             if getattr(protocol, "transport", transport) is not transport:
-                # It has another connection, and did not take this one.
+                # It has another connection, and refused this one.
                 protocol.connectionLost = self.original
                 self.connections._forget(transport)
             raise
@@ -159,13 +158,13 @@ def _handler(protocol: Any) -> Any:
 @implementer(IProtocolFactory)
 class WatchedFactory:
     """
-    Any protocol factory, its connections counted; in everything else it is that factory.
+    Any protocol factory, with its connections counted; in everything else it is that factory.
     """
 
     def __init__(self, factory: Any, connections: Connections) -> None:
         self._factory = factory
         self._connections = connections
-        # Transports ask a factory what it provides: names for the log, protocols for ALPN.
+        # Twisted's transports ask a factory what it provides: names for the log, protocols for ALPN.
         directlyProvides(self, providedBy(factory))
 
     def buildProtocol(self, addr: IAddress | None) -> Any:  # noqa: N802 - IProtocolFactory

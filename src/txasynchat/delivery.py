@@ -1,11 +1,11 @@
 """
 Whether the peer still takes what it was sent: the question behind every limit on a slow ending.
 
-What was written waits in a transport, then in the operating system, and is on its way until the
-peer's system has acknowledged it. A peer that reads slowly may be noticed at the last of these only:
-a socket takes no more before a third of its buffer is free, and that buffer may hold megabytes.
+What was written waits in a transport, then in the operating system, and is in flight until the peer's
+system has acknowledged it. A peer that reads slowly may show in the last of these only: a socket takes
+no more until a third of its buffer is free, and that buffer may hold megabytes.
 
-Numbers and sockets only: no Twisted, no clock. How long is too long is for its users to say.
+Numbers and sockets only: no Twisted, no clock of its own. Callers say how long is too long.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Progress:
         Return whether any of *counts* has changed since the last call; True for the first one.
 
         Args:
-            counts: bytes that wait somewhere, or that left, in the same order each time; None where
+            counts: bytes that wait somewhere, or were taken, in the same order each time; None where
                 that is not known.
         """
         before, self._seen = self._seen, counts
@@ -46,14 +46,15 @@ class Progress:
 
 class StallWatch(Progress):
     """
-    A look every so many seconds at what waits, until there is no progress from one to the next.
+    Compares what waits every so many seconds, until one look finds no progress since the last.
     """
 
-    __slots__ = ("_timer",)
+    __slots__ = ("_cancelled", "_timer")
 
     def __init__(self) -> None:
         super().__init__()
         self._timer: IDelayedCall | None = None
+        self._cancelled = False
 
     def stalled(
         self,
@@ -63,18 +64,19 @@ class StallWatch(Progress):
         *counts: int | None,
     ) -> bool:
         """
-        Return whether *counts* are those of the look before; False for the first one.
+        Return whether *counts* are those of the last look; False for the first one.
 
         Args:
-            clock: what calls *look*; None: nobody does.
+            clock: what calls *look*; None: nothing does, and this is always False.
             interval: the seconds until then.
-            look: called for the next look if this is not the last one. It calls this again.
+            look: called for the next look, unless this was the last one. It calls this again.
             counts: see `Progress.made`.
         """
+        if clock is None or self._cancelled:
+            return False
         if not self.made(*counts):
             return True
-        if clock is not None:
-            self._timer = clock.callLater(interval, look)
+        self._timer = clock.callLater(interval, look)
         return False
 
     @property
@@ -86,9 +88,10 @@ class StallWatch(Progress):
 
     def cancel(self) -> None:
         """
-        Look no more.
+        Look no more, whatever is asked later.
         """
-        if self._timer is not None and self._timer.active():
+        self._cancelled = True
+        if self.waiting and self._timer is not None:
             self._timer.cancel()
 
 
@@ -98,7 +101,7 @@ if sys.platform == "linux":
 
     def unacknowledged(sock: socket.socket) -> int | None:
         """
-        Count the bytes that the system has taken and the peer's has not acknowledged.
+        Count the bytes that this system has taken and the peer's has not acknowledged.
 
         Returns:
             The number of bytes; None where the system does not say, or the socket is closed.

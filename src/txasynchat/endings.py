@@ -1,14 +1,15 @@
 """
-Who has a say in what others do to a Twisted transport; what to do when its end takes too long.
+Transports that ask the protocol before they close; and how a connection ends when its time is over.
 
 An application, a mixin (``TimeoutMixin``) or a policy's wrapper calls ``loseConnection`` of whatever
-layer it knows, and that comes down to the transport at the bottom, or to TLS. That layer knows
-nothing of what a protocol has queued, and waits for ever for a peer that reads nothing. So it is made
-to ask the protocol first. So it is for what is written to it past the queue.
+layer it knows, and the call arrives at the innermost transport, or at TLS. That layer knows nothing of
+what a protocol has queued, and waits for ever for a peer that reads nothing. So it is made to ask the
+protocol first, and likewise before a write that bypasses the queue.
 """
 
 from __future__ import annotations
 
+import functools
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -31,29 +32,29 @@ else:
 
 __all__ = ["asks_protocol", "end", "let_protocol_end", "protocol_above"]
 
-#: Reads of so many bytes, and so often, empty a socket that is about to be closed.
+#: How many bytes, and how often, are read at most to empty a socket before it is closed.
 _LAST_READ = 65_536
 _LAST_READS = 64
 
 
 def let_protocol_end(transport: Any) -> None:
     """
-    Let the protocol above *transport* have its say before the connection ends, whoever ends it.
+    Make *transport* ask the protocol above it before the connection ends, whoever ends it.
 
     The protocol has two methods for that, ``_takes_closing`` and ``_takes_half_closing``. They return
-    True if the protocol ends the connection, or the sending, itself, when it can. It may have two more:
+    True if the protocol will end the connection, or the sending, itself. It may have two more:
     ``_takes_write`` returns True for bytes that it sends itself, behind what it has queued;
     ``_takes_tls``, called before ``startTLS`` of the transport, sends what is queued, or raises.
 
     A `TLSLayer` asks by itself; Twisted's own TLS is left alone.
     """
     connection = transports.innermost(transport)
-    cls = type(connection)
+    cls: Any = type(connection)
     if not isinstance(connection, Connection) or issubclass(cls, _Asking):
         return
     if transports.tls_layer(transport) is None:
-        # By its class: attributes of each connection would cost more, and be a circle to break.
-        asking = connection.__class__ = _asking.get(cls) or _make_asking(cls)
+        # By its class: attributes of each connection would cost more, and make a reference cycle.
+        asking = connection.__class__ = _asking(cls)
         port: Any = getattr(connection, "server", None)
         if getattr(port, "transport", None) is cls:
             port.transport = asking  # what it accepts from now on has the class already
@@ -61,7 +62,7 @@ def let_protocol_end(transport: Any) -> None:
 
 class _Asking(_Base):
     """
-    Goes before the methods of a transport.
+    Asks the protocol before a transport does what it is told.
     """
 
     def loseConnection(self) -> None:  # noqa: N802 Twisted's name
@@ -86,12 +87,9 @@ class _Asking(_Base):
         super().startTLS(*arguments, **named)  # type: ignore[no-untyped-call] # Twisted's, untyped
 
 
-_asking: dict[type, type] = {}
-
-
-def _make_asking(cls: type) -> type:
-    asking = _asking[cls] = type(cls.__name__, (_Asking, cls), {})
-    return asking
+@functools.cache
+def _asking(cls: type) -> type:
+    return type(cls.__name__, (_Asking, cls), {})
 
 
 def asks_protocol(transport: Any, question: str, *arguments: Any) -> bool:
@@ -105,15 +103,17 @@ def asks_protocol(transport: Any, question: str, *arguments: Any) -> bool:
 
 def protocol_above(transport: Any) -> Any:
     """
-    Return the protocol above *transport*, or above the policies there; None above other TLS, which is
-    at its end when it ends what is beneath it, and writes what no protocol wrote.
+    Return the protocol above *transport*, or above the policies there.
+
+    None if other TLS is above it: that closes what is beneath it only when it is done, and writes what
+    no protocol wrote.
     """
     if isinstance(transport, TLSMemoryBIOProtocol):
         above: Any = transport.wrappedProtocol
     else:
         above = getattr(transport, "protocol", None)
         if transport.TLS:
-            above = above.wrappedProtocol  # startTLS put TLS in between, which does not call this
+            above = above.wrappedProtocol  # skips the TLS that startTLS put in between
     while True:
         if isinstance(above, TLSMemoryBIOProtocol):
             return None
@@ -127,15 +127,15 @@ def protocol_above(transport: Any) -> Any:
 
 def end(transport: Any) -> None:
     """
-    End a connection whose time is over: in order where all was handed to the operating system.
+    End a connection whose time is over: in order if the operating system has everything.
 
-    That goes on to deliver what it holds, also when this process is gone, while an abort destroys
-    it. Where something was still to be sent the connection is aborted, so that the peer does not
-    take what it has for all.
+    The operating system then delivers it, even after this process exits; an abort would destroy it.
+    If something is still to be sent the connection is aborted, so that the peer does not take what it
+    has received for everything.
     """
     connection = transports.innermost(transport)
     if isinstance(connection, Connection) and _sent_all(transport, connection):
-        # Not by loseConnection, which waits for a socket that can be written to.
+        # Not by loseConnection, which waits until the socket is writable.
         reactor: Any = connection.reactor
         reactor.removeReader(connection)
         reactor.removeWriter(connection)
@@ -146,7 +146,7 @@ def end(transport: Any) -> None:
 
 def _sent_all(transport: Any, connection: Connection) -> bool:
     """
-    Tell whether the sending was ended, and the operating system has everything up to its end.
+    Return whether the sending was ended, and the operating system has everything up to its end.
     """
     tls: Any = transports.tls_layer(transport)
     if tls is None:
@@ -163,7 +163,7 @@ def _close(connection: Any) -> None:
     if sock is None:
         return  # lost meanwhile
     with suppress(OSError):
-        # To close a socket with bytes unread is to reset the connection.
+        # Closing a socket with bytes unread resets the connection.
         for _ in range(_LAST_READS):
             if not sock.recv(_LAST_READ):
                 break

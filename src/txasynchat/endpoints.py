@@ -1,18 +1,18 @@
 r"""
 TLS over any endpoint: the ``secure:`` strings, and the classes behind them.
 
-After ``secure:`` follows another endpoint's string, and words of ours anywhere in it; what is none of
-ours goes to the other endpoint::
+``secure:`` is followed by another endpoint's string, with our own arguments anywhere in it; all other
+arguments go to the other endpoint::
 
     secure:tcp:8443:interface=127.0.0.1:certificate=server.pem:key=server.key
     secure:unix:/run/chat.sock:certificate=server.pem:client_ca=staff.pem:client=required
     secure:systemd:domain=INET:index=0:certificate=one.pem,two.pem:names=strict
     secure:tcp:chat.example.org:8443:ca=company.pem
 
-Where both sides need the same word, the inner string is written as one argument, with its colons
+If both need an argument of the same name, write the inner string as one argument, with its colons
 escaped: ``secure:tcp\:8443:certificate=server.pem``.
 
-`server_options` and `client_options` say which words there are.
+`server_options` and `client_options` list our arguments.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import inspect
 import re
 from typing import TYPE_CHECKING, Any, cast
 
+from twisted.application._client_service import _ReconnectingProtocolProxy
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.endpoints import clientFromString, quoteStringArgument
 from twisted.internet.error import NoProtocol
@@ -68,7 +69,7 @@ class SecureServerEndpoint:
     TLS on the connections that another endpoint accepts.
 
     Args:
-        reactor: whose time the limits are measured in.
+        reactor: measures the time for the limits.
         endpoint: accepts the connections.
         options: how TLS is spoken; its limit on handshakes holds for all endpoints that share it.
     """
@@ -93,23 +94,22 @@ class SecureClientEndpoint:
     TLS on a connection that another endpoint makes.
 
     Args:
-        reactor: whose time the limits are measured in.
+        reactor: measures the time for the limits.
         endpoint: makes the connection.
         options: how TLS is spoken, and with whom; or what Twisted's ``optionsForClientTLS`` returns.
 
     Raises:
-        TypeError: *options* are not for a client only. Twisted's ``CertificateOptions`` are not: they
-            verify no name.
+        TypeError: *options* is not for clients only, like Twisted's ``CertificateOptions``, which
+            verifies no name.
     """
 
     def __init__(self, reactor: Any, endpoint: Any, options: ClientOptions) -> None:
-        # CertificateOptions provides both, and verifies no name.
         if not IOpenSSLClientConnectionCreator.providedBy(
             options
         ) or IOpenSSLServerConnectionCreator.providedBy(options):
             raise TypeError(
-                "options must be ClientOptions(hostname), or optionsForClientTLS(hostname) of"
-                f" Twisted's, which verify the server's name: {options!r:.80}"
+                "options must be ClientOptions(hostname), or Twisted's optionsForClientTLS(hostname),"
+                f" which verify the server's name: {options!r:.80}"
             )
         self.options = options
         self._reactor = reactor
@@ -120,30 +120,29 @@ class SecureClientEndpoint:
         Connect, and shake hands.
 
         Returns:
-            fires with the protocol when the handshake is done; fails with a `TLSError` if that
-            failed, or the protocol gave it up, or with what the other endpoint or the factory
-            raised. It fires before the protocol hears of the end of a connection that failed.
-            Cancelling closes the connection.
+            A Deferred that fires with the protocol when the handshake is done. It fails with a
+            `TLSError` if the handshake failed or the protocol ended it, or with what the other
+            endpoint or the factory raised; always before the protocol hears that the connection is
+            lost. Cancelling it closes the connection.
         """
         return _Connecting(self.options, protocolFactory, self._reactor).begin(self._endpoint)
 
 
 class _Connecting(TLSFactory):
     """
-    One call of `SecureClientEndpoint.connect`: the factory that the other endpoint gets, and the
-    Deferred.
+    One call of `SecureClientEndpoint.connect`: the factory for the other endpoint, and the Deferred.
 
-    That fires once, and before the protocol hears that its connection is lost. Whatever the
-    application raises, it fires.
+    The Deferred fires once, whatever the application raises, and before the protocol hears that its
+    connection is lost.
     """
 
     _log = Logger()
 
     def __init__(self, options: ClientOptions, factory: IProtocolFactory, reactor: Any) -> None:
         super().__init__(options, True, factory, reactor)
-        # None when it has fired.
+        # None once it has fired.
         self._secured: Deferred[Any] | None = Deferred(self._cancel)
-        # The other endpoint's, until a protocol was asked for.
+        # The other endpoint's, until it asks for a protocol.
         self._connecting: Deferred[Any] | None = None
         self._asked = False
         self._layer: TLSLayer | None = None
@@ -162,7 +161,7 @@ class _Connecting(TLSFactory):
     @override
     def buildProtocol(self, addr: Any) -> Any:
         """
-        Build the protocol, and TLS below it; None if nobody waits for it any more.
+        Build the protocol, and TLS below it; None if the Deferred was cancelled.
         """
         self._asked = True
         self._connecting = None
@@ -175,7 +174,7 @@ class _Connecting(TLSFactory):
             raise
         if layer is None:
             self._fail(Failure(NoProtocol()))
-        # The application's factory may have had it cancelled.
+        # The application's factory may have cancelled the Deferred.
         self._layer = layer if self._waits() else None
         return self._layer
 
@@ -191,7 +190,7 @@ class _Connecting(TLSFactory):
             return
         if not isinstance(failure.value, ChatError):
             # The protocol closed the connection, or raised.
-            error = HandshakeFailed(f"given up by this side: {failure.getErrorMessage()}")
+            error = HandshakeFailed(f"ended by this side: {failure.getErrorMessage()}")
             error.__cause__ = failure.value
             failure = Failure(error)
         self._fail(failure)
@@ -224,14 +223,16 @@ class _Connecting(TLSFactory):
 
 def _leave_service(layer: Any) -> None:
     """
-    Take out what `ClientService` keeps above *layer*: it has heard that there is no connection.
+    Remove the proxy that `ClientService` keeps above *layer*: it breaks if it hears of the end of a
+    connection that it never had.
     """
     while isinstance(layer.wrappedProtocol, ProtocolWrapper):
         layer = layer.wrappedProtocol
-    layer.wrappedProtocol = transports.beneath_service(layer.wrappedProtocol)
+    if isinstance(layer.wrappedProtocol, _ReconnectingProtocolProxy):
+        layer.wrappedProtocol = layer.wrappedProtocol._protocol
 
 
-def server_options(  # noqa: PLR0913 one for each word
+def server_options(  # noqa: PLR0913 one for each argument
     *,
     certificate: str,
     key: str = "",
@@ -248,20 +249,20 @@ def server_options(  # noqa: PLR0913 one for each word
     max_pending: str = "",
 ) -> ServerOptions:
     """
-    Make a `ServerOptions` out of the words of a ``secure:`` string.
+    Make a `ServerOptions` from the arguments of a ``secure:`` string.
 
     Args:
-        certificate: file of the certificate and its chain; of several, separated by commas, a client
-            gets the one that has the name it asks for, else the first.
-        key: file of the key, or of as many keys as certificates; not given: in the same files.
+        certificate: file of the certificate and its chain; or several, separated by commas: a client
+            gets the one that has the name it asks for, or else the first.
+        key: file of the key, or as many files as certificates; by default the same files.
         client_ca: file of the authorities that vouch for clients.
-        client: ``required`` (the default with *client_ca*) or ``optional``: certificates of clients.
-        alpn: protocols, separated by commas, the preferred first; ``!`` behind the last one: refuse
-            clients that offer none.
-        names: ``strict``: refuse a client that asks for a name that no certificate has.
-        version: ``1.2`` or ``1.3``: that one only.
-        sessions: ``yes``: let clients come back with a shorter handshake.
-        reload: seconds after which renewed files are looked for again; ``never``.
+        client: certificates of clients are ``required`` (the default with *client_ca*) or ``optional``.
+        alpn: protocols, separated by commas, the preferred one first; ``!`` behind the last one refuses
+            clients that offer none of them.
+        names: ``strict`` refuses a client that asks for a name that no certificate has.
+        version: ``1.2`` or ``1.3``, to allow only that one.
+        sessions: ``yes`` lets clients resume with a shorter handshake.
+        reload: seconds between looks for renewed files, or ``never``.
         handshake_timeout: seconds.
         close_timeout: seconds.
         max_handshakes: how many go on at once.
@@ -269,12 +270,12 @@ def server_options(  # noqa: PLR0913 one for each word
 
     Raises:
         CredentialsError: see `ServerOptions`.
-        ValueError: a word has a value that it cannot have.
+        ValueError: an argument has a value that it cannot have.
     """
     certificates = certificate.split(",")
     keys: list[str | None] = [*key.split(",")] if key else [None] * len(certificates)
     if len(keys) != len(certificates):
-        raise ValueError(f"certificate names {len(certificates)} files, key {len(keys)}")
+        raise ValueError(f"certificate= names {len(certificates)} files, key= {len(keys)}")
     modes = {one.name.lower(): one for one in ClientCertificate}
     mode = _one_of("client", client or ("required" if client_ca else "off"), modes)
     if mode is not ClientCertificate.OFF and not client_ca:
@@ -303,7 +304,7 @@ def server_options(  # noqa: PLR0913 one for each word
     )
 
 
-def client_options(  # noqa: PLR0913 one for each word
+def client_options(  # noqa: PLR0913 one for each argument
     *,
     hostname: str,
     ca: str = "",
@@ -315,22 +316,22 @@ def client_options(  # noqa: PLR0913 one for each word
     close_timeout: str = "3",
 ) -> ClientOptions:
     """
-    Make a `ClientOptions` out of the words of a ``secure:`` string.
+    Make a `ClientOptions` from the arguments of a ``secure:`` string.
 
     Args:
-        hostname: the name or address that the server's certificate must be for; after
-            ``secure:tcp:`` the host that is connected to, if it is not given.
-        ca: file of the authorities that vouch for the server; not given: those of the system.
+        hostname: the name or address that the server's certificate must be for; by default the host
+            that ``secure:tcp:`` connects to.
+        ca: file of the authorities that vouch for the server; by default those of the system.
         certificate: file of our own certificate and its chain.
-        key: file of its key; not given: in the same file.
-        alpn: protocols, separated by commas, the preferred first.
-        version: ``1.2`` or ``1.3``: that one only.
+        key: file of its key; by default the same file.
+        alpn: protocols, separated by commas, the preferred one first.
+        version: ``1.2`` or ``1.3``, to allow only that one.
         handshake_timeout: seconds.
         close_timeout: seconds.
 
     Raises:
         CredentialsError: see `ClientOptions`.
-        ValueError: a word has a value that it cannot have.
+        ValueError: an argument has a value that it cannot have.
     """
     lowest, highest = _versions(version)
     return ClientOptions(
@@ -347,10 +348,10 @@ def client_options(  # noqa: PLR0913 one for each word
 
 def parse_server(reactor: Any, *arguments: str, **words: str) -> SecureServerEndpoint:
     """
-    Make the endpoint of a ``secure:`` string; called by Twisted, with the string taken apart.
+    Make the endpoint of a ``secure:`` string; called by Twisted, with the string split.
 
     Raises:
-        ValueError: the string is wrong, or the inner one; `CredentialsError` is one of these.
+        ValueError: the string is wrong, or the inner one is; `CredentialsError` is one of these.
     """
     inner, ours = _split(server_options, arguments, words)
     if "certificate" not in ours:
@@ -360,10 +361,10 @@ def parse_server(reactor: Any, *arguments: str, **words: str) -> SecureServerEnd
 
 def parse_client(reactor: Any, *arguments: str, **words: str) -> SecureClientEndpoint:
     """
-    Make the endpoint of a ``secure:`` string; called by Twisted, with the string taken apart.
+    Make the endpoint of a ``secure:`` string; called by Twisted, with the string split.
 
     Raises:
-        ValueError: the string is wrong, or the inner one; `CredentialsError` is one of these.
+        ValueError: the string is wrong, or the inner one is; `CredentialsError` is one of these.
     """
     inner, ours = _split(client_options, arguments, words)
     if "hostname" not in ours:
@@ -378,11 +379,11 @@ def _split(
     options: Callable[..., object], arguments: tuple[str, ...], words: dict[str, str]
 ) -> tuple[str, dict[str, str]]:
     """
-    Write the inner endpoint's string, and pick the words that are ours.
+    Return the inner endpoint's string, and our own arguments.
     """
     first = next(iter(words), "")
     if not arguments and ":" in first:
-        # An inner string written as one argument, with a word in it: taken for one word itself.
+        # An inner string that was written as one argument, and that Twisted split at its first "=".
         arguments = (f"{first}={words.pop(first)}",)
     if not arguments:
         raise ValueError("secure: needs another endpoint behind it, as in secure:tcp:8443")
@@ -397,7 +398,7 @@ def _split(
 
 def _protocols(text: str) -> tuple[bytes, ...]:
     if not text.isascii():
-        raise ValueError(f"protocols of alpn= are in ASCII: {text!r}")
+        raise ValueError(f"protocols of alpn= must be in ASCII: {text!r}")
     return tuple(one.encode() for one in text.split(",")) if text else ()
 
 
@@ -409,7 +410,7 @@ def _versions(text: str) -> tuple[Version, Version]:
 
 def _one_of(name: str, value: str, choices: dict[str, Any]) -> Any:
     if value not in choices:
-        raise ValueError(f"{name} is {' or '.join(filter(None, choices))}, not {value!r}")
+        raise ValueError(f"{name} must be {' or '.join(filter(None, choices))}, not {value!r}")
     return choices[value]
 
 

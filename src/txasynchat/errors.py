@@ -1,16 +1,16 @@
 """
 Every exception of this package, under one base.
 
-Told apart by whose fault they describe:
+They are sorted by fault:
 
 * a *caller's* mistake (a terminator of the wrong type, pushing text) raises the builtin `TypeError`
   or `ValueError` at the call, with the value in its message: nothing of those is defined here;
 * a *peer's* mistake or misfortune is a `PeerError`: it reaches a hook of the application, is logged
   once and closes that connection only; those of TLS are `TLSError`;
-* a *server* that stops ends a connection by `StoppedByServer`, where it does not wait for its end;
-* a *producer's* failure is a `ProducerError`: it is handled as an exception in a handler is;
+* a *server* that stops without waiting for a connection ends it with `StoppedByServer`;
+* a *producer's* failure is a `ProducerError`: it is handled like an exception in a handler;
 * *our own* certificate or key that cannot be used is a `CredentialsError`, and a `ValueError`;
-* a *place* that cannot be listened on is a `ListenError`, raised when a server is made or started.
+* an *endpoint* that cannot be listened on is a `ListenError`, raised when a server is made or started.
 """
 
 from __future__ import annotations
@@ -48,6 +48,12 @@ class ChatError(Exception):
     The base of every exception that this package defines.
     """
 
+    #: Formatted with the attributes; it never has what a peer sent.
+    _text = ""
+
+    def __str__(self) -> str:
+        return self._text.format_map(vars(self)) if self._text else super().__str__()
+
 
 class PeerError(ChatError):
     """
@@ -59,25 +65,23 @@ class MessageTooLong(PeerError):
     """
     A message is longer than the limit on it.
 
-    The same bytes give the same error, however they were cut on their way.
+    The same bytes give the same error, however they were split on the way.
 
     Attributes:
         limit: the limit in force, in bytes, terminator not counted.
-        count: the length that broke it. Where the length is announced (a number of bytes, a length
-            prefix) that is the announced one; where a delimiter ends the message, `limit` + 1, since
-            the rest need not have arrived.
-        sample: the first bytes of the message, 128 at most; empty where the length was announced.
+        count: the length that broke it. If the length was announced (a number of bytes, a length
+            prefix) it is that one; if a delimiter ends the message it is `limit` + 1, because the rest
+            need not have arrived.
+        sample: the first bytes of the message, 128 at most; empty if the length was announced.
     """
+
+    _text = "message of at least {count} bytes, limit {limit}"
 
     def __init__(self, limit: int, count: int, sample: bytes) -> None:
         super().__init__(limit, count, sample)
         self.limit = limit
         self.count = count
         self.sample = sample
-
-    def __str__(self) -> str:
-        """Name the limit and the value, never the data."""
-        return f"message of at least {self.count} bytes, limit {self.limit}"
 
 
 class UnsentLimitExceeded(PeerError):
@@ -86,17 +90,15 @@ class UnsentLimitExceeded(PeerError):
 
     Attributes:
         limit: the limit in force, in bytes.
-        count: bytes that were waiting when it was broken.
+        count: bytes that were waiting when it was exceeded.
     """
+
+    _text = "{count} bytes wait to be sent, limit {limit}"
 
     def __init__(self, limit: int, count: int) -> None:
         super().__init__(limit, count)
         self.limit = limit
         self.count = count
-
-    def __str__(self) -> str:
-        """Name the limit and the value."""
-        return f"{self.count} bytes wait to be sent, limit {self.limit}"
 
 
 class CloseTimedOut(PeerError):
@@ -108,51 +110,45 @@ class CloseTimedOut(PeerError):
         count: bytes known to be lost.
     """
 
+    _text = "no progress for {limit:g} s while closing, {count} bytes dropped"
+
     def __init__(self, limit: float, count: int) -> None:
         super().__init__(limit, count)
         self.limit = limit
         self.count = count
 
-    def __str__(self) -> str:
-        """Name the limit and the value."""
-        return f"no progress for {self.limit:g} s while closing, {self.count} bytes dropped"
-
 
 class ConnectionReset(PeerError):
     """
-    The connection broke off, without its end: the peer reset it, or is not there any more.
+    The connection broke off instead of ending: the peer reset it, or is gone.
 
-    What was sent last may not have arrived. Not logged, as it is everyday. Not told of a connection
-    that this side was closing, once the operating system had everything. Over TLS it is a
+    What was sent last may not have arrived. It is not logged, because it is common. It is not reported
+    if this side was closing, and the operating system already had everything. Over TLS it is a
     `TruncatedConnection`.
     """
 
-    def __str__(self) -> str:
-        """Say so."""
-        return "the connection was reset, or its peer is gone"
+    _text = "the connection was reset, or its peer is gone"
 
 
 class StoppedByServer(ChatError):
     """
-    The server stopped, and ended a connection that had not come to its end in time.
+    The server stopped, and ended a connection that had not finished in time.
     """
 
-    def __str__(self) -> str:
-        """Say so."""
-        return "the server stopped before the connection had come to its end"
+    _text = "the server stopped before the connection had finished"
 
 
 class ProducerError(ChatError):
     """
     A producer raised, gave something that is not bytes, or gave nothing again and again.
 
-    The producer's own exception, where there was one, is the `__cause__`.
+    The producer's own exception, if there was one, is the `__cause__`.
     """
 
 
 class ListenError(ChatError):
     """
-    A server cannot listen: the description is no endpoint, the port is taken, a file is missing.
+    A server cannot listen: the description is not an endpoint's, the port is taken, a file is missing.
 
     Attributes:
         endpoint: the endpoint's description.
@@ -160,15 +156,13 @@ class ListenError(ChatError):
         problem: what went wrong, for a person, and what to do about it.
     """
 
+    _text = "cannot listen on {endpoint!r}: {problem}"
+
     def __init__(self, endpoint: str, reason: BaseException, problem: str = "") -> None:
         super().__init__(endpoint, reason, problem)
         self.endpoint = endpoint
         self.reason = reason
         self.problem = problem or f"{type(reason).__name__}: {reason}"
-
-    def __str__(self) -> str:
-        """Name the endpoint and the problem."""
-        return f"cannot listen on {self.endpoint!r}: {self.problem}"
 
 
 class CredentialsError(ChatError, ValueError):
@@ -180,14 +174,12 @@ class CredentialsError(ChatError, ValueError):
         reason: what is wrong with it.
     """
 
+    _text = "{source}: {reason}"
+
     def __init__(self, source: str, reason: str) -> None:
         super().__init__(source, reason)
         self.source = source
         self.reason = reason
-
-    def __str__(self) -> str:
-        """Name the file and the reason."""
-        return f"{self.source}: {self.reason}"
 
 
 class TLSError(PeerError):
@@ -198,25 +190,23 @@ class TLSError(PeerError):
 
 class HandshakeFailed(TLSError):
     """
-    There is no common ground, or what came was not TLS at all; no byte of data was passed on.
+    There is no common ground, or what came was not TLS at all; no data was delivered.
     """
 
 
 class HandshakeTimedOut(HandshakeFailed):
     """
-    The handshake was not over in time.
+    The handshake was not done in time.
 
     Attributes:
         limit: the limit in force, in seconds.
     """
 
+    _text = "TLS handshake not done after {limit:g} s"
+
     def __init__(self, limit: float) -> None:
         super().__init__(limit)
         self.limit = limit
-
-    def __str__(self) -> str:
-        """Name the limit."""
-        return f"TLS handshake not done after {self.limit:g} s"
 
 
 class NotAClientHello(HandshakeFailed):
@@ -227,13 +217,13 @@ class NotAClientHello(HandshakeFailed):
 
 class NoCommonProtocol(HandshakeFailed):
     """
-    ALPN found no protocol that both sides speak, where one is demanded.
+    ALPN found no protocol that both sides speak, and one is required.
     """
 
 
 class UnknownServerName(HandshakeFailed):
     """
-    The client asks for a server by a name that no certificate here has, where one is demanded.
+    The client asks for a server name that no certificate here has, and one is required.
     """
 
 
@@ -245,13 +235,13 @@ class CertificateRejected(HandshakeFailed):
 
 class WrongName(CertificateRejected):
     """
-    The certificate is valid, for another name or address than the one that was connected to.
+    The certificate is valid, but for another name or address than the one that was connected to.
     """
 
 
 class CertificateExpired(CertificateRejected):
     """
-    The certificate, or one above it, is not valid any more, or not yet.
+    The certificate, or one above it, is not valid any more, or not valid yet.
     """
 
 
@@ -269,9 +259,9 @@ class UnknownAuthority(CertificateRejected):
 
 class MissingClientCertificate(CertificateRejected):
     """
-    The server demands a certificate of the client, and there is none.
+    The server requires a certificate of the client, and there is none.
 
-    A client learns of it after its handshake, in TLS 1.3.
+    In TLS 1.3 a client learns of it after its handshake.
     """
 
 
@@ -283,13 +273,11 @@ class PlaintextAfterStartTLS(TLSError):
         count: how many; none of them was delivered.
     """
 
+    _text = "{count} bytes of plaintext behind the start of TLS"
+
     def __init__(self, count: int) -> None:
         super().__init__(count)
         self.count = count
-
-    def __str__(self) -> str:
-        """Name the count, never the data."""
-        return f"{self.count} bytes of plaintext behind the start of TLS"
 
 
 class TruncatedConnection(TLSError):

@@ -3,8 +3,8 @@ What is known of a handler class before its first connection: what its construct
 it takes messages at all. And, under ``python -X dev``, a check that its methods are called in the
 reactor's thread.
 
-No handler is built and none of its methods called. What cannot be known for certain is taken to be
-right. This module knows no protocol and no Twisted: classes are looked at, whatever they are made from.
+No handler is built and none of its methods is called. Whatever cannot be known for certain is assumed
+to be right. This module knows no protocol and no Twisted; it inspects classes, whatever their bases.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = [
     "wanted",
 ]
 
-# What a method may name without doing anything that others see.
+# Names that a method may use without doing anything that others see.
 _HARMLESS = frozenset({"__init__", "asynchat", "asyncore", "super", "set_terminator", "txasynchat"})
 
 
@@ -38,20 +38,20 @@ def wanted(
     handler: Callable[..., Any], arguments: Iterable[Any], keywords: dict[str, Any]
 ) -> inspect.Signature | None:
     """
-    Return what *handler* wants, if a call of it with these arguments would be a TypeError.
+    Return what *handler* wants, if calling it with these arguments would be a TypeError.
 
     Returns:
-        its signature without annotations; None where the call fits, or where that cannot be known.
+        Its signature without annotations; None if the call fits, or if that cannot be known.
     """
     makers = [handler]
     if isinstance(handler, type):
         makers += [handler.__init__, handler.__new__]  # type: ignore[misc] # looked at, not called
     if any(hasattr(one, "__signature__") for one in makers):
-        return None  # it says what it likes
+        return None  # which may be anything
     try:
         # A decorator may give arguments of its own, so what it wraps does not count.
         signature = inspect.signature(handler, follow_wrapped=False)
-    except (TypeError, ValueError):  # written in C, for one
+    except (TypeError, ValueError):  # such as one written in C
         return None
     try:
         signature.bind(*arguments, **keywords)
@@ -63,7 +63,7 @@ def wanted(
 
 def arguments_for(signature: inspect.Signature) -> list[str]:
     """
-    Write an argument, a variable of the same name, for each parameter that needs one.
+    Return an argument, a variable of the same name, for each parameter that needs one.
     """
     return [
         f"{one.name}={one.name}" if one.kind is one.KEYWORD_ONLY else one.name
@@ -74,7 +74,7 @@ def arguments_for(signature: inspect.Signature) -> list[str]:
 
 def is_legacy(handler: Any) -> bool:
     """
-    Return whether *handler* is a class made from ``asyncore.dispatcher``, whoever's that is.
+    Return whether *handler* is a class made from any ``asyncore.dispatcher``.
     """
     return isinstance(handler, type) and any(
         base.__name__ == "dispatcher" and base.__module__.rpartition(".")[2] == "asyncore"
@@ -84,11 +84,11 @@ def is_legacy(handler: Any) -> bool:
 
 class Hears(enum.Enum):
     """
-    Whether a handler takes what a peer says.
+    Whether a handler takes what a peer sends.
     """
 
     YES = enum.auto()
-    #: It does not. It may still be of use: it may send, or others may send by it.
+    #: It does not, but it may send, or others may use it to send.
     NO = enum.auto()
     #: It does not, and does nothing else either.
     USELESS = enum.auto()
@@ -96,7 +96,7 @@ class Hears(enum.Enum):
 
 def hears(handler: type, base: type, hooks: Iterable[str]) -> Hears:
     """
-    Find out whether *handler* overrides, or assigns somewhere, one of the *hooks* of *base*.
+    Return whether *handler* overrides, or assigns somewhere, one of the *hooks* of *base*.
     """
     own = [one for one in handler.__mro__ if one not in base.__mro__]
     functions = [
@@ -117,7 +117,7 @@ def hears(handler: type, base: type, hooks: Iterable[str]) -> Hears:
         if found is look(base, name, None) or isinstance(found, FunctionType):
             continue
         if callable(found) or hasattr(found, "__get__"):
-            return Hears.NO  # who knows what it does
+            return Hears.NO  # it may do anything
     for name, function in functions:
         called = name.startswith("__") or hasattr(base, name)
         if called and not harmless.issuperset(_loaded(function)):
@@ -127,7 +127,7 @@ def hears(handler: type, base: type, hooks: Iterable[str]) -> Hears:
 
 def unawaited(handler: type, hooks: Iterable[str]) -> Iterator[tuple[str, str]]:
     """
-    Yield each of the *hooks* whose result somebody would have to wait for, and a sentence's rest why.
+    Yield each of the *hooks* whose result would have to be awaited, and the rest of a sentence why.
     """
     for name in hooks:
         hook = getattr(handler, name, None)
@@ -173,10 +173,10 @@ _CHECKED = (
 
 def check_threads(protocol: Any) -> None:
     """
-    Let methods raise `RuntimeError` in any other thread than the one that made the connection.
+    Let methods raise `RuntimeError` in any thread but the one that made the connection.
 
-    A call from another thread does not fail by itself: it meets the queue in the middle of a change,
-    and now and then an answer is lost. Before the connection they may be called anywhere.
+    A call from another thread does not fail by itself, but it may find the queue in the middle of a
+    change, and then an answer is lost. Before the connection any thread may call them.
 
     Args:
         protocol: `AsyncChat`.

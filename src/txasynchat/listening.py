@@ -1,11 +1,11 @@
 r"""
 Endpoints from their descriptions, and one sentence for each way in which that, or listening, fails.
 
-A sentence says what happened, names the value, and says what to write instead. Where Twisted's own
-words are clear they stay.
+A sentence says what happened, names the value, and says what to write instead. Twisted's own words are
+kept where they are clear.
 
-A Unix socket that systemd opened belongs to systemd, which hands it to the next start, too: when the
-server stops it goes on to listen, and its file stays; the file's mode is not touched.
+A Unix socket that systemd opened belongs to systemd, which passes it to the next start, too. When the
+server stops, the socket keeps listening and its file stays; the file's mode is never changed.
 
 Nothing here knows what is served, or what a word of a ``secure:`` string means; `endpoints` does.
 """
@@ -45,7 +45,7 @@ _FORMS = {
     "ssl": "ssl:4433:privateKey=key.pem:certKey=cert.pem",
     "systemd": "systemd:domain=INET:index=0",
 }
-# What stands before another endpoint's description.
+# Prefixes of another endpoint's description.
 _AROUND = re.compile(r"((secure|haproxy):)*")
 
 
@@ -62,14 +62,14 @@ def make_endpoint(reactor: Any, endpoint: Any) -> IStreamServerEndpoint:
     Return *endpoint*, or make it from its description.
 
     Raises:
-        ListenError: it is the description of no endpoint.
+        ListenError: it is a description, but not of an endpoint.
         TypeError: it is neither a description nor an endpoint.
     """
     if isinstance(endpoint, str):
         try:
             return parse(reactor, endpoint)
         except Exception as error:
-            # Each kind of endpoint has its own way of saying that it does not like its arguments.
+            # Each kind of endpoint has exceptions of its own for bad arguments.
             raise ListenError(endpoint, error, why(endpoint, error)) from error
     if not callable(getattr(endpoint, "listen", None)):
         port, host = endpoint, "127.0.0.1"
@@ -86,7 +86,7 @@ def parse(reactor: Any, description: str) -> IStreamServerEndpoint:
     Make an endpoint from its description, as `serverFromString` does.
 
     Raises:
-        Exception: of any kind, since each kind of endpoint has its own; see `why`.
+        Exception: of any kind, because each kind of endpoint has its own; see `why`.
     """
     endpoint: IStreamServerEndpoint = serverFromString(reactor, description)  # type: ignore[no-untyped-call] # Twisted's, untyped
     inner: Any = endpoint
@@ -99,7 +99,7 @@ def parse(reactor: Any, description: str) -> IStreamServerEndpoint:
 
 class _Adopter:
     """
-    Stands in for the reactor where an endpoint adopts a socket that systemd opened.
+    Stands in for the reactor when an endpoint adopts a socket that systemd opened.
     """
 
     def __init__(self, reactor: Any) -> None:
@@ -109,23 +109,23 @@ class _Adopter:
         self, descriptor: int, family: int, factory: IProtocolFactory
     ) -> IListeningPort:
         """
-        Listen on the socket, if it is one to listen on.
+        Listen on the socket; a ValueError if it cannot be listened on.
         """
         with socket.socket(fileno=os.dup(descriptor)) as given:
             what = given.family.name
             if given.type != socket.SOCK_STREAM:
                 raise ValueError(
-                    f"systemd handed over a socket of type {given.type.name}; "
+                    f"systemd passed a socket of type {given.type.name}; "
                     "write ListenStream= in its .socket unit"
                 )
             if not given.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                 raise ValueError(
-                    "systemd handed over a connection, not a socket that listens; "
+                    "systemd passed a connection, not a socket that listens; "
                     "write Accept=no in its .socket unit"
                 )
             if (given.family == socket.AF_UNIX) is not (family == socket.AF_UNIX):
                 raise ValueError(
-                    f"systemd handed over a socket of family {what}; write domain={what[3:]}"
+                    f"systemd passed a socket of family {what}; write domain={what[3:]}"
                 )
         if family == socket.AF_UNIX:
             lent = _LentPort._fromListeningDescriptor(self._reactor, descriptor, factory)  # type: ignore[no-untyped-call] # Twisted's, untyped
@@ -137,16 +137,16 @@ class _Adopter:
 
 class _LentPort(unix.Port):
     """
-    A port on a Unix socket that somebody else has open too, and whose file is theirs.
+    A port on a Unix socket that another process has open too, and whose file is not ours.
     """
 
-    # Or it would listen for nobody any more.
+    # Or the socket would stop listening for the other process, too.
     _shouldShutdown = False  # noqa: N815 Twisted's
 
     @override
     def startListening(self) -> None:
-        # Twisted sets the mode of the file, which only its owner may, and removes it in the end;
-        # not so for a name that begins with a null byte, which is that of no file.
+        # Twisted sets the file's mode, which only the owner may, and removes the file at the end. It
+        # does neither if the name begins with a null byte, because then there is no file.
         name = "_bindPath" if hasattr(self, "_bindPath") else "port"  # as in older versions
         path = os.fsencode(getattr(self, name))
         setattr(self, name, b"\0" + path.removeprefix(b"\0"))
@@ -155,16 +155,16 @@ class _LentPort(unix.Port):
 
 def unlock(reactor: Any, error: Any) -> None:
     """
-    Give back the lock on a Unix socket that could not be bound, *error* says which.
+    Release the lock on the Unix socket that could not be bound according to *error*.
 
-    Twisted keeps it, and would not get it a second time in this process.
+    Twisted keeps the lock, and could not get it a second time in this process.
     """
     path, reason = getattr(error, "port", None), getattr(error, "socketError", None)
     if not isinstance(path, bytes) or not isinstance(reason, OSError):
         return
     for port in getattr(reactor, "getReaders", list)():
         if getattr(getattr(port, "lockFile", None), "name", None) == path + b".lock":
-            return  # it listens
+            return  # another port of ours listens there
     lock = _lock(Path(os.fsdecode(path)))
     if _owner(lock) == str(os.getpid()):
         with suppress(OSError):
@@ -173,11 +173,11 @@ def unlock(reactor: Any, error: Any) -> None:
 
 def why(description: str, error: BaseException) -> str:
     """
-    Say why an endpoint could not be made or listened on, and what to write instead.
+    Return why an endpoint could not be made or listened on, and what to write instead.
 
     Args:
         description: the endpoint's.
-        error: what making it raised, or its ``listen``.
+        error: what making it, or its ``listen``, raised.
     """
     # Twisted's CannotListenError names the port again, and has the reason inside.
     reason = getattr(error, "socketError", None) or error
@@ -189,15 +189,15 @@ def why(description: str, error: BaseException) -> str:
         return _os_error(reason)
     if isinstance(reason, LookupError) and "systemd:" in description:
         return (
-            "systemd handed over no such socket; start the .socket unit, "
+            "systemd passed no such socket; start the .socket unit, "
             "and count index from 0 or give its name"
         )
     if isinstance(reason, AlreadyListened):
-        return "a socket of systemd's can be listened on once in a process"
+        return "a socket from systemd can be listened on only once in a process"
     if isinstance(reason, OverflowError):
-        return "a port is a number from 0 to 65535"
+        return "a port must be a number from 0 to 65535"
     if isinstance(reason, RuntimeError) and isinstance(reason.__cause__, StopIteration):
-        return "the backslash at its end escapes nothing"
+        return "the backslash at the end escapes nothing"
     if isinstance(reason, AttributeError) and (domain := re.search(r"AF_(\w*)", str(reason))):
         return f"domain={domain[1]} is not known; write INET, INET6 or UNIX"
     if isinstance(reason, TypeError | ValueError) and str(reason):
@@ -206,10 +206,7 @@ def why(description: str, error: BaseException) -> str:
 
 
 def _bad_arguments(description: str, error: Exception) -> str:
-    """
-    Say what is wrong with the words of a description.
-    """
-    # Which function does not like them is no business of the reader's.
+    # The name of the function that refused the arguments does not help the reader.
     text = re.sub(r"^[\w.]+\(\) ", "", str(error))
     if number := re.fullmatch(r"invalid literal for int\(\) with base (\d+): (.*)", text):
         kind = "an octal number, as in mode=660" if number[1] == "8" else "a number"
@@ -225,7 +222,7 @@ def _bad_arguments(description: str, error: Exception) -> str:
 
 def _guess(description: str) -> str:
     """
-    Say how a description that begins with no kind of endpoint may have been meant.
+    Return how a description that begins with no kind of endpoint may have been meant.
     """
     inner = re.sub(r":\w+=.*", "", _AROUND.sub("", description, count=1))
     if inner.isdecimal():
@@ -260,15 +257,12 @@ def _like(description: str, form: str) -> str:
 
 
 def _not_bound(error: Any) -> str:
-    """
-    Say why a port, a `CannotListenError` says which, could not be bound.
-    """
     reason, place = error.socketError, error.port
     if isinstance(place, bytes):
         path = Path(os.fsdecode(place))
         if reason == "Cannot acquire lock":
             return (
-                f"process {_owner(_lock(path))} listens on {str(path)!r} already; "
+                f"process {_owner(_lock(path))} already listens on {str(path)!r}; "
                 "end it, or name another path"
             )
         if isinstance(reason, OSError) and reason.errno == errno.EADDRINUSE:
@@ -281,7 +275,7 @@ def _not_bound(error: Any) -> str:
     if not isinstance(reason, OSError):
         return str(reason)
     if reason.errno == errno.EADDRNOTAVAIL or isinstance(reason, socket.gaierror):
-        return f"{reason.strerror}; interface= is an address of this machine, or is left out"
+        return f"{reason.strerror}; give interface= an address of this machine, or leave it out"
     return _os_error(reason)
 
 
@@ -291,7 +285,7 @@ def _lock(path: Path) -> Path:
 
 def _owner(lock: Path) -> str:
     """
-    Return the number of the process that holds a lock, for which it is a link to nowhere.
+    Return the number of the process that holds a lock, which is a link with that number as its target.
     """
     try:
         return str(lock.readlink())
@@ -302,7 +296,7 @@ def _owner(lock: Path) -> str:
 def _os_error(error: OSError) -> str:
     if not error.strerror:
         return str(error)
-    # Locking a Unix socket links the process's number, the first name, to the second.
+    # A lock on a Unix socket is a link: the first name is the process's number, the second the file.
     name = error.filename if error.filename2 is None else error.filename2
     if name is None:
         return error.strerror

@@ -1,12 +1,12 @@
 """
-What the log of a server needs that a peer may try to fill or to forge.
+Keeps peers from flooding or forging a server's log.
 
-A peer chooses what it sends, and an exception that quotes it brings its bytes into the log: line
-ends that begin a forged entry, escape sequences that a terminal obeys. `escape` makes them visible;
-`failure` logs the exception being handled that way, with its traceback. What a peer can cause again
-and again is throttled: `Throttle` says when it may be logged, and how many times it was not.
+An exception that quotes what a peer sent brings the peer's bytes into the log: line ends that begin a
+forged entry, escape sequences that a terminal obeys. `escape` makes them visible; `failure` logs the
+exception being handled that way, with its traceback. `Throttle` limits how often events that a peer can
+cause again and again are logged, and counts those that are not.
 
-Importing this module imports nothing of Twisted: legacy programs that never log need none of it.
+Importing this module imports nothing of Twisted, which legacy programs that never log do without.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Throttle", "escape", "failure"]
 
-#: Kinds that one `Throttle` counts at most: they may be made of what peers send.
+#: Kinds that one `Throttle` counts at most, because peers may be able to choose them.
 _MOST_KINDS = 1024
 
 
 def escape(text: str) -> str:
     r"""
-    Write what does not print (control characters, line ends, what changes the direction of writing) as
-    ``\n``, ``\x1b`` or ``\u202e``.
+    Write characters that do not print (control characters, line ends, marks that change the direction
+    of text) as ``\n``, ``\x1b`` or ``\u202e``.
     """
     if text.isprintable():
         return text
@@ -40,7 +40,7 @@ def escape(text: str) -> str:
 
 def failure(log: Logger, message: str, **details: Any) -> None:
     """
-    Log the exception being handled, with its traceback, and nothing in it can forge a line of the log.
+    Log the exception being handled, with its traceback, escaped so that it cannot forge a log line.
 
     Args:
         log: the logger of the class that the event is about.
@@ -50,27 +50,23 @@ def failure(log: Logger, message: str, **details: Any) -> None:
     from twisted.python.failure import Failure  # noqa: PLC0415 - see the module's docstring
 
     class Escaped(Failure):
-        """A failure whose traceback shows what does not print in its messages."""
+        """A failure whose traceback has its messages escaped."""
 
         def getTraceback(self, *_arguments: Any, **_named: Any) -> str:  # noqa: N802 - Twisted's name
-            return _format(self.value)
+            from traceback import TracebackException  # noqa: PLC0415 - see the module's docstring
+
+            if self.value is None:
+                return ""
+            whole = TracebackException.from_exception(self.value)
+            _escape_messages(whole, set())
+            return "".join(whole.format())
 
     log.failure(message, failure=Escaped(), **details)  # type: ignore[no-untyped-call] # Twisted's
 
 
-def _format(error: BaseException | None) -> str:
-    from traceback import TracebackException  # noqa: PLC0415 - see the module's docstring
-
-    if error is None:
-        return ""
-    whole = TracebackException.from_exception(error)
-    _escape_messages(whole, set())
-    return "".join(whole.format())
-
-
 def _escape_messages(error: TracebackException | None, seen: set[int]) -> None:
     """
-    Have *error*, and what it was raised from, print each message on lines that it cannot end itself.
+    Escape the messages of *error*, and of the exceptions that it was raised from.
     """
     if error is None or id(error) in seen:
         return
@@ -91,10 +87,10 @@ def _escape_messages(error: TracebackException | None, seen: set[int]) -> None:
 
 class Throttle:
     """
-    Decides whether an event of some kind is logged now; the others are counted.
+    Decides whether an event of some kind is logged now, and counts those that are not.
 
     Args:
-        interval: seconds for which no other event of its kind is logged.
+        interval: seconds in which no second event of the same kind is logged.
         now: the clock that *interval* is measured by.
     """
 
@@ -111,13 +107,13 @@ class Throttle:
 
     def count(self, kind: Hashable) -> int:
         """
-        Return how many of this kind were suppressed since the last one that was not.
+        Return the number of this kind suppressed since the last one that was logged.
         """
         return self._logged.get(kind, (0.0, 0))[1]
 
     def suppressed(self, kind: Hashable) -> int | None:
         """
-        Count an event of this kind; return how many before it were suppressed, or None to suppress this
+        Count an event of this kind; return the number suppressed before it, or None to suppress this
         one too.
         """
         now = self._now()

@@ -1,15 +1,14 @@
 """
-What Twisted's transports over pipes and terminals leave out: an abort, and word of each end.
+What Twisted's transports over pipes and terminals lack: an abort, and notice of each end.
 
 Standard input and output, and a child process, have one descriptor for each direction, and each is
 lost by itself. A terminal or a serial port has one for both. None of them has ``abortConnection``;
-`StandardIO` forgets to report the loss of its second descriptor; a process reports its exit only.
+`StandardIO` does not report the loss of its second descriptor; a process reports only its exit.
 
-A connection over pipes is the pipes, and not the process at the other end: whoever aborts a
-connection hangs up, as over a network, and kills nobody.
+A connection over pipes is the pipes, not the process at the other end. To abort it is to hang up, as
+over a network; the process is not killed.
 
-This module knows those transports of Twisted's, and no protocol; `transports` asks it, beside what it
-knows of sockets.
+This module knows those transports, and no protocol. `transports` adds what is known of sockets.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from __future__ import annotations
 import fcntl
 import sys
 import termios
-from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakMethod
 
@@ -37,26 +35,53 @@ __all__ = [
     "STANDARD_IO",
     "call_weakly",
     "end",
-    "ends_with_process",
+    "innermost",
+    "layers",
     "let_go",
     "reactor_of",
     "read_what_is_there",
     "tell_of_ends",
+    "waits_for_exit",
     "writing_end",
 ]
 
 #: Twisted's `StandardIO`; what it is to a type checker depends on the platform.
 STANDARD_IO: Any = stdio.StandardIO
+#: Without types, because its methods have none.
+_PROCESS: Any = Process
 #: Seconds that a process has between the end of its input and that of its output, at an abort.
 GRACE = 1.0
 #: Bytes that Twisted reads from a pipe at once.
 _READ = 8_192
 
 
+def layers(transport: Any) -> list[Any]:
+    """
+    List *transport* and what it is wrapped around, outermost first.
+    """
+    if isinstance(transport, FileDescriptor):
+        return [transport]  # at once, because most are, and are asked several times
+    found = []
+    while transport is not None and transport not in found:
+        found.append(transport)
+        names = vars(transport) if hasattr(transport, "__dict__") else {}
+        # Twisted's endpoint for processes uses the second name.
+        transport = names.get("transport") or names.get("_process")
+    return found
+
+
+def innermost(transport: Any) -> Any:
+    """
+    Return *transport*, or what it is wrapped around at last.
+    """
+    return transport if isinstance(transport, FileDescriptor) else layers(transport)[-1]
+
+
 def writing_end(transport: Any) -> Any:
     """
-    Return the descriptor that *transport* writes to; None if it has none, or has it no more.
+    Return the descriptor that *transport* writes to; None if it has none, or not any more.
     """
+    transport = innermost(transport)
     if isinstance(transport, FileDescriptor):
         return transport
     if isinstance(transport, STANDARD_IO):
@@ -64,17 +89,18 @@ def writing_end(transport: Any) -> Any:
     return transport.pipes.get(0) if isinstance(transport, Process) else None
 
 
-def ends_with_process(transport: Any) -> bool:
+def waits_for_exit(transport: Any) -> bool:
     """
-    Return whether the connection is reported as lost when a process exits, and not before.
+    Return whether the loss of the connection is reported only when a process exits.
     """
-    return isinstance(transport, Process | PTYProcess)
+    return isinstance(innermost(transport), Process | PTYProcess)
 
 
 def reactor_of(transport: Any) -> Any:
     """
     Return the reactor that drives *transport*; None for one in memory.
     """
+    transport = innermost(transport)
     if isinstance(transport, STANDARD_IO):
         transport = transport._reader or transport._writer
     return getattr(transport, "reactor", None) or getattr(transport, "_reactor", None)
@@ -84,19 +110,20 @@ def call_weakly(method: Callable[[], object]) -> Callable[[], None]:
     """
     Return a function that calls *method* of an object that it does not keep alive.
     """
-    return partial(_call, WeakMethod(method))
+    reference = WeakMethod(method)
 
+    def call() -> None:
+        if (alive := reference()) is not None:
+            alive()
 
-def _call(reference: WeakMethod[Callable[[], object]]) -> None:
-    method = reference()
-    if method is not None:
-        method()
+    return call
 
 
 def tell_of_ends(transport: Any, listener: Any) -> None:
     """
-    Have *listener*, an `IHalfCloseableProtocol`, told when a process closes one of its two ends.
+    Call *listener*, an `IHalfCloseableProtocol`, when a process closes one of its two ends.
     """
+    transport = innermost(transport)
     if isinstance(transport, Process) and transport.proto is not None:
         proto: Any = transport.proto
         proto.outConnectionLost = call_weakly(listener.readConnectionLost)
@@ -105,8 +132,9 @@ def tell_of_ends(transport: Any, listener: Any) -> None:
 
 def read_what_is_there(transport: Any) -> None:
     """
-    Deliver what has arrived already: a peer that hangs up may have said something before.
+    Deliver what has already arrived: a peer that hangs up may have said something before.
     """
+    transport = innermost(transport)
     reader: Any = None
     if isinstance(transport, STANDARD_IO):
         reader = transport._reader
@@ -129,15 +157,16 @@ def let_go(transport: Any, *, sent: bool) -> bool:
     """
     Close *transport* in the order that suits it, when it has sent everything.
 
-    A process is told by the end of its input, and may have something to say before it exits; to
-    close its output as well would be an error to it. One on a terminal can only be hung up on, and
-    what it has not read by then is lost: that waits for an abort, if anything was *sent*.
-    `StandardIO` that can no longer write would forget to report its end.
+    Only the input of a process is closed, because it may still write before it exits, and closing its
+    output would be an error to it. A process on a terminal can only be hung up on, and loses what it
+    has not read; if anything was *sent*, that waits for an abort. `StandardIO` that can no longer
+    write would not report its end by itself.
 
     Returns:
-        False if ``loseConnection`` does the right thing: then nothing was done.
+        False if ``loseConnection`` does the right thing, and nothing was done.
     """
-    if _is_process(transport) and 0 in transport.pipes:
+    transport = innermost(transport)
+    if isinstance(transport, _PROCESS) and 0 in transport.pipes:
         transport.closeStdin()
         return True
     if isinstance(transport, STANDARD_IO) and transport._writer is None:
@@ -147,17 +176,18 @@ def let_go(transport: Any, *, sent: bool) -> bool:
 
 def end(transport: Any, error: Exception) -> bool:
     """
-    Hang up, whatever was not sent; the protocol is told of *error* in the reactor's next turn.
+    Hang up, whatever was not sent; the protocol hears of *error* in the reactor's next iteration.
 
-    A process that lives on is nobody's any more; Twisted still waits for its exit. Its output is
-    closed `GRACE` seconds after its input, so that it may end in order.
+    If a process lives on, Twisted still waits for its exit. Its output is closed `GRACE` seconds after
+    its input, so that it may end in order.
 
     Returns:
-        False if *transport* is of another kind: then nothing was done.
+        False if *transport* is of another kind, and nothing was done.
     """
+    transport = innermost(transport)
     if isinstance(transport, STANDARD_IO):
         ends = [one for one in (transport._reader, transport._writer) if one is not None]
-    elif _is_process(transport):
+    elif isinstance(transport, _PROCESS):
         transport.pauseProducing()
         ends = [transport.pipes[0]] if 0 in transport.pipes else []
     elif isinstance(transport, FileDescriptor):
@@ -165,8 +195,8 @@ def end(transport: Any, error: Exception) -> bool:
     else:
         return False
     for one in ends:
-        # The reactor may have an event of this turn for it.
-        one.doRead = one.doWrite = _do_nothing
+        # The reactor may still have an event for it in this iteration.
+        one.doRead = one.doWrite = lambda: None
         one.stopReading()
         one.stopWriting()
     reactor = reactor_of(transport)
@@ -179,22 +209,14 @@ def end(transport: Any, error: Exception) -> bool:
     return True
 
 
-def _is_process(transport: Any) -> bool:
-    return isinstance(transport, Process)
-
-
-def _do_nothing() -> None:
-    pass
-
-
 def _finish(transport: Any, ends: list[Any], reason: Failure) -> None:
-    if _is_process(transport):
+    if isinstance(transport, Process):
         for one in ends:
             if not one.disconnected:
                 one.connectionLost(reason)
     elif not transport.disconnected:
         transport.connectionLost(reason)
-    if ends_with_process(transport) and transport.proto is not None:
+    if waits_for_exit(transport) and transport.proto is not None:
         # It has not exited.
         proto = transport.proto
         transport.proto = _Nobody(transport, GRACE if ends else 0.0)
@@ -203,12 +225,12 @@ def _finish(transport: Any, ends: list[Any], reason: Failure) -> None:
 
 class _Nobody(ProcessProtocol):
     """
-    Takes the place of a protocol that hung up on a process, until that exits.
+    Takes the place of a protocol that hung up on a process, until the process exits.
     """
 
     def __init__(self, process: Any, grace: float) -> None:
         self._timer: Any = None
-        if _is_process(process):
+        if isinstance(process, _PROCESS):
             process.resumeProducing()
             self._timer = process._reactor.callLater(grace, process.loseConnection)
 

@@ -1,5 +1,5 @@
 """
-A server as a program: what it says when it starts, and how it ends when it cannot.
+A server as a program: what it logs when it starts, and how it ends if it cannot start.
 
 `serve` is for a script, `Program` for an application file; ``twistd`` and ``twist`` get theirs from
 `txasynchat.twistd`.
@@ -41,8 +41,8 @@ class CannotStart(SystemExit, Exception):
     """
     The program cannot start: one line on standard error, exit status 1.
 
-    It is an `Exception` too, since ``twistd`` tidies up (its pid file, the process that waits for the
-    daemon) only after those; and it ends the program as `SystemExit` does, without a traceback.
+    It is an `Exception` too, because ``twistd`` cleans up (its pid file, the process that waits for the
+    daemon) only after those. It ends the program as `SystemExit` does, without a traceback.
     """
 
     def __init__(self, problem: object) -> None:
@@ -51,17 +51,18 @@ class CannotStart(SystemExit, Exception):
 
 class Program(Server):
     """
-    A `Server` that a program consists of.
+    A `Server` that is a whole program.
 
-    It logs what listens where and how to try it; and where it cannot listen, the program ends.
+    It logs what listens where and how to try it. If it cannot listen, the program ends.
 
     Args:
         reactor, factory, endpoints, stop_timeout: see `Server`.
-        what: what is served, in a word or two; not given: the name of the handler.
-        detached: nobody sees standard error any more; a reason not to start belongs in the log.
+        what: what is served, in a word or two; by default the name of the handler.
+        detached: nobody reads standard error any more; a reason not to start goes to the log.
 
     Raises:
-        CannotStart: a description is no endpoint; or, from ``startService``, it is not to be had.
+        CannotStart: a description is not an endpoint's; or, from ``startService``, an endpoint cannot
+            be listened on.
     """
 
     _log = Logger()
@@ -92,18 +93,18 @@ class Program(Server):
         try:
             super().privilegedStartService()
         except ListenError as error:
-            # Ports that were open already are closed in the reactor's next turn, which would not
-            # come any more: a Unix socket's file would stay.
+            # Ports that are already open close in the reactor's next iteration. Without this there
+            # would be none, and a Unix socket's file would stay.
             if not self.reactor.running:
                 self.reactor.iterate()
             if not self.detached:
-                sys.stderr = sys.__stderr__  # which the log had replaced by itself
+                sys.stderr = sys.__stderr__  # the log had replaced it
             raise CannotStart(error) from None
 
     @override
     def listening(self) -> None:
         """
-        Say what listens where, and how to try it.
+        Log what listens where, and how to try it.
         """
         for (description, _), port in zip(self._endpoints, self.ports, strict=True):
             address = port.getHost()
@@ -117,7 +118,7 @@ class Program(Server):
     @override
     def listening_failed(self, error: ListenError) -> None:
         """
-        End the program, which is running by now.
+        Log the error, and end the program, which is already running.
         """
         super().listening_failed(error)
         self.reactor.callWhenRunning(self.reactor.stop)
@@ -131,8 +132,8 @@ def serve(
     """
     Serve until SIGINT or SIGTERM; for a script's last line.
 
-    It runs the global reactor, which cannot be run a second time in a process. The log goes to standard
-    error, unless the script has begun to log already: then it goes where that one's goes.
+    This runs the global reactor, which cannot run a second time in a process. The log goes to standard
+    error, unless the script already logs somewhere: then it goes there.
 
     Args:
         factory: a `ChatFactory`, or any other `IProtocolFactory`.
@@ -140,7 +141,7 @@ def serve(
         stop_timeout: seconds that connections have to finish at the end; None for no limit.
 
     Raises:
-        CannotStart: an endpoint is not to be had; uncaught, it ends the script with one line.
+        CannotStart: an endpoint cannot be listened on; uncaught, it ends the script with one line.
     """
     from twisted.internet import reactor  # noqa: PLC0415 - this starts a program
 
@@ -163,7 +164,7 @@ def _is_logging() -> bool:
     if temporary is None:
         return True
     for observer in getattr(globalLogPublisher, "_observers", ()):
-        # What was added by twisted.python.log is a method, wrapped.
+        # twisted.python.log adds observers as wrapped methods.
         legacy = getattr(getattr(observer, "legacyObserver", None), "__self__", None)
         if isinstance(observer, FileLogObserver | STDLibLogObserver) or isinstance(
             legacy, log.FileLogObserver | log.PythonLoggingObserver
@@ -184,7 +185,7 @@ def _place(address: IAddress) -> str:
 
 def _hint(description: str, address: IAddress) -> str:
     """
-    Say how a person may talk to *address* with what this machine has.
+    Return how a person may talk to *address*, with a program that this machine has.
     """
     secure = description.startswith(("secure:", "ssl:", "tls:"))
     if isinstance(address, UNIXAddress) and address.name:

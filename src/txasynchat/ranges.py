@@ -1,9 +1,9 @@
 """
-What numbers users may give: in class bodies, as arguments, in ``secure:`` strings, as options.
+Which numbers users may give: in class bodies, as arguments, in ``secure:`` strings, as options.
 
-One table for each kind of owner, and one way to check: a number that makes no sense is an error where
-it is given, in one line with its name, its value and its range, and no surprise in a connection later.
-Defaults, and what a number is good for, are not known here: those stand where the setting is.
+There is one table for each kind of owner, and one way to check. A number that makes no sense is an
+error where it is given, not in a connection later: one line with its name, its value and its range.
+Defaults, and what a number is for, are documented where the setting is.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = [
     "check_owner",
 ]
 
-#: Eleven days: what waits for longer may as well wait for ever, and `select` can wait no longer.
+#: Eleven days: anything longer may as well be for ever, and `select` cannot wait longer.
 LONGEST_SECONDS = 1_000_000
 
 
@@ -37,10 +37,10 @@ class Range:
 
     Args:
         lowest: the smallest.
-        highest: the largest; None: there is none.
-        whole: bytes and the like, not seconds.
-        above: *lowest* is not among them.
-        optional: or None.
+        highest: the largest; None for no limit.
+        whole: only whole numbers, as for bytes.
+        above: *lowest* itself is excluded.
+        optional: None is allowed too.
     """
 
     lowest: int
@@ -50,7 +50,6 @@ class Range:
     optional: bool = False
 
     def __str__(self) -> str:
-        """Say it as it stands in a sentence."""
         kind = "a whole number" if self.whole else "a number"
         lowest = f"{'above' if self.above else 'from'} {self.lowest:,}"
         highest = " up" if self.highest is None else f" to {self.highest:,}"
@@ -58,18 +57,18 @@ class Range:
 
     def check(self, name: str, value: Any) -> None:
         """
-        Raise if *value* is none of them.
+        Raise if *value* is not in this range.
 
         Raises:
-            TypeError: it is no number.
-            ValueError: it is one that is out of range, or not whole.
+            TypeError: it is not a number.
+            ValueError: it is out of range, or not whole.
         """
         if value is None and self.optional:
             return
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if is_number and self._has(value) and (isinstance(value, int) or not self.whole):
             return
-        text = f"{name} is {self}{', or None' if self.optional else ''}, not {value!r:.80}"
+        text = f"{name} must be {self}{', or None' if self.optional else ''}, not {value!r:.80}"
         raise ValueError(text) if is_number else TypeError(text)
 
     def parse(self, name: str, text: str) -> Any:
@@ -77,7 +76,7 @@ class Range:
         Return the number that *text* stands for.
 
         Raises:
-            ValueError: it stands for none, or for one that is out of range.
+            ValueError: it is not a number, or is out of range.
         """
         try:
             number = int(text) if self.whole else float(text)
@@ -85,17 +84,17 @@ class Range:
                 return number
         except ValueError:
             pass
-        raise ValueError(f"{name} is {self}, not {text!r:.80}")
+        raise ValueError(f"{name} must be {self}, not {text!r:.80}")
 
     def _has(self, number: float) -> bool:
-        # "not a number" is in no range: no comparison with it is true.
+        # NaN is in no range, because no comparison with it is true.
         begins = number > self.lowest if self.above else number >= self.lowest
         return begins and (self.highest is None or number <= self.highest)
 
 
 class Clock:
     """
-    Stands where a `Range` would for what is a clock.
+    Takes the place of a `Range` for a clock.
     """
 
     def check(self, name: str, value: Any) -> None:
@@ -103,7 +102,7 @@ class Clock:
         Raise a TypeError if *value* is neither a clock nor None.
         """
         if value is not None and not callable(getattr(value, "callLater", None)):
-            raise TypeError(f"{name} is a reactor or a Clock, or None, not {value!r:.80}")
+            raise TypeError(f"{name} must be a reactor or a Clock, or None, not {value!r:.80}")
 
 
 def _seconds(*, optional: bool = False) -> Range:
@@ -139,7 +138,7 @@ STOPPING = Range(0, LONGEST_SECONDS, optional=True)
 
 def check_all(owner: Any, ranges: Mapping[str, Range]) -> None:
     """
-    Check those attributes of *owner* that it has; see `Range.check`.
+    Check the attributes that *owner* has; see `Range.check`.
     """
     for name, its in ranges.items():
         if hasattr(owner, name):
@@ -148,7 +147,7 @@ def check_all(owner: Any, ranges: Mapping[str, Range]) -> None:
 
 def check_class(cls: type, ranges: Mapping[str, Range | Clock]) -> None:
     """
-    Check what a class body sets; see `Range.check`. Properties, and fields of dataclasses, pass.
+    Check what a class body sets, except properties and fields of dataclasses; see `Range.check`.
     """
     for name, its in ranges.items():
         value = inspect.getattr_static(cls, name)
@@ -158,10 +157,10 @@ def check_class(cls: type, ranges: Mapping[str, Range | Clock]) -> None:
 
 def check_owner(owner: Any, ranges: Mapping[str, Range | Clock], default: type) -> None:
     """
-    Check the attributes of *owner*, and put those of *default* in place of wrong ones.
+    Check the attributes of *owner*, and replace wrong ones by those of *default*.
 
     Raises:
-        TypeError, ValueError: see `Range.check`; for the first that is wrong.
+        TypeError, ValueError: see `Range.check`; for the first wrong one.
     """
     first: Exception | None = None
     for name, its in ranges.items():

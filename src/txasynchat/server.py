@@ -1,15 +1,15 @@
 """
 `ChatFactory` builds handlers and knows the live ones; `Server` listens, and stops in good order.
 
-Stopping has three steps. The ports close, so nobody new comes. Every connection is asked to finish
-(`AsyncChat.handle_shutdown`): idle ones are gone at once, busy ones when they are done. What is left
-after `stop_timeout` seconds is ended; so it is at once when stopping is asked for a second time, by
+Stopping has three steps. The ports close, so that no new connections arrive. Every connection is asked
+to finish (`AsyncChat.handle_shutdown`): idle ones close at once, busy ones when they are done. What
+remains after `stop_timeout` seconds is ended, or at once if stopping is requested a second time, by
 `Server.stopService` or by a second signal. To end a connection is to abort it, unless the operating
-system has everything that was to be sent: that is still delivered, also when the process is gone.
+system has everything that was to be sent, which it delivers even after the process has exited.
 A port, a transport or a handler that raises meanwhile is logged, and one that does not report its end
 is not waited for: the others are stopped all the same.
 
-No reactor is imported here: whoever makes a `Server` says which.
+No reactor is imported here: it is given to `Server`.
 """
 
 from __future__ import annotations
@@ -55,20 +55,20 @@ __all__ = ["ChatFactory", "Server"]
 
 #: Seconds that connections have to finish when their server stops.
 STOP_TIMEOUT = 15.0
-#: Seconds that ports and connections have to report their end once connections were aborted.
+#: Seconds that ports and connections have to report their end, after connections were aborted.
 ABORT_TIMEOUT = 5.0
 
 
 class ChatFactory(Factory):
     """
-    Build one handler a connection, and know the live ones.
+    Builds one handler for each connection, and knows the live ones.
 
     Args:
         handler: a handler class, or anything else that returns a protocol when it is called.
         arguments, keywords: what it is called with.
 
     Attributes:
-        connections: the handlers whose connections live; each finds this factory as ``factory``.
+        connections: the handlers of live connections; each has this factory as ``factory``.
 
     Raises:
         TypeError: *handler* is an instance or a legacy handler, or cannot be called with these.
@@ -80,7 +80,21 @@ class ChatFactory(Factory):
     def __init__(
         self, handler: Callable[..., IProtocol | BaseProtocol], /, *arguments: Any, **keywords: Any
     ) -> None:
-        _check_handler(handler, arguments, keywords)
+        # Without its type, which says that it can be called.
+        given: Any = handler
+        name = getattr(handler, "__qualname__", None) or repr(handler)
+        if is_legacy(handler):
+            raise TypeError(f"{name} is a legacy handler; write LegacyFactory({name})")
+        if not callable(given):
+            remedy = f"; write ChatFactory({type(given).__qualname__})"
+            raise TypeError(
+                f"{given!r} is not a class of handlers, nor can it be called to make one"
+                f"{remedy if hasattr(given, 'makeConnection') else ''}"
+            )
+        want = wanted(handler, arguments, keywords)
+        if want is not None:
+            example = ", ".join([name, *arguments_for(want)])
+            raise TypeError(f"{name} wants {want}; write ChatFactory({example})")
         self.handler = handler
         self.arguments = arguments
         self.keywords = keywords
@@ -89,7 +103,7 @@ class ChatFactory(Factory):
     @override
     def buildProtocol(self, addr: IAddress | None) -> Any:
         """
-        Build the handler of a connection from *addr*; None, which refuses it, if that fails.
+        Build the handler of a connection from *addr*; None, which refuses it, if the handler raises.
         """
         try:
             handler: Any = self.handler(*self.arguments, **self.keywords)
@@ -98,25 +112,6 @@ class ChatFactory(Factory):
             return None
         handler.factory = self
         return self.connections.watch(handler)
-
-
-def _check_handler(handler: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-    """
-    Raise a TypeError if no connection could ever be served.
-    """
-    name = getattr(handler, "__qualname__", None) or repr(handler)
-    if is_legacy(handler):
-        raise TypeError(f"{name} is a legacy handler; write LegacyFactory({name})")
-    if not callable(handler):
-        remedy = f"; write ChatFactory({type(handler).__qualname__})"
-        raise TypeError(
-            f"{handler!r} is not a class of handlers, nor can it be called to make one"
-            f"{remedy if hasattr(handler, 'makeConnection') else ''}"
-        )
-    want = wanted(handler, arguments, keywords)
-    if want is not None:
-        example = ", ".join([name, *arguments_for(want)])
-        raise TypeError(f"{name} wants {want}; write ChatFactory({example})")
 
 
 class Server(Service):
@@ -129,15 +124,16 @@ class Server(Service):
         reactor: the reactor that listens and measures time.
         factory: a `ChatFactory`, or any other `IProtocolFactory`.
         endpoints: endpoints, or their descriptions, as `serverFromString` takes them.
-        stop_timeout: seconds that connections have to finish when the service stops; None: no limit.
+        stop_timeout: seconds that connections have to finish when the service stops; None for no limit.
 
     Attributes:
-        connections: the protocols whose connections live.
+        connections: the protocols of live connections.
         ports: what listens, in the order of the endpoints; empty before and after.
 
     Raises:
-        ListenError: a description is no endpoint.
-        TypeError: *factory* is no factory, *endpoints* is a single string, or *stop_timeout* no number.
+        ListenError: a description is not an endpoint's.
+        TypeError: *factory* is not a factory, *endpoints* is a single string, or *stop_timeout* is not
+            a number.
         ValueError: *stop_timeout* is below 0, or above 1,000,000.
     """
 
@@ -152,7 +148,7 @@ class Server(Service):
         stop_timeout: float | None = STOP_TIMEOUT,
     ) -> None:
         if not IProtocolFactory.providedBy(factory):
-            raise TypeError(f"{factory!r} is no protocol factory; ChatFactory(Handler) makes one")
+            raise TypeError(f"{factory!r} is not a protocol factory; write ChatFactory(Handler)")
         if isinstance(endpoints, str):
             raise TypeError(f"endpoints is the single string {endpoints!r}; give a list of them")
         if not hasattr(endpoints, "__iter__"):
@@ -173,10 +169,10 @@ class Server(Service):
         # The calls of listen() that are not done; whether they were made.
         self._pending: list[Deferred[IListeningPort]] = []
         self._started = False
-        # Those who wait for the end of stopping; None while nothing stops.
+        # What stopService() returned since the service began to stop; None unless it is stopping.
         self._stopping: list[Deferred[None]] | None = None
         self._stop_task: Deferred[None] | None = None
-        # When connections are aborted; when they are not waited for any more.
+        # Timers: connections are aborted; they are not waited for any more.
         self._deadline: Any = None
         self._last_resort: Any = None
         self._trigger: Any = None
@@ -189,8 +185,8 @@ class Server(Service):
         Listen on every endpoint.
 
         Raises:
-            ListenError: one of them cannot be listened on; the others are closed again. An endpoint
-                that takes its time says so to `listening_failed`, later.
+            ListenError: one of them cannot be listened on; the others are closed again. If an endpoint
+                fails only later, `listening_failed` is called instead.
             RuntimeError: the service is stopping; wait for what `stopService` returned.
         """
         if self._stopping is not None:
@@ -214,7 +210,7 @@ class Server(Service):
     @override
     def startService(self) -> None:
         """
-        Listen, unless `privilegedStartService` did; see there for what may be raised.
+        Listen, unless `privilegedStartService` already did; it may raise the same.
         """
         self.privilegedStartService()
         super().startService()  # type: ignore[no-untyped-call] # Twisted's, untyped
@@ -226,9 +222,9 @@ class Server(Service):
     @override
     def stopService(self) -> Deferred[None]:
         """
-        Close the ports, let connections finish, `abort` what is left after `stop_timeout`.
+        Close the ports, let connections finish, and `abort` what remains after `stop_timeout`.
 
-        Called again meanwhile, it aborts what is left at once.
+        A second call aborts what remains at once.
 
         Returns:
             A Deferred that fires when all ports and connections are gone.
@@ -250,7 +246,7 @@ class Server(Service):
 
     def abort(self) -> None:
         """
-        End every connection now; what the operating system has not been given is lost.
+        End every connection now; what the operating system does not have yet is lost.
         """
         if self.connections:
             self._log.warn("aborting {count} connections", count=len(self.connections))
@@ -260,7 +256,7 @@ class Server(Service):
 
     def listening_failed(self, error: ListenError) -> None:
         """
-        An endpoint that took its time could not be listened on; the others are closed again.
+        An endpoint failed after `startService` had returned; the others are closed again.
         """
         self._log.critical("{error}", error=str(error))
 
@@ -306,7 +302,7 @@ class Server(Service):
         if self.stop_timeout is not None:
             self._deadline = self.reactor.callLater(self.stop_timeout, self.abort)
         ports, self.ports = self.ports, []
-        # A port closes in the reactor's next turn; nobody is sent away while others still get in.
+        # A port closes in the reactor's next iteration; until then it accepts, so connections wait.
         closed = await DeferredList([_close(port) for port in ports], consumeErrors=True)
         for is_closed, result in closed:
             if not is_closed:
@@ -315,9 +311,6 @@ class Server(Service):
         await self.connections.when_empty()
 
     def _give_up(self) -> None:
-        """
-        Something was aborted, and does not report its end.
-        """
         self._log.warn(
             "not waiting any longer: {count} connections do not report their end",
             count=len(self.connections),
@@ -344,7 +337,7 @@ class Server(Service):
 
     def _reactor_stops(self) -> None:
         """
-        Take care that a second signal is heard: the reactor itself has no use for one.
+        Have a second signal abort what remains, because the reactor ignores it.
         """
         self._trigger = None
         if threading.current_thread() is not threading.main_thread():
@@ -359,7 +352,7 @@ class Server(Service):
 
 class _SecondSignal:
     """
-    The handler of signals that come while the reactor stops: it aborts what some servers have left.
+    Handles signals that arrive while the reactor stops: aborts what remains in its servers.
     """
 
     def __init__(self, reactor: Any, server: Server) -> None:
@@ -375,17 +368,17 @@ def _cancel(pending: Deferred[Any], log: Logger) -> None:
     try:
         pending.cancel()
     except Exception:  # noqa: BLE001 - it is the endpoint's, and is logged
-        log.failure("a port that was not open yet cannot be given up")
+        log.failure("a port that is not open yet cannot be cancelled")
 
 
 def _close_ports(reactor: Any, process: int) -> None:
     """
-    Close what still listens when a program ends in which a server could not start.
+    Close what still listens when a program ends because a server could not start.
 
-    Its other services were never stopped, so their ports would leave the files of Unix sockets.
+    Its other services were never stopped, so the files of their Unix sockets would stay.
     """
     if os.getpid() != process:
-        return  # forked since, and not the one whose ports these are
+        return  # a child, which does not own the ports
     readers: list[Any] = getattr(reactor, "getReaders", list)()
     ports: list[Any] = [each for each in readers if IListeningPort.providedBy(each)]
     for port in ports:
@@ -394,6 +387,6 @@ def _close_ports(reactor: Any, process: int) -> None:
 
 
 def _close(port: Any) -> Deferred[Any]:
-    # What "stdio:" gives is no port but the connection itself, which is asked like any other.
+    # "stdio:" returns the connection itself, not a port; it is asked to finish like any other.
     stop_listening = getattr(port, "stopListening", None)
     return succeed(None) if stop_listening is None else maybeDeferred(stop_listening)

@@ -1,5 +1,5 @@
 """
-What may end a message: its kinds, their checks, and how each is looked for. No I/O here, no Twisted.
+What may end a message: the kinds, their checks, and how each is found. No I/O here, no Twisted.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ class LengthPrefix:
     """
     A terminator for frames that begin with their own length.
 
-    The prefix is not delivered; ``found_terminator`` comes after the body. It stays in force from
+    The prefix is not delivered; ``found_terminator`` is called after the body. It stays in force from
     frame to frame, as a delimiter does.
 
     Args:
         format: a `struct` format of one unsigned integer, with its byte order if it is wider than
             one byte: ``"!I"``, ``">H"``, ``"<Q"``, ``"B"``.
-        limit: the longest body accepted, in bytes. It takes the place of the framer's own limit.
-            1 MiB is what NATS allows; ``None`` means as much as the format can say.
+        limit: the longest body accepted, in bytes, in place of the framer's own limit. 1 MiB is what
+            NATS allows; ``None`` means as much as the format can express.
 
     Raises:
         ValueError: *format* is anything else, or *limit* is negative.
@@ -61,18 +61,18 @@ class LengthPrefix:
 
     def pack(self, body: bytes) -> bytes:
         """
-        Put the prefix before *body*: a whole frame, ready to be pushed.
+        Return *body* behind its prefix: a whole frame, ready to be pushed.
 
         Raises:
-            ValueError: *body* is longer than the limit; nothing was built.
+            ValueError: *body* is longer than the limit.
         """
         if self.limit is not None and len(body) > self.limit:
-            raise ValueError(f"body of {len(body)} bytes, limit {self.limit}")
+            raise ValueError(f"body of {len(body)} bytes exceeds the limit, {self.limit}")
         return self._struct.pack(len(body)) + body
 
     def unpack(self, buffer: bytes, position: int) -> int:
         """
-        Read the length that stands at *position*; `size` bytes must be there.
+        Return the length that stands at *position*; `size` bytes must be there.
         """
         length: int = self._struct.unpack_from(buffer, position)[0]
         return length
@@ -88,11 +88,11 @@ def check_terminator(terminator: Any) -> Terminator:
     Return *terminator* in the form that a `Framer` keeps.
 
     Raises:
-        TypeError: it is text, a bool, or of any other type that is no terminator.
+        TypeError: it is text, a bool, or of any other type that is not a terminator's.
         ValueError: it is a negative number, an empty tuple, or a tuple with a delimiter that is empty
             or can never match, because another one always ends before it.
     """
-    if terminator is None or type(terminator) is bytes:
+    if terminator is None or type(terminator) is bytes or isinstance(terminator, LengthPrefix):
         return terminator
     if isinstance(terminator, bool):
         raise TypeError(f"terminator must not be a bool: {terminator!r}")
@@ -102,8 +102,6 @@ def check_terminator(terminator: Any) -> Terminator:
         return terminator
     if isinstance(terminator, bytes | bytearray | memoryview):
         return bytes(terminator)
-    if isinstance(terminator, LengthPrefix):
-        return terminator
     if isinstance(terminator, tuple):
         for delimiter in terminator:
             if not isinstance(delimiter, bytes):
@@ -130,7 +128,7 @@ def prefix_length_at_end(data: bytes, terminator: bytes, start: int = 0) -> int:
     """
     Count the bytes at the end of *data*, from *start* on, that may begin *terminator*.
 
-    The longest such tail counts. A whole terminator is taken to have been looked for before.
+    The longest such tail counts. The caller has already looked for a whole terminator.
     """
     end = len(data)
     start = max(start, end - len(terminator) + 1)
@@ -146,11 +144,11 @@ def prefix_length_at_end(data: bytes, terminator: bytes, start: int = 0) -> int:
 
 class Delimiters:
     """
-    Several delimiters, ready to be looked for.
+    Several delimiters, compiled for searching.
 
-    The match that *ends* first counts, and of those that end together the longest. None has another
-    one inside it that ends earlier (`check_terminator` refuses those), so the match that ends first is
-    also the one that begins first, which is what a regular expression finds.
+    The match that *ends* first counts, and of those that end together the longest. No delimiter
+    contains another that ends earlier (`check_terminator` refuses those), so the match that ends first
+    also begins first, which is the one that a regular expression finds.
     """
 
     __slots__ = ("_delimiters", "find")

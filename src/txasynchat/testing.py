@@ -1,5 +1,5 @@
 r"""
-For the tests of applications: record a handler's calls, cut its input, connect two ends in memory.
+For tests of applications: record a handler's calls, split its input, connect two ends in memory.
 
 Nothing here needs a reactor, a socket or a thread.
 
@@ -51,14 +51,14 @@ _HOOKS = (
 
 def record(chat: AsyncChat) -> list[tuple[Any, ...]]:
     """
-    Note each call of one of *chat*'s hooks, from now on, as ``(name, *arguments)``.
+    Record each call of one of *chat*'s hooks, from now on, as ``(name, *arguments)``.
 
-    Pieces of one message are noted as one, since where they are cut says nothing about the handler.
-    Once the connection is closing nothing is noted but `handle_error` and `handle_close`: how much is
-    still delivered then depends on how much came at once.
+    Pieces of one message are recorded as one, because where they are split says nothing about the
+    handler. Once the connection is closing only `handle_error` and `handle_close` are recorded, because
+    how much is still delivered depends on how much arrived at once.
 
     Returns:
-        The list that grows.
+        The list that the calls are appended to.
     """
     calls: list[tuple[Any, ...]] = []
 
@@ -81,12 +81,12 @@ def record(chat: AsyncChat) -> list[tuple[Any, ...]]:
 @dataclass(frozen=True)
 class Outcome:
     """
-    What came of a conversation.
+    The result of a conversation.
 
     Attributes:
         calls: the handler's hooks that were called; see `record`.
         sent: every byte that it sent.
-        state: where the connection was at the end.
+        state: the state of the connection at the end.
     """
 
     calls: tuple[tuple[Any, ...], ...]
@@ -96,7 +96,7 @@ class Outcome:
 
 def run(chat: AsyncChat, chunks: Iterable[bytes]) -> Outcome:
     """
-    Connect *chat* to a transport in memory, and let *chunks* arrive one by one.
+    Connect *chat* to a transport in memory, and deliver *chunks* one by one.
     """
     calls = record(chat)
     transport = StringTransport()  # type: ignore[no-untyped-call] # Twisted's, untyped
@@ -109,24 +109,25 @@ def run(chat: AsyncChat, chunks: Iterable[bytes]) -> Outcome:
 
 def check_cuts(build: Callable[[], AsyncChat], data: bytes) -> Outcome:
     """
-    Check that a handler does not care how its input was cut on its way.
+    Check that a handler does not depend on how its input is split.
 
-    *data* arrives in one piece, byte by byte, and cut in two at each place, each time at a new handler.
+    *data* arrives in one piece, byte by byte, and split in two at each place, each time for a new
+    handler.
 
     Args:
         build: makes the handler; its class will do.
-        data: what the peer says.
+        data: what the peer sends.
 
     Returns:
-        The outcome, the same for every cut.
+        The outcome, which is the same for every split.
 
     Raises:
-        AssertionError: it is not the same; the message has the first cut that makes a difference.
+        AssertionError: it is not the same; the message has the first split that makes a difference.
     """
     whole = _comparable(run(build(), [data]))
     for chunks in _cuts(data):
         if (outcome := _comparable(run(build(), chunks))) != whole:
-            raise AssertionError(f"cut as {chunks!r:.200}\n{outcome}\nnot as in one piece\n{whole}")
+            raise AssertionError(f"split as {chunks!r:.200}\n{outcome}\nbut in one piece\n{whole}")
     return run(build(), [data])
 
 
@@ -137,7 +138,7 @@ def _cuts(data: bytes) -> Iterator[list[bytes]]:
 
 
 def _comparable(outcome: Outcome) -> tuple[Any, ...]:
-    # Errors are compared by what they say: no two objects of them are equal.
+    # Errors are compared by their text, because no two of them are equal.
     calls = [
         tuple(str(a) if isinstance(a, Exception) else a for a in call) for call in outcome.calls
     ]
@@ -172,7 +173,7 @@ class MemoryEnd(StringTransport):
 
     def loseWriteConnection(self) -> None:  # noqa: N802 Twisted's name
         """
-        Send nothing more; the peer hears of it when it has all that was sent before.
+        Send nothing more; the peer hears of it when it has everything that was sent before.
         """
         self._write_ended = True
 
@@ -182,7 +183,7 @@ class MemoryEnd(StringTransport):
 
     def step(self, size: int | None) -> bool:
         """
-        Do the next thing that this end has to do; tell whether there was one.
+        Do the next thing that this end has to do; return whether there was one.
         """
         waiting = self._waiting()
         if self.lost:
@@ -223,11 +224,11 @@ class MemoryEnd(StringTransport):
 
 class MemoryLink:
     """
-    Two protocols, connected in memory. Nothing moves but in `flush`.
+    Two protocols, connected in memory. Nothing moves except in `flush`.
 
     Args:
         client, server: protocols without a transport; both are connected at once.
-        size: bytes that arrive at once, at most; None for all that there are.
+        size: bytes that arrive at once, at most; None for no limit.
     """
 
     def __init__(
@@ -245,7 +246,7 @@ class MemoryLink:
 
     def flush(self) -> None:
         """
-        Let everything arrive, and what that makes both ends send and do, until nothing moves.
+        Deliver everything, and do what follows from it at both ends, until nothing moves.
         """
         while self.client.step(self.size) | self.server.step(self.size):
             pass

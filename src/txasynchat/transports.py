@@ -1,8 +1,8 @@
 """
 What is known of Twisted's own transports beyond their interfaces, in one place.
 
-Everything here has an answer for a transport it does not know: that one is used through `ITransport`
-alone, a little slower.
+Everything here has an answer for an unknown transport, which is used through `ITransport` alone, a
+little slower.
 """
 
 from __future__ import annotations
@@ -14,9 +14,7 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from twisted.application._client_service import _ReconnectingProtocolProxy
 from twisted.internet import address
-from twisted.internet.abstract import FileDescriptor
 from twisted.internet.endpoints import _WrappingProtocol
 from twisted.internet.error import ConnectionAborted
 from twisted.internet.interfaces import IHalfCloseableProtocol, IHandshakeListener
@@ -32,6 +30,15 @@ from zope.interface import alsoProvides, implementer
 from txasynchat import pipes
 from txasynchat.delivery import unacknowledged
 from txasynchat.log import Throttle
+from txasynchat.pipes import (
+    innermost,
+    layers,
+    reactor_of,
+    read_what_is_there,
+    tell_of_ends,
+    waits_for_exit,
+    writing_end,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,7 +48,6 @@ if TYPE_CHECKING:
 __all__ = [
     "abort",
     "accept_fewer",
-    "beneath_service",
     "can_half_close",
     "closes_by_itself",
     "has_room",
@@ -74,14 +80,14 @@ __all__ = [
 
 def immediate_sender(transport: Any) -> Callable[[Any, bytes], bytes] | None:
     """
-    Find a function that hands bytes to the operating system at once; None: there is none.
+    Return a function that hands bytes to the operating system at once, or None if there is none.
 
-    ``transport.write`` asks the reactor to tell when the descriptor is writable, and sends in its
-    next turn: two system calls and a turn, which cost more than the sending.
+    ``transport.write`` waits until the reactor finds the descriptor writable, and sends in its next
+    iteration: two system calls and an iteration, which cost more than the sending.
 
-    The function takes the transport and the bytes. It does nothing if anything waits before them,
-    and returns what the operating system did not take, for ``transport.write``. If the connection
-    is lost that is everything, and the reactor will meet the loss, and report it, by itself.
+    The function takes the transport and the bytes, and returns what the operating system did not take,
+    for ``transport.write``. That is everything if other bytes wait before them, or if the connection is
+    lost, which the reactor will notice and report by itself.
     """
     if isinstance(transport, TLSMemoryBIOProtocol):
         return getattr(type(transport), "send_now", None)
@@ -92,11 +98,11 @@ def immediate_sender(transport: Any) -> Callable[[Any, bytes], bytes] | None:
 
 def has_room(connection: Connection) -> bool:
     """
-    Return whether the next bytes may go to the operating system at once: none wait before them, and the
-    sending was not ended.
+    Return whether the next bytes may go to the operating system at once, because none wait before them
+    and the sending was not ended.
 
     Args:
-        connection: one that `immediate_sender` found a function for.
+        connection: one that `immediate_sender` has a function for.
     """
     return not (
         connection.dataBuffer
@@ -118,37 +124,15 @@ def _send(transport: Any, data: bytes) -> bytes:
 
 
 def _send_after_descriptors(transport: Any, data: bytes) -> bytes:
-    # Descriptors that were queued go out with the next byte, which Twisted then has to send.
+    # Queued descriptors go out with the next byte, which Twisted then has to send.
     return data if transport._sendmsgQueue else _send(transport, data)
-
-
-def _layers(transport: Any) -> list[Any]:
-    """
-    List *transport* and what it is wrapped around, outermost first.
-    """
-    if isinstance(transport, FileDescriptor):
-        return [transport]  # at once: most are, and are asked for several times
-    layers = []
-    while transport is not None and transport not in layers:
-        layers.append(transport)
-        names = vars(transport) if hasattr(transport, "__dict__") else {}
-        # The second is the name that Twisted's endpoint for processes has for it.
-        transport = names.get("transport") or names.get("_process")
-    return layers
-
-
-def innermost(transport: Any) -> Any:
-    """
-    Return the transport that *transport* is, or is wrapped around at last.
-    """
-    return transport if isinstance(transport, FileDescriptor) else _layers(transport)[-1]
 
 
 def unsent_bytes(transport: Any) -> int | None:
     """
-    Count the bytes that the transports hold and the operating system has not taken; None: unknown.
+    Count the bytes that transports hold and the operating system has not taken; None if unknown.
     """
-    end = pipes.writing_end(innermost(transport))
+    end = writing_end(transport)
     return None if end is None else _unsent_by(end)
 
 
@@ -167,10 +151,10 @@ def outstanding_bytes(transport: Any) -> tuple[int | None, int | None]:
 
 def has_unread_bytes(transport: Any) -> bool:
     """
-    Tell whether the operating system has received bytes that nobody has read.
+    Return whether the operating system has received bytes that nobody has read.
 
-    To close a socket in this state is to reset the connection, and that may destroy what was sent
-    last, on its way or in the peer's own buffer (RFC 2525, section 2.17).
+    Closing a socket in this state resets the connection, which may destroy what was sent last, in
+    flight or in the peer's own buffer (RFC 2525, section 2.17).
     """
     one = real_socket(transport)
     if one is None:
@@ -183,10 +167,10 @@ def has_unread_bytes(transport: Any) -> bool:
 
 def can_half_close(transport: Any) -> bool:
     """
-    Tell whether ``loseWriteConnection`` ends the sending, and leaves the connection to be read.
+    Return whether ``loseWriteConnection`` ends the sending, and leaves the connection readable.
 
-    TLS does not know that state, and passes the name on to the transport beneath it; some transports
-    in memory have the name and do nothing.
+    TLS has no such state, but passes the method of the transport beneath on; some transports in memory
+    have the method and do nothing.
     """
     return (
         real_socket(transport) is not None
@@ -197,16 +181,16 @@ def can_half_close(transport: Any) -> bool:
 
 def tls_layer(transport: Any) -> TLSMemoryBIOProtocol | None:
     """
-    Find the TLS that *transport* is, or is wrapped around.
+    Return the TLS that *transport* is, or is wrapped around; None without TLS.
 
     A TCP transport that was told to ``startTLS`` has it above itself, as its protocol.
     """
-    layers = _layers(transport)
-    for layer in layers:
+    found = layers(transport)
+    for layer in found:
         if isinstance(layer, TLSMemoryBIOProtocol):
             return layer
-    if getattr(layers[-1], "TLS", False):
-        above = getattr(layers[-1], "protocol", None)
+    if getattr(found[-1], "TLS", False):
+        above = getattr(found[-1], "protocol", None)
         if isinstance(above, TLSMemoryBIOProtocol):
             return above
     return None
@@ -214,11 +198,10 @@ def tls_layer(transport: Any) -> TLSMemoryBIOProtocol | None:
 
 def when_secure(transport: Any, listener: Any) -> bool:
     """
-    Tell whether *transport* is ready, there being no TLS or its handshake being done.
+    Return whether *transport* is ready, because there is no TLS or its handshake is done.
 
     Otherwise ``listener.handshakeCompleted()`` will be called. TLS calls it on the protocol right
-    above itself, if that provides `IHandshakeListener`; where that is a policy's wrapper, it is made
-    to pass the call on.
+    above itself, if that provides `IHandshakeListener`; a policy's wrapper is made to pass it on.
     """
     tls = tls_layer(transport)
     if tls is None or tls._handshakeDone:
@@ -230,16 +213,16 @@ def when_secure(transport: Any, listener: Any) -> bool:
 
 def when_introduced(transport: Any, then: Callable[[], None]) -> bool:
     """
-    Return whether it is known who the peer is: no proxy has still to tell.
+    Return whether the peer's address is known, because no proxy still has to send it.
 
-    Behind an endpoint ``haproxy:`` the first bytes say whose connection the proxy passes on. Otherwise
-    *then* is called when they have come, before anything behind them is delivered.
+    Behind a ``haproxy:`` endpoint the first bytes say whose connection the proxy passes on. While they
+    are missing this is False; *then* is called when they have come, before what follows is delivered.
     """
-    # Nobody who has no such endpoint needs the module.
+    # Only programs with such an endpoint load the module.
     haproxy = sys.modules.get("twisted.protocols.haproxy._wrapper")
     if haproxy is None or not isinstance(transport, ProtocolWrapper):
         return True
-    for layer in _layers(transport):
+    for layer in layers(transport):
         if isinstance(layer, haproxy.HAProxyProtocolWrapper) and layer._proxyInfo is None:
             layer.dataReceived = partial(_introduce, layer, then)
             return False
@@ -248,7 +231,7 @@ def when_introduced(transport: Any, then: Callable[[], None]) -> bool:
 
 def _introduce(layer: Any, then: Callable[[], None], data: bytes) -> None:
     """
-    Pass bytes on to a proxied connection that does not know its peer yet.
+    Pass bytes on to a proxied connection whose peer is not known yet.
     """
     type(layer).dataReceived(layer, data)
     if layer._proxyInfo is not None and "dataReceived" in vars(layer):
@@ -258,11 +241,11 @@ def _introduce(layer: Any, then: Callable[[], None], data: bytes) -> None:
 
 def tell_of_half_close(transport: Any, listener: Any) -> None:
     """
-    See to it that *listener*, an `IHalfCloseableProtocol`, hears of the end of the peer's bytes.
+    Ensure that *listener*, an `IHalfCloseableProtocol`, hears of the end of the peer's bytes.
 
-    A socket, and our TLS, ask the protocol right above themselves. That may be a policy's wrapper,
-    which knows nothing of it, or the one of a client's endpoint, which claims to know one thing
-    only. Then the connection would be lost at once, with the answers on their way.
+    A socket, and our TLS, ask the protocol right above themselves. That may be a policy's wrapper or a
+    client endpoint's, which do not pass it on. Then the connection would be lost at once, with the
+    answers still in flight.
     """
     if getattr(transport, "protocol", None) is listener:
         return
@@ -279,32 +262,25 @@ def tell_of_half_close(transport: Any, listener: Any) -> None:
         _pass_on(above, listener, IHalfCloseableProtocol)
 
 
-def tell_of_ends(transport: Any, listener: Any) -> None:
-    """
-    See to it that *listener* hears when a process closes one of its two ends; see `pipes`.
-    """
-    pipes.tell_of_ends(_layers(transport)[-1], listener)
-
-
 def _pass_on(above: Any, listener: Any, interface: Any) -> None:
     """
     Make *above* provide *interface* by calling *listener*.
 
-    Its class decides whether it does already: a wrapper claims all that is below it.
+    Its class decides whether it already does, because a wrapper claims whatever is below it.
     """
     if above is listener or interface.implementedBy(type(above)):
         return
     for name in interface.names():
-        # Weakly, not to leave every such connection to the garbage collector.
+        # Weakly, or every such connection would be left to the garbage collector.
         setattr(above, name, pipes.call_weakly(getattr(listener, name)))
     alsoProvides(above, interface)
 
 
 def link_to(transport: Any, protocol: Any) -> tuple[Any, str] | None:
     """
-    Find what leads from *transport* to *protocol*: an object, and the attribute to be changed.
+    Find what leads from *transport* to *protocol*: an object, and the attribute to change.
 
-    Between a transport and a protocol that an endpoint connected, Twisted keeps one of its own.
+    Twisted keeps a protocol of its own between a transport and a protocol that an endpoint connected.
     """
     for attribute in ("protocol", "wrappedProtocol"):
         above, above_attribute = transport, attribute
@@ -317,9 +293,9 @@ def link_to(transport: Any, protocol: Any) -> tuple[Any, str] | None:
 
 def turn_away(transport: Any, protocol: Any, error: Exception) -> None:
     """
-    End the connection of *transport*, which *protocol* does not want, and hears no more of.
+    End the connection of *transport*, which *protocol* refuses, and hears no more of.
 
-    Where an endpoint made the connection, its caller is told *error*.
+    If an endpoint made the connection, its caller gets *error*.
     """
     link = link_to(transport, protocol)
     if link is not None:
@@ -335,9 +311,9 @@ def turn_away(transport: Any, protocol: Any, error: Exception) -> None:
 
 def accept_fewer(transport: Any, count: int) -> None:
     """
-    Let the port that accepted *transport* accept no more than *count* in the reactor's next turn.
+    Let the port that accepted *transport* accept at most *count* in the reactor's next iteration.
 
-    It begins with a hundred, and raises that as long as there are as many.
+    It begins with a hundred, and raises that while that many arrive.
     """
     port: Any = getattr(transport, "server", None)
     if getattr(port, "numberAccepts", 0) > count:
@@ -348,12 +324,12 @@ def was_accepted(transport: Any) -> bool:
     """
     Return whether a port accepted the connection of *transport*, as far as that is known.
     """
-    return getattr(_layers(transport)[-1], "server", None) is not None
+    return getattr(innermost(transport), "server", None) is not None
 
 
 def throttle_refusals(port: Any) -> None:
     """
-    Let a port log once a second that it cannot accept, with the number of connections.
+    Let a port log at most once a second that it cannot accept, with the number of connections.
 
     At the limit on descriptors Twisted writes a line for each connection that it has to refuse.
     """
@@ -365,7 +341,7 @@ def throttle_refusals(port: Any) -> None:
 @implementer(ILogObserver)
 class _Refusals:
     """
-    Passes on a port's log events; those that tell of refused connections are summed up.
+    Passes on a port's log events; those about refused connections are summed up.
     """
 
     def __init__(self, observer: ILogObserver) -> None:
@@ -376,12 +352,12 @@ class _Refusals:
     def __call__(self, event: LogEvent) -> None:
         text = str(event.get("log_format"))
         if text.startswith("EMFILE encountered"):
-            return  # each of them follows, and then the end
+            return  # an event for each connection follows, and then one for the end
         if text.startswith("EMFILE recovery"):
             self._refused += 1
             return
         if text.startswith("Could not accept"):
-            self._refused += 1  # it stays in the queue, and is tried again
+            self._refused += 1  # it stays in the backlog, and is tried again
         elif not text.startswith("Re-reserving EMFILE"):
             self._observer(event)
             return
@@ -400,17 +376,16 @@ class _Refusals:
 
 def closes_by_itself(transport: Any) -> bool:
     """
-    Return whether nothing but the reactor's next turn is needed for ``loseConnection`` to be done.
+    Return whether ``loseConnection`` needs only the reactor's next iteration.
 
-    A descriptor is closed when it is writable next. One that the operating system just filled to the
-    brim, for a peer that does not read, never is.
+    A descriptor is closed once it is writable. It never is if it was just filled up and the peer does
+    not read.
     """
-    bottom = innermost(transport)
-    end = pipes.writing_end(bottom)
+    end = writing_end(transport)
     if (
         end is None
         or _unsent_by(end)
-        or pipes.ends_with_process(bottom)
+        or waits_for_exit(transport)
         or tls_layer(transport) is not None
     ):
         return False
@@ -424,77 +399,40 @@ def closes_by_itself(transport: Any) -> bool:
     return bool(poller.poll(0))
 
 
-def waits_for_exit(transport: Any) -> bool:
-    """
-    Return whether the loss of the connection is only reported when a process exits.
-    """
-    return pipes.ends_with_process(_layers(transport)[-1])
-
-
 def lose(transport: Any, *, sent: bool) -> None:
     """
-    Let *transport* go when it has sent everything, if there was anything; see `pipes.let_go`.
+    Close *transport* when it has sent everything, if anything was *sent*; see `pipes.let_go`.
     """
     if (
         isinstance(transport, Connection)
         or tls_layer(transport) is not None
-        or not pipes.let_go(_layers(transport)[-1], sent=sent)
+        or not pipes.let_go(transport, sent=sent)
     ):
         transport.loseConnection()
 
 
 def abort(transport: Any) -> None:
     """
-    Close now, whatever kind of transport it is; what it has not sent is lost.
+    Close now, whatever kind of transport it is; what is not sent is lost.
     """
     abort_connection = getattr(transport, "abortConnection", None)
     if abort_connection is not None:
         abort_connection()
-    elif not pipes.end(_layers(transport)[-1], ConnectionAborted()):
+    elif not pipes.end(transport, ConnectionAborted()):
         transport.loseConnection()
-
-
-def writing_end(transport: Any) -> Any:
-    """
-    Return the descriptor that *transport* writes to, to be asked about with `writing_was_ended`.
-    """
-    return pipes.writing_end(_layers(transport)[-1])
 
 
 def writing_was_ended(transport: Any, end: Any) -> bool:
     """
-    Return whether this side ended the sending, and not the peer the receiving.
+    Return whether it was this side that ended the sending, rather than the peer the receiving.
 
     Args:
         transport: a transport that reports the loss of its writing half.
-        end: what `writing_end` said of it while it had that half.
+        end: what `writing_end` returned for it while it had that half.
     """
     if end is None:
         return hasattr(transport, "loseWriteConnection")
     return bool(end.disconnecting or end._writeDisconnecting)
-
-
-def read_what_is_there(transport: Any) -> None:
-    """
-    Deliver what has arrived already from a peer that hangs up.
-    """
-    pipes.read_what_is_there(_layers(transport)[-1])
-
-
-def reactor_of(transport: Any) -> Any:
-    """
-    Return the reactor that drives *transport*; None for one in memory.
-    """
-    return pipes.reactor_of(innermost(transport))
-
-
-def beneath_service(protocol: Any) -> Any:
-    """
-    Return the application's protocol where *protocol* is what `ClientService` puts in front of it.
-
-    That one must not hear of the end of a connection that it never had: it is not prepared for it.
-    """
-    return protocol._protocol if isinstance(protocol, _ReconnectingProtocolProxy) else protocol
 
 
 def peer_address(transport: Any) -> Any:
@@ -502,8 +440,8 @@ def peer_address(transport: Any) -> Any:
     Return the peer's address in the form that the `socket` module would give it.
 
     Returns:
-        (host, port) for TCP, a path, perhaps empty, for a Unix socket; for other transports, what
-        ``getPeer()`` says; None where it says nothing, as for a process or a serial port.
+        (host, port) for TCP; a path, perhaps empty, for a Unix socket; for other transports, what
+        ``getPeer()`` returns; None if it has no address, as for a process or a serial port.
     """
     return _as_socket_would(transport.getPeer)
 
@@ -517,7 +455,7 @@ def own_address(transport: Any) -> Any:
 
 def peer_name(transport: Any) -> Any:
     """
-    Return what to call the peer in the log. It never raises: the log is of other things.
+    Return what to call the peer in the log. It never raises.
     """
     try:
         bottom = innermost(transport)

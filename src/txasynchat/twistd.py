@@ -1,7 +1,7 @@
 """
 The command line: ``twistd asynchat``, and ``twist asynchat``.
 
-Every mistake in it ends the program with one line that says what to change (`CannotStart`).
+Every mistake ends the program with one line that says what to change (`CannotStart`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = ["LineEcho", "Options", "load_factory", "makeService"]
 
 ENDPOINT = "tcp:8007:interface=127.0.0.1"
 
-# One of them is overridden by an AsyncChat that takes messages.
+# An AsyncChat that takes messages overrides one of these.
 _HOOKS = ("message_received", "found_terminator", "collect_incoming_data", "dataReceived")
 _log = Logger()
 
@@ -57,7 +57,7 @@ In an endpoint a colon ends an argument; write \\: for one inside.
 
 class LineEcho(AsyncChat):
     """
-    What is served unless a handler is named: each line comes back.
+    The default handler: sends each line back.
     """
 
     terminator = (b"\n", b"\r\n")
@@ -65,18 +65,18 @@ class LineEcho(AsyncChat):
     @override
     def message_received(self, message: bytes) -> None:
         """
-        Send the line back, ended as it was.
+        Send the line back with its own terminator.
         """
         self.push(message + (self.matched_terminator or b""))
 
 
-#: As the setting, and 0 for None.
+#: Like `max_message_length`, with 0 for None.
 _LENGTHS = Range(0, whole=True)
 
 
 class Options(usage.Options):
     """
-    What follows ``twistd asynchat``.
+    The options of ``twistd asynchat``.
     """
 
     synopsis = "[--handler MODULE:NAME] [--listen ENDPOINT]..."
@@ -92,14 +92,14 @@ class Options(usage.Options):
 
     def opt_handler(self, name: str) -> None:
         """
-        MODULE:NAME of what serves a connection: a class of a module that can be imported (from the
-        current directory too), or a factory. [default: line echo]
+        MODULE:NAME of what serves a connection: a class or a factory, in a module that can be imported
+        (from the current directory too). [default: line echo]
         """
         self["handler"] = name
 
     def opt_listen(self, endpoint: str) -> None:
         """
-        Where to listen: a Twisted endpoint, as tcp:, unix:, secure:, systemd:. May be repeated.
+        Where to listen: a Twisted endpoint, such as tcp:, unix:, secure:, systemd:. May be repeated.
         [default: tcp:8007:interface=127.0.0.1]
         """
         self["listen"].append(endpoint)
@@ -119,17 +119,17 @@ class Options(usage.Options):
     @override
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
         """
-        Parse; a mistake is told in a line, not below a page of help.
+        Parse; report a mistake in one line, not below a page of help.
         """
         try:
             super().parseOptions(options)  # type: ignore[no-untyped-call] # Twisted's, untyped
         except usage.UsageError as error:
-            raise CannotStart(f"{error} (--help tells what there is)") from None
+            raise CannotStart(f"{error} (--help lists the options)") from None
 
     @override
     def getUsage(self, width: int | None = None) -> str:
         """
-        Add the examples, which the wrapping of paragraphs would spoil.
+        Add the examples, which must not be wrapped like paragraphs.
         """
         return f"{super().getUsage(width)}{EXAMPLES}"
 
@@ -139,11 +139,11 @@ def makeService(options: Options) -> Program:  # noqa: N802 - ServiceMaker looks
     Make the service that ``twistd`` or ``twist`` runs, on its reactor.
 
     Raises:
-        CannotStart: an option cannot be followed.
+        CannotStart: an option has a value that cannot be used.
     """
-    from twisted.internet import reactor  # noqa: PLC0415 - chosen by now
+    from twisted.internet import reactor  # noqa: PLC0415 - installed by now
 
-    # Only twistd has this option, and goes into the background without it.
+    # Only twistd has this option, and daemonizes without it.
     parent: Any = options.parent or {}
     detached = not parent.get("nodaemon", True)
     stop_timeout = options["stop-timeout"]
@@ -162,12 +162,12 @@ def load_factory(name: str | None, *, max_message_length: int | None = None) -> 
     """
     Import a handler and make the factory that serves it.
 
-    ``asyncore`` and ``asynchat`` are put in place first, for modules that import them.
+    ``asyncore`` and ``asynchat`` are installed first, for modules that import them.
 
     Args:
-        name: ``module:name``; None for line echo. What it names is a class of handlers
-            (`AsyncChat`, any Twisted protocol, a legacy ``async_chat`` or ``dispatcher``), a
-            factory, or something that returns a factory when called.
+        name: ``module:name`` of a handler class (`AsyncChat`, any Twisted protocol, a legacy
+            ``async_chat`` or ``dispatcher``), of a factory, or of something that returns a factory when
+            called; None for line echo.
         max_message_length: in bytes; 0 for no limit, None for the handler's own.
 
     Raises:
@@ -181,7 +181,7 @@ def load_factory(name: str | None, *, max_message_length: int | None = None) -> 
         factory = _serve(ChatFactory, found, name)
         if is_native:
             answer = hears(found, AsyncChat, _HOOKS)
-            # One that only sends, and asks for no messages, is as it should be.
+            # A handler without a terminator that only sends is as it should be.
             if answer is not Hears.NO or found.terminator:
                 _check_takes_data(answer, name, _HOOKS)
         if max_message_length is not None:
@@ -196,14 +196,14 @@ def load_factory(name: str | None, *, max_message_length: int | None = None) -> 
         if IProtocolFactory.providedBy(made):
             return made
     raise CannotStart(
-        f"{name} is {found!r}: neither a handler class (AsyncChat, a Twisted protocol, a legacy "
+        f"{name} is {found!r}, neither a handler class (AsyncChat, a Twisted protocol, a legacy "
         "async_chat) nor a factory"
     )
 
 
 def _serve(make: Callable[[Any], Any], handler: Any, name: str | None) -> Any:
     """
-    Make a factory, or say how one is made that knows what the handler's constructor wants.
+    Make a factory; a `CannotStart` with the factory to write if the constructor wants arguments.
     """
     try:
         return make(handler)
@@ -237,25 +237,22 @@ def _serve_legacy(handler: type, name: str) -> Any:
 
 def _check_takes_data(answer: Hears, name: str | None, hooks: Sequence[str]) -> None:
     """
-    End the program where a handler can do nothing; warn where it cannot be talked to.
+    End the program if a handler does nothing; warn if it only ignores what it is sent.
     """
     either = " nor ".join(hooks[:2])
     what = f"{name} overrides {'neither' if 'nor' in either else 'no'} {either}"
     if answer is Hears.USELESS:
-        raise CannotStart(f"{what}, and does nothing with what it is sent; give it such a method")
+        raise CannotStart(f"{what}, and does nothing else either; give it such a method")
     if answer is Hears.NO:
-        _log.warn("txasynchat: {what}: it cannot take what it is sent", what=what)
+        _log.warn("txasynchat: {what}, so it ignores what it is sent", what=what)
 
 
 def _call(function: Callable[[], Any], name: str) -> Any:
-    """
-    Call what may return a factory.
-    """
     want = wanted(function, (), {})
     if want is not None:
         short = name.partition(":")[2]
         raise CannotStart(
-            f"{name} wants {want}, and --handler calls a function with nothing, for a "
+            f"{name} wants {want}, but --handler calls a function without arguments, to get a "
             f"factory; if it makes legacy handlers, write factory = LegacyFactory(build={short})"
         )
     try:
@@ -274,7 +271,7 @@ def _import(name: str) -> Any:
     module_name, _, path = name.partition(":")
     if not module_name or not path:
         raise CannotStart(f"--handler {name!r}: write it as package.module:Class")
-    # twistd is a script in a folder of its own, and Python looks in that folder.
+    # Python searches the folder of the twistd script, and not the current one.
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
@@ -295,7 +292,7 @@ def _import(name: str) -> Any:
 
 def _what_and_where(error: Exception) -> str:
     """
-    Put an exception into one line, with the place in the user's file that raised it.
+    Return an exception in one line, with the place in the user's file that raised it.
     """
     notes = sum(str(note).count("\n") + 1 for note in getattr(error, "__notes__", ()))
     what = " ".join(traceback.format_exception_only(error)[-1 - notes].split())

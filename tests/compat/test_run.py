@@ -225,7 +225,7 @@ def test_a_terminal_is_not_read_for_a_program(tmp_path):
         os.close(ours)
         os.close(theirs)
     assert done.returncode == 2
-    assert done.stderr.startswith("txasynchat run -: standard input is no file or pipe")
+    assert done.stderr.startswith("txasynchat run -: standard input is not a file or pipe")
     assert done.stderr.count("\n") == 1
 
 

@@ -337,7 +337,7 @@ def test_overflow_set_in_the_hook_decides_for_that_message():
 def test_a_limit_that_makes_no_sense_is_refused_where_it_is_set(wrong):
     chat = connect(Lines())
     with pytest.raises(
-        (TypeError, ValueError), match=r"Lines.max_message_length is a whole number"
+        (TypeError, ValueError), match=r"Lines.max_message_length must be a whole number"
     ):
         chat.max_message_length = wrong
     assert chat.max_message_length == 16_384

@@ -9,7 +9,7 @@ from twisted.internet.testing import StringTransport
 from typing_extensions import override
 
 from txasynchat.errors import ProducerError
-from txasynchat.protocol.outbox import Level, Outbox, Phase
+from txasynchat.protocol.outbox import Outbox, Phase
 
 
 class Owner(SimpleNamespace):
@@ -18,8 +18,7 @@ class Owner(SimpleNamespace):
     def __init__(self, transport, **settings):
         super().__init__(
             transport=transport,
-            **{"ac_out_buffer_size": 10, "high_water": 20, "low_water": 5, "max_unsent": 40}
-            | settings,
+            **{"ac_out_buffer_size": 10, "max_unsent": 40} | settings,
         )
 
     def stopProducing(self):  # noqa: N802 Twisted's name
@@ -92,23 +91,6 @@ def test_what_stands_before_a_producer_that_fails_is_written():
         outbox.flush(owner)
     assert owner.transport.value() == b"12"
     assert not outbox.flushing
-
-
-@pytest.mark.parametrize(
-    ("size", "level"),
-    [
-        (5, Level.LOW),
-        (6, Level.BETWEEN),
-        (20, Level.BETWEEN),
-        (21, Level.HIGH),
-        (40, Level.HIGH),
-        (41, Level.EXCESSIVE),
-    ],
-)
-def test_the_level_is_told_by_the_owners_marks(size, level):
-    outbox = Outbox()
-    outbox.push(bytes(size))
-    assert outbox.level(Owner(None)) is level
 
 
 def test_a_request_to_close_outlives_what_is_dropped():

@@ -197,6 +197,35 @@ class TestBackPressure:
         assert chat.messages[-1] == b"d"
         assert transport.value() == b"a" * 100 + b"b" * 1_000 + b"c" * 100 + b"d" * 100
 
+    @pytest.mark.parametrize(
+        ("size", "reads", "aborted"),
+        [(20, True, False), (21, False, False), (40, False, False), (41, False, True)],
+    )
+    def test_the_limits_on_what_waits_may_be_reached_but_not_exceeded(self, size, reads, aborted):
+        chat = Chat()
+        chat.high_water, chat.low_water, chat.max_unsent = 20, 5, 40
+        transport = connected(chat)
+        transport.room = 1
+        chat.push(b"full")
+        chat.push(bytes(size - 1))
+        chat.push(b"x")
+        assert transport.aborted is aborted
+        if not aborted:
+            assert transport.reads is reads
+
+    @pytest.mark.parametrize(("taken", "reads"), [(15, False), (16, True)])
+    def test_reading_goes_on_at_low_water_and_not_above(self, taken, reads):
+        chat = Chat()
+        chat.high_water, chat.low_water, chat.ac_out_buffer_size = 20, 5, taken
+        transport = connected(chat)
+        transport.room = 1
+        chat.push(b"full")
+        chat.push(bytes(21))
+        assert not transport.reads
+        transport.make_room(1)
+        assert chat.unsent == 21 - taken
+        assert transport.reads is reads
+
     def test_a_small_high_water_holds_within_one_chunk(self):
         """Looked at before ac_out_buffer_size bytes have come together."""
         chat = Chat(lambda chat, message: chat.push(b"x" * 10_000))
@@ -251,7 +280,9 @@ class TestBackPressure:
                 lambda: chat.push_with_producer(bytes(limit + 1)),
                 lambda: chat.write(bytes(limit + 1)),
             ):
-                with pytest.raises(ValueError, match=rf"\d+ bytes at once .* max_unsent, {limit};"):
+                with pytest.raises(
+                    ValueError, match=rf"\d+ bytes in one push exceed max_unsent, {limit};"
+                ):
                     call()
             assert chat.unsent <= 1
             chat.push(b"2" * (limit - 1))

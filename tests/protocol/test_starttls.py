@@ -407,11 +407,11 @@ class Servers(unittest.TestCase):
         # Through TLS the call raises, and nothing catches it: the connection ends.
         answer = await in_thread(run)
         self.assertEqual(answer, (b"go\n", b""))
-        self.assertEqual(raised, ["TLS was started already"])
+        self.assertEqual(raised, ["TLS was already started"])
         handler = await self.finished(server)
         self.assertIsNone(handler.close_reason)
         (logged,) = self.flushLoggedErrors(RuntimeError)
-        self.assertIn("speaks TLS already", str(logged.value))
+        self.assertIn("already speaks TLS", str(logged.value))
 
     async def test_on_a_connection_that_began_with_tls_it_is_an_error(self):
         server = await Server(self, server_options()).listen()

@@ -1,5 +1,5 @@
 """
-`Hooks`: what an application sets and overrides on its `AsyncChat`, and what is done where it does not.
+`Hooks`: what an application sets and overrides on its `AsyncChat`, and the defaults.
 """
 
 from __future__ import annotations
@@ -27,32 +27,32 @@ class Hooks:
     The part of `AsyncChat` that is the application's. Not to be used by itself.
     """
 
-    # -- settings: class attributes, or instance attributes set before the connection is made. They are
-    # checked there: see `txasynchat.ranges`.
+    # -- settings: class attributes, or instance attributes set before the connection is made, when
+    # they are checked: see `txasynchat.ranges`.
 
     #: The longest message, in bytes without its terminator; None for no limit. See `Framer`.
     #: May be changed at any moment, and holds from the next byte on.
-    max_message_length: int | None = settings.setting(16_384, "_framer", "limit")
-    #: What follows when a message is longer, after `message_too_long`. May be changed at any moment,
-    #: in that hook too; a message of which it was decided already stays as it is.
-    overflow: Overflow = settings.setting(Overflow.CLOSE, "_framer", "overflow")
+    max_message_length: int | None = settings.setting(16_384, "limit")
+    #: What becomes of a longer message, after `message_too_long`. May be changed at any moment, in that
+    #: hook too; it does not change what was already decided about a message.
+    overflow: Overflow = settings.setting(Overflow.CLOSE, "overflow")
     #: Bytes waiting to be sent above which delivery and reading stop; None for never.
     high_water: int | None = 65_536
-    #: Bytes waiting to be sent at which they go on.
+    #: Bytes waiting to be sent at or below which they go on.
     low_water: int = 16_384
     #: Bytes waiting to be sent above which the connection is aborted; None for no limit. A single
     #: `push` of more is a ValueError.
     max_unsent: int | None = 8 << 20
     #: Seconds, while closing, in which the peer must take something, or the connection is aborted;
-    #: None: wait.
+    #: None for no limit.
     close_timeout: float | None = 10.0
     #: Bytes asked of a producer, or written, at once.
     ac_out_buffer_size: int = 65_536
-    #: Where the time for `close_timeout` comes from; None for the transport's own reactor.
+    #: The clock for `close_timeout`; None for the transport's own reactor.
     clock: IReactorTime | None = None
 
     _log = Logger()
-    #: Set in the namespace of each class that had a connection: what its connections begin with.
+    #: Set on each class that had a connection: what its connections begin with.
     _begins_with: ClassVar[tuple[Any, ...]]
     #: `max_message_length` or `overflow` is a property of a subclass.
     _computes: ClassVar[bool] = False
@@ -65,7 +65,7 @@ class Hooks:
         Make the framer that a connection begins with.
         """
         terminator, limit, overflow = cls._begins_with
-        if cls._computes:  # asked when the connection is made
+        if cls._computes:  # read when the connection is made
             limit = Hooks.max_message_length if isinstance(limit, property) else limit
             overflow = Hooks.overflow if isinstance(overflow, property) else overflow
         return Framer(
@@ -80,7 +80,7 @@ class Hooks:
 
     def handle_connect(self) -> None:
         """
-        The connection is open: both ways, and after the TLS handshake where there is one.
+        The connection is open in both directions, its TLS handshake done where there is one.
 
         What is pushed here, or was pushed before, is sent in one write when this returns.
         """
@@ -89,14 +89,15 @@ class Hooks:
         """
         A TLS handshake is done, before `handle_connect` or, after `start_tls`, in mid-connection.
 
-        Nothing that came in the clear is left to be delivered, and what `_collect_incoming_data` had
-        is dropped. After `start_tls`, forget here what else the peer said in the clear (RFC 3207,
-        section 4.2): somebody else may have said it. To refuse the peer, `close` or `abort`.
+        Nothing that came in the clear is still to be delivered, and what `_collect_incoming_data` had
+        collected is dropped. After `start_tls`, forget here what else the peer said in the clear
+        (RFC 3207, section 4.2): somebody else may have said it. To refuse the peer, call `close` or
+        `abort`.
         """
 
     def message_received(self, message: bytes) -> None:
         """
-        A whole message came, without its terminator; it may be empty.
+        A whole message arrived, without its terminator; it may be empty.
 
         Not called where `found_terminator` is overridden.
         """
@@ -106,7 +107,7 @@ class Hooks:
 
     def collect_incoming_data(self, data: bytes) -> None:
         """
-        A piece of the current message came; it is never empty. By default it is collected.
+        A piece of the current message arrived; it is never empty. By default it is collected.
 
         Stdlib: asynchat.async_chat.collect_incoming_data.
         """
@@ -116,7 +117,7 @@ class Hooks:
         """
         The current message is complete. By default it goes to `message_received`.
 
-        A terminator that was a number of bytes is 0 by now, which collects without end.
+        A terminator that was a number of bytes is 0 by then, which collects without end.
 
         Stdlib: asynchat.async_chat.found_terminator.
         """
@@ -127,25 +128,26 @@ class Hooks:
 
     def message_too_long(self, error: MessageTooLong) -> None:
         """
-        A message broke `max_message_length`; `overflow` says what follows when this returns.
+        A message broke `max_message_length`; `overflow` says what happens when this returns.
 
-        Called once for each such message, with the connection still open: a last word may be
+        Called once for each such message, with the connection still open, so a last reply may be
         pushed. A terminator set here holds for what comes after the message.
         """
 
     def handle_error(self) -> None:
         """
-        A handler, or a producer, raised: ``sys.exc_info()`` has the exception.
+        A handler or a producer raised: ``sys.exc_info()`` has the exception.
 
-        It is logged already, and the connection closes when this returns, after what was pushed
-        before, or here, is sent.
+        It is already logged. When this returns the connection closes, once everything that was pushed,
+        here too, is sent.
         """
 
     def handle_close(self) -> None:
         """
         The connection has ended, though not by `close` or `abort`. Called once; `state` is CLOSED.
 
-        Stdlib: asyncore.dispatcher.handle_close, which had to close the channel; here it is closed.
+        Stdlib: asyncore.dispatcher.handle_close, which had to close the channel; here it is already
+        closed.
         """
 
     def handle_end(self, reason: ChatError | None) -> None:
@@ -153,8 +155,8 @@ class Hooks:
         The connection has ended, whatever ended it: the place to leave a registry.
 
         Called exactly once for each connection that was made, after `handle_close` where that is
-        called: after `close` and `abort` too, when ``connectionMade`` or `handle_connect` raised, and
-        when the TLS handshake failed, so that `handle_connect` was never called.
+        called. That includes connections that ended by `close` or `abort`, whose ``connectionMade`` or
+        `handle_connect` raised, or whose TLS handshake failed before `handle_connect`.
 
         Args:
             reason: the `close_reason`.
@@ -162,10 +164,9 @@ class Hooks:
 
     def hook_returned(self, result: object) -> None:
         """
-        Called when a hook returned something: warn, once for each class, if nobody waits for it.
+        A hook returned something: warn, once for each class, if it would have to be awaited.
         """
-        if reports.is_unawaited(type(self), result):
-            reports.unawaited_result(self._log, type(self), result)
+        reports.unawaited_result(self._log, type(self), result)
 
     # -- asynchat: the collected pieces
 

@@ -1,12 +1,11 @@
 """
-`Inbox`: what arrived for a handler and is not delivered yet, and why it is not.
+`Inbox`: what arrived for a handler and is not delivered yet, and why.
 
 Delivery is held for reasons that come and go independently: the application paused it, too much output
-waits, TLS is about to begin, or the connection is not open. Reading from the transport follows the
-first two: it is switched once, after the handlers have run, and only if it has to change.
+waits, TLS is about to begin, or the connection is not open. The first two stop reading from the
+transport as well. Reading is switched once, after the handlers have run, and only if it has to change.
 
-While handlers run nothing is delivered a second time: what arrives meanwhile is kept here, and the
-running delivery picks it up.
+What arrives while handlers run is kept here, and the delivery that is going on picks it up.
 
 Knows nothing of output, nor of how a connection ends.
 """
@@ -26,11 +25,11 @@ class Inbox:
     The input of one connection, on its way from the transport to a `Framer`.
 
     Attributes:
-        framer: cuts the messages; it is paused while anything of the following is true.
+        framer: cuts the messages; it is paused while any of the next four is true.
         paused: the application called `AsyncChat.pause`.
         choked: too much output waits.
         suspended: TLS is about to begin.
-        shut: the connection is not open: not yet, or no more.
+        shut: the connection is not open yet, or not any more.
         peer_finished: the peer will send no more.
         discarded: something was thrown away.
         kept: what arrived while handlers were running; None for nothing.
@@ -61,14 +60,14 @@ class Inbox:
     @property
     def held(self) -> bool:
         """
-        Nothing is delivered; that TLS is about to begin does not count.
+        Delivery is held by anything but TLS that is about to begin.
         """
         return self.paused or self.choked or self.shut
 
     @property
     def idle(self) -> bool:
         """
-        Delivery is not held, and no message has begun that can still end.
+        Delivery is not held, and no message that can still end has begun.
         """
         return not self.held and (self.peer_finished or not self.framer.in_message)
 
@@ -93,7 +92,7 @@ class Inbox:
     @property
     def undelivered(self) -> bytes:
         """
-        What arrived and was not delivered.
+        What arrived and is not delivered.
         """
         return b"".join((self.framer.buffer, *(self.kept or ())))
 
@@ -104,26 +103,25 @@ class Inbox:
         self.framer.clear()
         self.kept = None
 
-    # -- stop and go
+    # -- holding delivery
 
     def open(self) -> None:
         """
         The connection is open.
         """
         self.shut = False
-        if not (self.paused or self.choked):
-            self.framer.resume()
+        self.release()
 
     def suspend(self) -> None:
         """
-        TLS is about to begin: deliver nothing in the clear any more.
+        TLS is about to begin: deliver nothing more in the clear.
         """
         self.suspended = True
         self.framer.pause()
 
     def take_undelivered(self) -> bytes:
         """
-        TLS begins: return what is `undelivered`, and forget it. What comes next was decrypted.
+        TLS begins: return what is `undelivered`, and forget it. What comes next is decrypted.
         """
         data = self.undelivered
         self.clear()
@@ -133,7 +131,7 @@ class Inbox:
 
     def release(self) -> bool:
         """
-        Let the framer go on if nothing is in its way; return whether that is so.
+        Let the framer go on unless delivery is held; return whether it goes on.
         """
         if self.held or self.suspended:
             return False
@@ -142,14 +140,14 @@ class Inbox:
 
     def close(self) -> None:
         """
-        Deliver nothing any more.
+        Deliver nothing more.
         """
         self.shut = True
         self.framer.close()
 
     def discard(self) -> None:
         """
-        Deliver nothing any more, and remember whether that threw something away.
+        Deliver nothing more, and remember whether that threw something away.
         """
         if self.framer.in_message or self.undelivered:
             self.discarded = True
@@ -160,9 +158,9 @@ class Inbox:
 
     def set_reading(self, transport: Any) -> None:
         """
-        Tell the transport to read, or not, if that is news to it.
+        Tell the transport to read or to stop, if that is a change.
         """
-        # What comes after close() is read, and dropped.
+        # What arrives after close() is read, and dropped.
         reading = self.shut or not (self.paused or self.choked)
         if reading is self.reading or self.peer_finished:
             return
@@ -173,7 +171,7 @@ class Inbox:
 
     def read_on(self, transport: Any) -> None:
         """
-        Have *transport* read, whatever delivery is held for: TLS is about to be put on it.
+        Have *transport* read, whatever holds delivery, because TLS is about to be put on it.
         """
         if not self.reading:
             self.reading = True

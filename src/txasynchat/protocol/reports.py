@@ -1,8 +1,8 @@
 """
-What a connection of `AsyncChat` says in the log, and how often.
+What an `AsyncChat` writes to the log, and how often.
 
-A peer's mistakes are logged without any of the peer's data, each kind at most once a second, because a
-peer can repeat them, and scanners do. What is wrong with a handler class is logged once for the class.
+A peer's mistakes are logged without the peer's data, each kind at most once a second, because a peer
+can repeat them, and scanners do. A mistake in a handler class is logged once for the class.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "handler_raised",
-    "is_unawaited",
     "no_terminator",
     "peer_erred",
     "peer_errors",
@@ -37,14 +36,14 @@ __all__ = [
     "unawaited_result",
 ]
 
-#: Counts what peers do wrong.
+#: Throttles peers' mistakes.
 peer_errors = Throttle(1.0)
 
-# Classes that were warned of these.
+# Classes that these warnings were logged for.
 _without_terminator: WeakSet[type] = WeakSet()
 _unawaited: WeakSet[type] = WeakSet()
 
-# What may be overridden, and is not waited for.
+# Hooks that may be overridden, and whose results nobody waits for.
 _HOOKS = (
     "connectionMade",
     "handle_connect",
@@ -61,9 +60,6 @@ _HOOKS = (
 
 
 def _about(chat: Any) -> dict[str, Any]:
-    """
-    Say in a log event whose connection it is about.
-    """
     transport = chat.transport
     return {
         "peer": None if transport is None else transports.peer_name(transport),
@@ -73,13 +69,13 @@ def _about(chat: Any) -> dict[str, Any]:
 
 def peer_erred(events: Logger, chat: Any, error: PeerError) -> None:
     """
-    Log a peer's mistake: what it is and its numbers, none of its data.
+    Log a peer's mistake with its numbers, but none of its data.
     """
     kind = type(error).__name__
     suppressed = peer_errors.suppressed(kind)
     if suppressed is None:
         return
-    # What a scanner does, or a peer that just goes, is no reason to look.
+    # Scanners, and peers that just leave, need nobody's attention.
     report = events.info if isinstance(error, TLSError) else events.warn
     report(
         "{peer}: {error}{before}",
@@ -103,7 +99,7 @@ def handler_raised(events: Logger, chat: Any, what: str = "{peer}: {handler} rai
 
 def stopped_producers_raised(events: Logger, chat: Any, errors: Iterable[Exception]) -> None:
     """
-    Log what producers raised when they were told that they are not needed.
+    Log what producers raised when they were stopped.
     """
     for error in errors:
         try:
@@ -115,7 +111,7 @@ def stopped_producers_raised(events: Logger, chat: Any, errors: Iterable[Excepti
 
 def no_terminator(events: Logger, chat: Any) -> None:
     """
-    Warn, once for each class, that ``message_received`` waits for a message that never ends.
+    Warn, once for each class, that without a terminator ``message_received`` is never called.
     """
     cls = type(chat)
     if cls in _without_terminator:
@@ -125,31 +121,25 @@ def no_terminator(events: Logger, chat: Any) -> None:
         "{handler} has message_received and no terminator, so that no message ever ends: set "
         "terminator in the class, or by set_terminator in handle_connect{hint}",
         handler=cls.__qualname__,
-        hint=" (delimiter is a name of LineReceiver's)" if hasattr(chat, "delimiter") else "",
+        hint=" (delimiter is LineReceiver's name for it)" if hasattr(chat, "delimiter") else "",
     )
 
 
 def unawaited_hooks(events: Logger, cls: type) -> None:
     """
-    Warn of hooks of *cls* whose result somebody would have to wait for.
+    Warn of hooks of *cls* whose results would have to be awaited.
     """
     for hook, why in unawaited(cls, _HOOKS):
         _unawaited.add(cls)
         events.warn("{handler}.{hook} {why}", handler=cls.__qualname__, hook=hook, why=why)
 
 
-def is_unawaited(cls: type, result: object) -> bool:
-    """
-    Return whether somebody would have to wait for *result* of a hook of *cls*, of which nobody was
-    warned yet.
-    """
-    return cls not in _unawaited and (isinstance(result, Deferred) or inspect.isawaitable(result))
-
-
 def unawaited_result(events: Logger, cls: type, result: object) -> None:
     """
-    Warn of what `is_unawaited` found, once for each class.
+    Warn, once for each class, if a hook of *cls* returned something that has to be awaited.
     """
+    if cls in _unawaited or not (isinstance(result, Deferred) or inspect.isawaitable(result)):
+        return
     _unawaited.add(cls)
     events.warn(
         "a hook of {handler} returned a {kind}, which nobody waits for: "

@@ -1,8 +1,8 @@
 """
-`Sending`: how an application, and Twisted's producers, give an `AsyncChat` what it sends.
+`Sending`: how applications, and Twisted's producers, give an `AsyncChat` what it sends.
 
-What is given goes into the `Outbox`. When it is written is for `AsyncChat` to say, which knows whether
-handlers are running that may give more.
+What they give goes into the `Outbox`. `AsyncChat` decides when it is written, because it knows whether
+handlers that may give more are running.
 """
 
 from __future__ import annotations
@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Any
 from txasynchat.errors import ProducerError
 from txasynchat.producers import Buffer
 from txasynchat.protocol import settings
-from txasynchat.protocol.outbox import Phase, refuse
+from txasynchat.protocol.hooks import Hooks
+from txasynchat.protocol.outbox import Phase
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from twisted.internet.interfaces import IPullProducer, IPushProducer
 
     from txasynchat.producers import Producer
@@ -23,31 +26,30 @@ if TYPE_CHECKING:
 __all__ = ["Sending"]
 
 
-class Sending:
+class Sending(Hooks):
     """
     The part of `AsyncChat` that takes what is to be sent. Not to be used by itself.
     """
 
-    #: Bytes pushed too late, which were dropped.
+    #: Bytes that were dropped, because they were pushed after the connection began to close.
     dropped: int = 0
 
-    max_unsent: int | None
-    ac_out_buffer_size: int
-    high_water: int | None
-    low_water: int
+    # The rest of `AsyncChat`, as far as it is used here.
     transport: Any
     _outbox: Outbox
-    #: Handlers are running.
     _delivering: bool
+    _pushed: Callable[[], None]
+    _flush: Callable[[], None]
+    _failed: Callable[[], None]
 
     # -- asynchat: called by the application
 
     def push(self, data: Buffer) -> None:
         """
-        Send bytes after everything that is queued; what is large is better sent by a producer.
+        Send bytes after everything that is queued; a producer is better for large data.
 
-        What is pushed from inside handlers is written when they have run, in one write. Dropped, and
-        counted in `dropped`, once the connection is closing.
+        What is pushed inside handlers is written when they have run, in one write. Once the connection
+        is closing it is dropped, and counted in `dropped`.
 
         Raises:
             TypeError: *data* is not bytes-like.
@@ -61,7 +63,11 @@ class Sending:
         if self._delivering and outbox.size < outbox.piece:
             return
         if self.max_unsent is not None and outbox.size > self.max_unsent:
-            outbox.check_latest(data, self)
+            try:
+                self._check_length(data)
+            except ValueError:
+                outbox.take_back()
+                raise
         self._pushed()
 
     def push_with_producer(
@@ -71,24 +77,23 @@ class Sending:
         Send what *producer* gives after everything that is queued; see `txasynchat.producers`.
 
         It is asked only when the transport takes data. If it fails, what was queued before it is
-        sent, and the connection is handled as after an exception in a handler. Once the connection
-        is closing it is not asked at all, and told at once that it is not needed.
+        sent, and the connection closes as after an exception in a handler. Once the connection is
+        closing it is never asked, and stopped at once.
 
         Raises:
-            TypeError: *producer* is no producer.
+            TypeError: *producer* is not a producer.
         """
         if isinstance(producer, Buffer):
             self.push(producer)
-        elif self._outbox.closing:
-            refuse(producer)
         else:
             self._outbox.add(producer)
-            self._pushed()
+            if not self._outbox.closing:
+                self._pushed()
 
     @settings.shown
     def unsent(self) -> int:
         """
-        Bytes that were pushed and not yet given to the transport.
+        Bytes that were pushed, and that the transport does not have yet.
         """
         return self._outbox.size
 
@@ -99,7 +104,7 @@ class Sending:
         The transport is full: take nothing more from the queue.
 
         Raises:
-            RuntimeError: the application called it, who means `pause`.
+            RuntimeError: the application called it, and means `pause`.
         """
         self._check_caller("pauseProducing", "pause() stops delivery and reading")
         self._outbox.full = True
@@ -117,10 +122,10 @@ class Sending:
 
     def stopProducing(self) -> None:  # noqa: N802
         """
-        The transport takes nothing any more; the loss of the connection, or of this half, follows.
+        The transport takes nothing more; the loss of the connection, or of this half, follows.
 
         Raises:
-            RuntimeError: the application called it, who means `abort`.
+            RuntimeError: the application called it, and means `abort`.
         """
         self._check_caller("stopProducing", "abort() ends the connection")
         self._outbox.full = True
@@ -132,13 +137,11 @@ class Sending:
         """
         Queue a Twisted producer, which then calls `write`, and at its end `unregisterProducer`.
 
-        So ``FileSender().beginFileTransfer(file, chat)`` works. It takes its turn in the queue like
-        any other; several may be registered. Stopped at once if the connection is closing.
+        So ``FileSender().beginFileTransfer(file, chat)`` works. It takes its turn in the queue, and
+        several may be registered. Once the connection is closing it is stopped at once.
         """
-        if self._outbox.closing:
-            producer.stopProducing()
-        else:
-            self._outbox.register(producer, streaming)
+        self._outbox.register(producer, streaming)
+        if not self._outbox.closing:
             self._pushed()
 
     def unregisterProducer(self) -> None:  # noqa: N802
@@ -155,7 +158,7 @@ class Sending:
         Raises:
             TypeError, ValueError: see `push`.
         """
-        self._outbox.check_length(data, self)
+        self._check_length(data)
         if self._outbox.write(data):
             self._pushed()
         else:
@@ -163,27 +166,20 @@ class Sending:
 
     # -- internals
 
-    def _pushed(self) -> None:
+    def _check_length(self, data: Buffer) -> None:
         """
-        Something was queued: write it, unless the handlers are running and there is little of it.
+        Raise a ValueError if *data* alone is more than may ever wait.
         """
-        raise NotImplementedError
-
-    def _flush(self) -> None:
-        """
-        Write what the transport takes, and do what follows when it has.
-        """
-        raise NotImplementedError
-
-    def _failed(self) -> None:
-        """
-        Do what follows from the exception that is being handled.
-        """
-        raise NotImplementedError
+        length = memoryview(data).nbytes
+        if self.max_unsent is not None and length > self.max_unsent and not self._outbox.closing:
+            raise ValueError(
+                f"{length} bytes in one push exceed max_unsent, {self.max_unsent}; send them with"
+                " push_with_producer()"
+            )
 
     def _check_caller(self, name: str, remedy: str) -> None:
         """
-        Raise if it is not the transport that tells its producer something.
+        Raise a RuntimeError if it was not the transport that called.
         """
         if not self._outbox.registered and self._outbox.phase is not Phase.DEPARTED:
             raise RuntimeError(

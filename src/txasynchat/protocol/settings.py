@@ -1,13 +1,14 @@
 r"""
-Attributes of a handler class that a part of each connection keeps, and what is checked of them.
+Class attributes of a handler that its connections keep elsewhere, and what is checked of them.
 
-A class says what its connections begin with (``terminator = b"\n"``); the same attribute of a
-connection is what is in force, which its framer knows. Read and written there, it costs a message
+A class says what its connections begin with (``terminator = b"\n"``). The same attribute of a
+connection is the value in force, which its framer keeps: reading and writing it there costs a message
 nothing.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +18,6 @@ from txasynchat.terminators import check_terminator
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["Setting", "check_terminator_of", "restore", "setting", "shown"]
-
-
-if TYPE_CHECKING:
     shown = property
 else:
 
@@ -28,8 +25,8 @@ else:
         """
         A property that an instance may hide by an attribute of its own.
 
-        Applications that never meant these names use them: ``self.state = "AUTH"`` and ``self.addr =
-        addr`` are idioms of Twisted's.
+        Applications that never heard of these names use them: ``self.state = "AUTH"`` and
+        ``self.addr = addr`` are idioms of Twisted protocols.
         """
 
         def __init__(self, read: Any) -> None:
@@ -40,32 +37,26 @@ else:
             return self if owner is None else self._read(owner)
 
 
+__all__ = ["Setting", "check_terminator_of", "restore", "setting", "shown"]
+
+
 class Setting:
     """
-    Of a class, what its connections begin with; of a connection, what is in force.
+    On a class, what its connections begin with; on a connection, the value in force.
 
     Subclasses set a plain value, which hides this; `restore` puts it in place again.
 
     Args:
-        value: what it is of a class.
-        part: the attribute of a connection that holds the part which knows what is in force.
-        kept_as: the attribute of that part.
-        check: called with a value that a class is given, raises what is wrong with it.
-        assign: called with a connection and a value, in place of assigning to the part.
+        value: what connections begin with.
+        kept_as: the attribute of the framer that holds the value in force.
+        assign: called with a connection and a value, instead of setting that attribute.
     """
 
     def __init__(
-        self,
-        value: Any,
-        part: str,
-        kept_as: str,
-        check: Callable[[Any], Any] | None,
-        assign: Callable[[Any, Any], None] | None,
+        self, value: Any, kept_as: str, *, assign: Callable[[Any, Any], None] | None = None
     ) -> None:
         self._value = value
-        self._part = part
         self._kept_as = kept_as
-        self._check = check
         self._assign = assign
         self._name = kept_as
 
@@ -76,14 +67,14 @@ class Setting:
         """
         Return the same attribute for a class with another value.
         """
-        if self._check is not None:
-            self._check(value)
-        other = type(self)(value, self._part, self._kept_as, self._check, self._assign)
-        other._name = self._name
+        if self._name == "terminator":
+            check_terminator(value)
+        other = copy.copy(self)
+        other._value = value
         return other
 
     def __get__(self, owner: Any, cls: Any = None) -> Any:
-        return self._value if owner is None else getattr(getattr(owner, self._part), self._kept_as)
+        return self._value if owner is None else getattr(owner._framer, self._kept_as)
 
     def __set__(self, owner: Any, value: Any) -> None:
         if self._assign is not None:
@@ -91,24 +82,14 @@ class Setting:
             return
         if self._name in ranges.HANDLER:
             ranges.HANDLER[self._name].check(f"{type(owner).__qualname__}.{self._name}", value)
-        setattr(getattr(owner, self._part), self._kept_as, value)
+        setattr(owner._framer, self._kept_as, value)
 
     def __delete__(self, owner: Any) -> None:
         self.__set__(owner, self._value)
 
 
-def setting(
-    value: Any,
-    part: str,
-    kept_as: str,
-    *,
-    check: Callable[[Any], Any] | None = None,
-    assign: Callable[[Any, Any], None] | None = None,
-) -> Any:
-    """
-    Make a `Setting`, which for a type checker is the value that it begins with.
-    """
-    return Setting(value, part, kept_as, check, assign)
+#: To a type checker the attribute is the value that it begins with.
+setting: Any = Setting
 
 
 def restore(cls: type, base: type, names: Iterable[str]) -> bool:
@@ -126,7 +107,7 @@ def restore(cls: type, base: type, names: Iterable[str]) -> bool:
         if isinstance(value, Setting):
             continue
         if not issubclass(owner, base):
-            owner = cls  # that of a class mixed in
+            owner = cls  # the value is a mixin's
         if not hasattr(value, "__get__"):
             setattr(owner, name, ours.begin_with(value))
         elif isinstance(value, property) and name != "terminator":
@@ -141,11 +122,15 @@ def check_terminator_of(cls: Any) -> None:
     Check ``terminator = …`` in a class body: the terminator that a connection begins with.
 
     Raises:
-        TypeError, ValueError: it is no terminator, or a number above ``max_message_length``.
+        TypeError, ValueError: it is not a terminator, or is a number above ``max_message_length``.
     """
     terminator = cls.terminator
-    # Whatever has __get__ or is a field is somebody else's, who puts a value there later.
-    if hasattr(terminator, "__get__") or _is_field(terminator):
+    # A descriptor, or a field of dataclasses or attrs, puts a value there later.
+    if hasattr(terminator, "__get__") or type(terminator).__module__.partition(".")[0] in {
+        "attr",
+        "attrs",
+        "dataclasses",
+    }:
         return
     check_terminator(terminator)
     limit = cls.max_message_length
@@ -154,10 +139,3 @@ def check_terminator_of(cls: Any) -> None:
             f"{cls.__qualname__}: terminator {terminator} is above max_message_length {limit}, so "
             "that every message is too long"
         )
-
-
-def _is_field(value: object) -> bool:
-    """
-    Return whether *value* stands in a class body for a field of `dataclasses` or of attrs.
-    """
-    return type(value).__module__.partition(".")[0] in {"attr", "attrs", "dataclasses"}

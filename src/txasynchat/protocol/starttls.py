@@ -4,23 +4,22 @@
 Theory of operation
 ===================
 
-Whoever sits between two peers can put plaintext behind the command that starts TLS. A receiver that
-keeps it in its buffer, and handles it when the handshake is done, takes an attacker's words for the
-authenticated peer's; that was found in more than a dozen mail servers (CVE-2011-0411 and after). So
-what is there when TLS starts is either refused or given to TLS, where plaintext is no valid record.
-It is never handled.
+An attacker between two peers can inject plaintext behind the command that starts TLS. A receiver that
+keeps it in its buffer, and handles it after the handshake, takes the attacker's words for the
+authenticated peer's. That was found in more than a dozen mail servers (CVE-2011-0411 and later). So
+what has arrived when TLS starts is either refused or given to TLS, where plaintext is not a valid
+record. It is never handled.
 
 The steps: delivery stops; what was queued goes out in the clear, up to a barrier in the output queue;
 whatever arrived until then is left over; a `TLSLayer` is put between the transport and the protocol;
 delivery goes on after its handshake.
 
-Each step ends: the handshake by its own limit, and a peer that takes nothing of what has to go out
-before it by the same one.
+One limit on time holds for the handshake, and for a peer that takes nothing of what must go out before.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.interfaces import (
     IOpenSSLClientConnectionCreator,
@@ -37,21 +36,10 @@ from txasynchat.tls.leftovers import Leftovers
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from twisted.internet.interfaces import IReactorTime
-
     from txasynchat.protocol.inbox import Inbox
-    from txasynchat.protocol.outbox import Outbox
+    from txasynchat.protocol.outbox import Outbox, Owner
 
-__all__ = ["Upgradable", "Upgrade", "is_for_client"]
-
-
-class Upgradable(Protocol):
-    """
-    The protocol that TLS is put below.
-    """
-
-    transport: Any
-    clock: IReactorTime | None
+__all__ = ["Upgrade", "is_for_client"]
 
 
 class Upgrade:
@@ -62,8 +50,8 @@ class Upgrade:
         chat: the protocol that TLS is put below.
         inbox, outbox: its two directions.
         options, leftovers: see `AsyncChat.start_tls`.
-        is_client: what `is_for_client` said of *options*.
-        give_up: aborts the connection because of an error.
+        is_client: what `is_for_client` returned for *options*.
+        abort: aborts the connection because of an error.
         forget_input: drops what was received in the clear.
 
     Raises:
@@ -72,23 +60,23 @@ class Upgrade:
 
     def __init__(  # noqa: PLR0913 it stands between them
         self,
-        chat: Upgradable,
+        chat: Owner,
         inbox: Inbox,
         outbox: Outbox,
         options: Any,
         leftovers: Leftovers,
         *,
         is_client: bool,
-        give_up: Callable[[HandshakeTimedOut | PlaintextAfterStartTLS], None],
+        abort: Callable[[HandshakeTimedOut | PlaintextAfterStartTLS], None],
         forget_input: Callable[[], None],
     ) -> None:
-        # What is no member must not pass for one that is not REJECT.
+        # What is not a member must not pass for one that is not REJECT.
         leftovers = Leftovers(leftovers)
         transport = chat.transport
         if outbox.phase is not Phase.READY:
             raise RuntimeError("the connection is not open yet")
         if transports.tls_layer(transport) is not None:
-            raise RuntimeError("the connection speaks TLS already")
+            raise RuntimeError("the connection already speaks TLS")
         link = transports.link_to(transport, chat)
         if link is None:
             raise RuntimeError(f"TLS cannot be put on {transport!r}")
@@ -99,15 +87,17 @@ class Upgrade:
         self._factory = TLSFactory(options, is_client, None, clock)
         self._leftovers = leftovers
         self._link = link
-        self._give_up = give_up
+        self._abort = abort
         self._forget_input = forget_input
         self._switched = False
         self._stall = StallWatch()
 
     def begin(self) -> bool:
         """
-        Deliver nothing more, and put the barrier into the queue; return whether there was no reason
-        to abort the connection instead.
+        Deliver nothing more, and put the barrier into the queue.
+
+        Returns:
+            False if the connection was aborted instead, because of what has arrived.
         """
         if self._rejects_leftovers():
             return False
@@ -130,10 +120,10 @@ class Upgrade:
 
     def _rejects_leftovers(self) -> bool:
         """
-        Abort the connection if there is what must not be there; return whether that happened.
+        Abort the connection if it must not have received anything; return whether that happened.
         """
         if self._leftovers is Leftovers.REJECT and (received := self._inbox.undelivered):
-            self._give_up(PlaintextAfterStartTLS(len(received)))
+            self._abort(PlaintextAfterStartTLS(len(received)))
             return True
         return False
 
@@ -157,48 +147,45 @@ class Upgrade:
         received = self._inbox.take_undelivered()
         self._forget_input()
         outbox.go_on()
-        self._switch(received)
-
-    def _watch(self) -> None:
-        """
-        Give up if the peer took nothing since this was called last; else call it again later.
-        """
-        outbox = self._outbox
-        limit = self._factory.handshake_timeout
-        clock = self._factory.clock
-        if limit is None or clock is None or outbox.closing:
-            return
-        counts = transports.outstanding_bytes(self._chat.transport)
-        if self._stall.stalled(clock, limit, self._watch, outbox.taken, *counts):
-            self._give_up(HandshakeTimedOut(limit))
-
-    def _switch(self, received: bytes) -> None:
+        # Until the handshake is done nothing is sent, and reading is not stopped.
         chat = self._chat
         transport = chat.transport
-        # Until the handshake is done nothing is sent, and reading is not stopped.
-        self._outbox.suspend(transport)
+        outbox.suspend(transport)
         self._inbox.read_on(transport)
         layer = self._factory.protocol(self._factory, chat, False)
         setattr(*self._link, layer)
         chat.transport = layer
         layer.makeConnection(transport)
-        self._outbox.connect(layer)
+        outbox.connect(layer)
         if received:
             layer.dataReceived(received)
+
+    def _watch(self) -> None:
+        """
+        Abort if the peer took nothing since the last look; else look again later.
+        """
+        outbox = self._outbox
+        limit = self._factory.handshake_timeout
+        clock = self._factory.clock
+        if limit is None or outbox.closing:
+            return
+        counts = transports.outstanding_bytes(self._chat.transport)
+        if self._stall.stalled(clock, limit, self._watch, outbox.taken, *counts):
+            self._abort(HandshakeTimedOut(limit))
 
 
 def is_for_client(options: Any) -> bool:
     """
-    Return whether *options* of TLS are a client's, and not a server's.
+    Return whether *options* of TLS are for a client, and not for a server.
 
     Raises:
-        TypeError: they are neither.
+        TypeError: they are for neither, or for both.
     """
     client = IOpenSSLClientConnectionCreator.providedBy(options)
     server = IOpenSSLServerConnectionCreator.providedBy(options)
     if client is server:
         raise TypeError(
-            "options must be ServerOptions or ClientOptions, or a connection creator of Twisted's"
-            f" that is for one side: {options!r:.80}"
+            "options must be ServerOptions, ClientOptions or one of Twisted's connection creators"
+            f" for one side: {options!r:.80}"
         )
     return client
