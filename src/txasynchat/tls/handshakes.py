@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from txasynchat.tls.pending import Member
 
-__all__ = ["HANDSHAKES", "HandshakeLimit", "Turns"]
+__all__ = ["HANDSHAKES", "HandshakeLimit", "Scheduler"]
 
 #: The default number of handshakes that go on at once.
 HANDSHAKES = 128
@@ -31,7 +31,7 @@ HANDSHAKES = 128
 SHARE = 0.01
 
 
-class Turns:
+class Scheduler:
     """
     Runs the steps of handshakes, for a limited time in each turn of one reactor.
 
@@ -42,7 +42,7 @@ class Turns:
         budget: that time.
     """
 
-    _of: ClassVar[WeakKeyDictionary[Any, Turns]] = WeakKeyDictionary()
+    _of: ClassVar[WeakKeyDictionary[Any, Scheduler]] = WeakKeyDictionary()
 
     def __init__(self, clock: IReactorTime) -> None:
         # Weakly, because `_of` maps the reactor to this for as long as the reactor lives.
@@ -52,14 +52,14 @@ class Turns:
         self._next: IDelayedCall | None = None
 
     @classmethod
-    def of(cls, clock: IReactorTime) -> Turns:
+    def of(cls, clock: IReactorTime) -> Scheduler:
         """
         Return the scheduler of this reactor.
         """
-        turns = cls._of.get(clock)
-        if turns is None:
-            turns = cls._of[clock] = cls(clock)
-        return turns
+        scheduler = cls._of.get(clock)
+        if scheduler is None:
+            scheduler = cls._of[clock] = cls(clock)
+        return scheduler
 
     def run(self, step: Callable[[], object]) -> bool:
         """

@@ -19,7 +19,7 @@ written while received data is handled is joined, encrypted and sent when the ha
 written at other times is sent at once.
 
 *Handshake.* A server starts OpenSSL when the ClientHello is complete (`Greeting`) and `HandshakeLimit`
-has admitted the handshake. Its steps run when `Turns` has time for them. One timer runs from the
+has admitted the handshake. Its steps run when `Scheduler` has time for them. One timer runs from the
 beginning to the end of it.
 
 *Ending.* After close_notify was received the other direction still works, if the protocol wants that
@@ -59,7 +59,7 @@ from txasynchat.errors import (
 )
 from txasynchat.log import failure
 from txasynchat.tls.greeting import Greeting
-from txasynchat.tls.handshakes import HandshakeLimit, Turns
+from txasynchat.tls.handshakes import HandshakeLimit, Scheduler
 from txasynchat.tls.pending import EVICTED
 
 if TYPE_CHECKING:
@@ -473,7 +473,7 @@ class TLSLayer(TLSMemoryBIOProtocol):
         else:
             self._step_waits = True
             transports.accept_fewer(self.transport, _ACCEPTS)
-            if not Turns.of(self._clock).run(self._step):
+            if not Scheduler.of(self._clock).run(self._step):
                 self._waits_since = self._clock.seconds()
 
     def _finish_handshake(self) -> None:
