@@ -1,9 +1,9 @@
 """
-A reactor's own descriptors, where a program closed them.
+New descriptors for a reactor whose own were closed by the program.
 
-Daemons close descriptors that they do not know.  A reactor that ``loop()`` serves then gets new ones;
-what is closed of the program's own in it, ports and connections, stays the program's business.  An
-asyncio event loop cannot be mended from outside: of a reactor on one, only its waker is.
+Daemons close descriptors that they do not know. A reactor that ``loop()`` serves then gets new ones.
+The program's own in it, ports and connections, stay closed. An asyncio event loop cannot be repaired
+from outside; a reactor on one gets only a new waker.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class _Pipe:
     The ends of the pipe that wakes a reactor.
 
     Raises:
-        AttributeError: it is no pipe.
+        AttributeError: it is not a pipe.
         OSError: it was closed already.
     """
 
@@ -57,7 +57,7 @@ def renew(reactor: Any) -> bool:
     Give *reactor* new descriptors in place of those of its own that the program closed.
 
     Args:
-        reactor: one that does not run.
+        reactor: it does not run.
 
     Returns:
         whether there were any.
@@ -94,7 +94,7 @@ def _waker_is_ours(reactor: Any) -> bool:
         try:
             pipe = _known[reactor] = _Pipe(waker)
         except AttributeError:
-            return True  # nothing is known of it
+            return True  # it is not a pipe, so nothing is known of it
         except OSError:
             return False
     return pipe.is_ours()
@@ -110,13 +110,13 @@ def _knows(epoll: Any, waker: Any) -> bool:
         return True
     except OSError:
         return False
-    epoll.unregister(waker.fileno())  # it was a stranger's
+    epoll.unregister(waker.fileno())  # it is a stranger's
     return False
 
 
 def _forget(reactor: Any, waker: Any) -> None:
     """
-    Take *waker* out of the books of *reactor*, whoever has its numbers now.
+    Make *reactor* forget *waker*, whoever has its numbers now.
     """
     reactor._internalReaders.discard(waker)
     if _epoll_of(reactor) is None:
@@ -144,5 +144,5 @@ def _replace(reactor: Any, epoll: Any) -> None:
         mask |= select.EPOLLOUT if number in reactor._writes else 0
         try:
             fresh.register(number, mask)
-        except OSError:  # closed by the program: epoll would not have told either
+        except OSError:  # closed by the program: the old epoll would not have reported it either
             _strike(reactor, number)

@@ -892,7 +892,7 @@ def _kept_by(channel: Any) -> OutBuffer | None:
     return kept
 
 
-def _tells(channel: Any) -> bool:
+def _reports(channel: Any) -> bool:
     """
     Return whether changes of an `out_buffer` are reported: it is ours, and its value immutable.
     """
@@ -963,7 +963,7 @@ class dispatcher_with_send(dispatcher):  # noqa: N801 - the stdlib's name
         """
         self.initiate_send()
 
-    @_interest.steady(_tells)
+    @_interest.steady(_reports)
     def writable(self) -> Any:
         """
         True while not connected, or while something is kept.
