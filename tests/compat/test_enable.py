@@ -136,7 +136,7 @@ def test_disable_undoes_it(environment):
     assert "disable" in said
     text = environment.file.read_text()
     assert text.count("\n") == 1
-    assert "enabled already" in environment.enable()
+    assert "already enabled" in environment.enable()
     assert environment.file.read_text() == text
     assert environment.where() == FACADE
     assert f"removed {environment.file}" in environment.disable()

@@ -613,7 +613,7 @@ def test_a_wake_up_while_it_starts_again_writes_nothing_to_who_has_its_old_numbe
     thread.start()
     try:
         assert about_to_write.wait(LIMIT)
-        hub._stale = True  # as after a fork
+        hub.stale = True  # as after a fork
         hub.wait(0)
         started_again.set()
         thread.join()

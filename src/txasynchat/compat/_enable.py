@@ -14,6 +14,7 @@ import site
 import subprocess
 import sys
 import sysconfig
+from contextlib import suppress
 from importlib.abc import Loader
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
@@ -70,7 +71,10 @@ def enable(*, user: bool = False) -> list[str]:
         CannotEnable: nothing was done, for the reason that it gives.
     """
     path = _path(user=user)
-    done = "enabled" if _text(path) != _LINE else "enabled already"
+    done = "enabled"
+    with suppress(OSError):
+        if path.read_text() == _LINE:
+            done = "already enabled"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(_LINE)
@@ -150,13 +154,6 @@ def _path(*, user: bool) -> Path:
             f"--user: {sys.executable} does not use per-user folders; leave --user out"
         )
     return Path(site.getusersitepackages()) / _FILE
-
-
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text()
-    except OSError:
-        return None
 
 
 def _is_read() -> bool:

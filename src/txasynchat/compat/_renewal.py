@@ -8,38 +8,18 @@ from outside; a reactor on one gets only a new waker.
 
 from __future__ import annotations
 
-import errno
-import os
 import select
 import weakref
 from contextlib import suppress
 from typing import Any
 
-from txasynchat.hub.descriptors import Owned, pollers
+from txasynchat.hub.descriptors import Owned, is_registered, pollers
 
 __all__ = ["know", "renew"]
 
 
-class _Pipe:
-    """
-    The ends of the pipe that wakes a reactor.
-
-    Raises:
-        AttributeError: it is not a pipe.
-        OSError: it was closed already.
-    """
-
-    def __init__(self, waker: Any) -> None:
-        self.waker = waker
-        self.ends = Owned(waker.i), Owned(waker.o)
-        if not self.ends[0].is_same(self.ends[1]):
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-
-    def is_ours(self) -> bool:
-        return all(end.is_ours() for end in self.ends)
-
-
-_known: weakref.WeakKeyDictionary[Any, _Pipe] = weakref.WeakKeyDictionary()
+# Each reactor's waker, and the two ends of its pipe.
+_known: weakref.WeakKeyDictionary[Any, tuple[Any, Owned, Owned]] = weakref.WeakKeyDictionary()
 
 
 def know(reactor: Any) -> None:
@@ -69,7 +49,7 @@ def renew(reactor: Any) -> bool:
         know(reactor)
     epoll = _epoll_of(reactor)
     waker_is_ours = _waker_is_ours(reactor)
-    if waker_is_ours and (epoll is None or _knows(epoll, waker)):
+    if waker_is_ours and (epoll is None or is_registered(waker.fileno(), epoll)):
         return False
     if not waker_is_ours:
         _forget(reactor, waker)
@@ -89,29 +69,18 @@ def _epoll_of(reactor: Any) -> Any:
 
 def _waker_is_ours(reactor: Any) -> bool:
     waker = reactor.waker
-    pipe = _known.get(reactor)
-    if pipe is None or pipe.waker is not waker:
+    known = _known.get(reactor)
+    if known is None or known[0] is not waker:
         try:
-            pipe = _known[reactor] = _Pipe(waker)
+            known = waker, Owned(waker.i), Owned(waker.o)
         except AttributeError:
             return True  # it is not a pipe, so nothing is known of it
         except OSError:
             return False
-    return pipe.is_ours()
-
-
-def _knows(epoll: Any, waker: Any) -> bool:
-    """
-    Return whether *waker* is registered with *epoll*, as it is while both are the reactor's own.
-    """
-    try:
-        epoll.register(waker.fileno(), 0)
-    except FileExistsError:
-        return True
-    except OSError:
-        return False
-    epoll.unregister(waker.fileno())  # it is a stranger's
-    return False
+        if not known[1].is_same(known[2]):
+            return False
+        _known[reactor] = known
+    return known[1].is_ours() and known[2].is_ours()
 
 
 def _forget(reactor: Any, waker: Any) -> None:

@@ -135,8 +135,8 @@ def check_server_context(context: ssl.SSLContext) -> None:
     Raises:
         ssl.SSLError: it is for clients.
     """
-    # Newer patch releases of `ssl` raise a ValueError below if the context checks host names; PyPy's only
-    # warns.
+    # Below, newer patch releases of `ssl` raise a ValueError if the context checks host names; PyPy's
+    # only warns.
     if context.protocol == ssl.PROTOCOL_TLS_CLIENT:
         raise ssl.SSLError(
             "a server cannot use a context for clients (PROTOCOL_TLS_CLIENT); make it by"

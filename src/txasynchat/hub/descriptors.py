@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Owned", "Pollers", "pollers"]
+__all__ = ["Owned", "Pollers", "is_registered", "pollers"]
 
 
 def _identify(number: int) -> tuple[int, int, int]:
@@ -72,6 +72,22 @@ class Owned:
         if self.is_ours():
             os.close(self.number)
         self.number = -1
+
+
+def is_registered(number: int, poller: Any) -> bool:
+    """
+    Return whether *number* is registered with *poller*, as it is while both are what they were.
+
+    It changes nothing, not even in an epoll that the child of a fork shares with its parent.
+    """
+    try:
+        poller.register(number, 0)
+    except FileExistsError:
+        return True
+    except OSError:
+        return False
+    poller.unregister(number)  # it is a stranger's
+    return False
 
 
 class Pollers:

@@ -60,6 +60,7 @@ class Hub:
 
     Attributes:
         masks: what is wanted of each descriptor. For the owner to read; `watch` changes it.
+        stale: True if there is a reason to `renew`.
         waker: the descriptor that `wake` makes readable, for a host that polls each one itself.
     """
 
@@ -68,15 +69,16 @@ class Hub:
         "_always",
         "_fileno",
         "_host",
+        "_knows_once",
         "_lock",
         "_make_poller",
         "_once",
         "_poller",
-        "_stale",
         "_wake_lock",
         "_waker",
         "_woken",
         "masks",
+        "stale",
         "waker",
     )
 
@@ -94,7 +96,7 @@ class Hub:
         self._wake_lock = threading.RLock()
         self._host: Host | None = None
         self._waker: Waker | PipeWaker | None = None
-        self._stale = self._woken = False
+        self.stale = self._woken = False
         self._open()
         _hubs.add(self)
 
@@ -107,6 +109,7 @@ class Hub:
             poller.close()
             raise
         self._poller = poller
+        self._knows_once = knows_once(poller)
         self._fileno = -1
         if fileno is not None:
             self._fileno = fileno()
@@ -114,7 +117,7 @@ class Hub:
         self._waker = waker
         self.waker = waker.number
         poller.register(self.waker, READ)
-        self._stale = False
+        self.stale = False
         if self._woken:
             waker.ring(poller)
 
@@ -127,31 +130,24 @@ class Hub:
         False when the program closed one: `wait` then starts again with new ones.
         """
         with self._lock:
-            if not self._stale and not self._is_intact():
-                self._stale = True
-            return not self._stale
+            if not self.stale and not self._is_intact():
+                self.stale = True
+            return not self.stale
 
     def _lose(self) -> None:
-        self._stale = True
+        self.stale = True
 
     def _is_intact(self) -> bool:
         if self._waker is None or (self._fileno >= 0 and not pollers.holds(self._poller)):
             return False
         return self._waker.is_in(self._poller)
 
-    @property
-    def stale(self) -> bool:
-        """
-        Return whether there is a reason to `renew`.
-        """
-        return self._stale
-
     def renew(self) -> None:
         """
         Start again with a new poller if there is a reason: in the child of a fork, where the program
         closed ours, or because `quiet` needs it. `wait` does so by itself.
         """
-        if not self._stale:
+        if not self.stale:
             return
         with self._lock, self._wake_lock:
             host = self._host
@@ -192,7 +188,7 @@ class Hub:
             self.forget(fd)
             return
         with self._lock:
-            if not self._stale:  # otherwise `wait` will register them all
+            if not self.stale:  # otherwise `wait` will register them all
                 self._register(fd, mask, known=old != 0)
             self.masks[fd] = mask
 
@@ -200,7 +196,7 @@ class Hub:
         if fd in (self._fileno, self.waker):
             # The hub's or the channel's descriptor was closed behind its owner's back.
             if not self._is_intact():
-                self._stale = True
+                self.stale = True
                 return
             self.masks.pop(fd, None)
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
@@ -227,7 +223,7 @@ class Hub:
             self._always.add(fd)
         except OSError:
             if not self._is_intact():
-                self._stale = True
+                self.stale = True
                 return
             self.masks.pop(fd, None)
             with suppress(OSError):
@@ -244,7 +240,7 @@ class Hub:
         if fd not in self.masks:
             return
         with self._lock:
-            if self.masks.pop(fd, None) is None or self._stale:
+            if self.masks.pop(fd, None) is None or self.stale:
                 return
             self._once.discard(fd)
             if fd in self._always:
@@ -265,7 +261,7 @@ class Hub:
         It is reported again when something that is wanted happens, or after `watch`.
         """
         with self._lock:
-            if self._stale:
+            if self.stale:
                 return
             if fd == self.waker:  # not by `wake`: the number is another's, or was
                 if self.check() and self._waker is not None:
@@ -278,7 +274,7 @@ class Hub:
                 try:
                     self._poller.unregister(fd)
                 except OSError:
-                    self._stale = True
+                    self.stale = True
             elif fd not in self._once:
                 with suppress(OSError):  # closed by another thread, which will report it
                     if self._knows_once:
@@ -287,17 +283,13 @@ class Hub:
                         self._poller.unregister(fd)
                     self._once.add(fd)
 
-    @property
-    def _knows_once(self) -> bool:
-        return knows_once(self._poller)
-
     def verify(self, fd: int) -> bool:
         """
         Return whether *fd* is open. If its number was reused, register it again; if closed, forget it.
         """
         with self._lock:
             mask = self.masks.get(fd)
-            if mask is None or self._stale or (self._knows_once and fd in self._once):
+            if mask is None or self.stale or (self._knows_once and fd in self._once):
                 return True
             try:
                 if fd in self._always:
@@ -326,7 +318,7 @@ class Hub:
             pairs of a descriptor and what happened to it, in the system's order. Empty when the time is
             over, another thread called `wake`, or the hub has to start again.
         """
-        if self._stale:
+        if self.stale:
             self.renew()
         if self._fileno < 0 and self._host is not None:
             self._host.catch_up()
@@ -360,7 +352,7 @@ class Hub:
             try:
                 waker.hush(self._poller)
             except OSError:
-                self._stale = True
+                self.stale = True
             # Last: a `wake` by a signal handler in between has had its effect.
             self._woken = False
         return others
@@ -378,11 +370,11 @@ class Hub:
         if self._woken or waker is None:
             return
         self._woken = True  # before it rings, or `wait` misses it
-        if not self._stale:  # in the child of a fork it would be the parent's
+        if not self.stale:  # in the child of a fork it would be the parent's
             try:
                 waker.ring(self._poller)
             except OSError:
-                self._stale = True
+                self.stale = True
 
     # -- in a reactor or event loop
 
@@ -487,7 +479,7 @@ def _after_fork_in_child() -> None:
     for hub in list(_hubs):
         hub._lock = threading.RLock()  # the thread that held it does not exist here
         hub._wake_lock = threading.RLock()
-        hub._stale = True
+        hub.stale = True
 
 
 if hasattr(os, "register_at_fork"):

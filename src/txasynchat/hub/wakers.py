@@ -18,7 +18,7 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from txasynchat.hub.descriptors import Owned
+from txasynchat.hub.descriptors import Owned, is_registered
 from txasynchat.hub.pollers import READ, WRITE
 
 if TYPE_CHECKING:
@@ -59,18 +59,9 @@ class Waker:
 
     def is_in(self, poller: Poller) -> bool:
         """
-        Return whether this is still registered with *poller*: both are still what they were.
-
-        It changes nothing, not even in an epoll that the child of a fork shares with its parent.
+        Return whether *poller*, and this, are still what they were.
         """
-        try:
-            poller.register(self.number, 0)
-        except FileExistsError:
-            return True
-        except OSError:
-            return False
-        poller.unregister(self.number)  # it is a stranger's
-        return False
+        return is_registered(self.number, poller)
 
     def close(self) -> None:
         """

@@ -94,7 +94,7 @@ class Credentials:
         key_source, key_content = (source, content) if self.key is None else _read(self.key, "key")
         key = _parse_key(key_source, key_content)
         leaf = chain[0]
-        if _public_bytes(key.public_key()) != _public_bytes(leaf.public_key()):
+        if key.public_key() != leaf.public_key():
             raise CredentialsError(key_source, f"is not the key of the certificate in {source}")
         now = datetime.now(UTC)
         if now > leaf.not_valid_after_utc:
@@ -240,13 +240,6 @@ def _parse_key(source: str, content: Any) -> Any:
         ) from error
     except ValueError as error:
         raise CredentialsError(source, "has no private key in PEM") from error
-
-
-def _public_bytes(key: Any) -> bytes:
-    encoded: bytes = key.public_bytes(
-        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
-    return encoded
 
 
 def _names(certificate: x509.Certificate) -> frozenset[str]:

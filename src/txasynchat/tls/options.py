@@ -183,7 +183,7 @@ class _Contexts:
     A server's OpenSSL contexts, one for each certificate; replaced when it is renewed.
     """
 
-    def __init__(self, options: ServerOptions, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, options: ServerOptions) -> None:
         self._options = options
         credentials = options.credentials
         several = [credentials] if isinstance(credentials, Credentials) else list(credentials)
@@ -195,7 +195,7 @@ class _Contexts:
         if isinstance(authorities, str | os.PathLike):
             authorities = str(Path(authorities).absolute())
             files = (authorities,)
-        watched = partial(Watched, interval=interval, now=now)
+        watched = partial(Watched, interval=interval, now=time.monotonic)
         self._authorities = watched(
             "the authorities of clients", files, partial(_load_authorities, authorities)
         )
@@ -462,20 +462,15 @@ def _store(context: SSL.Context) -> crypto.X509Store:
 
 
 _VERIFICATION = SSL.X509VerificationCodes
+_UNKNOWN = (UnknownAuthority, "comes from an unknown authority")
 _REASONS: dict[int, tuple[type[CertificateRejected], str]] = {
     _VERIFICATION.ERR_CERT_HAS_EXPIRED: (CertificateExpired, "has expired"),
     _VERIFICATION.ERR_CERT_NOT_YET_VALID: (CertificateExpired, "is not valid yet"),
     _VERIFICATION.ERR_DEPTH_ZERO_SELF_SIGNED_CERT: (SelfSigned, "is self-signed"),
     _VERIFICATION.ERR_SELF_SIGNED_CERT_IN_CHAIN: (UnknownAuthority, "ends at an unknown authority"),
     _VERIFICATION.ERR_UNABLE_TO_GET_ISSUER_CERT: (UnknownAuthority, "has an unknown issuer"),
-    _VERIFICATION.ERR_UNABLE_TO_GET_ISSUER_CERT_LOCALLY: (
-        UnknownAuthority,
-        "comes from an unknown authority",
-    ),
-    _VERIFICATION.ERR_UNABLE_TO_VERIFY_LEAF_SIGNATURE: (
-        UnknownAuthority,
-        "comes from an unknown authority",
-    ),
+    _VERIFICATION.ERR_UNABLE_TO_GET_ISSUER_CERT_LOCALLY: _UNKNOWN,
+    _VERIFICATION.ERR_UNABLE_TO_VERIFY_LEAF_SIGNATURE: _UNKNOWN,
 }
 
 
