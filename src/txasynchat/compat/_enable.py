@@ -134,10 +134,7 @@ class _Installer(Loader):
     """
 
     def exec_module(self, module: ModuleType) -> None:
-        """
-        Replace the empty *module* that ``import`` has made by ours.
-        """
-        sys.modules.pop(module.__name__, None)
+        sys.modules.pop(module.__name__, None)  # the empty one that ``import`` has made
         install()
 
 

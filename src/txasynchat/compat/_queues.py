@@ -31,10 +31,6 @@ _quietly_extend = deque.extend
 _quietly_extend_left = deque.extendleft
 
 
-def _nobody() -> None:
-    return None
-
-
 def _reporting(change: Callable[..., Any]) -> Callable[..., Any]:
     def change_and_report(self: Fifo, *args: Any) -> Any:
         result = change(self, *args)
@@ -62,7 +58,7 @@ class Fifo(deque[Any]):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         fifo = super().__new__(cls, *args, **kwargs)
-        fifo._channel = _nobody
+        fifo._channel = lambda: None
         return fifo
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -186,9 +182,6 @@ class OutBuffer:
         self._given: dict[int, Any] = {}
 
     def get(self) -> Any:
-        """
-        Return what is kept, to the program.
-        """
         with self._lock:
             self._given[get_ident()] = self.data
             return self.data

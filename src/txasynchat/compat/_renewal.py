@@ -54,7 +54,7 @@ def renew(reactor: Any) -> bool:
     if not waker_is_ours:
         _forget(reactor, waker)
     if epoll is not None:
-        _replace(reactor, epoll)
+        _replace_epoll(reactor, epoll)
     if not waker_is_ours:
         reactor.waker = None
         reactor.installWaker()
@@ -102,10 +102,7 @@ def _strike(reactor: Any, number: int) -> None:
     reactor._writes.discard(number)
 
 
-def _replace(reactor: Any, epoll: Any) -> None:
-    """
-    Build the epoll of *reactor* anew.
-    """
+def _replace_epoll(reactor: Any, epoll: Any) -> None:
     pollers.lose(epoll)
     fresh = reactor._poller = select.epoll()
     for number in list(reactor._selectables):

@@ -101,7 +101,7 @@ def read(obj: Any) -> None:
         obj.handle_read_event()
     except _reraised_exceptions:
         raise
-    except:  # noqa: E722 - every other exception is the channel's, as ever
+    except:  # noqa: E722 - the channel handles every other exception
         if not _loop.waits_for_tls(obj, "read"):
             obj.handle_error()
 
@@ -256,7 +256,7 @@ def poll(timeout: float | None = 0.0, map: dict[Any, Any] | None = None) -> None
         if is_r or is_w:
             e.append(fd)
     if not e:
-        time.sleep(timeout)  # type: ignore[arg-type] # None is a TypeError here, as ever
+        time.sleep(timeout)  # type: ignore[arg-type] # None is a TypeError, as in the stdlib
         return
     reads, *others = _select(r, w, e, 0.0 if due else timeout)
     if due:
@@ -855,13 +855,9 @@ class _Leaving(dispatcher):
     def __init__(self, map: dict[Any, Any], last: Any) -> None:  # noqa: A002
         super().__init__(None, map)
         self._last = last
+        self._leaves_at = last.until
         self.connected = True
         self.set_socket(last.sock)
-
-    @property
-    def _leaves_at(self) -> float:
-        until: float = self._last.until
-        return until
 
     def readable(self) -> bool:
         return False
@@ -871,6 +867,7 @@ class _Leaving(dispatcher):
         Called when the time is over; nothing is read here.
         """
         if self._last.go_on():
+            self._leaves_at = self._last.until
             self.del_channel()
             self.set_socket(self.socket)  # so the loop notes the new time
         else:

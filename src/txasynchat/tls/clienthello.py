@@ -288,9 +288,6 @@ class _Bytes:
         return self._at < len(self._data)
 
     def take(self, count: int) -> bytes:
-        """
-        Return the next *count* bytes.
-        """
         begin = self._at
         end = begin + count
         if end > len(self._data):
@@ -299,9 +296,6 @@ class _Bytes:
         return self._data[begin:end]
 
     def number(self, size: int) -> int:
-        """
-        Return a number of *size* bytes.
-        """
         return int.from_bytes(self.take(size))
 
     def vector(self, size: int, *, least: int = 0, most: int = 0xFFFF) -> bytes:
@@ -323,8 +317,5 @@ class _Bytes:
         return tuple(int.from_bytes(data[at : at + 2]) for at in range(0, len(data), 2))
 
     def end(self) -> None:
-        """
-        Check that nothing is left.
-        """
         if self:
             raise NotAClientHello(f"{self._what}: {len(self._data) - self._at} bytes left over")
