@@ -14,6 +14,7 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from contextlib import suppress
+from functools import wraps
 from itertools import repeat, starmap
 from threading import RLock, get_ident
 from typing import TYPE_CHECKING, Any, Self
@@ -32,6 +33,7 @@ _quietly_extend_left = deque.extendleft
 
 
 def _reporting(change: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(change)
     def change_and_report(self: Fifo, *args: Any) -> Any:
         result = change(self, *args)
         channel = self._channel()
@@ -39,8 +41,6 @@ def _reporting(change: Callable[..., Any]) -> Callable[..., Any]:
             _loop.touch(channel)
         return result
 
-    change_and_report.__name__ = change.__name__
-    change_and_report.__doc__ = change.__doc__
     return change_and_report
 
 

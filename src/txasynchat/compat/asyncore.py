@@ -163,28 +163,18 @@ def readwrite(obj: Any, flags: int) -> None:
             and not _knows_of_its_end(obj)
         ):
             obj.handle_close()
-    except OSError as error:
-        if error.errno in _DISCONNECTED:
-            obj.handle_close()
-        else:
-            waits = _waits(obj, doing)
     except _reraised_exceptions:
         raise
-    except:  # noqa: E722 - see read()
-        waits = _waits(obj, doing)
+    except BaseException as error:  # noqa: BLE001 - see read()
+        if isinstance(error, OSError) and error.errno in _DISCONNECTED:
+            obj.handle_close()
+        elif doing and _loop.waits_for_tls(obj, doing):
+            waits = True
+        else:
+            obj.handle_error()
     if waits and getattr(obj, "socket", None) is sock:
         done = select.POLLIN if doing == "read" else select.POLLIN | select.POLLOUT
         readwrite(obj, flags & ~done)
-
-
-def _waits(obj: Any, doing: str) -> bool:
-    """
-    Return whether the exception being handled says that TLS has to wait; else let *obj* handle it.
-    """
-    if doing and _loop.waits_for_tls(obj, doing):
-        return True
-    obj.handle_error()
-    return False
 
 
 def _knows_of_its_end(obj: Any) -> bool:
@@ -592,12 +582,11 @@ class dispatcher:  # noqa: N801 - the stdlib's name
         except TypeError:
             return None
         except OSError as why:
-            if why.errno in (EWOULDBLOCK, ECONNABORTED, EAGAIN):
-                return None
             if why.errno in _EXHAUSTED:
                 self.__rest(why)
-                return None
-            raise
+            elif why.errno not in (EWOULDBLOCK, ECONNABORTED, EAGAIN):
+                raise
+            return None
         if self._tls_context is not None:
             from txasynchat.compat import tls  # noqa: PLC0415 - loaded only where it is used
 
@@ -630,19 +619,13 @@ class dispatcher:  # noqa: N801 - the stdlib's name
         """
         try:
             sent: int = self.socket.send(data)
-        except OSError as why:
-            if why.errno == EWOULDBLOCK:
-                return 0
-            if why.errno in _DISCONNECTED:
+        except Exception as why:
+            code = why.errno if isinstance(why, OSError) else None  # pyOpenSSL's is not an OSError
+            if code in _DISCONNECTED:
                 call_within(self, self.handle_close)
-                return 0
-            if _loop.waits_for_tls(self, "write"):
-                return 0
-            raise
-        except Exception:
-            if _loop.waits_for_tls(self, "write"):  # pyOpenSSL's is not an OSError
-                return 0
-            raise
+            elif code != EWOULDBLOCK and not _loop.waits_for_tls(self, "write"):
+                raise
+            return 0
         return sent
 
     def recv(self, buffer_size: int) -> Any:
@@ -862,10 +845,7 @@ class _Leaving(dispatcher):
     def readable(self) -> bool:
         return False
 
-    def handle_read(self) -> None:
-        """
-        Called when the time is over; nothing is read here.
-        """
+    def handle_read(self) -> None:  # called when the time is over: nothing is read here
         if self._last.go_on():
             self._leaves_at = self._last.until
             self.del_channel()
@@ -1037,13 +1017,10 @@ def close_all(map: dict[Any, Any] | None = None, ignore_all: bool = False) -> No
     for channel in copy_of(map).values():
         try:
             channel.close()
-        except OSError as error:
-            if error.errno != EBADF and not ignore_all:
-                raise
         except _reraised_exceptions:
             raise
-        except:  # noqa: E722 - see ignore_all
-            if not ignore_all:
+        except BaseException as error:
+            if not ignore_all and not (isinstance(error, OSError) and error.errno == EBADF):
                 raise
     map.clear()
     _loop.emptied(map)
