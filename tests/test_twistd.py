@@ -606,8 +606,8 @@ MISTAKES = {
     "a module that left Python": (
         ["--handler", "departed:Handler"],
         re.compile(
-            r"No module named 'smtpd' \(.*departed\.py, line 1\); smtpd left Python with 3\.12; "
-            r"pip install standard-smtpd brings it back, and runs on txasynchat where "
+            r"No module named 'smtpd' \(.*departed\.py, line 1\); smtpd was removed in Python 3\.12; "
+            r"pip install standard-smtpd brings it back, and runs on txasynchat if "
         ),
     ),
     "an exception with a note": (

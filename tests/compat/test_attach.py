@@ -205,7 +205,7 @@ class TestAttach(TestCase):
 
     def test_a_map_is_attached_once(self):
         self.attach()
-        with self.assertRaisesRegex(RuntimeError, "driven already"):
+        with self.assertRaisesRegex(RuntimeError, "already driven"):
             attach(self.map)
 
     async def test_a_loop_in_another_thread_is_refused_for_an_attached_map(self):

@@ -136,7 +136,7 @@ def test_disable_undoes_it(environment):
     assert "disable" in said
     text = environment.file.read_text()
     assert text.count("\n") == 1
-    assert "enabled already" in environment.enable()
+    assert "already enabled" in environment.enable()
     assert environment.file.read_text() == text
     assert environment.where() == FACADE
     assert f"removed {environment.file}" in environment.disable()
@@ -162,7 +162,7 @@ def test_other_modules_of_these_names_give_way_and_are_named(environment):
         theirs.append(str(path))
     before = STDLIB if sys.version_info < (3, 12) else theirs
     assert environment.where() == before
-    assert f"what gives way: {', '.join(before)}\n" in environment.enable()
+    assert f"used instead of {', '.join(before)}\n" in environment.enable()
     assert environment.where() == FACADE
     (environment.folder / "program.py").write_text(STARTS["spawn"])
     assert environment.run("program.py").stdout.split() == FACADE
@@ -249,7 +249,7 @@ def test_a_user_has_no_folder_in_a_virtual_environment(environment):
     for command in ("enable", "disable"):
         done = environment.run("-m", "txasynchat", command, "--user", status=1)
         assert done.stderr == (
-            f"txasynchat: --user: {environment.python} does not look into folders of users; "
+            f"txasynchat: --user: {environment.python} does not use per-user folders; "
             "leave --user out\n"
         )
 
@@ -267,7 +267,7 @@ def test_a_user_can_have_it_alone(environment, tmp_path):
 
     assert f"by {tmp_path / 'home'}" in run("-m", "txasynchat", "enable", "--user")
     assert run("-c", WHERE).split() == FACADE
-    assert "It is enabled elsewhere still; try --user." in run("-m", "txasynchat", "disable")
+    assert "It is still enabled elsewhere; try --user." in run("-m", "txasynchat", "disable")
     assert "removed" in run("-m", "txasynchat", "disable", "--user")
     assert list((tmp_path / "home").rglob("*.pth")) == []
 

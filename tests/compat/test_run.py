@@ -235,14 +235,14 @@ def test_a_terminal_is_not_read_for_a_program(tmp_path):
         (
             "smtpd",
             (
-                "smtpd left Python with 3.12; pip install standard-smtpd brings it back, and runs on "
-                "txasynchat where txasynchat.install() comes before its import"
+                "smtpd was removed in Python 3.12; pip install standard-smtpd brings it back, and runs "
+                "on txasynchat if txasynchat.install() comes before its import"
             ),
         ),
-        ("imp", "imp left Python with 3.12; pip install zombie-imp brings it back"),
+        ("imp", "imp was removed in Python 3.12; pip install zombie-imp brings it back"),
         (
             "pkg_resources",
-            "pkg_resources left setuptools with 82; pip install 'setuptools<82' brings it back",
+            "pkg_resources was removed in setuptools 82; pip install 'setuptools<82' brings it back",
         ),
     ],
 )
@@ -263,7 +263,7 @@ def test_a_program_that_imports_smtpd_is_told_so(tmp_path):
     """The real thing."""
     status, _, error = run("-m", "txasynchat", "run", "-c", "import smtpd", cwd=tmp_path)
     assert status == 1
-    assert "No module named 'smtpd'\nsmtpd left Python with 3.12; " in error
+    assert "No module named 'smtpd'\nsmtpd was removed in Python 3.12; " in error
 
 
 def test_a_module_that_is_not_there(tmp_path):

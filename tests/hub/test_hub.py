@@ -613,7 +613,7 @@ def test_a_wake_up_while_it_starts_again_writes_nothing_to_who_has_its_old_numbe
     thread.start()
     try:
         assert about_to_write.wait(LIMIT)
-        hub._stale = True  # as after a fork
+        hub.stale = True  # as after a fork
         hub.wait(0)
         started_again.set()
         thread.join()
@@ -750,8 +750,8 @@ def test_a_reader_of_the_program_on_its_number_stays_in_the_reactor(reactor, end
     heard = []
     stranger = HostedDescriptor(number, lambda: heard.append(a.recv(100)))
     host = hub._host
-    host._forget(host._descriptors[-1])  # a reactor that noticed that it is closed
-    reactor.removeReader(host._descriptors[-1])
+    host._forget(host._descriptors[number])  # a reactor that noticed that it is closed
+    reactor.removeReader(host._descriptors[number])
     reactor.addReader(stranger)
     hub.close()
     b.send(b"x")

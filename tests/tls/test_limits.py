@@ -37,7 +37,7 @@ from helpers.support import (
 from helpers.wire import HOSTILE, ask_for_renegotiation, drain, one_byte_records, raw
 from txasynchat import errors, transports
 from txasynchat.tls import ClientOptions, layer
-from txasynchat.tls.handshakes import HandshakeLimit, Turns
+from txasynchat.tls.handshakes import HandshakeLimit, Scheduler
 from txasynchat.tls.layer import TLSLayer
 
 
@@ -616,7 +616,7 @@ class Parts(unittest.TestCase):
 
     def test_steps_have_their_share_of_a_turn(self):
         clock = task.Clock()
-        turns = Turns(clock)
+        turns = Scheduler(clock)
         turns.budget.seconds = 0.0  # every step uses it up
         ran = []
         for number in range(3):

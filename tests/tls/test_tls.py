@@ -558,7 +558,7 @@ class Start(unittest.TestCase):
                 Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"pass phrase")
             )
         )
-        self.assertIn("wants a pass phrase", self.complaint(self.certificate, self.key))
+        self.assertIn("remove its pass phrase", self.complaint(self.certificate, self.key))
 
     def test_a_certificate_that_has_expired(self):
         expired = support.authority().issue_cert(HOST, not_after=datetime(2020, 1, 1, tzinfo=UTC))
@@ -590,7 +590,7 @@ class Start(unittest.TestCase):
 
     def test_a_host_name_that_is_none(self):
         for wrong in ("\N{SNOWMAN WITHOUT SNOW} .. ", " ", "*", "*.example.org", "a:443"):
-            with self.assertRaisesRegex(ValueError, "no host name"):
+            with self.assertRaisesRegex(ValueError, "not a host name"):
                 ClientOptions(wrong, trust())
         for wrong in ("", ".", ".example.org", None, b"chat.example.org", b"chat", 5):
             with self.assertRaisesRegex(ValueError, "hostname must be a str"):

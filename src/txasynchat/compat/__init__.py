@@ -1,11 +1,12 @@
 """
 ``asyncore`` and ``asynchat`` for programs that stay as they are.
 
-``from txasynchat.compat import asyncore, asynchat`` in a changed import line, `install` for none,
-``python -m txasynchat run program.py`` for a program that nobody touches; `LegacyFactory` for a
-handler that is served from a Twisted endpoint.
+``from txasynchat.compat import asyncore, asynchat`` changes an import line, `install` needs no such
+change, ``python -m txasynchat run program.py`` no change at all. `LegacyFactory` serves a handler from
+a Twisted endpoint.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from txasynchat.compat._attach import Attachment, attach
@@ -31,18 +32,13 @@ __all__ = [
 ]
 
 
+# Loaded when they are used: the two modules, and what needs more of Twisted.
+_MODULES = {"LegacyFactory": "served", "TLSSocket": "tls", "start_tls": "tls"}
+
+
 def __getattr__(name: str) -> object:
-    # The two modules, and what needs more of Twisted, are loaded by those who use them.
-    if name in ("TLSSocket", "start_tls"):
-        from txasynchat.compat import tls  # noqa: PLC0415 - see above
-
-        return getattr(tls, name)
-    if name == "LegacyFactory":
-        from txasynchat.compat.served import LegacyFactory  # noqa: PLC0415 - see above
-
-        return LegacyFactory
     if name in ("asyncore", "asynchat"):
-        import importlib  # noqa: PLC0415 - see above
-
-        return importlib.import_module(f"txasynchat.compat.{name}")
+        return import_module(f"{__name__}.{name}")
+    if name in _MODULES:
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

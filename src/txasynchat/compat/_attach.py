@@ -1,5 +1,5 @@
 """
-Channels beside other things in a reactor or event loop that runs already.
+Channels beside other things in a reactor or event loop that already runs.
 """
 
 from __future__ import annotations
@@ -8,36 +8,17 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from txasynchat.compat import _loop
+from txasynchat.compat._reactor import running_event_loop
 
 if TYPE_CHECKING:
     from txasynchat.compat._driver import MapDriver
 
 __all__ = ["Attachment", "attach"]
 
-#: Seconds: how often channels are looked at when nothing happens to any of them.
+#: Seconds after which channels are asked although nothing happens to any of them.
 TICK = 0.1
 #: Events handled before the reactor's other users get their turn.
 BATCH = 512
-
-
-class _TwistedClock:
-    """
-    Calls later in a Twisted reactor.
-    """
-
-    def __init__(self, reactor: Any) -> None:
-        self.call_later = reactor.callLater
-        self.call_from_thread = reactor.callFromThread
-
-
-class _AsyncioClock:
-    """
-    Calls later in an asyncio event loop.
-    """
-
-    def __init__(self, loop: Any) -> None:
-        self.call_later = loop.call_later
-        self.call_from_thread = loop.call_soon_threadsafe
 
 
 class Attachment:
@@ -46,24 +27,26 @@ class Attachment:
 
     Attributes:
         reactor: the reactor or event loop.
-        exception: what ended the attachment, where ``loop()`` would have been left: ExitNow,
-            SystemExit, an error in a predicate; else `None`.
+        exception: what ended the attachment, as it would have ended ``loop()``: ExitNow, SystemExit,
+            an error in a predicate; `None` if nothing has.
     """
 
     def __init__(self, driver: MapDriver, reactor: Any) -> None:
         self.reactor = reactor
         self.exception: BaseException | None = None
         self._driver = driver
-        self._clock: Any = (
-            _TwistedClock(reactor) if hasattr(reactor, "callLater") else _AsyncioClock(reactor)
-        )
+        if hasattr(reactor, "callLater"):
+            self._call_later, self._call_from_thread = reactor.callLater, reactor.callFromThread
+        else:
+            self._call_later = reactor.call_later
+            self._call_from_thread = reactor.call_soon_threadsafe
         self._tick: Any = None
         self._poked = False
         self._detached = False
 
     def detach(self) -> None:
         """
-        Take the map away from the reactor.  Channels stay open and in the map.  May be repeated.
+        Take the map away from the reactor. Channels stay open and in the map. May be repeated.
         """
         if self._detached:
             return
@@ -76,11 +59,11 @@ class Attachment:
 
     def poke(self) -> None:
         """
-        Something changed: look at it in the reactor's thread, soon.  From any thread.
+        Have the reactor's thread look soon at what changed; from any thread.
         """
         if not self._poked and not self._detached:
             self._poked = True
-            self._clock.call_from_thread(self._look)
+            self._call_from_thread(self._look)
 
     def _start(self) -> None:
         self._driver.start(poll_mode=False)
@@ -98,7 +81,7 @@ class Attachment:
 
     def _turn(self) -> None:
         """
-        Dispatch what is ready, then see to it that the hub waits for the right things.
+        Dispatch what is ready, and update what the hub waits for.
         """
         driver = self._driver
         try:
@@ -110,27 +93,29 @@ class Attachment:
                 raise
             from twisted.logger import Logger  # noqa: PLC0415 - most attachments end in order
 
-            Logger().failure("a map of asyncore channels is detached: loop() would have been left")
+            Logger().failure(
+                "a map of asyncore channels is detached, because of an exception that ends loop()"
+            )
             return
         if self._detached:
             return
         if ready:
             self.poke()
         if self._tick is None:
-            self._tick = self._clock.call_later(TICK, self._ticked)
+            self._tick = self._call_later(TICK, self._ticked)
 
 
 def attach(map: dict[Any, Any] | None = None, reactor: Any = None) -> Attachment:  # noqa: A002
     """
     Let a reactor that runs, or will run, drive the channels of a map, instead of ``loop()``.
 
-    Their handlers then live beside Twisted services: Deferreds, `callLater` and endpoints work
-    in them.  The map may be empty now or at any time.  Select mode's semantics.
+    Their handlers then live beside Twisted services: Deferreds, `callLater` and endpoints work in them.
+    The map may be empty now or at any time. The semantics are those of select mode.
 
     Args:
         map: descriptor to channel; ``asyncore.socket_map`` if not given.
-        reactor: a Twisted reactor, or an asyncio event loop.  If not given, the asyncio event
-            loop that runs in this thread without Twisted, or else the installed reactor.
+        reactor: a Twisted reactor, or an asyncio event loop. If not given, the asyncio event loop that
+            runs in this thread without Twisted, or else the installed reactor.
 
     Returns:
         the handle to `Attachment.detach` it.
@@ -138,7 +123,7 @@ def attach(map: dict[Any, Any] | None = None, reactor: Any = None) -> Attachment
     Raises:
         RuntimeError: the map is attached already, or a ``loop()`` drives it.
     """
-    from txasynchat.compat import asyncore  # noqa: PLC0415 - this module is imported for its names
+    from txasynchat.compat import asyncore  # noqa: PLC0415 - loaded only where it is used
 
     channels = asyncore.socket_map if map is None else map
     if reactor is None:
@@ -147,7 +132,9 @@ def attach(map: dict[Any, Any] | None = None, reactor: Any = None) -> Attachment
     if driver is None or driver.depth > 1:
         if driver is not None:
             _loop.release(driver)
-        raise RuntimeError("this map is driven already, by a loop() or another attach()")
+        raise RuntimeError(
+            "this map is already driven, by a loop() or another attach(): end that first"
+        )
     attachment = driver.attachment = Attachment(driver, reactor)
     try:
         attachment._start()
@@ -159,10 +146,9 @@ def attach(map: dict[Any, Any] | None = None, reactor: Any = None) -> Attachment
 
 def _default_reactor() -> Any:
     installed: Any = sys.modules.get("twisted.internet.reactor")
-    events: Any = sys.modules.get("asyncio.events")
-    loop = events._get_running_loop() if events is not None else None
+    loop = running_event_loop()
     if loop is not None and getattr(installed, "_asyncioEventloop", None) is not loop:
         return loop
-    from twisted.internet import reactor  # noqa: PLC0415 - whoever attaches wants one
+    from twisted.internet import reactor  # noqa: PLC0415 - loaded only where it is used
 
     return reactor

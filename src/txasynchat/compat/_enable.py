@@ -2,9 +2,9 @@
 ``python -m txasynchat enable``: the facade for every program of an environment, until ``disable``.
 
 What `install` does for one process, a line in a ``.pth`` file does for each Python that starts in the
-environment: children that start afresh, programs that start themselves again, console scripts. The
-line imports nothing of ours. It puts a finder in front of the others, which is asked for two names
-only, and which finds nothing when this package is gone.
+environment: new children, programs that restart themselves, console scripts. The line imports nothing
+of ours. It puts a finder in front of the others, which answers for two names only, and finds nothing
+when this package is gone.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import site
 import subprocess
 import sys
 import sysconfig
+from contextlib import suppress
 from importlib.abc import Loader
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
@@ -28,8 +29,8 @@ __all__ = ["CannotEnable", "disable", "enable", "spec_of"]
 
 _FILE = "txasynchat-enable.pth"
 
-# Python runs a line that begins with "import" when it starts.  Whoever uninstalls this package and
-# leaves the file must not notice: no error at each start, and other modules of these names are found.
+# Python runs a line that begins with "import" when it starts. If this package is uninstalled and the
+# file stays, there must be no error at each start, and other modules of these names must be found.
 _FINDER = """
 class Finder:
     @staticmethod
@@ -70,7 +71,10 @@ def enable(*, user: bool = False) -> list[str]:
         CannotEnable: nothing was done, for the reason that it gives.
     """
     path = _path(user=user)
-    done = "enabled" if _text(path) != _LINE else "enabled already"
+    done = "enabled"
+    with suppress(OSError):
+        if path.read_text() == _LINE:
+            done = "already enabled"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(_LINE)
@@ -82,7 +86,7 @@ def enable(*, user: bool = False) -> list[str]:
     lines = [f"{done} for {sys.executable}, by {path}"]
     others = [other for name in NAMES if (other := _other(name)) is not None]
     if others:
-        lines.append(f"what gives way: {', '.join(others)}")
+        lines.append(f"used instead of {', '.join(others)}")
     return [
         *lines,
         "Every program of this Python, and each child that it starts, finds asyncore and asynchat.",
@@ -107,19 +111,19 @@ def disable(*, user: bool = False) -> list[str]:
     try:
         path.unlink()
     except FileNotFoundError:
-        lines = [f"was not enabled: there is no {path}"]
+        lines = [f"was not enabled: {path} does not exist"]
     except OSError as error:
         raise CannotEnable(_refused("remove", path, error, user=user)) from None
     else:
         lines = [f"disabled for {sys.executable}: removed {path}"]
     if _is_read():
-        lines.append("It is enabled elsewhere still" + ("." if user else "; try --user."))
+        lines.append("It is still enabled elsewhere" + ("." if user else "; try --user."))
     return lines
 
 
 def spec_of(name: str) -> ModuleSpec:
     """
-    Tell ``import`` where *name* is; called by the line in the file.
+    Return the spec of *name* for ``import``; called by the line in the file.
     """
     return ModuleSpec(name, _Installer(), origin=_origin(name))
 
@@ -130,10 +134,7 @@ class _Installer(Loader):
     """
 
     def exec_module(self, module: ModuleType) -> None:
-        """
-        Put ours in the place of the empty *module* that ``import`` has made.
-        """
-        sys.modules.pop(module.__name__, None)
+        sys.modules.pop(module.__name__, None)  # the empty one that ``import`` has made
         install()
 
 
@@ -147,16 +148,9 @@ def _path(*, user: bool) -> Path:
         return Path(sysconfig.get_path("purelib")) / _FILE
     if not site.ENABLE_USER_SITE:
         raise CannotEnable(
-            f"--user: {sys.executable} does not look into folders of users; leave --user out"
+            f"--user: {sys.executable} does not use per-user folders; leave --user out"
         )
     return Path(site.getusersitepackages()) / _FILE
-
-
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text()
-    except OSError:
-        return None
 
 
 def _is_read() -> bool:
@@ -175,9 +169,9 @@ def _is_read() -> bool:
 
 def _other(name: str) -> str | None:
     """
-    Return the file of another module of that name, which would be found without us.
+    Return the file of the module of that name that would be found without ours.
     """
-    # With -m the current folder is on the path; it is nothing of the environment's.
+    # With -m the current folder is on the path; it does not belong to the environment.
     found = PathFinder.find_spec(
         name, [one for one in sys.path if one not in ("", str(Path.cwd()))]
     )

@@ -14,16 +14,16 @@ __all__ = ["install", "uninstall", "what_brings_back"]
 
 NAMES = ("asyncore", "asynchat")
 
-# What else old programs import and is gone: from where, and which package brings it back.
+# What else old programs import and is gone: what removed it, and which package brings it back.
 _DEPARTED = {
-    "distutils": ("Python with 3.12", "setuptools"),
-    "imp": ("Python with 3.12", "zombie-imp"),
-    "pkg_resources": ("setuptools with 82", "'setuptools<82'"),
-    "smtpd": ("Python with 3.12", "standard-smtpd"),
-    "telnetlib": ("Python with 3.13", "standard-telnetlib"),
+    "distutils": ("Python 3.12", "setuptools"),
+    "imp": ("Python 3.12", "zombie-imp"),
+    "pkg_resources": ("setuptools 82", "'setuptools<82'"),
+    "smtpd": ("Python 3.12", "standard-smtpd"),
+    "telnetlib": ("Python 3.13", "standard-telnetlib"),
 }
 
-# What was in sys.modules before; None where nothing was.  Empty when not installed.
+# What was in sys.modules before; None for nothing. Empty if not installed.
 _before: dict[str, ModuleType | None] = {}
 
 
@@ -32,13 +32,13 @@ def install() -> None:
     Make ``import asyncore`` and ``import asynchat`` give this package's modules, in this process.
 
     Call it before the program's own modules are imported, and before smtpd (which a package brings
-    back): names that those took from the stdlib's modules (Python 3.11) or a backport stay what they
-    were.  May be called again.
+    back), because names that those took from the stdlib's modules (Python 3.11) or a backport stay what
+    they were. May be repeated.
 
     Raises:
         RuntimeError: another ``asyncore`` was imported before, and channels live in its map.
     """
-    from txasynchat.compat import asynchat, asyncore  # noqa: PLC0415 - only for those who ask
+    from txasynchat.compat import asynchat, asyncore  # noqa: PLC0415 - loaded only where it is used
 
     ours = {"asyncore": asyncore, "asynchat": asynchat}
     if all(sys.modules.get(name) is module for name, module in ours.items()):
@@ -58,7 +58,7 @@ def install() -> None:
 
 def uninstall() -> None:
     """
-    Undo `install`: what was there before is there again.  Harmless without an `install`.
+    Undo `install`: put back what was there before. Harmless without an `install`.
     """
     for name, module in _before.items():
         if module is None:
@@ -70,12 +70,12 @@ def uninstall() -> None:
 
 def what_brings_back(error: BaseException) -> str | None:
     """
-    Say which package has the module that *error* misses, if it is one of those that left Python.
+    Say which package has the module that *error* misses, if it was removed from Python or setuptools.
     """
     if not isinstance(error, ModuleNotFoundError) or error.name not in _DEPARTED:
         return None
     home, package = _DEPARTED[error.name]
-    text = f"{error.name} left {home}; pip install {package} brings it back"
+    text = f"{error.name} was removed in {home}; pip install {package} brings it back"
     if error.name == "smtpd":
-        text += ", and runs on txasynchat where txasynchat.install() comes before its import"
+        text += ", and runs on txasynchat if txasynchat.install() comes before its import"
     return text

@@ -1,5 +1,5 @@
 """
-``asyncore.loop()``: one driver a map, whoever calls; and what channels report to it.
+``asyncore.loop()``, with one driver for each map; and what channels report to it.
 """
 
 from __future__ import annotations
@@ -34,58 +34,23 @@ __all__ = [
 
 class Driver(Protocol):
     """
-    Who drives the channels of a map: what they report to.
+    What drives the channels of a map, and what they report to.
 
-    A `MapDriver` does in ``loop()``, and there is one as long as that goes on; whoever else drives a
-    map calls `register`.
+    In ``loop()`` that is a `MapDriver`, which exists as long as ``loop()`` runs; any other is given to
+    `register`.
     """
 
     @property
-    def channels(self) -> Any:
-        """
-        The map.
-        """
-
+    def channels(self) -> Any: ...  # the map
     @property
-    def attachment(self) -> Any:
-        """
-        Who drives it instead of ``loop()``, which is refused then; None if nobody does.
-        """
-
-    def add(self, fd: Any) -> None:
-        """
-        See `added`.
-        """
-
-    def remove(self, fd: Any) -> None:
-        """
-        See `removed`.
-        """
-
-    def end(self, fd: Any) -> None:
-        """
-        See `ended`.
-        """
-
-    def touch(self, fd: Any) -> None:
-        """
-        See `touch`.
-        """
-
-    def wait_for(self, fd: Any, doing: str, wants: str) -> None:
-        """
-        See `waits_for_tls`.
-        """
-
-    def rest(self, fd: Any) -> None:
-        """
-        See `rest`.
-        """
-
-    def wake(self) -> None:
-        """
-        See `emptied`.
-        """
+    def attachment(self) -> Any: ...  # what drives it instead of ``loop()``, or None
+    def add(self, fd: Any) -> None: ...  # see `added`
+    def remove(self, fd: Any) -> None: ...  # see `removed`
+    def end(self, fd: Any) -> None: ...  # see `ended`
+    def touch(self, fd: Any) -> None: ...  # see `touch`
+    def wait_for(self, fd: Any, doing: str, wants: str) -> None: ...  # see `waits_for_tls`
+    def rest(self, fd: Any) -> None: ...  # see `rest`
+    def wake(self) -> None: ...  # see `emptied`
 
 
 _drivers: dict[int, Driver] = {}
@@ -94,10 +59,10 @@ _registry = threading.Lock()
 
 class _Kept:
     """
-    The driver that a thread used last: it is kept, with its registrations, for the next call.
+    The driver that a thread used last, kept with its registrations for the next call.
 
-    The map and its channels are not.  Another map may get the `id` of one that is gone: the driver
-    finds out by what is in it.
+    The map and its channels are not kept. A new map may have the `id` of a former one: the driver finds
+    out by its content.
     """
 
     driver: MapDriver | None = None
@@ -122,8 +87,7 @@ _local = _Local()
 
 def driver_of(channels: Any) -> Driver | None:
     """
-    Returns:
-        the driver of a map, if anything drives it or did so a moment ago.
+    Return the driver of a map, if anything drives it or did so a moment ago.
     """
     return _drivers.get(id(channels))
 
@@ -134,7 +98,7 @@ def register(driver: Driver, owner: Any) -> None:
 
     Args:
         driver: of a map that nothing else drives.
-        owner: what keeps the map alive, and is not kept alive by *driver*.
+        owner: it keeps the map alive, and *driver* does not keep it alive.
     """
     key = id(driver.channels)
     _drivers[key] = driver
@@ -143,10 +107,9 @@ def register(driver: Driver, owner: Any) -> None:
 
 def take(channels: Any, names: dict[str, Any]) -> MapDriver | None:
     """
-    Take the driver of a map for this thread, one level deeper if it has it already.
+    Take the driver of a map for this thread, one level deeper if this thread has it already.
 
-    Returns:
-        `None` when something else drives that map right now, or another thread.
+    Return `None` if something else, or another thread, drives that map now.
     """
     me = threading.get_ident()
     with _registry:
@@ -199,8 +162,8 @@ def run(
     Raises:
         RuntimeError: a reactor or event loop runs in this thread, and this would block it; or the map
             is attached to one.
-        BaseException: what must leave ``loop()``: ExitNow, KeyboardInterrupt, SystemExit, what a
-            predicate or a signal handler raised.
+        BaseException: ExitNow, KeyboardInterrupt, SystemExit, or what a predicate or a signal handler
+            raised.
     """
     if count is None or timeout != 0:
         _reactor.refuse_inside_a_running_loop()
@@ -209,13 +172,13 @@ def run(
         if driver is not None:
             release(driver)
         elif getattr(driver_of(channels), "attachment", None) is None:
-            # Two threads with one map: the second looks at all of it on each pass, as ever.
+            # Two threads with one map: the second asks all channels on each pass, as the stdlib does.
             poll = names["poll2" if poll_mode else "poll"]
             while channels and (count is None or count > 0):
                 poll(timeout, channels)
                 count = None if count is None else count - 1
             return
-        raise RuntimeError("this map is attached to a reactor already: that one drives it")
+        raise RuntimeError("this map is attached to a reactor, which drives it: detach() it first")
     try:
         driver.start(poll_mode)
         if count is None:
@@ -269,7 +232,7 @@ def emptied(channels: Any) -> None:
 
 def ended(channel: Any) -> None:
     """
-    *channel* was told of the end of its stream.
+    *channel* was notified of the end of its stream.
     """
     driver, fd = _found(channel)
     if driver is not None:
@@ -280,9 +243,9 @@ def waits_for_tls(channel: Any, doing: str) -> bool:
     """
     Return whether the exception being handled says no more than that TLS has to wait.
 
-    It comes out of a socket that the program wrapped by `ssl` or pyOpenSSL itself, and is no error: the
-    rest of a record is still to come, or has still to go. Where TLS waits for the other direction than
-    what is done, so does the channel from now on, and does this again when that comes.
+    A socket that the program itself wrapped by `ssl` or pyOpenSSL raises it. It is not an error: the
+    rest of a record has still to arrive, or to be sent. If TLS waits for the other direction than
+    *doing*, so does the channel from now on, and then tries again.
 
     Args:
         channel: whose socket or handler raised it.
@@ -300,7 +263,7 @@ def waits_for_tls(channel: Any, doing: str) -> bool:
 
 def rest(channel: Any) -> None:
     """
-    Leave *channel* alone for a while: it cannot take now what it is told of.
+    Leave *channel* alone for a while, because it cannot handle its events now.
     """
     driver, fd = _found(channel)
     if driver is not None:
@@ -309,7 +272,7 @@ def rest(channel: Any) -> None:
 
 def _found(channel: Any) -> tuple[Driver | None, Any]:
     """
-    Return the driver of *channel* and its key in the map; no driver where it is not in there.
+    Return the driver of *channel* and its key in the map; None as driver if it is not in the map.
     """
     driver = _drivers.get(id(own(channel, "_map")))
     fd = own(channel, "_fileno")
@@ -320,7 +283,7 @@ def _found(channel: Any) -> tuple[Driver | None, Any]:
 
 def touch(channel: Any) -> None:
     """
-    What *channel* waits for may be another thing now; wakes a ``loop()`` in another thread.
+    *channel* may wait for something else now; this wakes a ``loop()`` in another thread.
     """
     driver = _drivers.get(id(own(channel, "_map")))
     if driver is not None:
@@ -330,7 +293,7 @@ def touch(channel: Any) -> None:
 
 
 def _after_fork_in_child() -> None:
-    # Only this thread went on: no other drives anything.  Hubs start again by themselves.
+    # Only this thread exists here, so no other drives anything. Hubs start again by themselves.
     global _registry  # noqa: PLW0603 - its holder may not exist here
     _registry = threading.Lock()
     for driver in list(_drivers.values()):

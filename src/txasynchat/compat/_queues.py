@@ -1,12 +1,12 @@
 """
-What a channel has to send: queues that tell when somebody else puts something in.
+What a channel has to send: queues that report when somebody else puts something in.
 
 `producer_fifo` and `out_buffer` are public, and programs fill those of other channels: a relay, a room,
-a timer, a thread.  ``asyncore`` notices because it asks every channel on every pass.  Here the queue
-says so itself, by `_loop.touch`, and only its own channel is asked.
+a timer, a thread. ``asyncore`` notices because it asks every channel on every pass. Here the queue
+reports its channel, by `_loop.touch`, and only that one is asked.
 
-A queue that cannot tell, because the program put an object of its own in place of ours, makes its
-channel one that is asked on every pass: see `_interest.kind_of`.
+A queue that cannot report, because the program replaced ours, makes its channel one that is asked on
+every pass: see `_interest.kind_of`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from contextlib import suppress
+from functools import wraps
 from itertools import repeat, starmap
 from threading import RLock, get_ident
 from typing import TYPE_CHECKING, Any, Self
@@ -31,29 +32,24 @@ _quietly_extend = deque.extend
 _quietly_extend_left = deque.extendleft
 
 
-def _nobody() -> None:
-    return None
-
-
-def _telling(change: Callable[..., Any]) -> Callable[..., Any]:
-    def changes_and_tells(self: Fifo, *args: Any) -> Any:
+def _reporting(change: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(change)
+    def change_and_report(self: Fifo, *args: Any) -> Any:
         result = change(self, *args)
         channel = self._channel()
         if channel is not None:
             _loop.touch(channel)
         return result
 
-    changes_and_tells.__name__ = change.__name__
-    changes_and_tells.__doc__ = change.__doc__
-    return changes_and_tells
+    return change_and_report
 
 
 class Fifo(deque[Any]):
     """
-    ``async_chat.producer_fifo``, a deque: what fills or empties it reports the channel that it is of.
+    ``async_chat.producer_fifo``, a deque: every change reports the channel that it belongs to.
 
-    The channel itself goes past that, by the functions of this module: it knows what to report.
-    A copy is nobody's; a pickled one is a plain deque.
+    The channel itself uses the functions of this module, which report nothing: it knows what to report.
+    A copy belongs to no channel; a pickled one is a plain deque.
     """
 
     __slots__ = ("_channel",)
@@ -62,7 +58,7 @@ class Fifo(deque[Any]):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         fifo = super().__new__(cls, *args, **kwargs)
-        fifo._channel = _nobody
+        fifo._channel = lambda: None
         return fifo
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -73,7 +69,7 @@ class Fifo(deque[Any]):
 
     def adopt(self, channel: Any) -> None:
         """
-        Report *channel*, which is not kept alive, from now on; nothing changes if it is another one's.
+        Report *channel*, which is not kept alive, from now on; do nothing if it is another channel's.
         """
         if self._channel() is None:
             self._channel = weakref.ref(channel)
@@ -89,14 +85,14 @@ for _name in (
     *("append", "appendleft", "extend", "extendleft", "insert", "__iadd__", "__imul__"),
     *("pop", "popleft", "remove", "clear"),
 ):
-    setattr(Fifo, _name, _telling(getattr(deque, _name)))
+    setattr(Fifo, _name, _reporting(getattr(deque, _name)))
 
 
 def put(fifo: Any, items: Iterable[Any]) -> None:
     """
-    Append *items*, all at once for other threads, and report nothing.
+    Append *items*, atomically for other threads, and report nothing.
 
-    A queue of the program's own is left to its ``append``.
+    If the queue is the program's own, its ``append`` is called.
     """
     if type(fifo) is Fifo:
         _quietly_extend(fifo, items)
@@ -118,18 +114,18 @@ def put_first(fifo: Any, items: list[Any]) -> None:
 
 def take_all(fifo: Any) -> list[Any]:
     """
-    Take out what is there now, and report nothing; other threads may append meanwhile.
+    Remove and return what is queued now, and report nothing; other threads may append meanwhile.
     """
     take = deque.popleft.__get__(fifo) if type(fifo) is Fifo else fifo.popleft
     items: list[Any] = []
-    with suppress(IndexError):  # another thread has emptied it; what was taken before counts
+    with suppress(IndexError):  # another thread has emptied it; return what was taken
         items.extend(starmap(take, repeat((), len(fifo))))
     return items
 
 
 def settle(fifo: Any, first: Any, num_sent: int | None = None) -> None:
     """
-    Take *num_sent* bytes off *first*, which was at the head, or take it out if that is `None`.
+    Remove the first *num_sent* bytes of *first*, which was at the head; all of it if that is `None`.
 
     Meanwhile another thread may have put something before it, or have emptied the queue.
     """
@@ -147,11 +143,11 @@ def settle(fifo: Any, first: Any, num_sent: int | None = None) -> None:
 
 def join_first(fifo: Any, size: int) -> None:
     """
-    Make one item of what is queued, if all of it is bytes; else of what is at the head.
+    Join what is queued into one item, or what is at its head as far as it is bytes.
 
     Args:
         fifo: the queue.
-        size: of a longer one pieces are sent: that becomes a view, to be sliced for nothing.
+        size: a longer item is sent in pieces: it becomes a view, which is sliced without a copy.
     """
     items = take_all(fifo)
     count = len(items)
@@ -164,10 +160,8 @@ def join_first(fifo: Any, size: int) -> None:
             if not isinstance(item, (bytes, bytearray, memoryview))
         )
         joined = b"".join(items[:count])
-    rest: list[Any] = items[count:]
-    if joined:
-        rest.insert(0, joined if len(joined) <= size else memoryview(joined))
-    put_first(fifo, rest)
+    whole: list[Any] = [joined if len(joined) <= size else memoryview(joined)] if joined else []
+    put_first(fifo, whole + items[count:])
 
 
 class OutBuffer:
@@ -182,15 +176,12 @@ class OutBuffer:
 
     def __init__(self, data: Any = b"") -> None:
         self.data = data
-        # A program's signal handler may come here in the middle of it.
+        # Reentrant, because a program's signal handler may come here in the middle of it.
         self._lock = RLock()
-        # What each thread was given last, while nothing but other threads' doing has changed it.
+        # What each thread got last, until the thread itself changes `data`.
         self._given: dict[int, Any] = {}
 
     def get(self) -> Any:
-        """
-        Return what is kept, to the program.
-        """
         with self._lock:
             self._given[get_ident()] = self.data
             return self.data
@@ -199,8 +190,8 @@ class OutBuffer:
         """
         Keep *value*, which the program assigns.
 
-        ``channel.out_buffer += data`` is a `get` and a `set`.  When another thread has sent some of the
-        first, or has added to it, before the second, then *data* alone is what this thread wants.
+        ``channel.out_buffer += data`` is a `get` and a `set`. If another thread has sent or added
+        something in between, then this thread means to add *data* only.
         """
         with self._lock:
             given = self._given.pop(get_ident(), None)
@@ -217,7 +208,7 @@ class OutBuffer:
 
     def append(self, data: Any) -> bool:
         """
-        Keep *data* too; return whether there was something already.
+        Keep *data* too; return whether anything was kept before.
         """
         with self._lock:
             kept = self.data
@@ -230,7 +221,7 @@ class OutBuffer:
         """
         Drop the first *count* bytes, which were sent as the beginning of *sent*.
 
-        Nothing is dropped where another thread has put other data in its place.
+        Drop nothing if another thread has replaced them.
         """
         with self._lock:
             if self.data[:count] == sent[:count]:

@@ -1,11 +1,10 @@
 """
 The Twisted reactor of the thread that runs ``loop()``.
 
-In the main thread that is *the* reactor, the one that ``from twisted.internet import reactor``
-gives: whatever was installed.  Any other thread gets a private one, when it asks for it.  In
-both cases it is never run: ``loop()`` gives it its turns, so it can be used again and again,
-nested, and ``reactor.run()`` stays possible afterwards.  It exists only where somebody asked
-for it; otherwise ``loop()`` waits on its hub alone.
+In the main thread that is the installed reactor, the one of ``from twisted.internet import reactor``.
+Any other thread gets a private one, when it asks for it. Neither is ever run: ``loop()`` gives it
+turns, so it can be called repeatedly and nested, and ``reactor.run()`` stays possible afterwards. A
+reactor exists only if somebody asked for it; otherwise ``loop()`` waits on its hub alone.
 """
 
 from __future__ import annotations
@@ -23,7 +22,15 @@ from txasynchat.hub.descriptors import pollers
 if TYPE_CHECKING:
     from twisted.internet.base import ReactorBase
 
-__all__ = ["current_reactor", "here", "refuse_inside_a_running_loop", "rest", "turn"]
+__all__ = [
+    "current_reactor",
+    "here",
+    "interrupt",
+    "refuse_inside_a_running_loop",
+    "rest",
+    "running_event_loop",
+    "turn",
+]
 
 
 class _Private:
@@ -44,12 +51,12 @@ class _Private:
         with suppress(Exception):  # at interpreter exit modules may be gone
             reactor: Any = self.reactor
             if os.getpid() != self.pid:
-                # The child of a fork, and the parent's thread goes on with it: they share what an
-                # epoll reactor has registered.  Threads that a child does not have end as it begins.
+                # In the child of a fork, where the parent's threads end. In the parent the thread goes
+                # on with this reactor, and both share what an epoll reactor has registered.
                 _abandoned.append(reactor)
                 return
-            _rest(reactor)
-            _renewal.renew(reactor)  # or what is closed now would be somebody else's
+            rest(reactor)
+            _renewal.renew(reactor)  # or this would close what is somebody else's by now
             for one in (*reactor.removeAll(), *reactor._internalReaders):
                 reactor.removeReader(one)
                 one.connectionLost(self.lost)
@@ -64,9 +71,9 @@ class _Local(threading.local):
 
 _local = _Local()
 _main_thread = threading.main_thread().ident
-# In the child of a fork: private reactors that are the parent's, never to be touched.
+# In the child of a fork: the parent's private reactors, never to be touched.
 _abandoned: list[ReactorBase] = []
-# Also there: the reactor that was installed before, and the parent's number.
+# In the child of a fork: the reactor that was installed before, and the parent's process id.
 _inherited: tuple[Any, int] | None = None
 
 
@@ -83,15 +90,14 @@ if hasattr(os, "register_at_fork"):
 
 def current_reactor() -> Any:
     """
-    The reactor whose timers and descriptors are served while ``loop()`` runs in this thread.
+    Return the reactor whose timers and descriptors are served while ``loop()`` runs in this thread.
 
-    Inside ``loop()``: `callLater`, endpoints, `callFromThread` and the thread pool all work on
-    it.  It gets its turns only while ``loop()`` runs.  With an attached map, where a reactor
-    runs in this thread already, it is that one.
+    Its `callLater`, endpoints, `callFromThread` and thread pool work, but only while ``loop()`` runs.
+    If a reactor already runs in this thread, as with an attached map, it is that one.
 
     Returns:
-        the installed reactor in the main thread (this installs the default one if there is
-        none yet); a private one in any other thread, the same at each call.
+        the installed reactor in the main thread (this installs the default one if there is none yet);
+        a private one in any other thread, the same at each call.
     """
     reactor = here() or _running_here()
     if reactor is not None:
@@ -107,8 +113,7 @@ def current_reactor() -> Any:
 
 def here() -> Any:
     """
-    Returns:
-        the reactor that ``loop()`` has to serve in this thread, `None` if there is none.
+    Return the reactor that ``loop()`` has to serve in this thread, `None` if there is none.
     """
     if threading.get_ident() == _main_thread:
         reactor: Any = sys.modules.get("twisted.internet.reactor")
@@ -119,7 +124,7 @@ def here() -> Any:
 
 def _is_ours(reactor: Any) -> bool:
     """
-    Whether nobody runs the installed reactor, nor shares its descriptors.
+    Return whether nobody runs the installed reactor or shares its descriptors.
     """
     if getattr(reactor, "running", True):
         return False
@@ -128,9 +133,12 @@ def _is_ours(reactor: Any) -> bool:
     return os.getppid() != _inherited[1]  # a daemon, whose parent is gone
 
 
-def _asyncio_runs_here() -> bool:
+def running_event_loop() -> Any:
+    """
+    Return the asyncio event loop that runs in this thread, `None` if there is none; loads no asyncio.
+    """
     events: Any = sys.modules.get("asyncio.events")
-    return events is not None and events._get_running_loop() is not None
+    return None if events is None else events._get_running_loop()
 
 
 def _running_here() -> Any:
@@ -145,12 +153,10 @@ def _running_here() -> Any:
 
 def refuse_inside_a_running_loop() -> None:
     """
-    ``loop()`` blocks; where somebody else's loop runs in this thread it must not.
-
     Raises:
-        RuntimeError: a Twisted reactor or an asyncio event loop runs in this thread.
+        RuntimeError: a Twisted reactor or an asyncio event loop runs in this thread: it must not block.
     """
-    if _asyncio_runs_here():
+    if running_event_loop() is not None:
         runs = "an asyncio event loop"
     elif _running_here() is not None:
         runs = "the Twisted reactor"
@@ -180,16 +186,16 @@ def turn(reactor: Any, timeout: float | None) -> None:
     """
     Give *reactor* one turn: what is due, then what is ready, after *timeout* seconds at most.
 
-    Not ``iterate``, which would sleep on a timer that was set during this very turn.
+    Not ``iterate``, which would sleep past a timer that is set during this very turn.
 
     Args:
-        reactor: not running.
-        timeout: seconds, `None` for as long as the reactor itself has time.
+        reactor: it does not run.
+        timeout: seconds; `None` for until the reactor's next timer.
     """
     loop = getattr(reactor, "_asyncioEventloop", None)
     if loop is not None:
-        if _asyncio_runs_here():
-            return  # loop(timeout=0, count=1) inside of another one, beside which none can run
+        if running_event_loop() is not None:
+            return  # loop(timeout=0, count=1) inside a running event loop: a second one cannot run
         _start_pool(reactor)
         stop = None if timeout is None else loop.call_later(timeout, loop.stop)
         loop.run_forever()
@@ -216,24 +222,20 @@ def _start_pool(reactor: Any) -> None:
 
 def interrupt(reactor: Any) -> None:
     """
-    End the `turn` that is under way, from inside it.
+    End the current `turn`, from inside it.
     """
     loop = getattr(reactor, "_asyncioEventloop", None)
     if loop is not None:
         loop.stop()
 
 
-def rest() -> None:
+def rest(reactor: Any = None) -> None:
     """
-    The outermost ``loop()`` of this thread ends: idle pool threads would keep the process alive.
+    End the idle pool threads of *reactor*, by default this thread's: they keep the process alive.
+
+    Called when the outermost ``loop()`` of this thread ends.
     """
-    reactor = here()
-    if reactor is not None:
-        _rest(reactor)
-
-
-def _rest(reactor: Any) -> None:
-    pool = getattr(reactor, "threadpool", None)
+    pool = getattr(here() if reactor is None else reactor, "threadpool", None)
     if pool is not None and pool.started:
         smallest, largest = pool.min, pool.max
         pool.adjustPoolsize(0, 0)

@@ -1,45 +1,25 @@
 """
-A reactor's own descriptors, where a program closed them.
+New descriptors for a reactor whose own were closed by the program.
 
-Daemons close descriptors that they do not know.  A reactor that ``loop()`` serves then gets new ones;
-what is closed of the program's own in it, ports and connections, stays the program's business.  An
-asyncio event loop cannot be mended from outside: of a reactor on one, only its waker is.
+Daemons close descriptors that they do not know. A reactor that ``loop()`` serves then gets new ones.
+The program's own in it, ports and connections, stay closed. An asyncio event loop cannot be repaired
+from outside; a reactor on one gets only a new waker.
 """
 
 from __future__ import annotations
 
-import errno
-import os
 import select
 import weakref
 from contextlib import suppress
 from typing import Any
 
-from txasynchat.hub.descriptors import Owned, pollers
+from txasynchat.hub.descriptors import Owned, is_registered, pollers
 
 __all__ = ["know", "renew"]
 
 
-class _Pipe:
-    """
-    The ends of the pipe that wakes a reactor.
-
-    Raises:
-        AttributeError: it is no pipe.
-        OSError: it was closed already.
-    """
-
-    def __init__(self, waker: Any) -> None:
-        self.waker = waker
-        self.ends = Owned(waker.i), Owned(waker.o)
-        if not self.ends[0].is_same(self.ends[1]):
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-
-    def is_ours(self) -> bool:
-        return all(end.is_ours() for end in self.ends)
-
-
-_known: weakref.WeakKeyDictionary[Any, _Pipe] = weakref.WeakKeyDictionary()
+# Each reactor's waker, and the two ends of its pipe.
+_known: weakref.WeakKeyDictionary[Any, tuple[Any, Owned, Owned]] = weakref.WeakKeyDictionary()
 
 
 def know(reactor: Any) -> None:
@@ -57,7 +37,7 @@ def renew(reactor: Any) -> bool:
     Give *reactor* new descriptors in place of those of its own that the program closed.
 
     Args:
-        reactor: one that does not run.
+        reactor: it does not run.
 
     Returns:
         whether there were any.
@@ -69,12 +49,12 @@ def renew(reactor: Any) -> bool:
         know(reactor)
     epoll = _epoll_of(reactor)
     waker_is_ours = _waker_is_ours(reactor)
-    if waker_is_ours and (epoll is None or _knows(epoll, waker)):
+    if waker_is_ours and (epoll is None or is_registered(waker.fileno(), epoll)):
         return False
     if not waker_is_ours:
         _forget(reactor, waker)
     if epoll is not None:
-        _replace(reactor, epoll)
+        _replace_epoll(reactor, epoll)
     if not waker_is_ours:
         reactor.waker = None
         reactor.installWaker()
@@ -89,34 +69,23 @@ def _epoll_of(reactor: Any) -> Any:
 
 def _waker_is_ours(reactor: Any) -> bool:
     waker = reactor.waker
-    pipe = _known.get(reactor)
-    if pipe is None or pipe.waker is not waker:
+    known = _known.get(reactor)
+    if known is None or known[0] is not waker:
         try:
-            pipe = _known[reactor] = _Pipe(waker)
+            known = waker, Owned(waker.i), Owned(waker.o)
         except AttributeError:
-            return True  # nothing is known of it
+            return True  # it is not a pipe, so nothing is known of it
         except OSError:
             return False
-    return pipe.is_ours()
-
-
-def _knows(epoll: Any, waker: Any) -> bool:
-    """
-    Return whether *waker* is registered with *epoll*, as it is while both are the reactor's own.
-    """
-    try:
-        epoll.register(waker.fileno(), 0)
-    except FileExistsError:
-        return True
-    except OSError:
-        return False
-    epoll.unregister(waker.fileno())  # it was a stranger's
-    return False
+        if not known[1].is_same(known[2]):
+            return False
+        _known[reactor] = known
+    return known[1].is_ours() and known[2].is_ours()
 
 
 def _forget(reactor: Any, waker: Any) -> None:
     """
-    Take *waker* out of the books of *reactor*, whoever has its numbers now.
+    Make *reactor* forget *waker*, whoever has its numbers now.
     """
     reactor._internalReaders.discard(waker)
     if _epoll_of(reactor) is None:
@@ -133,10 +102,7 @@ def _strike(reactor: Any, number: int) -> None:
     reactor._writes.discard(number)
 
 
-def _replace(reactor: Any, epoll: Any) -> None:
-    """
-    Build the epoll of *reactor* anew.
-    """
+def _replace_epoll(reactor: Any, epoll: Any) -> None:
     pollers.lose(epoll)
     fresh = reactor._poller = select.epoll()
     for number in list(reactor._selectables):
@@ -144,5 +110,5 @@ def _replace(reactor: Any, epoll: Any) -> None:
         mask |= select.EPOLLOUT if number in reactor._writes else 0
         try:
             fresh.register(number, mask)
-        except OSError:  # closed by the program: epoll would not have told either
+        except OSError:  # closed by the program: the old epoll would not have reported it either
             _strike(reactor, number)

@@ -1,5 +1,5 @@
 """
-TLS on a connection, worn as its socket: OpenSSL over memory BIOs. It knows no channels but by `touch`.
+TLS on a connection, in the shape of its socket: OpenSSL over memory BIOs. Of channels it knows `touch`.
 
 The handler keeps its ``recv`` and ``send``. What TLS wants of the descriptor is not what the handler
 wants: a handshake reads to be able to write, a reply leaves ciphertext that the system did not take.
@@ -77,7 +77,7 @@ class TLSSocket(LayeredSocket):
         truncated: the peer ended the connection without close_notify: what was received may not be
             all that was sent.
         received: what was decrypted, and not yet asked for by `recv`.
-        end_waits: `recv` has not yet told of the end.
+        end_waits: `recv` has not yet reported the end.
         has_more: what arrived last filled the buffer, so that there is probably more.
         deadline: by `time.monotonic`, when the handshake must be done, or more of what leaves in plain
             before it be taken; None when there is no limit.
@@ -167,7 +167,7 @@ class TLSSocket(LayeredSocket):
         # TLS cannot be ended in order any more.
         self._broken = False
         self._closed = False
-        # What had to leave in plain has left; until then, how much of it, and what the peer took.
+        # Whether plain text that goes first has gone; until then, its size, and what the peer took.
         self._switched = False
         self._sent_before = 0
         self._progress: Progress | None = None
@@ -368,7 +368,7 @@ class TLSSocket(LayeredSocket):
 
     def advance(self) -> bool:
         """
-        Take what arrived; tell whether `recv` has something to say: plain text, or the end.
+        Take what arrived; return whether `recv` has something to say: plain text, or the end.
 
         Raises:
             ssl.SSLError: the handshake failed, the peer's certificate was not accepted.
@@ -446,7 +446,7 @@ class TLSSocket(LayeredSocket):
 
     def flush(self) -> bool:
         """
-        Send ciphertext that waits; tell whether none is left, so that plain text has its turn.
+        Send ciphertext that waits; return whether none is left, so that plain text has its turn.
 
         Raises:
             OSError: the connection is lost, and with it what waited.
@@ -468,7 +468,7 @@ class TLSSocket(LayeredSocket):
 
     def hang_up(self) -> bool:
         """
-        The connection is gone in both directions, with what was not received; tell whether this was
+        The connection is gone in both directions, with what was not received; return whether this was
         closed already.
         """
         if not self._ended:
@@ -477,7 +477,7 @@ class TLSSocket(LayeredSocket):
 
     def ready_to_write(self) -> bool:
         """
-        Tell, when the descriptor is writable, whether that is news for the handler.
+        Return whether it is news for the handler that the descriptor is writable.
         """
         if not self._switched:
             return True
@@ -496,7 +496,7 @@ class TLSSocket(LayeredSocket):
 
     def is_secure_now(self) -> bool:
         """
-        Tell, when the plain socket is connected, whether the handshake is done as well.
+        Return whether the handshake is done, when the plain socket is connected.
         """
         if self._connecting:
             self._connecting = False
@@ -507,7 +507,7 @@ class TLSSocket(LayeredSocket):
 
     def begin(self, *, connecting: bool = False) -> None:
         """
-        What had to leave in plain has left: TLS begins now, or when the plain socket is connected.
+        Plain text that goes first has gone: TLS begins now, or when the plain socket is connected.
         """
         if self._switched:
             return
@@ -527,7 +527,7 @@ class TLSSocket(LayeredSocket):
 
     def has_begun(self) -> bool:
         """
-        Tell whether the handshake may go on: nothing leaves in plain, and the connection stands.
+        Return whether the handshake may go on: nothing leaves in plain, and the connection stands.
         """
         return self._switched and not self._connecting
 
@@ -613,7 +613,7 @@ class TLSSocket(LayeredSocket):
 
     def _shake_hands(self) -> bool:
         """
-        Go on with the handshake; tell whether plain text has its turn.
+        Go on with the handshake; return whether plain text has its turn.
         """
         if self._ended:
             return False
@@ -787,7 +787,7 @@ class LastBytes:
 
     def go_on(self) -> bool:
         """
-        Allow more time if the peer has taken something since the last call; tell whether it has.
+        Allow more time if the peer has taken something since the last call; return whether it has.
         """
         if not self._progress.made(len(self._unsent), *_outstanding(self.sock)):
             return False
@@ -796,7 +796,7 @@ class LastBytes:
 
     def send(self) -> bool:
         """
-        Send what the system takes; tell whether nothing is left to do.
+        Send what the system takes; return whether nothing is left to do.
         """
         try:
             sent = self.sock.send(self._unsent)

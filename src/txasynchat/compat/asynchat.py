@@ -1,12 +1,12 @@
 """
 The interface of the standard library's ``asynchat`` module of Python 3.11.
 
-Input is cut into messages by the engine that `txasynchat.AsyncChat` uses (`framing`), in the
-order of calls that the stdlib has; output keeps the stdlib's rules exactly: `push` sends before
-it returns, one chunk a call, and a producer is what can not be sliced.
+Input is cut into messages by the framer that `txasynchat.AsyncChat` uses (`framing`), in the stdlib's
+order of calls. Output keeps the stdlib's rules exactly: `push` sends before it returns, one chunk a
+call, and a producer is what cannot be sliced.
 
-`ac_in_buffer` and `terminator` are attributes as ever, for reading and assigning at any moment;
-behind them is the engine, which a channel gets with its first bytes.
+`ac_in_buffer` and `terminator` are still attributes, to be read and assigned at any moment. Behind them
+is the framer, which a channel gets with its first bytes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _making = Lock()
 
 class _InBuffer:
     """
-    ``async_chat.ac_in_buffer``: what was received and not yet passed on.
+    ``async_chat.ac_in_buffer``: what was received and not yet delivered.
     """
 
     def __get__(self, channel: Any, owner: type | None = None) -> Any:
@@ -54,7 +54,7 @@ class _CurrentTerminator:
     """
     ``async_chat.terminator``: what ends the current message; a number counts down.
 
-    A class may bring its own as a class attribute; see `async_chat.__init_subclass__`.
+    A class may set it as a class attribute; see `async_chat.__init_subclass__`.
     """
 
     def __get__(self, channel: Any, owner: type | None = None) -> Any:
@@ -76,9 +76,9 @@ class _CurrentTerminator:
             framer.terminator = terminator
 
 
-def _tells(channel: Any) -> bool:
+def _reports(channel: Any) -> bool:
     """
-    Return whether a change of a channel's `producer_fifo` is reported: it is ours.
+    Return whether a change of a channel's `producer_fifo` is reported, because it is ours.
     """
     if type(channel).producer_fifo is not _producer_fifo:
         return False
@@ -90,7 +90,7 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
     """
     A channel that speaks in messages; derive from it.
 
-    `collect_incoming_data` and `found_terminator` must be there in the subclass.
+    The subclass must define `collect_incoming_data` and `found_terminator`.
 
     Args:
         sock: see `asyncore.dispatcher`.
@@ -99,14 +99,14 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
 
     __module__ = "asynchat"
 
-    #: The most bytes that are received, and sent, at once; read at each use.
+    #: The most bytes that are received, and sent, at once; read on each use.
     ac_in_buffer_size = 65536
     ac_out_buffer_size = 65536
     #: Whether text is encoded, by `encoding`.
     use_encoding: Any = 0
     encoding = "latin-1"
-    #: Not in the stdlib: everything pushed while one chunk of input is handled goes out at its
-    #: end, in one piece.  `push` then does not send before it returns, inside handlers.
+    #: Not in the stdlib: what is pushed while one chunk of input is handled goes out at its end, in one
+    #: piece. Inside handlers, `push` then does not send before it returns.
     ac_join_writes = False
 
     ac_in_buffer = _InBuffer()
@@ -115,18 +115,17 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
 
     __framer: LegacyFramer | None = None
     __terminator: Any = _UNSET
-    # get_terminator() has to be asked, not only the attribute behind it.
+    # get_terminator() has to be called, because it may differ from the attribute.
     __asked = False
-    # What follows is missing where a program did not call __init__.  (An attribute that its class
-    # does not have is found fastest.)
-    # The engine once more, from the first bytes on, where a channel does nothing out of the ordinary.
+    # Missing if a program did not call __init__. (An attribute without a default in the class is found
+    # fastest.) The framer again, from the first bytes on, if a channel overrides nothing that matters.
     __quick: LegacyFramer | None
-    # The queue, None until it is used; _ELSEWHERE where a class has a producer_fifo of its own.
+    # The queue, None until it is used; _ELSEWHERE if the class has its own producer_fifo.
     __fifo: Any
 
     def __init__(self, sock: Any = None, map: dict[Any, Any] | None = None) -> None:  # noqa: A002
-        # All attributes at once: CPython gives instances of a class room for those that their first
-        # ones have, and what comes later costs each channel a dict, and each look into it time.
+        # All attributes at once: CPython reserves room in instances for those that a class's first ones
+        # have. A later attribute costs each channel a dict, and each access time.
         self.__framer = self.__quick = None
         self.__terminator = self.__terminator
         self.ac_in_buffer = b""
@@ -140,7 +139,7 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """
-        Keep `terminator` the engine's, where a subclass or mix-in sets it as a class attribute.
+        Keep `terminator` the framer's, even if a subclass or mix-in sets it as a class attribute.
         """
         super().__init_subclass__(**kwargs)
         for base in cls.__mro__:
@@ -158,7 +157,7 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
     def __start(self) -> LegacyFramer:
         framer = LegacyFramer()
         if self.__terminator is _UNSET:
-            self.__asked = True  # get_terminator() raises what has to be raised
+            self.__asked = True  # get_terminator() raises the right exception
         framer.terminator = self.__terminator
         self.__framer = framer
         self.__quick = None
@@ -167,12 +166,12 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
 
     def __choose_way(self) -> None:
         """
-        Find out whether `push` may send by itself, and input go to the engine with no further ado.
+        Find out whether `push` may send by itself, and input go to the framer directly.
         """
         if (
             getattr(self.initiate_send, "__func__", None) is _initiate_send
             and getattr(self.send, "__func__", None) is _send
-            and _tells(self)
+            and _reports(self)
         ):
             sender_of(self, ChatSender).fifo = self.__fifo  # another thread may push from here on
             if not (self.__asked or self.ac_join_writes):
@@ -206,7 +205,7 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
 
     def set_terminator(self, term: Any) -> None:
         """
-        Choose where the current message ends; holds for bytes not yet passed on.
+        Choose where the current message ends; applies to bytes not yet delivered.
 
         Args:
             term: bytes; a number of bytes; or anything false to collect without end.
@@ -222,13 +221,13 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
 
     def get_terminator(self) -> Any:
         """
-        Asked on each round while received bytes are cut into messages.
+        Called on each round while received bytes are cut into messages.
         """
         return self.terminator
 
     def handle_read(self) -> None:
         """
-        Receive once, and pass on what can be passed on.
+        Receive once, and deliver what can be delivered.
         """
         try:
             data = self.recv(self.ac_in_buffer_size)
@@ -247,7 +246,7 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
         if framer is not None:
             framer.receive(self, data)
         else:
-            self.__pass_on(data)
+            self.__receive(data)
 
     def __as_bytes(self, data: Any) -> bytes:
         if isinstance(data, str) and self.use_encoding:
@@ -255,7 +254,7 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
         joined: bytes = b"" + data  # a TypeError for what the buffer could not take
         return joined
 
-    def __pass_on(self, data: bytes) -> None:
+    def __receive(self, data: bytes) -> None:
         framer = self.__framer
         if framer is None:
             framer = self.__start()
@@ -263,7 +262,7 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
             self.__deliver(framer, data)
             return
         sender = sender_of(self, ChatSender)
-        if sender.is_joining:  # input is handled within the handling of input
+        if sender.is_joining:  # input is handled while input is handled
             self.__deliver(framer, data)
             return
         sender.is_joining = True
@@ -291,7 +290,7 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
     @property
     def producer_fifo(self) -> Any:
         """
-        What was pushed and not sent yet, a deque; also for others than this channel, from any thread.
+        What was pushed and not sent yet, a deque; for other channels too, from any thread.
         """
         try:
             fifo = self.__fifo
@@ -319,19 +318,19 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
 
     def handle_write(self) -> None:
         """
-        Go on sending.
+        Continue sending.
         """
         self.initiate_send()
 
     def handle_close(self) -> None:
         """
-        Close; to be overridden for more.
+        Close; may be overridden.
         """
         self.close()
 
     def push(self, data: Any) -> None:
         """
-        Send *data*, as much as goes now before this returns; from any thread.
+        Send *data*, as much as possible before this returns; from any thread.
 
         Raises:
             TypeError: *data* is not bytes, bytearray or memoryview.
@@ -341,7 +340,7 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
         except AttributeError:  # __init__ was not called
             sender = None
         if sender is not None:
-            # Not in a method of the sender's: that call is a tenth of a message, of 64 pipelined ones.
+            # Inlined: a call of a method takes a tenth of the time for one of 64 pipelined messages.
             if sender.is_joining:
                 fifo = sender.fifo
                 if fifo is not None and type(data) is bytes and data:
@@ -375,7 +374,7 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
 
     def push_with_producer(self, producer: Any) -> None:
         """
-        Send what ``producer.more()`` gives, until that is empty.
+        Send what ``producer.more()`` returns, until that is empty.
         """
         put(self.producer_fifo, (producer,))
         if sender_of(self, ChatSender).is_joining:
@@ -392,10 +391,10 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
         """
         return 1
 
-    @_interest.steady(_tells)
+    @_interest.steady(_reports)
     def writable(self) -> Any:
         """
-        Asked on every pass: true while something waits to be sent, or while not connected.
+        Asked on every pass: true while something is queued, or while not connected.
         """
         try:
             fifo = self.__fifo
@@ -407,7 +406,7 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
 
     def close_when_done(self) -> None:
         """
-        Close when everything pushed so far was sent.
+        Close when everything pushed so far has been sent.
         """
         put(self.producer_fifo, (None,))
         _loop.touch(self)
@@ -416,8 +415,8 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
         """
         Send one chunk from the head of the queue, if there is one.
 
-        Safe from several threads: while one sends, another only notes that there is more, and
-        the first goes on with that.
+        Safe from several threads: while one sends, another only notes that there is more, and the first
+        continues with that.
         """
         sender_of(self, ChatSender).send(self.__send_chunk)
 
@@ -440,7 +439,7 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
             except IndexError:  # another thread has emptied it
                 return
             if not first:
-                # As ever: what is false and not None still counts as data below.
+                # As in the stdlib, what is false and not None still counts as data below.
                 settle(fifo, first)
                 if first is None:
                     self.handle_close()
@@ -473,14 +472,14 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
 
     def discard_buffers(self) -> None:
         """
-        Forget all that was received and not passed on, or not sent.
+        Forget all that was received and not delivered, or pushed and not sent.
         """
         self.ac_in_buffer = b""
         del self.incoming[:]
         self.producer_fifo.clear()
         sock: Any = getattr(self, "socket", None)
         if isinstance(sock, _interest.LayeredSocket):
-            sock.begin()  # what had to leave in plain before it will not
+            sock.begin()  # what was to go out in plain text first is forgotten
         _loop.touch(self)
 
 
@@ -493,8 +492,7 @@ _send = async_chat.send
 
 def find_prefix_at_end(haystack: Any, needle: Any) -> int:
     """
-    Returns:
-        how many of the last items of *haystack* are the beginning of *needle*, all of it excluded.
+    Return how many of the last items of *haystack* are the beginning of *needle*, but not all of it.
     """
     length = len(needle) - 1
     while length and not haystack.endswith(needle[:length]):

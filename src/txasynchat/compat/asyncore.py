@@ -1,13 +1,13 @@
 """
 The interface of the standard library's ``asyncore`` module of Python 3.11, driven by a hub.
 
-Every name of that module is here with its behaviour; the library reference of 3.11 is the
-contract, and where it is silent the module itself was.  What differs is listed in the
-project's documentation, and is a repair: nothing here spins, leaks or crashes where the
-original did.  How channels are driven is the business of ``compat._loop``.
+Every name of that module is here with its behaviour. The contract is the library reference of 3.11
+and, where that is silent, the module itself. The project's documentation lists the differences. They
+are repairs: nothing here spins, leaks or crashes where the original did. ``compat._loop`` drives the
+channels.
 
-Names are looked up in this module's globals when they are used, as programs rely on being
-able to replace them (`socket_map`, `poll`, `read`, `compact_traceback`, `socket`, ...).
+Names are looked up in this module's globals when they are used, because programs replace them
+(`socket_map`, `poll`, `read`, `compact_traceback`, `socket`, ...).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from errno import (
     errorcode,
 )
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from txasynchat.compat import _interest, _loop
 from txasynchat.compat._attributes import own, socket_of
@@ -50,29 +50,29 @@ from txasynchat.compat._queues import OutBuffer
 from txasynchat.compat._sending import Sender, call_within, sender_of
 from txasynchat.log import Throttle, escape
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 _DISCONNECTED = frozenset({ECONNRESET, ENOTCONN, ESHUTDOWN, ECONNABORTED, EPIPE, EBADF})
 
-# The process, or the system, has nothing left to make a connection of.
+# The process, or the system, has no descriptor or memory left for a connection.
 _EXHAUSTED = frozenset({EMFILE, ENFILE, ENOBUFS, ENOMEM})
-#: Seconds between two lines that say so of listeners, which try again ten times a second.
-_EXHAUSTED_INTERVAL = 10.0
-_exhausted = Throttle(_EXHAUSTED_INTERVAL)
-# Listeners that passes by hand leave alone, by id(), and until when.
+# Logged once in ten seconds: listeners try again ten times a second.
+_exhausted = Throttle(10.0)
+# Listeners that `poll` and `poll2` leave alone, by id(), and until when.
 _resting: dict[int, float] = {}
 
-#: The map of channels that is used where none is given: descriptor to channel.
+#: The default map of channels: descriptor to channel.
 socket_map: dict[Any, Any] = {}
 
-
-# Further reads of a full buffer of ciphertext that one event may bring: bulk data is worth it, and
-# the other channels wait meanwhile.
+# How many more full buffers of ciphertext one event may read: that speeds up bulk data, but the other
+# channels wait meanwhile.
 _TLS_READS = 3
 
 
 def _strerror(err: int) -> str:
     """
-    Returns:
-        the system's text for an error number, or one that says it is unknown.
+    Return the system's text for an error number, or its name, or that it is unknown.
     """
     try:
         return os.strerror(err)
@@ -82,7 +82,7 @@ def _strerror(err: int) -> str:
 
 class ExitNow(Exception):
     """
-    Raised in a handler, it leaves `loop`.  The map stays as it is.
+    Raised in a handler, it ends `loop`. The map stays as it is.
     """
 
     __module__ = "asyncore"
@@ -96,20 +96,20 @@ _reraised_exceptions = (ExitNow, KeyboardInterrupt, SystemExit)
 
 def read(obj: Any) -> None:
     """
-    Hand a read event to *obj*, any object with the handlers; its errors go to `handle_error`.
+    Dispatch a read event to *obj*, any object with the handlers; its errors go to `handle_error`.
     """
     try:
         obj.handle_read_event()
     except _reraised_exceptions:
         raise
-    except:  # noqa: E722 - every other exception is the channel's, as ever
+    except:  # noqa: E722 - the channel handles every other exception
         if not _loop.waits_for_tls(obj, "read"):
             obj.handle_error()
 
 
 def write(obj: Any) -> None:
     """
-    Hand a write event to *obj*.
+    Dispatch a write event to *obj*.
     """
     try:
         obj.handle_write_event()
@@ -122,7 +122,7 @@ def write(obj: Any) -> None:
 
 def _exception(obj: Any) -> None:
     """
-    Hand an exceptional event, urgent data or an error, to *obj*.
+    Dispatch an exceptional event, urgent data or an error, to *obj*.
     """
     try:
         obj.handle_expt_event()
@@ -134,11 +134,11 @@ def _exception(obj: Any) -> None:
 
 def readwrite(obj: Any, flags: int) -> None:
     """
-    Hand everything that poll(2) reported of *obj* to it.
+    Dispatch everything that poll(2) reported of *obj*.
 
     Args:
         obj: any object with the handlers.
-        flags: bits of poll(2).  Urgent data comes after reading and writing, the end last.
+        flags: bits of poll(2). Urgent data comes after reading and writing, the end last.
     """
     sock = getattr(obj, "socket", None)
     doing = "read"
@@ -146,9 +146,9 @@ def readwrite(obj: Any, flags: int) -> None:
     try:
         if flags & select.POLLIN:
             obj.handle_read_event()
-            if flags == select.POLLIN:  # by far the commonest
+            if flags == select.POLLIN:  # by far the commonest case
                 return
-        # Each event but the first may be that of a socket that the channel has no more: it reconnected.
+        # An event after the first may be that of a former socket: the channel has reconnected.
         if flags & select.POLLOUT and getattr(obj, "socket", None) is sock:
             doing = "write"
             obj.handle_write_event()
@@ -158,37 +158,26 @@ def readwrite(obj: Any, flags: int) -> None:
         if (
             flags & (select.POLLHUP | select.POLLERR | select.POLLNVAL)
             and getattr(obj, "socket", None) is sock
-            and not _was_told(obj)
+            and not _knows_of_its_end(obj)
         ):
             obj.handle_close()
-    except OSError as error:
-        if error.errno in _DISCONNECTED:
-            obj.handle_close()
-        else:
-            waits = _waits(obj, doing)
     except _reraised_exceptions:
         raise
-    except:  # noqa: E722 - see read()
-        waits = _waits(obj, doing)
+    except BaseException as error:  # noqa: BLE001 - see read()
+        if isinstance(error, OSError) and error.errno in _DISCONNECTED:
+            obj.handle_close()
+        elif doing and _loop.waits_for_tls(obj, doing):
+            waits = True
+        else:
+            obj.handle_error()
     if waits and getattr(obj, "socket", None) is sock:
         done = select.POLLIN if doing == "read" else select.POLLIN | select.POLLOUT
         readwrite(obj, flags & ~done)
 
 
-def _waits(obj: Any, doing: str) -> bool:
+def _knows_of_its_end(obj: Any) -> bool:
     """
-    Return whether the exception being handled says that TLS has to wait; else it is the channel's.
-    """
-    if doing and _loop.waits_for_tls(obj, doing):
-        return True
-    obj.handle_error()
-    return False
-
-
-def _was_told(obj: Any) -> bool:
-    """
-    Returns:
-        whether *obj*, whose connection is gone, knows it: with TLS, a read event goes on to the end.
+    Return whether *obj* knows that its connection is gone: with TLS, a read event reads to the end.
     """
     sock = socket_of(obj)
     return isinstance(sock, LayeredSocket) and sock.hang_up()
@@ -197,16 +186,9 @@ def _was_told(obj: Any) -> bool:
 # -- one pass ------------------------------------------------------------------------------
 
 
-def _rests(obj: Any) -> bool:
-    """
-    Whether *obj* is a listener that is not asked now, as it has nothing to accept with.
-    """
-    return time.monotonic() < _resting.get(id(obj), 0.0)
-
-
 def _limit(timeout: float | None) -> float | None:
     """
-    Return for how long a pass by hand may wait: *timeout*, or less as listeners rest.
+    Return how long a pass may wait: *timeout*, or less if a listener rests.
     """
     now = time.monotonic()
     for key, until in list(_resting.items()):
@@ -217,20 +199,32 @@ def _limit(timeout: float | None) -> float | None:
     return timeout
 
 
-def _snapshot(map: Any) -> list[tuple[Any, Any]]:  # noqa: A002 - the stdlib's name
+def _ask(channels: Any, due: list[Any]) -> Iterator[tuple[Any, Any, Any, Any]]:
     """
-    Returns:
-        the items of a map that another thread may change meanwhile.
+    Yield key, channel, `readable` and `writable` of each channel of a map but of listeners that rest.
+
+    Args:
+        channels: the map; another thread may change it meanwhile.
+        due: gets the keys of channels for which a read event is due that no system knows of.
     """
-    return list(copy_of(map).items())
+    layers_are_used = LayeredSocket.are_used
+    for fd, obj in copy_of(channels).items():
+        is_r = obj.readable()
+        is_w = obj.writable()
+        if layers_are_used:
+            is_r, is_w, is_due = _interest.ask_layer(obj, is_r, is_w)
+            if is_due:
+                due.append(fd)
+        if not _resting or time.monotonic() >= _resting.get(id(obj), 0.0):
+            yield fd, obj, is_r, is_w
 
 
 def poll(timeout: float | None = 0.0, map: dict[Any, Any] | None = None) -> None:  # noqa: A002
     """
-    One pass by select(2): every channel is asked, then waits at most *timeout* seconds.
+    One pass by select(2): ask every channel, then wait at most *timeout* seconds.
 
-    All that can be read comes first, then all that can be written, then what is exceptional,
-    each in the map's order.  No reactor takes part.
+    Read events come first, then write events, then exceptional ones, each in the map's order. No
+    reactor takes part.
     """
     if map is None:
         map = socket_map  # noqa: A001 - the stdlib's name
@@ -240,18 +234,9 @@ def poll(timeout: float | None = 0.0, map: dict[Any, Any] | None = None) -> None
     w: list[Any] = []
     e: list[Any] = []
     due: list[Any] = []
-    layers_are_used = LayeredSocket.are_used
     if _resting:
         timeout = _limit(timeout)
-    for fd, obj in _snapshot(map):
-        is_r = obj.readable()
-        is_w = obj.writable()
-        if layers_are_used:
-            is_r, is_w, is_due = _interest.ask_layer(obj, is_r, is_w)
-            if is_due:
-                due.append(fd)
-        if _resting and _rests(obj):
-            continue
+    for fd, obj, is_r, is_w in _ask(map, due):
         if is_r:
             r.append(fd)
         if is_w and not obj.accepting:  # a listener never waits to write
@@ -259,12 +244,12 @@ def poll(timeout: float | None = 0.0, map: dict[Any, Any] | None = None) -> None
         if is_r or is_w:
             e.append(fd)
     if not e:
-        time.sleep(timeout)  # type: ignore[arg-type] # None is a TypeError here, as ever
+        time.sleep(timeout)  # type: ignore[arg-type] # None is a TypeError, as in the stdlib
         return
     reads, *others = _select(r, w, e, 0.0 if due else timeout)
     if due:
         reads = [*due, *(fd for fd in reads if fd not in due)]
-    # Each event but the first may be that of a socket that is closed by then, its number in use again.
+    # An event after the first may be that of a socket that is closed by then, its number reused.
     sockets = {fd: getattr(map.get(fd), "socket", None) for ready in others for fd in ready}
     for call, ready in zip((read, write, _exception), (reads, *others), strict=True):
         for fd in ready:
@@ -277,7 +262,7 @@ def _select(
     r: list[Any], w: list[Any], e: list[Any], timeout: float | None
 ) -> tuple[list[Any], list[Any], list[Any]]:
     """
-    select(2), also for the descriptors from 1,024 on that it can not take.
+    select(2), also for descriptors from 1,024 on, which it does not accept.
     """
     try:
         return select.select(r, w, e, timeout)
@@ -310,10 +295,10 @@ def _select(
 
 def poll2(timeout: float | None = 0.0, map: dict[Any, Any] | None = None) -> None:  # noqa: A002
     """
-    One pass by poll(2): every channel is asked, then waits at most *timeout* seconds.
+    One pass by poll(2): ask every channel, then wait at most *timeout* seconds.
 
-    Everything of one channel comes before the next one; the peer's end closes the channel
-    even where data was not read yet.  No reactor takes part.
+    All events of one channel come before the next channel's. The peer's end closes the channel even if
+    data was not read yet. No reactor takes part.
     """
     if map is None:
         map = socket_map  # noqa: A001 - the stdlib's name
@@ -324,20 +309,9 @@ def poll2(timeout: float | None = 0.0, map: dict[Any, Any] | None = None) -> Non
     if not map:
         return
     keys = {}
-    due = []
-    layers_are_used = LayeredSocket.are_used
-    for fd, obj in _snapshot(map):
-        flags = 0
-        is_r = obj.readable()
-        is_w = obj.writable()
-        if layers_are_used:
-            is_r, is_w, is_due = _interest.ask_layer(obj, is_r, is_w)
-            if is_due:
-                due.append(fd)
-        if _resting and _rests(obj):
-            continue
-        if is_r:
-            flags |= select.POLLIN | select.POLLPRI
+    due: list[Any] = []
+    for fd, obj, is_r, is_w in _ask(map, due):
+        flags = select.POLLIN | select.POLLPRI if is_r else 0
         if is_w and not obj.accepting:
             flags |= select.POLLOUT
         if flags:
@@ -368,20 +342,20 @@ def loop(
     """
     Serve the channels of a map until it is empty.
 
-    May be called again and again, in any thread, in several at once with a map each, and from
-    inside a handler.  Signal handlers are left alone.  Twisted code works meanwhile: see
+    May be called repeatedly, in any thread, in several at once with a map each, and from inside a
+    handler. Signal handlers are left alone. Twisted code works meanwhile: see
     `txasynchat.compat.current_reactor`.
 
     Args:
-        timeout: the longest time in seconds that one pass waits; `None` for ever.  Another
-            thread that pushes on a channel of the map, adds or closes one ends the wait.
-        use_poll: the semantics of poll(2) in place of select(2)'s (see `poll2`).
+        timeout: how many seconds one pass may wait; `None` for ever. Another thread that pushes on a
+            channel of the map, adds one or closes one ends the wait.
+        use_poll: the semantics of poll(2) instead of select(2)'s (see `poll2`).
         map: descriptor to channel; `socket_map` if not given.
-        count: passes to do at most; `None` for no limit.
+        count: the largest number of passes; `None` for no limit.
 
     Raises:
         RuntimeError: a Twisted reactor or an asyncio event loop runs in this thread: use
-            `txasynchat.compat.attach`, or a *timeout* of 0 with a *count*, which blocks nobody.
+            `txasynchat.compat.attach`, or a *timeout* of 0 with a *count*, which does not block.
         ExitNow, KeyboardInterrupt, SystemExit: from a handler.
         Exception: whatever `readable`, `writable` or `handle_error` of a channel raised.
         OSError: EBADF, a channel's descriptor is closed; select mode only.
@@ -393,14 +367,9 @@ def loop(
     if poll_fun in _own and select in _own:
         _loop.run(map, timeout, poll_mode, count, globals())
         return
-    # The program has put its own in place of ours.
-    if count is None:
-        while map:
-            poll_fun(timeout, map)
-    else:
-        while map and count > 0:
-            poll_fun(timeout, map)
-            count -= 1
+    while map and (count is None or count > 0):  # the program has replaced one of them
+        poll_fun(timeout, map)
+        count = None if count is None else count - 1
 
 
 # -- channels ------------------------------------------------------------------------------
@@ -427,7 +396,7 @@ class dispatcher:  # noqa: N801 - the stdlib's name
 
     _tls_context: Any = None
 
-    # Of channels that queue what they send: see sender_of().
+    # For channels that queue what they send: see sender_of().
     _txasynchat_sender: Sender | None
 
     socket: Any
@@ -436,8 +405,8 @@ class dispatcher:  # noqa: N801 - the stdlib's name
 
     def __init__(self, sock: Any = None, map: dict[Any, Any] | None = None) -> None:  # noqa: A002
         if map is None:
-            # A transport worn as a socket (`compat.served`) brings its own; the stand-ins for
-            # sockets in programs' tests have an attribute of any name.
+            # A transport in the shape of a socket (`compat.served`) brings its own map. The type is
+            # checked because mock sockets in programs' tests have an attribute of any name.
             own = getattr(sock, "channel_map", None)
             map = own if isinstance(own, dict) else None  # noqa: A001 - the stdlib's name
         self._map = socket_map if map is None else map
@@ -453,9 +422,9 @@ class dispatcher:  # noqa: N801 - the stdlib's name
             self.addr = sock.getpeername()
         except OSError as error:
             if error.errno in (ENOTCONN, EINVAL):
-                self.connected = False  # not connected yet: allowed
+                self.connected = False  # not connected yet, which is allowed
             else:
-                self.del_channel(map)  # broken: nobody shall poll it
+                self.del_channel(map)  # broken: it must not be polled
                 raise
 
     def __repr__(self) -> str:
@@ -491,7 +460,7 @@ class dispatcher:  # noqa: N801 - the stdlib's name
         try:
             del map[fd]
         except KeyError:
-            pass  # not there, or another thread closes it as well
+            pass  # not there, or another thread closes it too
         else:
             _loop.removed(map, fd)
         self._fileno = None
@@ -514,7 +483,7 @@ class dispatcher:  # noqa: N801 - the stdlib's name
         Make *sock* this channel's, and register it.
         """
         self.socket = sock
-        # A transport worn as a socket (`compat.served`) has a key, and no descriptor.
+        # A transport in the shape of a socket (`compat.served`) has a key, and no descriptor.
         key = getattr(sock, "channel_key", None)
         self._fileno = key if type(key) is int else sock.fileno()
         self.add_channel(map)
@@ -534,14 +503,14 @@ class dispatcher:  # noqa: N801 - the stdlib's name
     @_interest.steady()
     def readable(self) -> Any:
         """
-        Asked on every pass: is this channel interested in reading?
+        Asked on every pass: does this channel want to read?
         """
         return True
 
     @_interest.steady()
     def writable(self) -> Any:
         """
-        Asked on every pass: is this channel interested in writing?
+        Asked on every pass: does this channel want to write?
         """
         return True
 
@@ -552,9 +521,9 @@ class dispatcher:  # noqa: N801 - the stdlib's name
         Wait for connections, *num* of them in the system's queue.
 
         Args:
-            num: as of `socket.socket.listen`.
-            tls: an `ssl.SSLContext`: what `accept` gives is a `txasynchat.compat.tls.TLSSocket` then,
-                and a handler that is built with it speaks TLS with no change.  Not in the stdlib.
+            num: as in `socket.socket.listen`.
+            tls: an `ssl.SSLContext`: `accept` then returns a `txasynchat.compat.tls.TLSSocket`, and a
+                handler that is built with it speaks TLS unchanged. Not in the stdlib.
 
         Raises:
             ssl.SSLError: *tls* is a context for clients.
@@ -579,7 +548,7 @@ class dispatcher:  # noqa: N801 - the stdlib's name
 
     def connect(self, address: Any) -> None:
         """
-        Begin to connect; `handle_connect` follows, here if the connection stands at once.
+        Begin to connect; `handle_connect` follows, during this call if the connection stands at once.
 
         Raises:
             OSError: refused at once.
@@ -603,29 +572,28 @@ class dispatcher:  # noqa: N801 - the stdlib's name
         Take a connection.
 
         Returns:
-            the new socket and its peer's address, or `None` when there is none after all, or no
-            descriptor or memory for it: then the listener rests, and tries again.
+            the new socket and its peer's address; or `None` if there is no connection after all, or no
+            descriptor or memory for it. The listener then rests, and tries again.
         """
         try:
             conn, addr = self.socket.accept()
         except TypeError:
             return None
         except OSError as why:
-            if why.errno in (EWOULDBLOCK, ECONNABORTED, EAGAIN):
-                return None
             if why.errno in _EXHAUSTED:
                 self.__rest(why)
-                return None
-            raise
+            elif why.errno not in (EWOULDBLOCK, ECONNABORTED, EAGAIN):
+                raise
+            return None
         if self._tls_context is not None:
-            from txasynchat.compat import tls  # noqa: PLC0415 - only those who use it load it
+            from txasynchat.compat import tls  # noqa: PLC0415 - loaded only where it is used
 
             conn = tls.wrap_accepted(conn, self._tls_context)
         return conn, addr
 
     def __rest(self, why: OSError) -> None:
         """
-        Leave this listener alone for a while, as there is nothing to accept with, and say so.
+        Log why this listener cannot accept, and leave it alone for a while.
         """
         suppressed = _exhausted.suppressed(why.errno)
         if suppressed is not None:
@@ -644,24 +612,18 @@ class dispatcher:  # noqa: N801 - the stdlib's name
         Send what the system takes now.
 
         Returns:
-            the number of bytes taken; 0 after `handle_close` was called for a lost connection, and
-            where TLS, which the program wrapped its socket in, has to wait.
+            the number of bytes taken; 0 after `handle_close` was called for a lost connection, and if
+            the TLS of a socket that the program wrapped has to wait.
         """
         try:
             sent: int = self.socket.send(data)
-        except OSError as why:
-            if why.errno == EWOULDBLOCK:
-                return 0
-            if why.errno in _DISCONNECTED:
+        except Exception as why:
+            code = why.errno if isinstance(why, OSError) else None  # pyOpenSSL's is not an OSError
+            if code in _DISCONNECTED:
                 call_within(self, self.handle_close)
-                return 0
-            if _loop.waits_for_tls(self, "write"):
-                return 0
-            raise
-        except Exception:
-            if _loop.waits_for_tls(self, "write"):  # pyOpenSSL's is no OSError
-                return 0
-            raise
+            elif code != EWOULDBLOCK and not _loop.waits_for_tls(self, "write"):
+                raise
+            return 0
         return sent
 
     def recv(self, buffer_size: int) -> Any:
@@ -673,7 +635,7 @@ class dispatcher:  # noqa: N801 - the stdlib's name
 
         Raises:
             BlockingIOError: there is nothing yet.
-            ssl.SSLWantReadError: or one of its kin, likewise, from a socket that the program wrapped.
+            ssl.SSLWantReadError: likewise, or a similar one, from a socket that the program wrapped.
                 `read`, `write` and `readwrite` drop it.
         """
         try:
@@ -690,7 +652,7 @@ class dispatcher:  # noqa: N801 - the stdlib's name
 
     def close(self) -> None:
         """
-        Leave the map and close the socket.  May be called again.
+        Leave the map and close the socket. May be repeated.
         """
         self.connected = False
         self.accepting = False
@@ -724,7 +686,7 @@ class dispatcher:  # noqa: N801 - the stdlib's name
 
     def handle_read_event(self) -> None:
         """
-        Called when the socket is readable: accept, or finish to connect, or `handle_read`.
+        Called when the socket is readable: accept, or finish connecting, or `handle_read`.
         """
         if self.accepting:
             self.handle_accept()
@@ -754,21 +716,21 @@ class dispatcher:  # noqa: N801 - the stdlib's name
 
     def handle_write_event(self) -> None:
         """
-        Called when the socket is writable: finish to connect, then `handle_write`.
+        Called when the socket is writable: finish connecting, then `handle_write`.
         """
         if self.accepting:
             return
         if not self.connected and self.connecting:
             self.handle_connect_event()
         if not isinstance(self.socket, LayeredSocket) or (
-            # It may have been TLS alone that had something to write.
+            # Perhaps only TLS had something to write.
             self.connected and self.socket.ready_to_write() and self.writable()
         ):
             self.handle_write()
 
     def _handle_layer_read(self) -> None:
         """
-        TLS takes what arrived; `handle_read` is called as long as there is plain text for it.
+        Let TLS take what arrived, and call `handle_read` as long as there is plain text for it.
         """
         sock = self.socket
         more = _TLS_READS
@@ -778,7 +740,7 @@ class dispatcher:  # noqa: N801 - the stdlib's name
             try:
                 self.handle_read()
             except BaseException:
-                sock.is_quiet = False  # the loop has to look what was left
+                sock.is_quiet = False  # the loop has to check what remains
                 raise
             if not (sock.received or sock.end_waits):
                 if not (sock.has_more and more):
@@ -809,7 +771,7 @@ class dispatcher:  # noqa: N801 - the stdlib's name
         except:  # noqa: E722 - a program's __repr__ may do anything
             self_repr = f"<__repr__(self) failed for object at {id(self):0x}>"
         self.log_info(
-            # What it quotes of the peer's may neither begin a line nor speak to a terminal.
+            # What it quotes of the peer must neither begin a line nor control a terminal.
             escape(
                 f"uncaptured python exception, closing channel {self_repr} ({kind}:{value} {where})"
             ),
@@ -868,30 +830,24 @@ class dispatcher:  # noqa: N801 - the stdlib's name
 
 class _Leaving(dispatcher):
     """
-    The last bytes of a closed connection, which are sent while that makes progress.
+    The last bytes of a closed connection, sent as long as that makes progress.
     """
 
     def __init__(self, map: dict[Any, Any], last: Any) -> None:  # noqa: A002
         super().__init__(None, map)
         self._last = last
+        self._leaves_at = last.until
         self.connected = True
         self.set_socket(last.sock)
-
-    @property
-    def _leaves_at(self) -> float:
-        until: float = self._last.until
-        return until
 
     def readable(self) -> bool:
         return False
 
-    def handle_read(self) -> None:
-        """
-        Called when the time is over: nothing is read here.
-        """
+    def handle_read(self) -> None:  # called when the time is over: nothing is read here
         if self._last.go_on():
+            self._leaves_at = self._last.until
             self.del_channel()
-            self.set_socket(self.socket)  # the loop takes note of the time
+            self.set_socket(self.socket)  # so the loop notes the new time
         else:
             self.close()
 
@@ -911,7 +867,7 @@ def _kept_by(channel: Any) -> OutBuffer | None:
     return kept
 
 
-def _tells(channel: Any) -> bool:
+def _reports(channel: Any) -> bool:
     """
     Return whether changes of an `out_buffer` are reported: it is ours, and its value immutable.
     """
@@ -926,8 +882,8 @@ class dispatcher_with_send(dispatcher):  # noqa: N801 - the stdlib's name
 
     __module__ = "asyncore"
 
-    # Missing where a program did not call __init__, or, like None, where its class has an out_buffer of
-    # its own.  The type is looked at, because its __getattr__ may answer.
+    # Missing if a program did not call __init__; missing or None if its class has its own out_buffer.
+    # The type is checked, because a program's __getattr__ may answer.
     __kept: OutBuffer | None
 
     def __init__(self, sock: Any = None, map: dict[Any, Any] | None = None) -> None:  # noqa: A002
@@ -938,7 +894,7 @@ class dispatcher_with_send(dispatcher):  # noqa: N801 - the stdlib's name
     @property
     def out_buffer(self) -> Any:
         """
-        What `send` could not send yet, for reading and assigning, also by others than this channel.
+        What `send` could not send yet, for reading and assigning, by other channels too.
         """
         kept = _kept_by(self)
         if kept is None:
@@ -951,16 +907,14 @@ class dispatcher_with_send(dispatcher):  # noqa: N801 - the stdlib's name
         if kept is None:
             self.__kept = OutBuffer(data)
             if not data:
-                return  # by the constructor, mostly
+                return  # mostly the constructor
         else:
             kept.set(data)
         _loop.touch(self)
 
     def initiate_send(self) -> None:
         """
-        Send 64 KiB of what is kept, at most.
-
-        Safe from several threads: see `send`.
+        Send at most 64 KiB of what is kept. Safe from several threads: see `send`.
         """
         sender_of(self, Sender).send(self.__send_chunk)
 
@@ -984,7 +938,7 @@ class dispatcher_with_send(dispatcher):  # noqa: N801 - the stdlib's name
         """
         self.initiate_send()
 
-    @_interest.steady(_tells)
+    @_interest.steady(_reports)
     def writable(self) -> Any:
         """
         True while not connected, or while something is kept.
@@ -1001,7 +955,7 @@ class dispatcher_with_send(dispatcher):  # noqa: N801 - the stdlib's name
         """
         Send *data*, now or as soon as possible; from any thread.
 
-        Threads take turns: while one sends, the others add to what it goes on with.
+        One thread sends at a time; meanwhile the others add to what it continues with.
         """
         if self.debug:
             self.log_info(f"sending {data!r}")
@@ -1030,10 +984,8 @@ _out_buffer = dispatcher_with_send.out_buffer
 
 def compact_traceback() -> tuple[tuple[str, str, str], Any, Any, str]:
     """
-    The exception being handled, on one line.
-
-    Returns:
-        the innermost place (file, function, line), type, value, and all places as text.
+    Return the exception being handled: its innermost place (file, function, line), type and value, and
+    all places as text on one line.
 
     Raises:
         AssertionError: no exception is being handled.
@@ -1056,20 +1008,17 @@ def close_all(map: dict[Any, Any] | None = None, ignore_all: bool = False) -> No
 
     Args:
         map: its values are any objects with ``close()``; `socket_map` if not given.
-        ignore_all: whether errors of ``close()`` are passed over.
+        ignore_all: whether errors of ``close()`` are ignored.
     """
     if map is None:
         map = socket_map  # noqa: A001 - the stdlib's name
-    for _, channel in _snapshot(map):
+    for channel in copy_of(map).values():
         try:
             channel.close()
-        except OSError as error:
-            if error.errno != EBADF and not ignore_all:
-                raise
         except _reraised_exceptions:
             raise
-        except:  # noqa: E722 - see ignore_all
-            if not ignore_all:
+        except BaseException as error:
+            if not ignore_all and not (isinstance(error, OSError) and error.errno == EBADF):
                 raise
     map.clear()
     _loop.emptied(map)
@@ -1081,7 +1030,7 @@ if os.name == "posix":
 
     class file_wrapper:  # noqa: N801 - the stdlib's name
         """
-        A duplicate of a descriptor that is no socket's, with as much of a socket as is needed.
+        A duplicate of a descriptor that is not a socket's, with as much of a socket as is needed.
         """
 
         __module__ = "asyncore"
@@ -1108,8 +1057,7 @@ if os.name == "posix":
 
         def getsockopt(self, level: int, optname: int, buflen: int | None = None) -> int:
             """
-            Returns:
-                0 for the pending error, the only option that a file has.
+            Return 0 for the pending error, the only option that a file has.
             """
             if level == socket.SOL_SOCKET and optname == socket.SO_ERROR and not buflen:
                 return 0
@@ -1120,7 +1068,7 @@ if os.name == "posix":
 
         def close(self) -> None:
             """
-            Close the duplicate.  May be called again.
+            Close the duplicate. May be repeated.
             """
             if self.fd < 0:
                 return
@@ -1129,8 +1077,7 @@ if os.name == "posix":
 
         def fileno(self) -> int:
             """
-            Returns:
-                the duplicate's number; -1 when closed.
+            Return the duplicate's number; -1 when closed.
             """
             return self.fd
 

@@ -86,7 +86,7 @@ def _no_descriptor() -> OSError:
 
 class TransportSocket:
     """
-    A connected Twisted transport in the clothes of a non-blocking `socket.socket`.
+    A connected Twisted transport in the shape of a non-blocking `socket.socket`.
 
     What a channel does with its socket works, and raises what a socket would: `BlockingIOError` when
     there is nothing to read or no room to write, ``ConnectionResetError`` when the connection was
@@ -655,7 +655,7 @@ class Connection(Protocol):
 
     def _write(self) -> bool:
         """
-        Let the channel write while it wants to; tell whether it should soon be asked again.
+        Let the channel write while it wants to; return whether it should soon be asked again.
         """
         for _ in range(WRITES_IN_A_ROW):
             channel = self._channels.get(self._key)
@@ -675,7 +675,7 @@ class Connection(Protocol):
 
     def _is_restless(self, channel: Any) -> bool:
         """
-        Tell whether the channel's next answer may come from anywhere, or with time.
+        Return whether the channel's next answer may come from anywhere, or with time.
 
         One that does not read does not notice the end, and is asked until it does.
         """
@@ -741,7 +741,7 @@ class Connection(Protocol):
 
 class LegacyFactory(ServerFactory):
     """
-    Builds a legacy handler for each connection, with the transport worn as its socket.
+    Builds a legacy handler for each connection, with the transport in the shape of its socket.
 
     ``LegacyFactory(Handler)`` calls ``Handler(sock)``, or ``Handler(sock, addr)``, as the names of
     the parameters say; *arguments* follow what was recognised. ``LegacyFactory(build=…)`` calls

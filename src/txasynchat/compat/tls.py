@@ -1,7 +1,7 @@
 """
-TLS for the facade's channels: `start_tls` puts it on a connection, ``listen(tls=)`` on those accepted.
+TLS for the facade's channels: `start_tls` puts it on a connection, ``listen(tls=)`` on accepted ones.
 
-What it puts on is a `TLSSocket`; see there how that goes between the descriptor and the handlers.
+Both put a `TLSSocket` between the descriptor and the handlers; that class explains how.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class _Switch:
 
     def more(self) -> bytes:
         self._sock.begin()
-        self._sock.shake_hands()  # a client begins; what came already is in there
+        self._sock.shake_hands()  # a client begins; what has arrived is already fed
         _loop.touch(self._channel)
         return b""
 
@@ -51,22 +51,22 @@ def start_tls(  # noqa: PLR0913 they are settings, by keyword
     Put TLS on a channel's connection, now or in mid-stream; its ``recv`` and ``send`` stay.
 
     For a client, call it after ``connect``: ``handle_connect`` then comes after the handshake. For
-    STARTTLS, call it where the command was understood, after the answer was pushed: what is queued
-    goes out in plain first, what is pushed from then on is encrypted.
+    STARTTLS, call it where the command was understood, after the answer was pushed. What is queued then
+    goes out in plain text first; what is pushed later is encrypted.
 
-    Plain text that arrived behind the command may have been put there by somebody in between (see
-    RFC 3207, section 4.2, and CVE-2011-0411), and is never handled as if it had been encrypted.
+    Plain text that arrived after the command may have been injected by an attacker in between (see
+    RFC 3207, section 4.2, and CVE-2011-0411). It is never handled as if it had been encrypted.
 
     Args:
         channel: a ``dispatcher``, in most cases an ``async_chat``.
         context: from `ssl.create_default_context`, say.
-        server_side: this side waits for the ClientHello; by default, unless *server_hostname* or a
-            context for clients says otherwise.
+        server_side: whether this side waits for the ClientHello; by default True, unless
+            *server_hostname* or a context for clients says otherwise.
         server_hostname: for a client, the name or address to verify.
         handshake_timeout: seconds for the handshake, and before it for the peer to take more of what is
-            queued in plain; then ``handle_error`` is called with `HandshakeTimedOut`. None for no
+            queued in plain text; then ``handle_error`` is called with `HandshakeTimedOut`. None for no
             limit.
-        leftovers: what becomes of plain text that arrived already: see `Leftovers`.
+        leftovers: what becomes of plain text that has already arrived: see `Leftovers`.
 
     Returns:
         the channel's new ``socket``.
@@ -74,9 +74,9 @@ def start_tls(  # noqa: PLR0913 they are settings, by keyword
     Raises:
         ValueError: the channel listens, has no socket, or has TLS already; *context* verifies names
             (``check_hostname``), and *server_hostname* is missing; or *handshake_timeout* is out of
-            its range, or *leftovers* no `Leftovers`.
-        PlaintextAfterStartTLS: *leftovers* is REJECT and there is some. It is dropped; left alone,
-            the exception goes to ``handle_error``, which closes.
+            its range, or *leftovers* is not a `Leftovers`.
+        PlaintextAfterStartTLS: *leftovers* is REJECT and plain text has arrived, which is dropped. If
+            it is not caught, the exception goes to ``handle_error``, which closes.
         OSError: a client's connection is lost; or, an `ssl.SSLError`, *context* is for clients and
             this side is the server, or *leftovers* is FEED and there is no handshake.
     """
@@ -84,9 +84,9 @@ def start_tls(  # noqa: PLR0913 they are settings, by keyword
     leftovers = Leftovers(leftovers)
     plain = channel.socket
     if plain is None or channel.accepting:
-        raise ValueError(f"no connection to put TLS on: {channel!r}")
+        raise ValueError(f"cannot start TLS: {channel!r} has no connection")
     if isinstance(plain, TLSSocket):
-        raise ValueError(f"TLS is on already: {channel!r}")  # noqa: TRY004 its state, not its type
+        raise ValueError(f"cannot start TLS: {channel!r} has it already")  # noqa: TRY004 not its type
     if server_side is None:
         is_client = context.protocol == ssl.PROTOCOL_TLS_CLIENT or context.check_hostname
         server_side = not is_client and server_hostname is None
@@ -111,30 +111,32 @@ def start_tls(  # noqa: PLR0913 they are settings, by keyword
     if channel.connecting or not (channel.connected or server_side):
         sock.begin(connecting=True)
     elif not channel.connected:
-        sock.begin()  # the peer left before its connection was accepted, and recv() will tell so
+        sock.begin()  # the peer closed before its connection was accepted; recv() will report that
     elif queue:
         queue.append(_Switch(sock, channel))
         sock.begin_later()
     elif own(channel, "out_buffer"):
         channel.socket = plain
-        raise ValueError(f"out_buffer is not empty, and has no place for TLS to begin: {channel!r}")
+        raise ValueError(
+            f"cannot start TLS: out_buffer is not empty, and TLS cannot begin behind it: {channel!r}"
+        )
     else:
         sock.begin()
     if sock.has_begun() and (early or not server_side):
-        sock.shake_hands()  # nothing else is read here: what the peer does is not the caller's
+        sock.shake_hands()  # no more is read here: what the peer does must not raise in the caller
     _loop.touch(channel)
     return sock
 
 
 def check_server_context(context: ssl.SSLContext) -> None:
     """
-    Find out at the start, not with each connection, that a context cannot serve.
+    Find out at once, not with each connection, that a context cannot serve.
 
     Raises:
         ssl.SSLError: it is for clients.
     """
-    # Asked here, because `ssl` itself raises ValueError first on newer patch releases when the
-    # context checks host names, and PyPy's only warns of that.
+    # Below, newer patch releases of `ssl` raise a ValueError if the context checks host names; PyPy's
+    # only warns.
     if context.protocol == ssl.PROTOCOL_TLS_CLIENT:
         raise ssl.SSLError(
             "a server cannot use a context for clients (PROTOCOL_TLS_CLIENT); make it by"
@@ -148,7 +150,7 @@ def check_server_context(context: ssl.SSLContext) -> None:
 
 def wrap_accepted(plain: socket.socket, context: ssl.SSLContext) -> TLSSocket:
     """
-    Put TLS on a connection that was just accepted; its handshake begins when a channel has it.
+    Put TLS on a connection that was just accepted; its handshake begins when a channel gets it.
     """
     plain.setblocking(False)
     sock = TLSSocket(plain, context, server_side=True, handshake_timeout=HANDSHAKE_TIMEOUT)

@@ -1,13 +1,14 @@
 """
-Descriptors of our own, and whether they still are.
+Descriptors of our own, and checks that they still are ours.
 
-A program may close descriptors that it does not know, as daemons do (``os.closerange``), and the
-numbers then belong to whatever it opens next.  So a number of ours is never closed, nor written
-to, before it was looked at.  This module knows numbers and what is behind them, no events.
+A program may close descriptors that it does not know, as daemons do (``os.closerange``). Their
+numbers then belong to whatever it opens next. So a number of ours is checked before it is closed or
+written to. This module knows numbers and what is behind them, no events.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import weakref
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Owned", "Pollers", "pollers"]
+__all__ = ["Owned", "Pollers", "is_registered", "pollers"]
 
 
 def _identify(number: int) -> tuple[int, int, int]:
@@ -26,7 +27,7 @@ def _identify(number: int) -> tuple[int, int, int]:
 
 class Owned:
     """
-    A descriptor that was opened for us: a socket or a pipe, each of which has an inode of its own.
+    A descriptor that was opened for us: a socket or a pipe, because each of those has its own inode.
 
     Args:
         number: the open descriptor.
@@ -43,38 +44,62 @@ class Owned:
 
     def is_ours(self) -> bool:
         """
-        Return whether the number still is that of what was opened.
+        Return whether the number still refers to what was opened.
         """
         try:
             return _identify(self.number) == self._identity
         except OSError:
             return False
 
+    def check(self) -> None:
+        """
+        Raises:
+            OSError: EBADF, the number no longer refers to what was opened.
+        """
+        if not self.is_ours():
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
     def is_same(self, other: Owned) -> bool:
         """
-        Return whether both had one inode, as the two ends of a pipe have.
+        Return whether both have the same inode, as the two ends of a pipe do.
         """
         return self._identity == other._identity
 
     def close(self) -> None:
         """
-        Close it, unless somebody did so already.  May be repeated.
+        Close it, unless somebody has done so. May be repeated.
         """
         if self.is_ours():
             os.close(self.number)
         self.number = -1
 
 
+def is_registered(number: int, poller: Any) -> bool:
+    """
+    Return whether *number* is registered with *poller*, as it is while both are what they were.
+
+    It changes nothing, not even in an epoll that the child of a fork shares with its parent.
+    """
+    try:
+        poller.register(number, 0)
+    except FileExistsError:
+        return True
+    except OSError:
+        return False
+    poller.unregister(number)  # it is a stranger's
+    return False
+
+
 class Pollers:
     """
     The nested pollers of this process, by number.
 
-    All epoll descriptors have one inode, so that `Owned` cannot tell them apart.  Two other signs
-    can: the kernel hands out a number anew only when it was closed, which `hold` notices; and a
-    poller of ours knows what is registered with it, which its user tries before it calls `close`.
+    All epoll descriptors share one inode, so `Owned` cannot tell them apart. Two other signs can. The
+    kernel reuses a number only after it was closed, which `hold` notices. And a poller of ours knows
+    what is registered with it, which its user checks before it calls `close`.
 
-    ``select.epoll`` closes its number when it is deallocated, whoever has it by then.  So one whose
-    number is lost is kept until the process ends.
+    ``select.epoll`` closes its number when it is deallocated, whoever owns that by then. So a poller
+    that lost its number is kept until the process ends.
     """
 
     def __init__(self) -> None:
@@ -83,30 +108,30 @@ class Pollers:
 
     def hold(self, poller: Any, on_loss: Callable[[], None] | None = None) -> None:
         """
-        Remember a *poller* that was just made; another one with its number has lost it.
+        Remember a *poller* that was just made; an earlier one with its number has lost it.
 
         Args:
             poller: it has a ``fileno()``.
-            on_loss: a method, which is called when a later poller is given that number.
+            on_loss: a method, called when a later poller gets that number.
         """
         number = poller.fileno()
         former = self._held.get(number)
         self._held[number] = poller, None if on_loss is None else weakref.WeakMethod(on_loss)
         if former is not None:
             self._lost.append(former[0])
-            tell = None if former[1] is None else former[1]()
-            if tell is not None:
-                tell()
+            notify = None if former[1] is None else former[1]()
+            if notify is not None:
+                notify()
 
     def holds(self, poller: Any) -> bool:
         """
-        Return whether no later poller was given the number of this one.
+        Return whether no later poller got the number of this one.
         """
         return self._held.get(poller.fileno(), (None,))[0] is poller
 
     def close(self, poller: Any) -> None:
         """
-        Close *poller*, whose number is still its own.
+        Close *poller*, which still owns its number.
         """
         if self.holds(poller):
             del self._held[poller.fileno()]
@@ -114,7 +139,7 @@ class Pollers:
 
     def lose(self, poller: Any) -> None:
         """
-        Leave *poller* as it is: its number is somebody else's, or may be.
+        Leave *poller* open: its number is somebody else's, or may be.
         """
         if self.holds(poller):
             del self._held[poller.fileno()]
@@ -126,10 +151,10 @@ class Pollers:
         """
 
 
-#: The one of this process.
+#: The only one of this process.
 pollers = Pollers()
 
 if hasattr(os, "register_at_fork"):
-    # Not for the call: what is registered is let go of after all modules.  A global of this one would
-    # be deallocated while the program's files, on numbers that were a poller's, have bytes to write.
+    # Not for the call: what is registered outlives all modules. A mere global of this module would be
+    # deallocated while files of the program, on numbers that were a poller's, have bytes to write.
     os.register_at_fork(after_in_child=pollers.keep)

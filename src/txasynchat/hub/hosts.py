@@ -1,10 +1,9 @@
 """
-Hosts: what a hub asks of the reactor or event loop that polls it.
+Hosts: what a hub needs from the reactor or event loop that polls it.
 
-One adapter for Twisted's reactors, one for asyncio's event loops.  Where the hub's poller has a
-descriptor, that one is all the host sees.  Where it has none, each channel becomes a reader and
-writer of the host's.  Of a hub this module knows what `Hosted` names, and importing it installs no
-reactor.
+One adapter for Twisted's reactors, one for asyncio's event loops. If the hub's poller has a
+descriptor, the host sees only that one. If not, each channel becomes a reader and writer of the host.
+Of a hub this module knows what `Hosted` names. Importing it installs no reactor.
 """
 
 from __future__ import annotations
@@ -29,11 +28,11 @@ __all__ = ["AsyncioHost", "Host", "Hosted", "ReactorHost", "attach_to"]
 @implementer(IReadWriteDescriptor)
 class HostedDescriptor:
     """
-    A descriptor as Twisted's reactors want one.
+    A descriptor in the form that Twisted's reactors want.
 
     Args:
         fd: its number.
-        on_ready: what to call, whatever happens to it.
+        on_ready: called for every event on it.
     """
 
     def __init__(self, fd: int, on_ready: Callable[[], None]) -> None:
@@ -42,26 +41,21 @@ class HostedDescriptor:
 
     def fileno(self) -> int:
         """
-        Returns:
-            the number of the descriptor.
+        Return the number of the descriptor.
         """
         return self._fd
 
     def doRead(self) -> None:  # noqa: N802 - Twisted's name
         """
-        Called by the reactor when the descriptor is readable.
+        Called by the reactor when the descriptor is readable, or, as `doWrite`, writable.
         """
         self._on_ready()
 
-    def doWrite(self) -> None:  # noqa: N802 - Twisted's name
-        """
-        Called by the reactor when the descriptor is writable.
-        """
-        self._on_ready()
+    doWrite = doRead  # noqa: N815 - Twisted's name
 
     def connectionLost(self, reason: Failure | None) -> None:  # noqa: ARG002, N802 - Twisted's
         """
-        Called by the reactor for an error on a channel's descriptor: its owner finds it by reading.
+        Called by the reactor for an error on a channel's descriptor; the owner learns of it by reading.
         """
         self._on_ready()
 
@@ -74,7 +68,7 @@ class HostedDescriptor:
 
 class Hosted(Protocol):
     """
-    What a host needs to know of its hub; see `Hub`.
+    What a host knows of its hub; see `Hub`.
     """
 
     @property
@@ -96,12 +90,13 @@ class Host:
 
     def __init__(self, loop: Any, hub: Hosted, on_ready: Callable[[], None]) -> None:
         self.loop = loop
-        self.hub = hub
         self.on_ready = on_ready
         #: Pollers do not nest here: each channel is a reader and writer of the host.
         self.owns_channels = hub.fileno() < 0
-        # Where that is so: the hub's waker, the host's thread, and what others forgot meanwhile.
-        self._waker = -1
+        self._hub = hub
+        # The descriptor of the hub's own that the host watches.
+        self._own = -1
+        # Where the host owns the channels: its thread, and what other threads changed meanwhile.
         self._thread = threading.get_ident()
         self._late: set[int] = set()
 
@@ -109,47 +104,32 @@ class Host:
         """
         Begin to be polled.
         """
+        self._own = self._hub.waker if self.owns_channels else self._hub.fileno()
+        self.show(self._own, READ)
         if self.owns_channels:
-            self._waker = self.hub.waker
-            self.show(self._waker, READ)
-            for fd, mask in list(self.hub.masks.items()):
+            for fd, mask in list(self._hub.masks.items()):
                 self.show(fd, mask)
-        else:
-            self.add()
 
     def detach(self) -> None:
         """
         Stop being polled.
         """
+        self.show(self._own, 0)
         if self.owns_channels:
-            for fd in (self._waker, *list(self.hub.masks)):
+            for fd in list(self._hub.masks):
                 self.show(fd, 0)
-        else:
-            self.remove()
 
     def abandon(self) -> None:
         """
-        Stop being polled, in this process alone.
+        Stop being polled, in this process only.
         """
         self.detach()
-
-    def add(self) -> None:
-        """
-        Add the hub's own descriptor to the host.
-        """
-        raise NotImplementedError
-
-    def remove(self) -> None:
-        """
-        Take the hub's own descriptor out of the host.
-        """
-        raise NotImplementedError
 
     def watch(self, fd: int, mask: int) -> None:
         """
         Make a channel's descriptor the host's reader or writer, as *mask* says.
 
-        From any thread; in another one than the host's it takes effect with the next `catch_up`.
+        From any thread; outside the host's thread it takes effect with the next `catch_up`.
         """
         if threading.get_ident() == self._thread:
             self.show(fd, mask)
@@ -158,16 +138,16 @@ class Host:
 
     def catch_up(self) -> None:
         """
-        Called in the host's thread, before the hub looks what is ready.
+        Called in the host's thread, before the hub asks what is ready.
         """
         self._thread = threading.get_ident()
         while self._late:
             fd = self._late.pop()
-            self.show(fd, self.hub.masks.get(fd, 0))
+            self.show(fd, self._hub.masks.get(fd, 0))
 
     def show(self, fd: int, mask: int) -> None:
         """
-        Do what `watch` says, in the host's thread.
+        Make *fd* the host's reader or writer, as *mask* says, in the host's thread.
         """
         raise NotImplementedError
 
@@ -176,18 +156,6 @@ class AsyncioHost(Host):
     """
     An asyncio event loop.
     """
-
-    _fd = -1
-
-    @override
-    def add(self) -> None:
-        self._fd = self.hub.fileno()
-        self.loop.add_reader(self._fd, self.on_ready)
-
-    @override
-    def remove(self) -> None:
-        if not self.loop.is_closed():
-            self.loop.remove_reader(self._fd)
 
     @override
     def show(self, fd: int, mask: int) -> None:
@@ -213,20 +181,9 @@ class ReactorHost(Host):
         self._descriptors: dict[int, HostedDescriptor] = {}
 
     @override
-    def add(self) -> None:
-        one = self._descriptors[-1] = HostedDescriptor(self.hub.fileno(), self.on_ready)
-        self.loop.addReader(one)
-
-    @override
-    def remove(self) -> None:
-        one = self._descriptors.pop(-1, None)
-        if one is not None:
-            self._remove(one)
-
-    @override
     def abandon(self) -> None:
-        if self._books() is None:
-            self.detach()  # no epoll, nothing is shared
+        if not self._is_on_epoll():  # nothing is shared
+            self.detach()
             return
         for one in self._descriptors.values():
             self._forget(one)
@@ -238,17 +195,15 @@ class ReactorHost(Host):
         if one is not None:
             self._remove(one)
         if mask:
-            one = HostedDescriptor(fd, self.on_ready)
-            self._descriptors[fd] = one
+            one = self._descriptors[fd] = HostedDescriptor(fd, self.on_ready)
             if mask & READ:
                 self.loop.addReader(one)
             if mask & WRITE:
                 self.loop.addWriter(one)
 
     def _remove(self, one: HostedDescriptor) -> None:
-        # Reactors on poll and epoll go by the number, which may be another's since it was closed.
-        now = getattr(self.loop, "_selectables", {}).get(one.fileno(), one)
-        if now is not one:
+        # Reactors on poll and epoll go by the number, which may be reused since it was closed.
+        if getattr(self.loop, "_selectables", {}).get(one.fileno(), one) is not one:
             return
         try:
             self.loop.removeReader(one)
@@ -256,28 +211,19 @@ class ReactorHost(Host):
         except OSError:  # the descriptor was closed first, or the reactor's own
             self._forget(one)
 
-    def _books(self) -> tuple[dict[int, Any], set[int], set[int]] | None:
-        """
-        What a reactor on epoll knows of its descriptors, by number; `None` for the others.
-        """
-        reads = getattr(self.loop, "_reads", None)
-        selectables = getattr(self.loop, "_selectables", None)
-        if not isinstance(reads, set) or selectables is None:
-            return None
-        return selectables, reads, self.loop._writes
+    def _is_on_epoll(self) -> bool:
+        return isinstance(getattr(self.loop, "_reads", None), set) and hasattr(
+            self.loop, "_selectables"
+        )
 
     def _forget(self, one: HostedDescriptor) -> None:
         """
-        Take *one* out of an epoll reactor's books, and leave its epoll alone.
+        Take *one* out of what an epoll reactor remembers, and leave its epoll alone.
         """
-        books = self._books()
-        if books is None:
-            return
-        selectables, reads, writes = books
         number = one.fileno()
-        if selectables.pop(number, one) is one:
-            reads.discard(number)
-            writes.discard(number)
+        if self._is_on_epoll() and self.loop._selectables.pop(number, one) is one:
+            self.loop._reads.discard(number)
+            self.loop._writes.discard(number)
 
 
 def attach_to(loop: Any, hub: Hosted, on_ready: Callable[[], None]) -> Host:

@@ -1,26 +1,25 @@
 """
 One descriptor in the reactor for many channels.
 
-An epoll or kqueue descriptor can itself be polled.  A `Hub` keeps the descriptors of many
-channels in such a nested poller and shows the reactor a single reader, so that a ready
-channel costs a place in a batch instead of a round through the reactor's own machinery, and
-any reactor will do, also one built on select(2) with its 1,024 descriptors.
+An epoll or kqueue descriptor can itself be polled. A `Hub` keeps the descriptors of many channels in
+such a nested poller and shows the reactor a single reader. So a ready channel costs a place in a batch
+instead of a pass through the reactor's own machinery. Any reactor will do, even one built on select(2)
+with its 1,024 descriptors.
 
-This module knows descriptors and events.  It does not know what a channel is, nor who
-dispatches: `Hub.wait` returns what is ready, and an owner (the facade's loop; transports of
-our own) acts on it.
+This module knows descriptors and events. It does not know what a channel is, nor who dispatches:
+`Hub.wait` returns what is ready, and its owner (the facade's loop) acts on it.
 
-Four rules that shape the code:
+Four rules shape the code:
 
-- A descriptor may be closed, and its number used again, behind our back.  So nothing that
-  the kernel answers to a registration (EEXIST, ENOENT, EBADF, EPERM) is a surprise.
-- That goes for the hub's own as well: a daemon closes all descriptors that it does not know.  The
-  hub notices (`check`, or an error), starts again with new ones, and closes no number that
-  is somebody else's by then.
-- An epoll object is shared across fork(2): a child that unregisters a descriptor would take
-  it from its parent.  So in a child every hub starts again with a poller of its own.
-- Any thread may call `wake` and `forget`; only the owner's thread watches and waits.  The lock can
-  be taken again by the thread that has it: a signal handler may close a channel.
+- A descriptor may be closed, and its number reused, behind our back. So no answer of the kernel to a
+  registration (EEXIST, ENOENT, EBADF, EPERM) is a surprise.
+- That holds for the hub's own descriptors too: daemons close all descriptors that they do not know. The
+  hub notices (`check`, or an error), starts again with new ones, and closes no number that is somebody
+  else's by then.
+- An epoll object is shared across fork(2): a child that unregisters a descriptor would take it from its
+  parent. So in a child every hub starts again with its own poller.
+- Any thread may call `wake` and `forget`; only the owner's thread watches and waits. The locks are
+  reentrant, because a signal handler may close a channel.
 """
 
 from __future__ import annotations
@@ -33,27 +32,19 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from txasynchat.hub.descriptors import pollers
-from txasynchat.hub.pollers import (
-    ONCE,
-    READ,
-    URGENT,
-    WRITE,
-    Events,
-    Poller,
-    knows_once,
-    new_poller,
-)
+from txasynchat.hub.pollers import ONCE, READ, URGENT, WRITE, Events, knows_once, new_poller
 from txasynchat.hub.wakers import new_waker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from txasynchat.hub.hosts import Host
+    from txasynchat.hub.pollers import Poller
     from txasynchat.hub.wakers import PipeWaker, Waker
 
 __all__ = ["Hub"]
 
-#: The most events that one `Hub.wait` returns: the system wants room for all of them each time.
+#: The most events that one `Hub.wait` returns, because each call allocates room for all of them.
 LARGEST_BATCH = 2048
 
 _WANTED = READ | URGENT | WRITE
@@ -66,6 +57,11 @@ class Hub:
     Args:
         make_poller: builds the nested poller; called again in the child of a fork, and when the
             program closed the poller's descriptor.
+
+    Attributes:
+        masks: what is wanted of each descriptor. For the owner to read; `watch` changes it.
+        stale: True if there is a reason to `renew`.
+        waker: the descriptor that `wake` makes readable, for a host that polls each one itself.
     """
 
     __slots__ = (
@@ -73,33 +69,34 @@ class Hub:
         "_always",
         "_fileno",
         "_host",
+        "_knows_once",
         "_lock",
         "_make_poller",
         "_once",
         "_poller",
-        "_stale",
         "_wake_lock",
         "_waker",
         "_woken",
         "masks",
+        "stale",
         "waker",
     )
 
     def __init__(self, make_poller: Callable[[], Poller] = new_poller) -> None:
         self._make_poller = make_poller
-        #: Descriptor to what is wanted of it.  For the owner to read; `watch` changes it.
         self.masks: dict[int, int] = {}
-        # Descriptors that the poller refuses because they never block, such as regular files.
+        # Descriptors that never block, such as regular files: the poller refuses them.
         self._always: set[int] = set()
         # Descriptors that `quiet` silenced.
         self._once: set[int] = set()
-        # Held by whoever names the poller's number to the system, but for waiting: when it is closed it
-        # may be another's.  Who was woken goes on to register, and must not wait for who woke it.
+        # Held by whoever passes the poller's number to the system, except to wait, because that number
+        # may be another's once it is closed. Waking has its own lock: a thread that was woken goes on
+        # to register, and must not wait for the thread that woke it.
         self._lock = threading.RLock()
         self._wake_lock = threading.RLock()
         self._host: Host | None = None
         self._waker: Waker | PipeWaker | None = None
-        self._stale = self._woken = False
+        self.stale = self._woken = False
         self._open()
         _hubs.add(self)
 
@@ -112,15 +109,15 @@ class Hub:
             poller.close()
             raise
         self._poller = poller
+        self._knows_once = knows_once(poller)
         self._fileno = -1
         if fileno is not None:
             self._fileno = fileno()
             pollers.hold(poller, self._lose)
         self._waker = waker
-        #: The descriptor that `wake` makes readable, for a host that polls each one itself.
         self.waker = waker.number
         poller.register(self.waker, READ)
-        self._stale = False
+        self.stale = False
         if self._woken:
             waker.ring(poller)
 
@@ -128,45 +125,35 @@ class Hub:
 
     def check(self) -> bool:
         """
-        Look whether the hub's own descriptors are still open and its own.
+        Return whether the hub's own descriptors are still open and its own.
 
-        Returns:
-            False when the program closed one; `wait` starts again with new ones then.
+        False when the program closed one: `wait` then starts again with new ones.
         """
         with self._lock:
-            if not self._stale and not self._is_intact():
-                self._stale = True
-            return not self._stale
+            if not self.stale and not self._is_intact():
+                self.stale = True
+            return not self.stale
 
     def _lose(self) -> None:
-        self._stale = True
+        self.stale = True
 
     def _is_intact(self) -> bool:
         if self._waker is None or (self._fileno >= 0 and not pollers.holds(self._poller)):
             return False
         return self._waker.is_in(self._poller)
 
-    @property
-    def stale(self) -> bool:
-        """
-        Whether there is a reason to `renew`.
-        """
-        return self._stale
-
     def renew(self) -> None:
         """
-        Start again with a new poller, where there is a reason to: in the child of a fork, where the
-        program closed ours, or because `quiet` needs it.  `wait` does so by itself.
+        Start again with a new poller if there is a reason: in the child of a fork, where the program
+        closed ours, or because `quiet` needs it. `wait` does so by itself.
         """
-        if self._stale:
-            self._renew()
-
-    def _renew(self) -> None:
+        if not self.stale:
+            return
         with self._lock, self._wake_lock:
             host = self._host
             if host is not None:
                 host.detach()
-            # Closing a child's copy of an epoll descriptor leaves the parent's registrations be.
+            # Closing a child's copy of an epoll descriptor leaves the parent's registrations alone.
             self._close_descriptors()
             self._open()
             if host is not None:
@@ -174,7 +161,7 @@ class Hub:
             self._always.clear()
             self._once.clear()
             for fd, mask in list(self.masks.items()):
-                with suppress(OSError, ValueError):  # the owner finds out by `verify`
+                with suppress(OSError, ValueError):  # the owner learns of it by `verify`
                     self._register(fd, mask, known=False)
 
     # -- registration
@@ -183,13 +170,12 @@ class Hub:
         """
         Want *mask* of *fd* from now on.
 
-        Where another thread may close *fd* meanwhile, look afterwards whether it did, and `forget`
-        it then.
+        If another thread may close *fd* meanwhile, check for that afterwards, and `forget` it then.
 
         Args:
             fd: an open descriptor.
-            mask: any of READ, WRITE, URGENT, and ENDED beside READ; with one of them ERROR and
-                HANGUP come too.  0 means nothing at all.
+            mask: any of READ, WRITE, URGENT, and ENDED beside READ; with one of them ERROR and HANGUP
+                come too. 0 means nothing at all.
 
         Raises:
             OSError: EBADF, the descriptor is not open; nothing is watched then.
@@ -202,15 +188,15 @@ class Hub:
             self.forget(fd)
             return
         with self._lock:
-            if not self._stale:  # otherwise `wait` is going to register them all
+            if not self.stale:  # otherwise `wait` will register them all
                 self._register(fd, mask, known=old != 0)
             self.masks[fd] = mask
 
     def _register(self, fd: int, mask: int, *, known: bool) -> None:
         if fd in (self._fileno, self.waker):
-            # One of them was closed behind its owner's back: the hub, or the channel.
+            # The hub's or the channel's descriptor was closed behind its owner's back.
             if not self._is_intact():
-                self._stale = True
+                self.stale = True
                 return
             self.masks.pop(fd, None)
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
@@ -226,7 +212,7 @@ class Hub:
             if known:
                 try:
                     self._poller.modify(fd, mask)
-                except FileNotFoundError:  # closed behind our back, and the number re-used
+                except FileNotFoundError:  # closed behind our back, and the number reused
                     self._poller.register(fd, mask)
             else:
                 try:
@@ -237,7 +223,7 @@ class Hub:
             self._always.add(fd)
         except OSError:
             if not self._is_intact():
-                self._stale = True
+                self.stale = True
                 return
             self.masks.pop(fd, None)
             with suppress(OSError):
@@ -246,15 +232,15 @@ class Hub:
 
     def forget(self, fd: int) -> None:
         """
-        Stop watching *fd*; harmless when it is not watched or is closed already.  From any thread.
+        Stop watching *fd*; harmless when it is not watched or is closed. From any thread.
 
-        Call it before the descriptor is closed: a copy of it in another process would keep
-        the registration alive with nobody left to end it.
+        Call it before the descriptor is closed: a copy of it in another process would keep the
+        registration alive, and nobody could end it.
         """
         if fd not in self.masks:
             return
         with self._lock:
-            if self.masks.pop(fd, None) is None or self._stale:
+            if self.masks.pop(fd, None) is None or self.stale:
                 return
             self._once.discard(fd)
             if fd in self._always:
@@ -263,55 +249,47 @@ class Hub:
             host = self._host
             if host is not None and host.owns_channels:
                 host.watch(fd, 0)
-            try:
+            try:  # `suppress` takes 0.6 us, for each connection
                 self._poller.unregister(fd)
-            except (OSError, ValueError):
-                return  # it was closed first, or the hub was; `suppress` is dear for each connection
+            except (OSError, ValueError):  # it was closed first, or the hub was
+                return
 
     def quiet(self, fd: int) -> None:
         """
-        Silence what comes from *fd* unasked and does not go away: HANGUP, ERROR, or anything
-        at all when it is not watched.
+        Silence what *fd* reports unasked and lastingly: HANGUP, ERROR; anything if it is not watched.
 
         It is reported again when something that is wanted happens, or after `watch`.
         """
         with self._lock:
-            if self._stale:
+            if self.stale:
                 return
-            if fd == self.waker:  # woken by nobody: the number is another's, or was
+            if fd == self.waker:  # not by `wake`: the number is another's, or was
                 if self.check() and self._waker is not None:
                     self._waker.hush(self._poller)
                 return
             mask = self.masks.get(fd)
             if mask is None:
-                # Closed here but open in another process, which keeps it in our epoll.  Such a
-                # registration can not be named any more, so the poller has to be built anew.
+                # Closed here but open in another process, which keeps it in our epoll. Such a
+                # registration cannot be named any more, so a new poller is needed.
                 try:
                     self._poller.unregister(fd)
                 except OSError:
-                    self._stale = True
+                    self.stale = True
             elif fd not in self._once:
-                with suppress(OSError):  # closed by another thread, which will say so
+                with suppress(OSError):  # closed by another thread, which will report it
                     if self._knows_once:
                         self._register(fd, mask | ONCE, known=True)
                     else:
                         self._poller.unregister(fd)
                     self._once.add(fd)
 
-    @property
-    def _knows_once(self) -> bool:
-        return knows_once(self._poller)
-
     def verify(self, fd: int) -> bool:
         """
-        Look whether *fd* is still open; registers it again when its number was re-used.
-
-        Returns:
-            False when it is closed; it is forgotten then.
+        Return whether *fd* is open. If its number was reused, register it again; if closed, forget it.
         """
         with self._lock:
             mask = self.masks.get(fd)
-            if mask is None or self._stale or (self._knows_once and fd in self._once):
+            if mask is None or self.stale or (self._knows_once and fd in self._once):
                 return True
             try:
                 if fd in self._always:
@@ -329,19 +307,19 @@ class Hub:
         """
         Wait for events, at most *timeout* seconds.
 
-        Python's signal handlers run meanwhile; what they raise comes out of here.
+        Python's signal handlers run meanwhile; this raises what they raise.
 
         Args:
-            timeout: seconds; 0 only looks; `None` waits for ever.
-            limit: the largest number of events; -1 means all that are ready, up to
-                `LARGEST_BATCH`.  The rest comes first the next time.
+            timeout: seconds; 0 does not wait; `None` waits for ever.
+            limit: the largest number of events; -1 means all that are ready, up to `LARGEST_BATCH`. The
+                rest comes first the next time.
 
         Returns:
-            pairs of a descriptor and what happened to it, in the system's order.  Empty when
-            the time is over, another thread called `wake`, or the hub has to start again.
+            pairs of a descriptor and what happened to it, in the system's order. Empty when the time is
+            over, another thread called `wake`, or the hub has to start again.
         """
-        if self._stale:
-            self._renew()
+        if self.stale:
+            self.renew()
         if self._fileno < 0 and self._host is not None:
             self._host.catch_up()
         if limit < 0:
@@ -368,24 +346,22 @@ class Hub:
         return events
 
     def _end_wake(self, events: Events) -> Events:
-        number = self.waker
+        number, waker = self.waker, self._waker
         others = [event for event in events if event[0] != number]
-        if (
-            len(others) < len(events) and self._waker is not None
-        ):  # else it comes with the next wait
+        if len(others) < len(events) and waker is not None:  # else it comes with the next wait
             try:
-                self._waker.hush(self._poller)
+                waker.hush(self._poller)
             except OSError:
-                self._stale = True
-            # Last: what a signal handler wakes in between has happened already.
+                self.stale = True
+            # Last: a `wake` by a signal handler in between has had its effect.
             self._woken = False
         return others
 
     def wake(self) -> None:
         """
-        End a `wait` that sits in another thread, or the next one; from any thread.
+        End a `wait` in another thread, or the next one; from any thread.
         """
-        if not self._woken:  # else it has not returned from the last time
+        if not self._woken:  # else that `wait` has not returned yet
             with self._wake_lock:
                 self._ring()
 
@@ -393,27 +369,27 @@ class Hub:
         waker = self._waker
         if self._woken or waker is None:
             return
-        self._woken = True  # before something happens, or `wait` misses it
-        if not self._stale:  # in the child of a fork it would be the parent's
+        self._woken = True  # before it rings, or `wait` misses it
+        if not self.stale:  # in the child of a fork it would be the parent's
             try:
                 waker.ring(self._poller)
             except OSError:
-                self._stale = True
+                self.stale = True
 
     # -- in a reactor or event loop
 
     @property
     def busy(self) -> bool:
         """
-        Whether `wait` returns at once because of descriptors that never block (regular files);
-        no host is told of those.
+        Return whether `wait` returns at once because of descriptors that never block, such as regular
+        files; no host is told of those.
         """
         return bool(self._always)
 
     @property
     def attached(self) -> bool:
         """
-        Whether a reactor or event loop polls this hub.
+        Return whether a reactor or event loop polls this hub.
         """
         return self._host is not None
 
@@ -423,8 +399,8 @@ class Hub:
 
         Args:
             host: an `IReactorFDSet` provider, or an asyncio event loop.
-            on_ready: called in the host's thread when ``wait(0)`` would return something,
-                again and again while that is so.  What it raises is the host's to log.
+            on_ready: called in the host's thread, again and again, while ``wait(0)`` would return
+                something. The host logs what it raises.
 
         Raises:
             RuntimeError: it is attached already.
@@ -433,7 +409,7 @@ class Hub:
         from txasynchat.hub.hosts import attach_to  # noqa: PLC0415 - a loop of its own needs no Twisted
 
         if self._host is not None:
-            raise RuntimeError(f"attached to {self._host.loop!r} already")
+            raise RuntimeError(f"already attached to {self._host.loop!r}; call detach() first")
         self.renew()
         self._host = attach_to(host, self, on_ready)
 
@@ -450,7 +426,7 @@ class Hub:
         """
         Leave a host that is shared with another process, without touching what is shared.
 
-        For the child of a fork: an epoll reactor that it inherited is still its parent's.
+        For the child of a fork: an epoll reactor that it inherited still belongs to its parent.
         """
         host, self._host = self._host, None
         if host is not None:
@@ -458,9 +434,8 @@ class Hub:
 
     def fileno(self) -> int:
         """
-        Returns:
-            the nested poller's descriptor, readable while something is ready; -1 where pollers
-            do not nest.
+        Return the nested poller's descriptor, readable while something is ready; -1 if pollers do not
+        nest.
         """
         self.renew()
         return self._fileno
@@ -469,7 +444,7 @@ class Hub:
 
     def close(self) -> None:
         """
-        Give all descriptors back; the channels' own stay open.  May be called twice.
+        Close the hub's own descriptors; the channels' stay open. May be repeated.
         """
         self.detach()
         with self._lock, self._wake_lock:
@@ -502,9 +477,9 @@ _hubs: weakref.WeakSet[Hub] = weakref.WeakSet()
 
 def _after_fork_in_child() -> None:
     for hub in list(_hubs):
-        hub._lock = threading.RLock()  # whoever held it does not exist here
+        hub._lock = threading.RLock()  # the thread that held it does not exist here
         hub._wake_lock = threading.RLock()
-        hub._stale = True
+        hub.stale = True
 
 
 if hasattr(os, "register_at_fork"):

@@ -1,7 +1,7 @@
 """
-What the system offers to wait for many descriptors, in one shape: `select.epoll`'s.
+What the system offers to wait for many descriptors, in the shape and units of `select.epoll`.
 
-No state of ours beyond what an emulation needs, no Twisted, no channels: `hub` keeps the books.
+No state of ours beyond what an emulation needs, no Twisted, no channels: those are the hub's.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = [
     "unread",
 ]
 
-# The figures are poll(2)'s on every system that has it, and epoll's.
+# The same values in poll(2), on every system that has it, and in epoll.
 READ = 0x001
 URGENT = 0x002
 WRITE = 0x004
@@ -41,17 +41,17 @@ ERROR = 0x008
 HANGUP = 0x010
 INVALID = 0x020
 
-#: Wanted and reported with READ: the peer has sent its last; what came before may not be read yet.
+#: Wanted and reported with READ: the peer has sent its last; earlier data may still be unread.
 ENDED = 0x2000
 
-#: Report what stays true once, until the registration is renewed; for pollers that `knows_once`.
+#: Report a lasting condition once, until the registration is renewed; for pollers that `knows_once`.
 ONCE = 0x80000000
 
 Events = list[tuple[int, int]]
 
 _INT = struct.Struct("i")
 
-# ENDED is Linux's alone there.
+# Of poll(2)'s flags, ENDED exists on Linux only.
 _POLL_KNOWS = READ | URGENT | WRITE | getattr(select, "POLLRDHUP", 0)
 
 
@@ -59,8 +59,8 @@ class Poller(Protocol):
     """
     What a hub needs from the system: `select.epoll`'s own methods, in its units.
 
-    `poll` takes seconds (a negative number: for ever; PyPy's epoll takes no `None`) and the
-    largest number of events.
+    `poll` takes seconds (negative: for ever, because PyPy's epoll takes no `None`) and the largest
+    number of events.
     """
 
     def register(self, fd: int, events: int, /) -> None: ...  # noqa: D102 - see the class
@@ -70,42 +70,72 @@ class Poller(Protocol):
     def close(self) -> None: ...  # noqa: D102 - see the class
 
 
-class PollPoller:
+class _Emulated:
     """
-    poll(2) in `select.epoll`'s clothes: no descriptor of its own, so it does not nest.
+    The bookkeeping of a poller in `select.epoll`'s shape, and epoll's errors; closing does nothing.
     """
 
     def __init__(self) -> None:
-        self._poll = select.poll()
-        self._known: set[int] = set()
+        self._masks: dict[int, int] = {}
 
     def register(self, fd: int, events: int) -> None:
         """
-        Begin to watch *fd*; `FileExistsError` when it is watched already, as in epoll.
+        Begin to watch *fd*; `FileExistsError` when it is watched already.
         """
-        if fd in self._known:
+        if fd in self._masks:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-        os.fstat(fd)  # poll(2) takes closed descriptors; epoll says EBADF at once
-        self._poll.register(fd, events & _POLL_KNOWS)
-        self._known.add(fd)
+        os.fstat(fd)  # poll(2) and select(2) accept closed descriptors; epoll says EBADF at once
+        self._change(fd, 0, events)
+        self._masks[fd] = events
 
     def modify(self, fd: int, events: int) -> None:
         """
         Change what is watched; `FileNotFoundError` when nothing is.
         """
-        if fd not in self._known:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        old = self._mask_of(fd)
         os.fstat(fd)
-        self._poll.modify(fd, events & _POLL_KNOWS)
+        self._change(fd, old, events)
+        self._masks[fd] = events
 
     def unregister(self, fd: int) -> None:
         """
         Stop watching; `FileNotFoundError` when nothing was watched.
         """
-        if fd not in self._known:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-        self._known.discard(fd)
-        self._poll.unregister(fd)
+        old = self._mask_of(fd)
+        del self._masks[fd]
+        self._change(fd, old, None)
+
+    def close(self) -> None:
+        """
+        Do nothing: there is no descriptor to close.
+        """
+
+    def _mask_of(self, fd: int) -> int:
+        try:
+            return self._masks[fd]
+        except KeyError:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) from None
+
+    def _change(self, fd: int, old: int, new: int | None) -> None:
+        """
+        Pass a change on to the system; *new* is None when nothing is watched any more.
+        """
+
+
+class PollPoller(_Emulated):
+    """
+    poll(2). It has no descriptor of its own, so it does not nest.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._poll = select.poll()
+
+    def _change(self, fd: int, old: int, new: int | None) -> None:  # noqa: ARG002 - kqueue's
+        if new is None:
+            self._poll.unregister(fd)
+        else:
+            self._poll.register(fd, new & _POLL_KNOWS)
 
     def poll(self, timeout: float, maxevents: int) -> Events:
         """
@@ -114,47 +144,14 @@ class PollPoller:
         milliseconds = None if timeout < 0 else int(timeout * 1000 + 0.999)
         return self._poll.poll(milliseconds)[:maxevents]
 
-    def close(self) -> None:
-        """
-        Nothing to give back.
-        """
 
-
-class SelectPoller:
+class SelectPoller(_Emulated):
     """
-    select(2) in `select.epoll`'s clothes, for where there is nothing better: 1,024 descriptors.
+    select(2), for where there is nothing better: 1,024 descriptors.
 
-    That is so in programs that take the others out of the `select` module, as eventlet does. It is
-    looked up on each call, because they put a function of their own in its place.
+    That is so in programs that remove the others from the `select` module, as eventlet does. They put
+    a function of their own in the place of `select.select`, so it is looked up on each call.
     """
-
-    def __init__(self) -> None:
-        self._masks: dict[int, int] = {}
-
-    def register(self, fd: int, events: int) -> None:
-        """
-        Begin to watch *fd*; `FileExistsError` when it is watched already, as in epoll.
-        """
-        if fd in self._masks:
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-        os.fstat(fd)
-        self._masks[fd] = events
-
-    def modify(self, fd: int, events: int) -> None:
-        """
-        Change what is watched; `FileNotFoundError` when nothing is.
-        """
-        if fd not in self._masks:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-        os.fstat(fd)
-        self._masks[fd] = events
-
-    def unregister(self, fd: int) -> None:
-        """
-        Stop watching; `FileNotFoundError` when nothing was watched.
-        """
-        if self._masks.pop(fd, None) is None:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
 
     def poll(self, timeout: float, maxevents: int) -> Events:
         """
@@ -183,11 +180,6 @@ class SelectPoller:
                 events[fd] |= ENDED
         return list(events.items())[:maxevents]
 
-    def close(self) -> None:
-        """
-        Nothing to give back.
-        """
-
 
 def _is_open(fd: int) -> bool:
     try:
@@ -197,67 +189,39 @@ def _is_open(fd: int) -> bool:
     return True
 
 
-class KqueuePoller:
+class KqueuePoller(_Emulated):
     """
-    kqueue(2) in `select.epoll`'s clothes.
+    kqueue(2).
 
-    kqueue has one filter for each direction and reports them one by one; `poll` joins them.
-    Urgent data has no filter that all systems share and is not reported.
+    It has one filter for each direction and reports them one by one; `poll` joins them. Urgent data
+    is not reported, because no filter for it exists on all systems.
     """
 
     def __init__(self) -> None:
+        super().__init__()
         # The module has these names on the BSDs and macOS only, so they are looked up late.
         self._select: Any = select
         self._kqueue: Any = self._select.kqueue()
         self._own = Owned(self._kqueue.fileno())
-        self._masks: dict[int, int] = {}
 
     def fileno(self) -> int:
         """
-        Returns:
-            the descriptor of the queue, readable while an event waits.
+        Return the descriptor of the queue, readable while an event waits.
         """
         number: int = self._kqueue.fileno()
         return number
 
-    def register(self, fd: int, events: int) -> None:
-        """
-        Begin to watch *fd*.
-        """
-        if not self._own.is_ours():  # a fork, or the program, closed it
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        if fd in self._masks:
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-        self._masks[fd] = 0
-        try:
-            self.modify(fd, events)
-        except OSError:
-            del self._masks[fd]
-            raise
+    def register(self, fd: int, events: int) -> None:  # noqa: D102 - see _Emulated
+        self._own.check()  # a fork, or the program, may have closed it
+        super().register(fd, events)
 
-    def modify(self, fd: int, events: int) -> None:
-        """
-        Change what is watched, one filter at a time.
-        """
-        if fd not in self._masks:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-        old = self._masks[fd]
+    def _change(self, fd: int, old: int, new: int | None) -> None:
         s = self._select
+        new = new or 0
         for bit, kind in ((READ, s.KQ_FILTER_READ), (WRITE, s.KQ_FILTER_WRITE)):
-            if events & bit and not old & bit:
-                self._kqueue.control([s.kevent(fd, kind, s.KQ_EV_ADD)], 0)
-            elif old & bit and not events & bit:
-                self._kqueue.control([s.kevent(fd, kind, s.KQ_EV_DELETE)], 0)
-        self._masks[fd] = events
-
-    def unregister(self, fd: int) -> None:
-        """
-        Stop watching; a filter that went with its descriptor is no error here.
-        """
-        try:
-            self.modify(fd, 0)
-        finally:
-            self._masks.pop(fd, None)
+            if (old ^ new) & bit:
+                action = s.KQ_EV_ADD if new & bit else s.KQ_EV_DELETE
+                self._kqueue.control([s.kevent(fd, kind, action)], 0)
 
     def poll(self, timeout: float, maxevents: int) -> Events:
         """
@@ -272,18 +236,13 @@ class KqueuePoller:
             ready[event.ident] = ready.get(event.ident, 0) | bits
         return list(ready.items())
 
-    def close(self) -> None:
-        """
-        Give the queue's descriptor back.
-        """
+    def close(self) -> None:  # noqa: D102 - see _Emulated
         self._kqueue.close()
 
 
 def unread(fd: int) -> int:
     """
-    Returns:
-        how many bytes wait in the system to be read from *fd*; -1 where it does not say, as of a
-        listener.
+    Return how many bytes wait to be read from *fd*; -1 if the system does not say, as of a listener.
     """
     answer = bytearray(_INT.size)
     try:
@@ -299,16 +258,14 @@ def unread(fd: int) -> int:
 
 def knows_once(poller: Poller) -> bool:
     """
-    Whether *poller* can be told to report something `ONCE`: epoll, also where a program took that out
-    of the `select` module since.
+    Return whether *poller* accepts `ONCE`: epoll does, even if `select` has no such name any more.
     """
-    return not isinstance(poller, (KqueuePoller, PollPoller, SelectPoller))
+    return not isinstance(poller, _Emulated)
 
 
 def new_poller() -> Poller:
     """
-    Returns:
-        the best poller that there is: epoll, kqueue, poll, select.
+    Make the best poller that there is: epoll, kqueue, poll, select.
     """
     if hasattr(select, "epoll"):
         return select.epoll()

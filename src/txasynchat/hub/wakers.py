@@ -1,25 +1,24 @@
 """
 What ends a hub's wait from another thread.
 
-A poller that nests (epoll, kqueue) is woken by a change of a registration: one descriptor, of which
-there is one for the whole process, can always be written and never be read.  Every such poller has it
-registered for reading, so that nothing happens; to register it for writing as well makes something
-happen at once, in whichever thread waits there.  Nothing is ever written to it: if its number, or the
-poller's, was closed by the program and is somebody else's by now, the kernel refuses.
+A poller that nests (epoll, kqueue) is woken by changing a registration. The process has one descriptor
+that is always writable and never readable. Every such poller registers it for reading, which reports
+nothing. Registering it for writing as well ends the wait at once, in whichever thread waits. Nothing
+is ever written to it: if the program closed its number, or the poller's, and somebody else has that
+by now, the kernel refuses.
 
-poll(2) does not look at changes while it waits, so there each poller has a pipe of its own.
+poll(2) does not notice changes while it waits, so there each poller has its own pipe.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import socket
 import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from txasynchat.hub.descriptors import Owned
+from txasynchat.hub.descriptors import Owned, is_registered
 from txasynchat.hub.pollers import READ, WRITE
 
 if TYPE_CHECKING:
@@ -33,8 +32,8 @@ class Waker:
     For all pollers that nest; closed by the last of its users.
 
     Attributes:
-        number: its descriptor, which is no channel's.
-        users: how many `close` it one day.
+        number: its descriptor, which belongs to no channel.
+        users: how many have still to `close` it.
     """
 
     def __init__(self) -> None:
@@ -45,40 +44,28 @@ class Waker:
 
     def ring(self, poller: Poller) -> None:
         """
-        End a wait in *poller*, or the next one.
+        End the current wait in *poller*, or the next one.
 
         Raises:
-            OSError: the poller's descriptor or this one was closed by the program.
+            OSError: the program closed the poller's descriptor or this one.
         """
         poller.modify(self.number, READ | WRITE)
 
     def hush(self, poller: Poller) -> None:
         """
-        Undo `ring`.
-
-        Raises:
-            OSError: as there.
+        Undo `ring`; raises what that does.
         """
         poller.modify(self.number, READ)
 
     def is_in(self, poller: Poller) -> bool:
         """
         Return whether *poller*, and this, are still what they were.
-
-        It changes nothing, not even in an epoll that a child of fork shares with its parent.
         """
-        try:
-            poller.register(self.number, 0)
-        except FileExistsError:
-            return True
-        except OSError:
-            return False
-        poller.unregister(self.number)  # it was a stranger's
-        return False
+        return is_registered(self.number, poller)
 
     def close(self) -> None:
         """
-        One user less.
+        End one use.
         """
         with _lock:
             self.users -= 1
@@ -87,14 +74,14 @@ class Waker:
 
     def is_ours(self) -> bool:
         """
-        Return whether nobody closed it.
+        Return whether nobody has closed it.
         """
         return self._socket.is_ours()
 
 
 class PipeWaker:
     """
-    For one poller that does not nest.  Its owner sees to it that calls do not overlap.
+    For one poller that does not nest. Its owner makes sure that calls do not overlap.
 
     Attributes:
         number: the descriptor that `ring` makes readable.
@@ -110,52 +97,44 @@ class PipeWaker:
 
     def ring(self, poller: Poller) -> None:  # noqa: ARG002 - see Waker
         """
-        End a wait in *poller*, or the next one.
+        End the current wait in *poller*, or the next one.
 
         Raises:
-            OSError: the pipe was closed by the program.
+            OSError: the program closed the pipe.
         """
-        self._look(self._write)
+        self._write.check()
         with suppress(BlockingIOError):  # full: it is readable
             os.write(self._write.number, b"\0")
 
     def hush(self, poller: Poller) -> None:  # noqa: ARG002 - see Waker
         """
-        Undo `ring`.
-
-        Raises:
-            OSError: as there.
+        Undo `ring`; raises what that does.
         """
-        self._look(self._read)
+        self._read.check()
         with suppress(BlockingIOError):
             os.read(self._read.number, 4096)
 
-    def _look(self, end: Owned) -> None:
-        if not end.is_ours():
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-
     def is_in(self, poller: Poller) -> bool:  # noqa: ARG002 - see Waker
         """
-        Return whether the pipe is still what it was.
+        Return whether both ends are still open and ours.
         """
         return self._read.is_ours() and self._write.is_ours()
 
     def close(self) -> None:
         """
-        Give the pipe back.
+        Close the pipe.
         """
         self._read.close()
         self._write.close()
 
 
 _current: Waker | None = None
-_lock = threading.RLock()  # a hub that is collected in between closes its own
+_lock = threading.RLock()  # reentrant: a hub that is collected meanwhile closes its own
 
 
 def new_waker(*, nests: bool) -> Waker | PipeWaker:
     """
-    Returns:
-        what wakes a poller, to be closed by who asked for it.
+    Return what wakes a poller; the caller closes it.
 
     Args:
         nests: whether the poller has a descriptor.
@@ -166,7 +145,7 @@ def new_waker(*, nests: bool) -> Waker | PipeWaker:
     with _lock:
         waker = _current
         if waker is not None:
-            waker.users += 1  # before the look: from here on nobody else closes it
+            waker.users += 1  # before the check: from here on nobody else closes it
             if waker.is_ours():
                 return waker
         waker = _current = Waker()

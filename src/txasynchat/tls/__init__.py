@@ -2,8 +2,8 @@
 TLS: its settings (`ServerOptions`, `ClientOptions`, `Credentials`), what a connection agreed on
 (`TLSInfo`), and what becomes of bytes that come too early (`Leftovers`).
 
-Nothing here knows `AsyncChat`. A module is loaded when one of its names is asked for: the facade uses
-some of them in programs that never load Twisted or pyOpenSSL.
+Nothing here knows `AsyncChat`. A module is loaded when one of its names is asked for, because the
+facade uses some of them in programs that never load Twisted or pyOpenSSL.
 """
 
 from importlib import import_module

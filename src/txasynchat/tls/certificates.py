@@ -1,11 +1,11 @@
 """
 Certificates and keys: read, checked, and read again when their files are renewed.
 
-Nothing here speaks TLS; `txasynchat.tls` puts what is loaded here into OpenSSL's contexts.
+Nothing here speaks TLS; `tls.options` puts what is loaded here into OpenSSL's contexts.
 
-A renewal changes two files at two moments, and whoever looks in between finds a certificate and a key
-that do not match, or half a file. So a changed pair replaces the old one only when all of it is good.
-Until then the old one stays in use, the log says why, and the new one is tried again.
+A renewal changes two files at two moments. In between, certificate and key do not match, or a file is
+incomplete. So a changed pair replaces the old one only when all of it is good. Until then the old one
+stays in use, the log says why, and the new one is tried again.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Credentials:
         key: the file of the private key, in PEM and without a pass phrase; or its content; or a key
             object of `cryptography`. None: it is in the certificate's file.
 
-    Files are named relative to the directory that is current now, not later when they are renewed.
+    File names are relative to the directory that is current now, not when they are renewed.
     """
 
     certificate: CertificateSource
@@ -77,7 +77,7 @@ class Credentials:
     @property
     def files(self) -> tuple[str, ...]:
         """
-        The files that this is read from.
+        Return the files that this is read from.
         """
         return tuple(one for one in (self.certificate, self.key) if isinstance(one, str))
 
@@ -87,18 +87,14 @@ class Credentials:
 
         Raises:
             CredentialsError: a file cannot be read or is not what it should be; certificate and key
-                do not belong together; or the certificate is not valid at this time.
+                do not belong together; or the certificate is not valid now.
         """
         source, content = _read(self.certificate, "certificate")
         chain = _parse_certificates(source, content)
-        if self.key is None:
-            key_source = source
-            key = _parse_key(source, content)
-        else:
-            key_source, key_content = _read(self.key, "key")
-            key = _parse_key(key_source, key_content)
+        key_source, key_content = (source, content) if self.key is None else _read(self.key, "key")
+        key = _parse_key(key_source, key_content)
         leaf = chain[0]
-        if _public_bytes(key.public_key()) != _public_bytes(leaf.public_key()):
+        if key.public_key() != leaf.public_key():
             raise CredentialsError(key_source, f"is not the key of the certificate in {source}")
         now = datetime.now(UTC)
         if now > leaf.not_valid_after_utc:
@@ -107,7 +103,7 @@ class Credentials:
             )
         if now < leaf.not_valid_before_utc:
             raise CredentialsError(
-                source, f"not valid before {leaf.not_valid_before_utc:%Y-%m-%d %H:%M} UTC"
+                source, f"is not valid before {leaf.not_valid_before_utc:%Y-%m-%d %H:%M} UTC"
             )
         return Loaded(chain, key, _names(leaf))
 
@@ -116,7 +112,7 @@ class Watched(Generic[T]):
     """
     Something loaded from files, and loaded again when they change.
 
-    After a failure it is tried again at every look, not only after another change: a file can become
+    After a failure every check tries again, not only one that finds a change, because a file can become
     readable without one (``chmod``, or descriptors that are free again). The log gives each reason
     once, and then once an hour.
 
@@ -124,7 +120,7 @@ class Watched(Generic[T]):
         what: a name for it, for the log.
         files: the names of the files; if there are none, it is loaded only once.
         load: loads it, or raises `CredentialsError`.
-        interval: seconds between two looks at the files.
+        interval: seconds between two checks of the files.
         now: the clock for *interval*.
         describe: returns what the log adds about a new one.
 
@@ -156,18 +152,18 @@ class Watched(Generic[T]):
         self._complaints = Throttle(_REMINDER, now)
         self._looked = now()
         # Taken before the files are read, so that no change is missed. None after a failure.
-        self._state: object = self._look()
+        self._state: object = self._state_of_files()
         self.loaded = load()
 
     def renewed(self) -> bool:
         """
-        Look at the files if it is time, and load again what changed; return whether `loaded` is new.
+        Check the files if it is time, and load what changed; return whether `loaded` is new.
         """
         now = self._now()
         if now - self._looked < self._interval or not self._files:
             return False
         self._looked = now
-        state = self._look()
+        state = self._state_of_files()
         if state == self._state:
             return False
         try:
@@ -184,9 +180,9 @@ class Watched(Generic[T]):
         )
         return True
 
-    def _look(self) -> list[tuple[int, int, int] | None]:
+    def _state_of_files(self) -> list[tuple[int, int, int] | None]:
         """
-        Return the state of the files, which is different when their content is.
+        Return the state of the files, which differs when their content does.
         """
         state: list[tuple[int, int, int] | None] = []
         for file in self._files:
@@ -239,16 +235,11 @@ def _parse_key(source: str, content: Any) -> Any:
     try:
         return serialization.load_pem_private_key(content, password=None)
     except TypeError as error:
-        raise CredentialsError(source, "the private key wants a pass phrase") from error
+        raise CredentialsError(
+            source, "the private key is encrypted; remove its pass phrase"
+        ) from error
     except ValueError as error:
         raise CredentialsError(source, "has no private key in PEM") from error
-
-
-def _public_bytes(key: Any) -> bytes:
-    encoded: bytes = key.public_bytes(
-        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
-    return encoded
 
 
 def _names(certificate: x509.Certificate) -> frozenset[str]:

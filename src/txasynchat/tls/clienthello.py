@@ -1,16 +1,15 @@
 """
 The ClientHello, the first message of a TLS client, read before any TLS engine sees it.
 
-A server that knows when a ClientHello is complete does not have to spend an engine, or a place in its
-queue of handshakes, on a client that says nothing. It can also choose a certificate by the hello.
+A server that knows when a ClientHello is complete need not spend an engine, or a place in its queue of
+handshakes, on a client that says nothing. It can also choose a certificate by the hello.
 
 `HelloReader` takes the client's bytes as they arrive and finds the message in the TLS records
 (RFC 8446, section 5.1). `parse_client_hello` parses the message (section 4.1.2). Any split of the same
 bytes gives the same hello or the same error. Both are as strict as the RFC, and raise nothing but
 `NotAClientHello`, whose text contains numbers and none of the client's bytes.
 
-No I/O, no OpenSSL and no policy: unknown values, among them GREASE (RFC 8701), are reported like any
-others.
+No I/O, no OpenSSL and no policy: unknown values, such as GREASE (RFC 8701), are reported like others.
 """
 
 from __future__ import annotations
@@ -77,22 +76,15 @@ class HelloReader:
     Collects a client's first bytes, and finds out when a ClientHello is complete.
 
     Args:
-        limit: the longest ClientHello accepted, in bytes, up to 16,777,215. At most twice as many bytes
-            are kept before it is complete, plus one record and one piece.
+        limit: the longest ClientHello accepted, in bytes, up to 16,777,215. Before it is complete, at
+            most twice as many bytes are kept, plus one record and one piece.
 
     Attributes:
-        complete: True once the ClientHello is.
+        complete: True once the ClientHello is complete.
     """
 
     __slots__ = (
-        "_begin",
-        "_count",
-        "_header",
-        "_left",
-        "_limit",
-        "_problem",
-        "_received",
-        "_records",
+        *("_begin", "_count", "_header", "_left", "_limit", "_problem", "_received", "_records"),
         "complete",
     )
 
@@ -119,10 +111,10 @@ class HelloReader:
 
     def feed(self, data: bytes) -> bool:
         """
-        Take the next bytes; return whether the hello is complete. Bytes that follow it are just kept.
+        Take the next bytes; return whether the hello is complete. Bytes after it are merely kept.
 
         Raises:
-            NotAClientHello: the bytes cannot be the beginning of one. Raised again by every later call.
+            NotAClientHello: the bytes cannot be the beginning of one. Every later call raises it again.
         """
         self._received += data
         if self._problem:
@@ -296,9 +288,6 @@ class _Bytes:
         return self._at < len(self._data)
 
     def take(self, count: int) -> bytes:
-        """
-        Return the next *count* bytes.
-        """
         begin = self._at
         end = begin + count
         if end > len(self._data):
@@ -307,9 +296,6 @@ class _Bytes:
         return self._data[begin:end]
 
     def number(self, size: int) -> int:
-        """
-        Return a number of *size* bytes.
-        """
         return int.from_bytes(self.take(size))
 
     def vector(self, size: int, *, least: int = 0, most: int = 0xFFFF) -> bytes:
@@ -331,8 +317,5 @@ class _Bytes:
         return tuple(int.from_bytes(data[at : at + 2]) for at in range(0, len(data), 2))
 
     def end(self) -> None:
-        """
-        Check that nothing is left.
-        """
         if self:
             raise NotAClientHello(f"{self._what}: {len(self._data) - self._at} bytes left over")

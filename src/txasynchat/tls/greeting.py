@@ -1,11 +1,11 @@
 """
 `Greeting`: a server's side of a TLS connection until the ClientHello is complete.
 
-OpenSSL allocates 30 KB for a client that says nothing, so it is not started until there is something
-for it to do. Until then the client's bytes are kept here, and bounded: no client has a reason to send
-more before its hello is answered, so after the hello the transport is read no further.
+OpenSSL allocates 30 KB for a client that says nothing, so it is not started before it has something to
+do. Until then the client's bytes are kept here, and bounded: a client has no reason to send more before
+its hello is answered, so after the hello the transport is read no further.
 
-OpenSSL, and how many handshakes there may be, are not known here: `on_hello` is told, once.
+This module knows neither OpenSSL nor how many handshakes there may be: it calls `on_hello`, once.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """
-What handshakes may take of a server: a number at once, and a share of each turn of the reactor.
+How much handshakes may cost a server: how many at once, and their share of each turn of the reactor.
 
 A full handshake costs a server a thousand times what a message does. Without a bound, two thousand
 clients that come back after a network failure would be served in one turn, and everybody else on that
-reactor waits for seconds.
+reactor would wait for seconds.
 
 Nothing here speaks TLS: a handshake is a callable that does its next step.
 """
@@ -23,47 +23,47 @@ if TYPE_CHECKING:
 
     from txasynchat.tls.pending import Member
 
-__all__ = ["HANDSHAKES", "HandshakeLimit", "Turns"]
+__all__ = ["HANDSHAKES", "HandshakeLimit", "Scheduler"]
 
 #: The default number of handshakes that go on at once.
 HANDSHAKES = 128
-#: Seconds of each turn that their steps may take.
+#: Seconds of each turn of the reactor that their steps may take.
 SHARE = 0.01
 
 
-class Turns:
+class Scheduler:
     """
     Runs the steps of handshakes, for a limited time in each turn of one reactor.
 
-    A step runs at once while there is time in this turn; else it waits for the next one, behind
-    those that came before it. What else the reactor has to do happens in between.
+    A step runs at once while this turn has time left; otherwise it waits for the next turn, behind
+    earlier steps. The reactor's other work is done in between.
 
     Attributes:
         budget: that time.
     """
 
-    _of: ClassVar[WeakKeyDictionary[Any, Turns]] = WeakKeyDictionary()
+    _of: ClassVar[WeakKeyDictionary[Any, Scheduler]] = WeakKeyDictionary()
 
     def __init__(self, clock: IReactorTime) -> None:
-        # Weakly, as it is a reactor's for as long as that lives.
+        # Weakly, because `_of` maps the reactor to this for as long as the reactor lives.
         self._clock = ref(clock)
         self.budget = HandshakeBudget(SHARE)
         self._waiting: deque[Callable[[], object]] = deque()
         self._next: IDelayedCall | None = None
 
     @classmethod
-    def of(cls, clock: IReactorTime) -> Turns:
+    def of(cls, clock: IReactorTime) -> Scheduler:
         """
-        Return the one of this reactor.
+        Return the scheduler of this reactor.
         """
-        turns = cls._of.get(clock)
-        if turns is None:
-            turns = cls._of[clock] = cls(clock)
-        return turns
+        scheduler = cls._of.get(clock)
+        if scheduler is None:
+            scheduler = cls._of[clock] = cls(clock)
+        return scheduler
 
     def run(self, step: Callable[[], object]) -> bool:
         """
-        Run *step* now, or later if this turn has no time left; tell whether it ran.
+        Run *step* now, or later if this turn has no time left; return whether it ran.
         """
         if self._next is not None and (self._waiting or self.budget.is_spent()):
             self._waiting.append(step)
@@ -92,10 +92,10 @@ class HandshakeLimit:
     """
     Limits how many handshakes go on at once. The others queue, and networks take turns in the queue.
 
-    A handshake is admitted when its ClientHello is complete; before that a connection takes no place
-    and is merely `pending`. A handshake that waits for its client hands its place to one in the queue
-    once it has waited for `patience`, or the other one has; it continues without a place. So clients
-    that do not answer, however many, delay others by no more than that.
+    A handshake is admitted when its ClientHello is complete; before that, a connection takes no place
+    and is merely `pending`. A handshake that waits for its client gives its place to one in the queue
+    once either has waited for `patience`; it continues without a place. So clients that do not answer,
+    however many, delay others by no more than that.
 
     Args:
         count: how many are admitted at once; None for no limit.
@@ -103,7 +103,7 @@ class HandshakeLimit:
             limit.
     """
 
-    #: Seconds, see above.
+    #: Seconds; see above.
     patience = 0.1
 
     _of: ClassVar[WeakKeyDictionary[Any, HandshakeLimit]] = WeakKeyDictionary()
@@ -112,10 +112,10 @@ class HandshakeLimit:
         self.count = count
         self.pending = Pending(pending)
         self._admitted: set[Member] = set()
-        # Those admitted that wait for their client, and since when; longest first.
+        # Admitted handshakes that wait for their client, and since when; longest first.
         self._unanswered: dict[Member, float] = {}
-        # Those in the queue, with their network, and since when; longest first. Then the same by
-        # network, in the order of their turns.
+        # Queued handshakes with their network, and since when; longest first. Then the same by network,
+        # in the order of the networks' turns.
         self._waiting: dict[Member, tuple[Hashable, float]] = {}
         self._queues: dict[Hashable, dict[Member, Callable[[], object]]] = {}
         self._check: IDelayedCall | None = None
@@ -123,7 +123,7 @@ class HandshakeLimit:
     @classmethod
     def of(cls, factory: Any) -> HandshakeLimit:
         """
-        Return the limit, with the default numbers, of a factory whose options have none.
+        Return the limit, with default numbers, of a factory whose options have none.
         """
         limit = cls._of.get(factory)
         if limit is None:
@@ -162,9 +162,9 @@ class HandshakeLimit:
 
         Args:
             who: a connection that was passed to `connected`.
-            address: its peer's again: a proxy may have named another one by now.
+            address: its peer's again, because a proxy may have named another by now.
             clock: measures `patience`; None admits at once.
-            admit: called when *who* comes out of the queue, never from inside this call.
+            admit: called when *who* leaves the queue, never during this call.
 
         Returns:
             True if it is admitted now.
@@ -217,7 +217,7 @@ class HandshakeLimit:
 
     def _has_room(self, clock: IReactorTime) -> bool:
         """
-        Return whether there is a place, after taking one from a handshake that waits for its client.
+        Return whether there is a place; one may be taken from a handshake that waits for its client.
         """
         if self.count is None or len(self._admitted) < self.count:
             return True
@@ -240,21 +240,17 @@ class HandshakeLimit:
         self._look_later(clock)
 
     def _look_later(self, clock: IReactorTime) -> None:
-        """
-        Look again when the next place can be taken from a handshake that waits for its client.
-        """
         if self._check is None and self._waiting and self._unanswered:
             delay = max(0.0, self._next_place_at() - clock.seconds())
             self._check = clock.callLater(delay, self._look, clock)
 
     def _next_place_at(self) -> float:
         """
-        Return when that is.
+        Return when a place can next be taken from a handshake that waits for its client.
         """
         since = next(iter(self._unanswered.values()))
         if self._waiting:
-            _, waits_since = next(iter(self._waiting.values()))
-            since = min(since, waits_since)
+            since = min(since, next(iter(self._waiting.values()))[1])
         return since + self.patience
 
     def _look(self, clock: IReactorTime) -> None:

@@ -19,7 +19,7 @@ written while received data is handled is joined, encrypted and sent when the ha
 written at other times is sent at once.
 
 *Handshake.* A server starts OpenSSL when the ClientHello is complete (`Greeting`) and `HandshakeLimit`
-has admitted the handshake. Its steps run when `Turns` has time for them. One timer runs from the
+has admitted the handshake. Its steps run when `Scheduler` has time for them. One timer runs from the
 beginning to the end of it.
 
 *Ending.* After close_notify was received the other direction still works, if the protocol wants that
@@ -59,7 +59,7 @@ from txasynchat.errors import (
 )
 from txasynchat.log import failure
 from txasynchat.tls.greeting import Greeting
-from txasynchat.tls.handshakes import HandshakeLimit, Turns
+from txasynchat.tls.handshakes import HandshakeLimit, Scheduler
 from txasynchat.tls.pending import EVICTED
 
 if TYPE_CHECKING:
@@ -473,7 +473,7 @@ class TLSLayer(TLSMemoryBIOProtocol):
         else:
             self._step_waits = True
             transports.accept_fewer(self.transport, _ACCEPTS)
-            if not Turns.of(self._clock).run(self._step):
+            if not Scheduler.of(self._clock).run(self._step):
                 self._waits_since = self._clock.seconds()
 
     def _finish_handshake(self) -> None:
@@ -730,7 +730,7 @@ class TLSLayer(TLSMemoryBIOProtocol):
     @override
     def _flushSendBIO(self) -> bool:
         """
-        Send what OpenSSL has to send on its own: handshakes, alerts, close_notify; tell if it had.
+        Send what OpenSSL has to send by itself: handshakes, alerts, close_notify; return if it had any.
         """
         connection = self._tlsConnection
         if connection is None:
@@ -810,7 +810,7 @@ class TLSLayer(TLSMemoryBIOProtocol):
 
     def _producer_works(self) -> bool:
         """
-        Tell whether a producer has yet to finish, and it is not the peer that it waits for.
+        Return whether a producer has yet to finish, and it is not the peer that it waits for.
         """
         producer: Any = self._producer
         return producer is not None and not producer._producerPaused
@@ -820,7 +820,7 @@ class TLSLayer(TLSMemoryBIOProtocol):
         Say why the transport went away, where that is not all there is to say.
         """
         if not self._handshakeDone:
-            return Failure(self.refusal or HandshakeFailed("the peer left during the handshake"))
+            return Failure(self.refusal or HandshakeFailed("the peer closed during the handshake"))
         if connection.get_shutdown() & RECEIVED_SHUTDOWN:
             return None
         return Failure(TruncatedConnection(f"no end of TLS before this: {what}"))
@@ -834,7 +834,7 @@ class TLSLayer(TLSMemoryBIOProtocol):
         if self.refusal is not None:
             return self.refusal
         if _is_end(error):
-            return HandshakeFailed("the peer left during the handshake")
+            return HandshakeFailed("the peer closed during the handshake")
         reasons = [str(entry[2]) for entry in error.args[0]] if error.args else []
         text = reasons[-1] if reasons else type(error).__name__
         if "certificate required" in text or "did not return a certificate" in text:
@@ -927,7 +927,7 @@ def _provide(layer: TLSLayer, transport: Any, *, half_close: bool) -> None:
 
 def _is_end(error: Exception) -> bool:
     """
-    Tell whether OpenSSL means that the bytes ended where they should not.
+    Return whether OpenSSL means that the bytes ended where they should not.
     """
     if isinstance(error, SysCallError):
         return True

@@ -1,6 +1,7 @@
 """
-What becomes of plaintext that is there already when TLS starts: `protocol.starttls` says why it
-matters. Both `start_tls` use it, and the facade loads no Twisted for it.
+What becomes of plaintext that has arrived before TLS starts; `protocol.starttls` says why it matters.
+
+A module of its own, because the `start_tls` of the facade uses it without loading Twisted.
 """
 
 from __future__ import annotations
@@ -18,6 +19,6 @@ class Leftovers(enum.Enum):
     #: The connection is aborted; its `close_reason` is `PlaintextAfterStartTLS`. (On the facade
     #: ``start_tls`` raises that.)
     REJECT = "reject"
-    #: They are taken for the beginning of the peer's handshake, and if they are none, it fails. For
-    #: protocols whose clients do not wait for an answer before they begin it.
+    #: They are taken for the beginning of the peer's handshake; if they are not, it fails. For
+    #: protocols whose clients begin it without waiting for an answer.
     FEED = "feed"

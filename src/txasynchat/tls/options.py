@@ -1,18 +1,17 @@
 """
-What TLS is to be like: one object for a server, one for a client.
+The settings of TLS: one object for a server, one for a client.
 
 Both are connection creators in Twisted's sense (`IOpenSSLServerConnectionCreator`,
-`IOpenSSLClientConnectionCreator`), so they can be given wherever Twisted takes one; the limits on time
-and number hold on the transports of this package (`txasynchat.endpoints`, `AsyncChat.start_tls`).
+`IOpenSSLClientConnectionCreator`), so they can be given wherever Twisted takes one. The limits on time
+and number apply to the transports of this package (`txasynchat.endpoints`, `AsyncChat.start_tls`).
 
-Contexts are built here rather than by Twisted's ``CertificateOptions``, which has no way to forbid
-renegotiation, to refuse an unknown name, or to say which verification failed.
+Contexts are built here because Twisted's ``CertificateOptions`` cannot forbid renegotiation, refuse an
+unknown name, or say which verification failed.
 """
 
 from __future__ import annotations
 
 import enum
-import ipaddress
 import os
 import time
 from dataclasses import dataclass, field
@@ -76,9 +75,9 @@ class ClientCertificate(enum.Enum):
 
     #: It does not.
     OFF = SSL.VERIFY_NONE
-    #: It does; one that has none is welcome, one whose certificate is not trusted is refused.
+    #: It does; it accepts a client without one, and refuses one whose certificate is not trusted.
     OPTIONAL = SSL.VERIFY_PEER
-    #: It does, and refuses those that have none.
+    #: It does, and refuses clients that have none.
     REQUIRED = SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT
 
 
@@ -90,26 +89,25 @@ class ServerOptions:
 
     Args:
         credentials: the server's certificate and key. Of several, a client gets the one that has the
-            name that it asks for, else the first.
+            name that it asks for, or else the first.
         strict_names: refuse a client that asks for a name that no certificate has.
-        client_certificate: whether clients are asked for theirs.
+        client_certificate: whether clients are asked for their certificate.
         client_authorities: who vouches for clients: a file in PEM, its content, or certificates.
         alpn: the protocols spoken, the preferred first.
-        strict_alpn: refuse a client that offers protocols of which none is in *alpn*; otherwise
-            none is negotiated.
+        strict_alpn: refuse a client that offers protocols, but none in *alpn*; if False, no protocol is
+            negotiated with it.
         require_alpn: refuse also a client that offers none.
         minimum: the lowest version.
         maximum: the highest version.
         ciphers: for TLS 1.2, as OpenSSL writes them.
-        sessions: let clients come back with a shorter handshake. What was said can then be read
-            later by whoever learns the key that protects the tickets; it changes with each start
-            and each renewal.
-        reload_interval: seconds for which the files are not looked at again; they are looked at
-            during handshakes. None: never again.
+        sessions: let clients resume with a shorter handshake. Whoever learns the key that protects the
+            tickets can then decrypt past traffic; the key changes with each start and each renewal.
+        reload_interval: seconds for which the files are not checked again; they are checked during
+            handshakes. None: never again.
         handshake_timeout: seconds for the handshake; None for no limit.
         close_timeout: seconds for the peer to answer when the connection is closed, once it has
             everything.
-        flush_timeout: seconds in which the peer must take something of what is left then.
+        flush_timeout: seconds in which the peer must take something of what remains then.
         max_handshakes: how many handshakes go on at once, over all connections that share this object.
             One counts from its complete ClientHello to its end; silent connections do not count. The
             others queue, and networks (an IPv4 address, or the first 64 bits of an IPv6 address) take
@@ -118,13 +116,13 @@ class ServerOptions:
         max_pending: how many connections may have an unfinished handshake, silent ones included. Above
             that, one is aborted: of the network that has most of them, the one that has kept the server
             waiting longest. None for no limit. The default is 1,024, or half of the descriptors that
-            the process may open, if that is less.
+            the process may open if that is less.
 
     Raises:
-        CredentialsError: a file is missing, unreadable or not what it should be, key and certificate
-            do not match, or the certificate is not valid now.
+        CredentialsError: a file is missing, unreadable or not what it should be; key and certificate
+            do not match; or the certificate is not valid now.
         ValueError: arguments contradict each other, or a number is out of its range.
-        TypeError: what should be a number is none.
+        TypeError: an argument that must be a number is not one.
     """
 
     credentials: Credentials | Sequence[Credentials]
@@ -144,7 +142,7 @@ class ServerOptions:
     flush_timeout: float = 10.0
     max_handshakes: int | None = HANDSHAKES
     max_pending: int | None = field(default_factory=default_limit)
-    #: Who is in his handshake now.
+    #: The handshakes that go on now.
     limit: HandshakeLimit = field(init=False, repr=False, compare=False)
     _contexts: _Contexts = field(init=False, repr=False, compare=False)
 
@@ -157,16 +155,15 @@ class ServerOptions:
             )
         _check_alpn(self.alpn)
         if self.require_alpn and not self.alpn:
-            raise ValueError("require_alpn without alpn would refuse everybody")
+            raise ValueError(
+                "require_alpn without alpn would refuse every client; give alpn, the protocols spoken"
+            )
         object.__setattr__(self, "limit", HandshakeLimit(self.max_handshakes, self.max_pending))
         object.__setattr__(self, "_contexts", _Contexts(self))
 
-    def serverConnectionForTLS(  # noqa: N802 Twisted's name
-        self,
-        protocol: Any,
-    ) -> SSL.Connection:
+    def serverConnectionForTLS(self, protocol: Any) -> SSL.Connection:  # noqa: N802 Twisted's name
         """
-        Make the OpenSSL connection for a new handshake; the files may be looked at.
+        Make the OpenSSL connection for a new handshake; this may check the files.
         """
         connection = SSL.Connection(self._contexts.default(), None)
         connection.set_app_data(protocol)  # the callbacks leave their reasons there
@@ -183,22 +180,22 @@ class ServerOptions:
 
 class _Contexts:
     """
-    A server's OpenSSL contexts, one for each certificate; made anew when one is renewed.
+    A server's OpenSSL contexts, one for each certificate; replaced when it is renewed.
     """
 
-    def __init__(self, options: ServerOptions, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, options: ServerOptions) -> None:
         self._options = options
         credentials = options.credentials
         several = [credentials] if isinstance(credentials, Credentials) else list(credentials)
         if not several:
-            raise ValueError("a server needs credentials")
+            raise ValueError("credentials is empty; a server needs at least one Credentials")
         interval = float("inf") if options.reload_interval is None else options.reload_interval
         authorities = options.client_authorities
         files: tuple[str, ...] = ()
         if isinstance(authorities, str | os.PathLike):
             authorities = str(Path(authorities).absolute())
             files = (authorities,)
-        watched = partial(Watched, interval=interval, now=now)
+        watched = partial(Watched, interval=interval, now=time.monotonic)
         self._authorities = watched(
             "the authorities of clients", files, partial(_load_authorities, authorities)
         )
@@ -206,13 +203,13 @@ class _Contexts:
             watched("the certificate", one.files, partial(self._load, one), describe=_validity)
             for one in several
         ]
-        # Tickets of one context are good for all of them.
+        # A ticket from one of these contexts is valid for all.
         self._made = [watched.loaded[1] for watched in self._watched]
         self._by_name = self._index()
 
     def default(self) -> SSL.Context:
         """
-        Return the context to begin with, after a look at the files if it is time for one.
+        Return the context to begin with, after checking the files if it is time.
         """
         other_authorities = self._authorities.renewed()
         for position, watched in enumerate(self._watched):
@@ -259,7 +256,7 @@ class _Contexts:
         name = connection.get_servername()
         if name is None:
             return
-        # Names on the wire are in ASCII; what is not finds nothing.
+        # Names on the wire are ASCII; any other matches nothing.
         text = name.decode("ascii", "replace").lower().rstrip(".")
         names = self._by_name
         context = names.get(text) or names.get("*." + text.partition(".")[2])
@@ -283,8 +280,8 @@ class _Contexts:
                 return protocol
         if self._options.strict_alpn:
             if not _is_ours(connection.get_app_data()):
-                return b""  # ends the handshake, with a less telling alert
-            # Comes out of do_handshake, after the alert was made.
+                return b""  # ends the handshake, with a less specific alert
+            # do_handshake raises this, after OpenSSL has made the alert.
             raise NoCommonProtocol("the client offers none of our protocols")
         return SSL.NO_OVERLAPPING_PROTOCOLS
 
@@ -297,25 +294,25 @@ class ClientOptions:
 
     Args:
         hostname: the name or the IP address that the server's certificate must be for. A name is
-            told to the server, which may choose its certificate by it.
+            sent to the server, which may choose its certificate by it.
         authorities: who vouches for the server: a file in PEM, its content, or certificates. None:
             those that the operating system trusts.
         credentials: our own certificate, for a server that asks for one.
         alpn: the protocols offered, the preferred first.
-        strict_alpn: refuse a server that takes none of them.
+        strict_alpn: refuse a server that accepts none of them.
         minimum: the lowest version.
         maximum: the highest version.
         ciphers: for TLS 1.2, as OpenSSL writes them.
         handshake_timeout: seconds for the handshake; None for no limit.
         close_timeout: seconds for the peer to answer when the connection is closed, once it has
             everything.
-        flush_timeout: seconds in which the peer must take something of what is left then.
+        flush_timeout: seconds in which the peer must take something of what remains then.
 
     Raises:
-        CredentialsError: a file is missing, unreadable or not what it should be, key and certificate
-            do not match, or our certificate is not valid now.
-        ValueError: *hostname* is no name, or a number is out of its range.
-        TypeError: what should be a number is none.
+        CredentialsError: a file is missing, unreadable or not what it should be; key and certificate
+            do not match; or our certificate is not valid now.
+        ValueError: *hostname* is not a name or an address, or a number is out of its range.
+        TypeError: an argument that must be a number is not one.
     """
 
     hostname: str
@@ -342,15 +339,15 @@ class ClientOptions:
                 f" {hostname!r}"
             )
         wanted: DNS_ID | IPAddress_ID
-        if _is_address(hostname):
-            # An address is not told (RFC 6066, section 3).
-            wanted, server_name = IPAddress_ID(hostname), None
-        else:
+        server_name: bytes | None = None
+        try:
+            wanted = IPAddress_ID(hostname)  # it is not sent (RFC 6066, section 3)
+        except ValueError:
             try:
                 ascii_name = hostname if hostname.isascii() else idna.encode(hostname).decode()
                 wanted, server_name = DNS_ID(ascii_name), ascii_name.encode()
             except ValueError as error:
-                raise ValueError(f"no host name: {hostname!r}") from error
+                raise ValueError(f"hostname is not a host name: {hostname!r}") from error
         context = _basic_context(SSL.TLS_CLIENT_METHOD, self)
         if self.authorities is None:
             context.set_default_verify_paths()
@@ -365,10 +362,7 @@ class ClientOptions:
         object.__setattr__(self, "_context", _finished(context, self))
         object.__setattr__(self, "_server_name", server_name)
 
-    def clientConnectionForTLS(  # noqa: N802 Twisted's name
-        self,
-        protocol: Any,
-    ) -> SSL.Connection:
+    def clientConnectionForTLS(self, protocol: Any) -> SSL.Connection:  # noqa: N802 Twisted's name
         """
         Make the OpenSSL connection for a new handshake.
         """
@@ -407,30 +401,24 @@ def _load_authorities(authorities: Any) -> tuple[x509.Certificate, ...]:
     return certificates
 
 
-def _is_address(hostname: str) -> bool:
-    try:
-        ipaddress.ip_address(hostname)
-    except ValueError:
-        return False
-    return True
-
-
 def _check_alpn(protocols: Sequence[bytes]) -> None:
     for protocol in protocols:
         if type(protocol) is not bytes or not 0 < len(protocol) < 256:
-            raise ValueError(f"an ALPN protocol is 1 to 255 bytes: {protocol!r}")
+            raise ValueError(f"an ALPN protocol must be bytes, 1 to 255 of them: {protocol!r}")
 
 
 def _basic_context(method: int, options: ServerOptions | ClientOptions) -> SSL.Context:
     context = SSL.Context(method)
     if options.minimum is Version.TLS_1_3 and options.maximum is Version.TLS_1_2:
-        raise ValueError("the highest version is below the lowest")
+        raise ValueError(
+            f"maximum, {options.maximum}, must not be below minimum, {options.minimum}"
+        )
     context.set_min_proto_version(options.minimum.value)
     context.set_max_proto_version(options.maximum.value)
     context.set_options(
         SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION | SSL.OP_CIPHER_SERVER_PREFERENCE
     )
-    # Half of the memory of a connection that says nothing.
+    # It halves the memory of an idle connection.
     context.set_mode(SSL.MODE_RELEASE_BUFFERS)
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
     context.set_app_data(options)
@@ -439,18 +427,18 @@ def _basic_context(method: int, options: ServerOptions | ClientOptions) -> SSL.C
 
 def _finished(context: SSL.Context, options: ServerOptions | ClientOptions) -> SSL.Context:
     """
-    Set the ciphers; for that pyOpenSSL makes a connection, and changes nothing of a context after.
+    Set the ciphers, last: pyOpenSSL makes a connection for it, and changes no context after that.
     """
     try:
         context.set_cipher_list(options.ciphers.encode("ascii"))
     except SSL.Error as error:
-        raise ValueError(f"OpenSSL knows no such ciphers: {options.ciphers!r}") from error
+        raise ValueError(f"ciphers: OpenSSL knows none of {options.ciphers!r}") from error
     return context
 
 
 def _is_ours(layer: Any) -> bool:
     """
-    Tell whether *layer* is a `TLSLayer`, which looks at its `refusal`, or one of Twisted's own.
+    Return whether *layer* is a `TLSLayer`, which reads its `refusal`, and not one of Twisted's own.
     """
     return hasattr(layer, "refusal")
 
@@ -474,20 +462,15 @@ def _store(context: SSL.Context) -> crypto.X509Store:
 
 
 _VERIFICATION = SSL.X509VerificationCodes
+_UNKNOWN = (UnknownAuthority, "comes from an unknown authority")
 _REASONS: dict[int, tuple[type[CertificateRejected], str]] = {
     _VERIFICATION.ERR_CERT_HAS_EXPIRED: (CertificateExpired, "has expired"),
     _VERIFICATION.ERR_CERT_NOT_YET_VALID: (CertificateExpired, "is not valid yet"),
     _VERIFICATION.ERR_DEPTH_ZERO_SELF_SIGNED_CERT: (SelfSigned, "is self-signed"),
     _VERIFICATION.ERR_SELF_SIGNED_CERT_IN_CHAIN: (UnknownAuthority, "ends at an unknown authority"),
     _VERIFICATION.ERR_UNABLE_TO_GET_ISSUER_CERT: (UnknownAuthority, "has an unknown issuer"),
-    _VERIFICATION.ERR_UNABLE_TO_GET_ISSUER_CERT_LOCALLY: (
-        UnknownAuthority,
-        "comes from an unknown authority",
-    ),
-    _VERIFICATION.ERR_UNABLE_TO_VERIFY_LEAF_SIGNATURE: (
-        UnknownAuthority,
-        "comes from an unknown authority",
-    ),
+    _VERIFICATION.ERR_UNABLE_TO_GET_ISSUER_CERT_LOCALLY: _UNKNOWN,
+    _VERIFICATION.ERR_UNABLE_TO_VERIFY_LEAF_SIGNATURE: _UNKNOWN,
 }
 
 
@@ -495,7 +478,7 @@ def _verify_chain(
     connection: SSL.Connection, _: crypto.X509, error: int, depth: int, accepted: int
 ) -> bool:
     """
-    Called by OpenSSL for each certificate of a chain: keep the reason why one is not accepted.
+    Called by OpenSSL for each certificate of a chain: keep the reason why one is refused.
     """
     if not accepted:
         kind, text = _REASONS.get(error, (CertificateRejected, f"fails OpenSSL's check {error}"))

@@ -1,15 +1,15 @@
 """
-What unfinished TLS handshakes may take of a server: connections, and time of each turn.
+How much unfinished TLS handshakes may cost a server: connections, and time of each turn.
 
-Whoever connects and says nothing, or starts a handshake and never continues it, costs a descriptor and
-some memory until a time limit. `Pending` limits how many of these there are. Above the limit it evicts
-one from the network that has the most of them: the one that has kept the server waiting longest. So
-clients from elsewhere are not affected by what one network does. If the connections come from many
-networks, each has as long to continue as it takes the limit's worth of new connections to arrive.
+A client that says nothing, or starts a handshake and never continues it, costs a descriptor and some
+memory until a time limit. `Pending` limits how many of these there are. Above the limit it evicts one
+from the network that has the most of them: the one that has kept the server waiting longest. So clients
+from elsewhere are not affected by what one network does. If the connections come from many networks,
+each has as long to continue as it takes the limit's worth of new connections to arrive.
 
-Once they answer, they cost time: `HandshakeBudget` limits that, so that others are served in between.
+Once they answer, they cost time. `HandshakeBudget` limits that, so that others are served in between.
 
-Knows nothing of TLS, Twisted or sockets.
+Nothing here knows TLS, Twisted or sockets.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Member(Protocol):
 
     def evict(self) -> None:
         """
-        End the connection to make room for others. Called once, and it is no longer pending then.
+        End the connection to make room for others. Called once, when it is no longer pending.
         """
 
 
@@ -79,7 +79,7 @@ class Pending:
 
     def progressed(self, member: Member) -> None:
         """
-        Note that *member* did what the server waited for: its waiting time starts again.
+        Note that *member* did what the server waited for: its waiting time restarts.
         """
         with self._lock:
             if member in self._members:
@@ -87,7 +87,7 @@ class Pending:
 
     def moved(self, member: Member, network: Hashable) -> None:
         """
-        As `progressed`, and *member* turns out to come from *network*.
+        Do what `progressed` does, and note that *member* comes from *network*.
         """
         with self._lock:
             if member in self._members:
@@ -98,7 +98,7 @@ class Pending:
         """
         Stop counting *member*; harmless if it is not counted.
 
-        May be called at any moment, by the garbage collector for one: it never waits for the lock.
+        May be called at any moment, by the garbage collector for example: it never waits for the lock.
         """
         self._discarded.append(member)
         if self._lock.acquire(blocking=False):
@@ -133,8 +133,8 @@ class HandshakeBudget:
     The time for handshakes in one turn of a reactor, or in one pass over a map of channels.
 
     Attributes:
-        seconds: that is spent with the step that exceeds it. One step may run in each turn, whatever
-            it takes.
+        seconds: how long steps may take together. The step that exceeds it is the last of the turn.
+            The first one always runs.
     """
 
     __slots__ = ("_spent", "seconds")
@@ -146,13 +146,13 @@ class HandshakeBudget:
 
     def renew(self) -> None:
         """
-        The next turn has begun.
+        Begin the next turn.
         """
         self._spent = None
 
     def is_spent(self) -> bool:
         """
-        Tell whether the next step has to wait for the next turn.
+        Return whether the next step has to wait for the next turn.
         """
         return self._spent is not None and self._spent >= self.seconds
 
@@ -171,12 +171,11 @@ def network_of(address: Any) -> Hashable:
     """
     Return the network that a client at *address* counts for.
 
-    Args:
-        address: of the peer, as `socket.socket.getpeername` gives it, or anything else.
+    That is an IPv4 address itself; the first 64 bits of an IPv6 address, because whoever has one has
+    the whole network; None for everything else, which counts as one network.
 
-    Returns:
-        an IPv4 address itself; the first 64 bits of an IPv6 address, because whoever has one has the
-        whole network; None for everything else, which counts as one network.
+    Args:
+        address: of the peer, as `socket.socket.getpeername` returns it, or anything else.
     """
     host = address[0] if isinstance(address, tuple) and address else None
     if not isinstance(host, str) or ":" not in host:
@@ -191,8 +190,7 @@ def network_of(address: Any) -> Hashable:
 
 def default_limit() -> int:
     """
-    Return the default limit: `PENDING`, or half of the descriptors that this process may open, if
-    that is less.
+    Return the default limit: `PENDING`, or half of the descriptors that this process may open if fewer.
     """
     try:
         import resource  # noqa: PLC0415 - not on every system
