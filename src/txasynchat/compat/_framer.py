@@ -64,7 +64,7 @@ class LegacyFramer(Framer):
         Pass on what can be passed on. Inside a handler it goes on where the outer delivery is.
         """
         self._disturb()
-        super().deliver(receiver, get_terminator)  # type: ignore[arg-type] # as in receive
+        self._deliver(receiver, get_terminator)  # type: ignore[arg-type] # as in receive
 
     def _pass_unfinished(self, receiver: PieceReceiver, piece: bytes, _terminator: Any) -> None:
         held = len(self._buffer) - self._position - len(piece)

@@ -270,6 +270,9 @@ class StepwiseFramer:
             Exception: whatever a handler raised. The state is then the one that ``asynchat`` leaves:
                 a piece whose handler raised is still in the buffer.
         """
+        self._deliver(receiver, get_terminator)
+
+    def _deliver(self, receiver: Receiver, get_terminator: Callable[[], Any] | None = None) -> None:
         while not self.paused:
             if self._backlog:
                 self._join()
@@ -278,8 +281,6 @@ class StepwiseFramer:
                 self._position = self._searched = 0
                 over_long = self._over_long
                 if not self._announced or (over_long is not None and over_long.dropped):
-                    if get_terminator is None:
-                        self._run_dry()
                     return
                 self._announced = False
             terminator = self.terminator if get_terminator is None else get_terminator()
@@ -319,11 +320,6 @@ class StepwiseFramer:
     def _disturb(self) -> None:
         """
         Something happens that a short way does not expect: make the position exact.
-        """
-
-    def _run_dry(self) -> None:
-        """
-        A delivery ends with nothing left.
         """
 
     # -- the reference
