@@ -105,18 +105,23 @@ class Framer(StepwiseFramer):
         self._buffer = data
         message, found, rest = data.partition(delimiter)
         limit = self._limit
-        if (limit is not None and self._count + len(message) > limit) or (
-            not found and len(delimiter) > 1 and data.find(delimiter[0], 1 - len(delimiter)) >= 0
+        if (
+            (rest and not self._count)
+            or (limit is not None and self._count + len(message) > limit)
+            or (not found and len(delimiter) > 1 and data.find(delimiter[0], 1 - len(delimiter)) >= 0)
         ):
             pass
         elif not found:
             if data:
                 self._pass_unfinished(receiver, data, delimiter)
+                if self._open_for is delimiter:
+                    self._buffer = b""
+                    self._position = 0
         elif self.whole:
-            if self._kept is not None:
-                message = bytes(self._kept) + message
+            if self._count:
+                message = b"".join((self._kept, message))
+                self._count = 0
                 self._kept = None
-            self._count = 0
             self._buffer = rest
             self.matched = delimiter
             if (result := receiver.message_received(message)) is not None:
@@ -125,8 +130,9 @@ class Framer(StepwiseFramer):
             if message:
                 receiver.collect_incoming_data(message)
             if self._open_for is delimiter:
-                self._count = 0
-                self._kept = None
+                if self._count:
+                    self._count = 0
+                    self._kept = None
                 self._buffer = rest
                 self.matched = delimiter
                 if (result := receiver.found_terminator()) is not None:
@@ -187,7 +193,7 @@ class Framer(StepwiseFramer):
                 for message in batch:
                     if (result := receiver.message_received(message)) is not None:
                         self._returned(receiver, result)
-                    if self._batch is not batch or self.terminator is not terminator:
+                    if self.terminator is not terminator:
                         break
             else:
                 for message in batch:
@@ -200,7 +206,7 @@ class Framer(StepwiseFramer):
                         self._collecting = None
                     if (result := receiver.found_terminator()) is not None:
                         self._returned(receiver, result)
-                    if self._batch is not batch or self.terminator is not terminator:
+                    if self.terminator is not terminator:
                         break
         finally:
             if self._batch is batch:
@@ -268,4 +274,4 @@ class Framer(StepwiseFramer):
             self._searched = 0
             self._unsettled = max(SETTLE, left >> 3)
             self._batch = None
-            self._messages = []
+            self._messages.clear()  # which ends the walk

@@ -438,12 +438,7 @@ class StepwiseFramer:
                         self._kept = bytearray()
                     self._kept += piece[: SAMPLE - self._count]
                 self._count += length
-        position = self._position + length
-        if position < len(self._buffer) or self._backlog:
-            self._position = position
-        else:
-            self._buffer = b""
-            self._position = self._searched = 0
+        self._position += length
 
     def _end_passed(
         self, receiver: Receiver, piece: bytes, matched: bytes | None, total: int
