@@ -27,7 +27,7 @@ from __future__ import annotations
 from operator import length_hint
 from typing import TYPE_CHECKING, Any, Final
 
-from txasynchat.framing.overlong import Overflow
+from txasynchat.framing.overlong import SAMPLE, Overflow
 from txasynchat.framing.stepwise import StepwiseFramer
 
 if TYPE_CHECKING:
@@ -105,24 +105,10 @@ class Framer(StepwiseFramer):
         self._buffer = data
         message, found, rest = data.partition(delimiter)
         limit = self._limit
-        if (
-            (rest and not self._count)
-            or (limit is not None and self._count + len(message) > limit)
-            or (not found and len(delimiter) > 1 and data.find(delimiter[0], 1 - len(delimiter)) >= 0)
-        ):
-            pass
-        elif not found:
-            if data:
-                self._pass_unfinished(receiver, data, delimiter)
-                if self._open_for is delimiter:
-                    self._buffer = b""
-                    self._position = 0
+        if rest or not found or self._count or (limit is not None and len(message) > limit):
+            self._receive_part(receiver, message, delimiter, found)
         elif self.whole:
-            if self._count:
-                message = b"".join((self._kept, message))
-                self._count = 0
-                self._kept = None
-            self._buffer = rest
+            self._buffer = b""
             self.matched = delimiter
             if (result := receiver.message_received(message)) is not None:
                 self._returned(receiver, result)
@@ -130,17 +116,41 @@ class Framer(StepwiseFramer):
             if message:
                 receiver.collect_incoming_data(message)
             if self._open_for is delimiter:
-                if self._count:
-                    self._count = 0
-                    self._kept = None
-                self._buffer = rest
+                self._buffer = b""
                 self.matched = delimiter
                 if (result := receiver.found_terminator()) is not None:
                     self._returned(receiver, result)
             else:
-                self._end_passed(receiver, message, delimiter, self._count + len(message))
+                self._end_passed(receiver, message, delimiter, len(message))
         if self._buffer or self._announced:
             self._deliver(receiver)
+
+    def _receive_part(
+        self, receiver: Receiver, piece: bytes, delimiter: bytes, found: bytes
+    ) -> None:
+        """
+        Pass on the *piece* that the buffer begins with, where nothing else has to be looked at.
+        """
+        total = self._count + len(piece)
+        limit = self._limit
+        if limit is not None and total > limit:
+            return
+        if found:
+            if self._count and not self.whole:
+                if piece:
+                    receiver.collect_incoming_data(piece)
+                self._end_passed(receiver, piece, delimiter, total)
+        elif piece and (len(delimiter) == 1 or piece.find(delimiter[0], 1 - len(delimiter)) < 0):
+            if self.whole:
+                self._keep(piece)
+                self._buffer = b""
+                return
+            receiver.collect_incoming_data(piece)
+            if self._open_for is delimiter and (limit is None or self._count >= SAMPLE):
+                self._count = total
+                self._buffer = b""
+            else:
+                self._piece_passed(piece, delimiter, 0)
 
     def _open(self, delimiter: bytes) -> bool:
         """

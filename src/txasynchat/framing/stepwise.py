@@ -389,7 +389,7 @@ class StepwiseFramer:
         piece = buffer[position : position + length]
         if not ends:
             if piece:
-                self._pass_unfinished(receiver, piece, terminator)
+                self._pass_unfinished(receiver, piece, terminator, held)
                 if announced is not None and not self.closed:
                     self._count_down(terminator, length)
                 if held and self._announced:  # what a handler set is told of all the same
@@ -417,28 +417,39 @@ class StepwiseFramer:
             self._returned(receiver, result)
         return True
 
-    def _pass_unfinished(self, receiver: Receiver, piece: bytes, terminator: Any) -> None:
+    def _keep(self, piece: bytes) -> None:
+        if self._kept is None:
+            self._kept = bytearray(piece)
+        else:
+            self._kept += piece
+        self._count += len(piece)
+
+    def _pass_unfinished(
+        self, receiver: Receiver, piece: bytes, terminator: Any, held: int
+    ) -> None:
         """
-        Pass on or keep a piece with no end of message behind it.
+        Pass on or keep a piece that only *held* bytes follow, and no end of the message.
         """
-        length = len(piece)
         if self.whole:
-            if self._kept is None:
-                self._kept = bytearray(piece)
-            else:
-                self._kept += piece
-            self._count += length
+            self._keep(piece)
+            self._position += len(piece)
         else:
             receiver.collect_incoming_data(piece)
-            if self.closed:
-                return
-            if terminator:
-                if self._limit is not None and self._count < SAMPLE:
-                    if self._kept is None:
-                        self._kept = bytearray()
-                    self._kept += piece[: SAMPLE - self._count]
-                self._count += length
-        self._position += length
+            self._piece_passed(piece, terminator, held)
+
+    def _piece_passed(self, piece: bytes, terminator: Any, held: int) -> None:  # noqa: ARG002 see LegacyFramer
+        """
+        Count a piece, and cut it off.
+        """
+        if self.closed:
+            return
+        if terminator:
+            if self._limit is not None and self._count < SAMPLE:
+                if self._kept is None:
+                    self._kept = bytearray()
+                self._kept += piece[: SAMPLE - self._count]
+            self._count += len(piece)
+        self._position += len(piece)
 
     def _end_passed(
         self, receiver: Receiver, piece: bytes, matched: bytes | None, total: int
@@ -497,7 +508,8 @@ class StepwiseFramer:
         if announced is None and allowed:
             # A message comes up to its limit, or is kept up to it, however it was cut. A handler may
             # change anything, so what follows is looked at anew.
-            self._pass_unfinished(receiver, self._buffer[position : position + allowed], terminator)
+            piece = self._buffer[position : position + allowed]
+            self._pass_unfinished(receiver, piece, terminator, 0)
             return True
         begin = bytes(self._kept[:SAMPLE]) if self._kept is not None else b""
         if announced is None:
