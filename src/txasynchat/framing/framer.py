@@ -4,22 +4,21 @@ Bytes and a terminator in, events out. No I/O here, no Twisted, no clock.
 How a byte goes through
 =======================
 
-1. `Framer.feed` appends it to the buffer, which is one `bytes` object and a position: what is before
-   the position has been passed on.
-2. `Framer.deliver` goes round until nothing is left to pass on, and reads the terminator anew on each
-   round, because any handler may change it, pause, close, clear or raise.
-3. On each round `Framer._step`, the reference, cuts one piece off: up to the end of the message, or,
-   where that is not in the buffer, everything but a tail that may be the beginning of a delimiter.
-4. The piece goes to ``collect_incoming_data`` and the end of the message to ``found_terminator``; or
-   pieces are kept here, and the whole message goes to ``message_received``.
-5. Short ways do the same for the commonest input with fewer instructions, and leave the rest to the
-   reference as soon as a handler disturbs them: `Framer.receive` for a chunk that is one message or a
-   piece of one, and `Framer._deliver_many` for the many messages of a chunk that end with the same
-   delimiter or have a known length.
+1. `Framer.feed` appends it to the buffer: one `bytes` object, and a position before which everything
+   has been passed on.
+2. `Framer.deliver` goes round until nothing is left to pass on. Each round reads the terminator anew,
+   because any handler may change it, pause, close, clear or raise.
+3. Each round `Framer._step`, the reference, cuts one piece off. The piece ends where the message ends;
+   or else it is everything except a tail that may begin a delimiter.
+4. The piece goes to ``collect_incoming_data``, and the end of the message to ``found_terminator``.
+   If whole messages are asked for, pieces are kept and the message goes to ``message_received``.
+5. Short ways make the same calls for the commonest input. `Framer.receive` is for a chunk that is a
+   message or begins with a piece of one, `Framer._deliver_many` for many messages in a chunk. When a
+   handler disturbs a short way, the reference goes on.
 
-The reference is `StepwiseFramer`, and complete by itself; the tests compare the two in everything.
-Beside each short way stands what it saves, without it and with it: CPU of a server for a message in a
-ping-pong or 64 at once, or of the framing alone in memory; CPython 3.13.
+The reference is `StepwiseFramer`, which is complete by itself; the tests compare the two.
+Beside each short way stands what a message costs without it and with it, on CPython 3.13. The figures
+are the CPU time of the framing alone, in memory, unless a server is named.
 """
 
 from __future__ import annotations
@@ -80,9 +79,9 @@ class Framer(StepwiseFramer):
         """
         `feed`, then `deliver`: the way for a driver; raises what `deliver` raises.
 
-        A chunk that is one message takes a short way: 10.7 → 9.4 us for a line in a ping-pong,
-        9.1 → 7.4 us on the facade. So does a piece of a message: 1.1 → 0.4 us in memory. After the
-        system call that gave the bytes little of the interpreter is in the processor's caches.
+        A chunk that is one message takes a short way: 10.7 → 9.4 us of a server for a line in a
+        ping-pong, 9.1 → 7.4 us on the facade; 1.26 → 0.49 us in memory. Instructions count here,
+        because the system call before has emptied the processor's caches of the interpreter.
         """
         delimiter = self._open_for
         if delimiter is not self.terminator or self._buffer:
@@ -118,7 +117,9 @@ class Framer(StepwiseFramer):
         self, receiver: Receiver, piece: bytes, delimiter: bytes, found: bytes
     ) -> None:
         """
-        Pass on the *piece* that the buffer begins with, where nothing else has to be looked at.
+        Pass on the *piece* that the buffer begins with, unless it needs the reference.
+
+        1.92 → 1.62 us for a line of 64 bytes in chunks of 100; 1.27 → 0.52 us for 4 KiB of a message.
         """
         total = self._count + len(piece)
         limit = self._limit
@@ -157,7 +158,7 @@ class Framer(StepwiseFramer):
         """
         Deliver the messages that lie whole in a window of the buffer; return whether there were any.
 
-        1.54 → 0.74 us for each of 64 lines that come at once, on the facade 1.64 → 0.68.
+        1.11 → 0.35 us for each of 64 lines in a chunk, 1.25 → 0.38 us on the facade.
         """
         kind = type(terminator)
         if kind is not bytes:

@@ -18,8 +18,8 @@ __all__ = ["ENDLESS", "PASSED_ON", "SAMPLE", "Overflow", "drop", "too_long"]
 #: Bytes of an over-long message that `MessageTooLong.sample` shows.
 SAMPLE: Final = 128
 
-#: What becomes of an over-long message, in place of what ends its dropping (delimiters, or a
-#: number of bytes): it is passed on; or nothing ends it, and everything is dropped until another terminator is set.
+#: What becomes of an over-long message where no delimiter and no number of bytes ends its dropping:
+#: it is passed on; or everything is dropped until another terminator is set.
 PASSED_ON: Final = object()
 ENDLESS: Final = object()
 
