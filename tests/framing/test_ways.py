@@ -98,7 +98,7 @@ class Script:
         kept = bytes(framer._kept or b"")
         return (
             *(framer.buffer, repr(framer.terminator), framer.paused, framer.closed),
-            *(framer._count, kept, body, rest_of(framer._over_long)),
+            *(framer._count, kept, body, framer._over_long),
         )
 
     def collect_incoming_data(self, data):
@@ -176,11 +176,6 @@ def any_policy(draw):
         "overflow": draw.choice(list(Overflow)),
         "whole": draw.random() < 0.5,
     }
-
-
-def rest_of(over_long):
-    """What becomes of an over-long message."""
-    return over_long and (over_long.dropped, over_long.ended, over_long._end)
 
 
 def any_terminator(draw):

@@ -64,11 +64,11 @@ class LegacyFramer(Framer):
         Pass on what can be passed on. Inside a handler it goes on where the outer delivery is.
         """
         self._disturb()
-        super().deliver(receiver, get_terminator)  # type: ignore[arg-type] # as in receive
+        self._deliver(receiver, get_terminator)  # type: ignore[arg-type] # as in receive
 
-    def _pass_unfinished(self, receiver: PieceReceiver, piece: bytes, _terminator: Any) -> None:
-        held = len(self._buffer) - self._position - len(piece)
-        receiver.collect_incoming_data(piece)
+    def _piece_passed(self, piece: bytes, terminator: Any, held: int) -> None:
+        if terminator:
+            self._count += len(piece)
         self._buffer = self.buffer[-held:] if held else b""
         self._position = self._searched = 0
 

@@ -1,28 +1,27 @@
 """
-A message that is longer than its limit: what follows, and what of it is dropped. No I/O here.
+A message that is longer than its limit: its error, what follows, and dropping its rest. No I/O here.
 
 A limit is a property of the bytes, not of the packets: the messages, and the error, are the same
-however the bytes were cut. `Framer` notices the message; an `OverLong` says what becomes of its rest.
+however the bytes were cut.
 """
 
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING, Final
+from typing import Any, Final
 
 from txasynchat.errors import MessageTooLong
 from txasynchat.terminators import compile_delimiters
 
-if TYPE_CHECKING:
-    from typing import TypeAlias
-
-    #: What ends a message that is dropped: delimiters, or a number of bytes still to come.
-    End: TypeAlias = bytes | tuple[bytes, ...] | int
-
-__all__ = ["SAMPLE", "OverLong", "Overflow", "too_long"]
+__all__ = ["ENDLESS", "PASSED_ON", "SAMPLE", "Overflow", "drop", "too_long"]
 
 #: Bytes of an over-long message that `MessageTooLong.sample` shows.
 SAMPLE: Final = 128
+
+#: What becomes of an over-long message where no delimiter and no number of bytes ends its dropping:
+#: it is passed on; or everything is dropped until another terminator is set.
+PASSED_ON: Final = object()
+ENDLESS: Final = object()
 
 
 class Overflow(enum.Enum):
@@ -55,53 +54,20 @@ def too_long(limit: int, announced: int | None, begin: bytes) -> MessageTooLong:
     return MessageTooLong(limit, announced, begin[:SAMPLE])
 
 
-class OverLong:
+def drop(buffer: bytes, position: int, end: Any) -> tuple[int, Any]:
     """
-    The message that broke its limit. It is passed on all the same until `drop_until` is called.
+    Drop the rest of an over-long message, from *position* on, as far as it is in *buffer*.
 
-    Attributes:
-        dropped: its bytes are dropped, by `drop`.
-        ended: its end was dropped too.
+    Returns:
+        the position behind what was dropped, and what still ends the message; None if that was
+        dropped too. The last bytes may be the beginning of a delimiter, and are left.
     """
-
-    __slots__ = ("_end", "dropped", "ended")
-
-    def __init__(self) -> None:
-        self._end: End = b""
-        self.dropped = self.ended = False
-
-    def drop_until(self, end: End) -> None:
-        """
-        Drop what is left of the message, up to and with its end; ``b""``: it has none.
-        """
-        self._end = end
-        self.dropped = True
-
-    @property
-    def endless(self) -> bool:
-        """
-        Everything is dropped, until another terminator is set.
-        """
-        return self.dropped and self._end == b""
-
-    def drop(self, buffer: bytes, position: int) -> int:
-        """
-        Return the position behind what has to be dropped, from *position* on.
-
-        It is before the end of the buffer if the message ended there, or if the last bytes may be
-        the beginning of its delimiter.
-        """
-        end = self._end
-        if isinstance(end, int):
-            dropped = min(end, len(buffer) - position)
-            self._end = end - dropped
-            self.ended = not self._end
-            return position + dropped
-        if not end:
-            return len(buffer)
-        delimiters = compile_delimiters(end if isinstance(end, tuple) else (end,))
-        found = delimiters.find(buffer, position)
-        if found:
-            self.ended = True
-            return found.end()
-        return len(buffer) - delimiters.prefix_length_at_end(buffer, position)
+    if end is ENDLESS:
+        return len(buffer), end
+    if isinstance(end, int):
+        dropped = min(end, len(buffer) - position)
+        return position + dropped, end - dropped or None
+    delimiters = compile_delimiters(end if isinstance(end, tuple) else (end,))
+    if found := delimiters.find(buffer, position):
+        return found.end(), None
+    return len(buffer) - delimiters.prefix_length_at_end(buffer, position), end
