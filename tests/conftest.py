@@ -57,7 +57,7 @@ NEEDED = [
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """As many tests at a time as keep the processors busy, for some mostly wait."""
+    """Return twice the number of processors, because many tests mostly wait."""
     if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
         return None  # xdist does as it says
     if all("::" in argument for argument in config.args):
@@ -69,7 +69,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     Spread the slow tests over the first half where several run at a time.
 
-    They mostly wait; others compute beside them, and none of them is left to the end alone.
+    They mostly wait, so others can compute beside them, and none runs alone at the end.
     """
     if "PYTEST_XDIST_WORKER" not in os.environ:
         return
@@ -89,7 +89,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture
 def root() -> Path:
-    """The top of the source tree that these tests belong to."""
+    """The root of the source tree that these tests belong to."""
     return ROOT
 
 
@@ -147,7 +147,7 @@ def start(tmp_path) -> Iterator[Callable[..., re.Match[str]]]:
 
 @pytest.fixture(autouse=True)
 def logs_as_if_nothing_had_been_logged() -> None:
-    """What an earlier test made a peer do would hide the same event for a second."""
+    """Reset the throttles: an event of an earlier test would hide the same event for a second."""
     reports = sys.modules.get("txasynchat.protocol.reports")
     if reports is not None:
         reports.peer_errors.forget()
@@ -182,7 +182,7 @@ def _leaked(descriptors: dict[int, str], threads: set[threading.Thread]) -> list
 
 
 def _open_descriptors() -> dict[int, str]:
-    """What is open now, but for what the global reactor keeps from its installation on."""
+    """Return the open descriptors, except those of the global reactor."""
     opened = {}
     for descriptor in DESCRIPTORS.iterdir():
         try:

@@ -59,7 +59,7 @@ def test_every_module_declares_its_public_names(name):
     assert missing == []
 
 
-def test_the_package_exports_what_its_core_modules_declare():
+def test_package_exports_what_its_core_modules_declare():
     declared = {
         exported
         for module in CORE
@@ -68,7 +68,7 @@ def test_the_package_exports_what_its_core_modules_declare():
     assert declared - set(txasynchat.__all__) == FOR_DRIVERS | DETAILS_OF_TLS
 
 
-def test_the_details_of_tls_errors_are_those_that_nothing_is_made_from():
+def test_only_leaves_of_the_tls_errors_are_not_exported():
     """A handler that catches what the package exports misses none."""
     tls = [getattr(errors, name) for name in errors.__all__]
     tls = [error for error in tls if issubclass(error, errors.TLSError)]
@@ -86,7 +86,7 @@ def test_every_export_is_declared_by_the_module_it_comes_from():
 
 
 @pytest.mark.parametrize("package", [txasynchat, txasynchat.compat, txasynchat.tls])
-def test_a_static_reader_sees_the_names_that_dir_sees(package):
+def test_static_tools_see_the_names_that_dir_sees(package):
     tree = parse(package)
     bound = {
         alias.asname or alias.name
@@ -98,7 +98,7 @@ def test_a_static_reader_sees_the_names_that_dir_sees(package):
     assert [name for name in package.__all__ if not hasattr(package, name)] == []
 
 
-def test_no_star_imports():
+def test_no_module_uses_star_imports():
     for name in MODULES:
         tree = parse(importlib.import_module(name))
         stars = [
@@ -109,5 +109,5 @@ def test_no_star_imports():
         assert stars == [], name
 
 
-def test_the_version_is_that_of_the_distribution():
+def test_version_is_that_of_the_distribution():
     assert txasynchat.__version__ == version("txasynchat")

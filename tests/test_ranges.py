@@ -1,5 +1,5 @@
 """
-Numbers that make no sense are refused where they are given, on every surface, in one line.
+Invalid numbers are refused where they are given, on every surface, in one line.
 """
 
 import socket
@@ -42,7 +42,7 @@ class Line(AsyncChat):
 
 
 @pytest.mark.parametrize(("name", "value"), HANDLER)
-def test_in_a_class_body(name, value):
+def test_invalid_number_in_a_class_body_is_refused(name, value):
     """The import of the module fails, not its first connection."""
     with pytest.raises((TypeError, ValueError), match=rf"^Handler\.{name} is a ") as raised:
         type("Handler", (AsyncChat,), {name: value})
@@ -51,7 +51,7 @@ def test_in_a_class_body(name, value):
 
 @pytest.mark.parametrize(("name", "value"), HANDLER)
 @pytest.mark.parametrize("where", ["__init__", "connectionMade"])
-def test_on_an_object_when_its_connection_is_made(name, value, where):
+def test_invalid_number_on_an_object_closes_its_connection(name, value, where):
     """It is logged once, with name, value and range, and that connection closes."""
 
     def assign(chat):
@@ -74,7 +74,7 @@ def test_on_an_object_when_its_connection_is_made(name, value, where):
     assert transport.disconnecting
 
 
-def test_what_makes_sense_is_taken():
+def test_valid_numbers_are_accepted():
     class Handler(Line):
         max_message_length = max_unsent = high_water = close_timeout = None
         low_water = 0
@@ -105,7 +105,7 @@ def files(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("name", "value"), TLS)
-def test_as_an_argument_of_tls_options(files, name, value):
+def test_invalid_argument_of_tls_options_is_refused(files, name, value):
     with pytest.raises((TypeError, ValueError), match=f"^{name} is a "):
         ServerOptions(Credentials(files), **{name: value})
     if name in {"handshake_timeout", "close_timeout", "flush_timeout"}:
@@ -131,7 +131,7 @@ def test_as_an_argument_of_tls_options(files, name, value):
         ("handshake_timeout", ""),
     ],
 )
-def test_as_a_word(files, word, text):
+def test_invalid_number_in_an_endpoint_string_is_refused(files, word, text):
     with pytest.raises(ValueError, match=rf"{word} is a .*number .*, not '{text}'"):
         parse_server(MemoryReactorClock(), "tcp", "0", certificate=files, **{word: text})
     if word in {"handshake_timeout", "close_timeout"}:
@@ -140,7 +140,7 @@ def test_as_a_word(files, word, text):
 
 
 @pytest.mark.parametrize("value", NO_SECONDS)
-def test_of_a_legacy_channel(value):
+def test_invalid_number_of_a_legacy_channel_is_refused(value):
     ours, theirs = socket.socketpair()
     with theirs, ours:
         channel = asynchat.async_chat(ours, map={})
@@ -153,7 +153,7 @@ def test_of_a_legacy_channel(value):
 
 
 @pytest.mark.parametrize("value", [*NEVER, INFINITE, 1e300])
-def test_of_a_server(value):
+def test_invalid_number_of_a_server_is_refused(value):
     with pytest.raises(
         (TypeError, ValueError), match="stop_timeout is a number from 0 to 1,000,000"
     ):
@@ -162,15 +162,15 @@ def test_of_a_server(value):
 
 @pytest.mark.parametrize("text", ["-1", "nan", "inf", "1e300", "x", ""])
 @pytest.mark.parametrize("option", ["--stop-timeout", "--max-message-length"])
-def test_on_the_command_line(option, text):
+def test_invalid_number_on_the_command_line_is_refused(option, text):
     with pytest.raises(
         CannotStart, match=rf"^txasynchat: {option} is a .*number from 0 .*, not '{text}'$"
     ):
         Options().parseOptions([f"{option}={text}"])
 
 
-def test_the_table_in_the_docs_is_the_one_that_is_checked(root: Path):
-    """Each number that a user may give stands there, with its range."""
+def test_table_in_the_docs_agrees_with_the_checks(root: Path):
+    """The table lists each number that a user may give, with its range."""
     page = (root / "docs/reference/ranges.md").read_text()
     rows = [*ranges.HANDLER.items(), *ranges.TLS.items(), ("stop_timeout", ranges.STOPPING)]
     for name, its in rows:

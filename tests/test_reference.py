@@ -1,5 +1,5 @@
 """
-The reference has every public name and a text on each page; the architecture has a line a module.
+The reference has every public name and a text on each page; the architecture lists each module.
 """
 
 import importlib

@@ -1,5 +1,5 @@
 """
-Programs that close descriptors that they do not know, as daemons do, at any moment.
+Programs that close all descriptors they do not know, as daemons do, at any moment.
 
 Select and poll of the standard library have no descriptors of their own, so all of this worked there.
 """
@@ -166,8 +166,8 @@ def ask(port, text):
 
 
 @pytest.mark.parametrize(("order", "way"), CASES)
-def test_a_daemon_serves_on_and_keeps_its_files(tmp_path, order, way):
-    """Whether it closes before, between or within its loops, and forks or not."""
+def test_daemon_continues_to_serve_and_keeps_its_files(tmp_path, order, way):
+    """It may close before, between or within its loops, and may fork."""
     if "epoll" in way and not hasattr(select, "epoll"):
         pytest.skip("no epoll here")
     program = tmp_path / "daemon.py"
@@ -261,8 +261,8 @@ print("end", sum(os.fstat(one).st_ino != inode for one, inode in others.items())
 
 
 @pytest.mark.parametrize("kind", ["epollreactor", "pollreactor", "selectreactor"])
-def test_a_map_that_is_attached_is_served_on(tmp_path, kind):
-    """What Twisted opened for itself must stay, as in every Twisted program."""
+def test_attached_map_continues_to_be_served(tmp_path, kind):
+    """Twisted's own descriptors must stay open, as in every Twisted program."""
     if "epoll" in kind and not hasattr(select, "epoll"):
         pytest.skip("no epoll here")
     program = tmp_path / "attached.py"

@@ -134,7 +134,7 @@ class World:
         self.null = os.open(os.devnull, os.O_RDONLY)
         self.extra: list[socket.socket] = []
         self.spare = [self._prepare(*socket.socketpair()) for _ in range(3)]
-        # One listener that nobody serves, to connect to, and one address that refuses.
+        # One listener that accepts nothing, to connect to, and one address that refuses.
         self.target = socket.create_server(("127.0.0.1", 0))
         with socket.create_server(("127.0.0.1", 0)) as gone:
             self.refusing = gone.getsockname()
@@ -205,11 +205,11 @@ class World:
         channel.connect(self.refusing if rng.random() < 0.25 else self.target.getsockname())
 
     def hold(self, number: int | None) -> None:
-        """Keep a descriptor that a handler has just closed from being given out in this pass."""
+        """Keep the number of a descriptor that a handler just closed from being reused in this pass."""
         if number is not None and self.passes:
             with contextlib.suppress(OSError):
                 os.fstat(number)
-                return  # still open: nothing was closed, or somebody has it already
+                return  # still open: nothing was closed, or the number is already reused
             os.dup2(self.null, number)
             self.held.append(number)
 
@@ -219,14 +219,14 @@ class World:
         self.history.append((getattr(channel, "name", channel), *what))
 
     def draw(self, channel, event: str) -> random.Random:
-        """The same decisions for the same call, whatever other channels did before it."""
+        """Draw the same decisions for the same call, whatever other channels did before it."""
         self.calls[channel.name, event] += 1
         return random.Random(
             f"{self.seed} {channel.name} {event} {self.calls[channel.name, event]}"
         )
 
     def event(self, channel, event: str, *what) -> None:
-        """A handler was called: record it, and do what the program does there."""
+        """Record a handler's call, and do what the program does there."""
         if self.passes and self.stale_at is None:
             number, depth = self.passes[-1]
             if channel.born >= number and self.depth == depth and event != "accepted":
@@ -248,7 +248,7 @@ class World:
         return rng.choice(self.channels)
 
     def act(self, channel, rng: random.Random, event: str) -> None:
-        """One act of a handler, or of the program between passes (`event` is then empty)."""
+        """Perform one act of a handler, or of the program between passes (`event` is then empty)."""
         if not self.acts_left:
             return
         self.acts_left -= 1
@@ -353,7 +353,7 @@ class World:
     # -- the script -------------------------------------------------------------------------
 
     def one_pass(self, how: str) -> None:
-        """One pass of the loop, or of poll called directly; what leaves it goes on."""
+        """Run one pass of the loop, or of poll called directly; exceptions propagate."""
         self.pass_count += 1
         self.passes.append((self.pass_count, self.depth))
         try:
@@ -387,7 +387,7 @@ class World:
         self.note("script", where, type(error).__name__)
 
     def peer_step(self, rng: random.Random) -> None:
-        """Something happens at the far end of a channel, and is waited for."""
+        """Make something happen at the far end of a channel, and wait for it."""
         channel = rng.choice(self.channels)
         if channel.accepting:
             with contextlib.suppress(OSError):
@@ -455,7 +455,7 @@ class World:
             poll.poll(200)
 
     def run(self) -> list[tuple]:
-        """Carry the program out; returns its history, the state at the end included."""
+        """Run the program; return its history, including the state at the end."""
         rng = self.rng
         try:
             for _ in range(rng.randint(1, 4)):

@@ -144,12 +144,12 @@ atexit.register(_tell)
 
 
 class Unavailable(Exception):
-    """A package cannot be had; the text says why."""
+    """A package is not available; the text says why."""
 
 
 @dataclass
 class Run:
-    """What one run of one program's tests came to."""
+    """The result of one run of one program's tests."""
 
     outcome: dict[str, str]
     files: set[str]

@@ -22,7 +22,7 @@ _numbers = itertools.count(1_000_000)
 
 
 class Wire:
-    """As much of a socket as a channel needs to read chunks; numbered, but no descriptor."""
+    """As much of a socket as a channel needs to read chunks; it has a number, but no descriptor."""
 
     def __init__(self, chunks: list[bytes]) -> None:
         self.chunks = chunks
@@ -150,7 +150,7 @@ def handler_class(async_chat: type) -> type:
 
 
 def trace(reader: type, seed: int) -> list[object]:
-    """Everything one handler was told about one stream."""
+    """All calls of one handler for one stream."""
     rng = random.Random(seed)
     data = bytes(rng.choices(ALPHABET, weights=(5, 3, 2, 2), k=rng.randint(0, 160)))
     chunks = cut(data, rng)
@@ -176,7 +176,7 @@ def trace(reader: type, seed: int) -> list[object]:
 
 def differences(reference: type, candidate: type, seeds: range) -> list[str]:
     """
-    Where two async_chat classes tell their handlers different things.
+    Find where two async_chat classes call their handlers differently.
 
     Args:
         reference: the class that is right by definition.

@@ -50,7 +50,7 @@ class Boom(Exception):
 
 class Script:
     """
-    A random life of a framer: the same for the same seed.
+    Random calls of a framer: the same for the same seed.
     """
 
     def __init__(self, kind, seed, actions):
@@ -179,7 +179,7 @@ def any_policy(draw):
 
 
 def rest_of(over_long):
-    """What becomes of an over-long message."""
+    """What happens to an over-long message."""
     return over_long and (over_long.dropped, over_long.ended, over_long._end)
 
 
@@ -228,7 +228,7 @@ def cut(data, draw, longest):
 
 @pytest.fixture(params=[(16_384, 8), (5, 1)], ids=["usual sizes", "tiny sizes"], autouse=True)
 def sizes(request, monkeypatch):
-    """A batch's window and the pause after it: as they are, and such that short streams cross them."""
+    """A batch's window and the pause after it: as they are, and tiny for short streams."""
     window, settle = request.param
     monkeypatch.setattr(framer, "WINDOW", window)
     monkeypatch.setattr(framer, "SETTLE", settle)

@@ -94,7 +94,7 @@ class Listener(asyncore.dispatcher):
 
 def drive(channels, done, *, use_poll=False):
     """
-    Run passes until *done* says so.
+    Run passes until *done* returns true.
     """
     end = time.monotonic() + LIMIT
     while not done():
@@ -104,7 +104,7 @@ def drive(channels, done, *, use_poll=False):
 
 class InThread(threading.Thread):
     """
-    A blocking client; what it returned, or raised, is the result.
+    A blocking client in a thread; its return value, or exception, is the result.
     """
 
     def __init__(self, client, *arguments):

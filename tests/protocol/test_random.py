@@ -17,7 +17,7 @@ from txasynchat import State, simple_producer
 
 
 class Erratic(Chat):
-    """Does something random in each handler, and keeps the books."""
+    """Does something random in each handler, and records what it did."""
 
     terminator = b"\n"
 
@@ -141,7 +141,7 @@ class TestRandomPrograms:
 
 
 class Chaotic(Erratic):
-    """Fails and breaks off as well."""
+    """Also raises and aborts."""
 
     def __init__(self, chance):
         super().__init__(chance)

@@ -174,7 +174,7 @@ def cut(data, places):
 
 
 @pytest.mark.parametrize("name", HELLOS)
-def test_fields_are_those_that_the_client_was_told_to_send(name):
+def test_fields_are_those_that_the_client_sends(name):
     data, expected = bytes_of(name), USUAL | HELLOS[name][1]
     hello = read(data)
     assert {field: getattr(hello, field) for field in expected} == expected
@@ -298,7 +298,7 @@ def test_records_of_one_byte_give_the_same_hello():
     st.binary(max_size=50),
     st.lists(st.integers(0, 5000), max_size=5),
 )
-def test_bytes_after_a_hello_are_kept_and_not_parsed(name, more, places):
+def test_bytes_after_a_hello_are_kept_unparsed(name, more, places):
     data = bytes_of(name)
     reader = HelloReader()
     for piece in cut(data + more, places):
@@ -432,7 +432,7 @@ def test_malformed_message_is_refused_with_the_reason(message, complaint):
 
 
 @pytest.mark.parametrize("what", HOSTILE)
-def test_hostile_input_is_refused(what):
+def test_hostile_hello_is_refused(what):
     found = outcome([HOSTILE[what]])
     # A well-formed hello of an old version: refusing it is up to OpenSSL.
     allowed = {"an SSLv3 hello": 0x0300}
