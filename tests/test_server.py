@@ -680,7 +680,7 @@ class StopTests(ServerTestCase):
         await first
         await client.lost
 
-    async def test_handler_may_override_finish(self):
+    async def test_handler_may_override_handle_shutdown(self):
         class Polite(Echo):
             def handle_shutdown(self):
                 self.push(b"bye\n")
@@ -692,7 +692,7 @@ class StopTests(ServerTestCase):
         await server.stopService()
         assert await client.lost == b"hello\nbye\n"
 
-    async def test_handler_whose_finish_raises_is_logged_and_aborted_and_others_continue(self):
+    async def test_handler_whose_handle_shutdown_raises_is_aborted_and_others_continue(self):
         class Failing(Echo):
             def handle_shutdown(self):
                 if self.calls == [b"fail"]:

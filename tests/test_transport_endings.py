@@ -353,7 +353,7 @@ class Reasons(KindsCase):
                 assert type(await self.end(way, reset)) is kind, way
             assert await self.end(way, finish) is None, way
 
-    async def test_end_by_this_side_has_no_error(self):
+    async def test_end_by_this_side_has_no_reason(self):
         async def abort(client, handler):
             handler.abort()
 

@@ -341,7 +341,7 @@ def test_real_tls_error_still_closes_the_channel(channels, ends, wrap):
 
 @pytest.mark.parametrize("use_poll", [False, True], ids=["select", "poll"])
 def test_listener_whose_handler_handshakes_too_early_gets_the_error(channels, use_poll):
-    """The listener itself has no TLS to wait for: without the error a connection would be lost silently."""
+    """A listener has no TLS to wait for; without the error a connection would vanish silently."""
     errors = []
 
     class Hasty(asyncore.dispatcher):
