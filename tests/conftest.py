@@ -27,7 +27,7 @@ hypothesis.settings.register_profile(
 hypothesis.settings.register_profile("long", max_examples=20_000, deadline=None)
 hypothesis.settings.load_profile("quick")
 
-# Started by nohup, or in the background of a script, these would be ignored in all that tests start.
+# Under nohup, or in a script's background, programs that tests start would ignore these.
 for _number, _handler in (
     (signal.SIGHUP, signal.SIG_DFL),
     (signal.SIGINT, signal.default_int_handler),
@@ -40,7 +40,7 @@ SETTLE_SECONDS = 2.0
 START_SECONDS = 30.0
 DESCRIPTORS = Path("/proc/self/fd" if sys.platform == "linux" else "/dev/fd")
 
-# What some tests ask for and not every interpreter has: their marker, whether it is here, and why not.
+# What some tests need and not every interpreter has: marker, whether it is here, and why not.
 NEEDED = [
     (
         "counts_references",
@@ -59,9 +59,9 @@ NEEDED = [
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """Return twice the number of processors, because many tests mostly wait."""
     if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
-        return None  # xdist does as it says
+        return None  # xdist uses the number given
     if all("::" in argument for argument in config.args):
-        return 0  # some tests that are named: to start a worker would take longer
+        return 0  # single tests: to start a worker would take longer
     return min(2 * (os.cpu_count() or 1), 8)
 
 
@@ -129,7 +129,7 @@ def start(tmp_path) -> Iterator[Callable[..., re.Match[str]]]:
             )
             programs.callback(program.terminate)
             start_program.programs.append(program)
-            # A program that says nothing ends here, and with it the reading below.
+            # A silent program ends here, and with it the reading below.
             limit = threading.Timer(START_SECONDS, program.kill)
             limit.start()
             programs.callback(limit.join)
@@ -191,7 +191,7 @@ def _open_descriptors() -> dict[int, str]:
             pass  # the descriptor that listed the folder
         except OSError:
             opened[int(descriptor.name)] = "open"  # no links in /dev/fd
-    # Not imported here: code under test asks whether there is a reactor.
+    # Not imported here, because code under test checks whether there is a reactor.
     reactor = sys.modules.get("twisted.internet.reactor")
     for waker in getattr(reactor, "_internalReaders", ()):
         opened.pop(waker.i, None)

@@ -12,7 +12,7 @@ Deliberate differences, each with a test of its own here:
 * ``set_terminator`` refuses a wrong terminator at once, not when data comes;
 * an `AsyncChat` delivers nothing after `AsyncChat.close`, nor after an exception in a handler.
 
-What the standard library does not have (pause, limits) is in `test_framing`.
+What the standard library does not have (pause, limits) is tested in `tests/framing`.
 """
 
 import random
@@ -49,7 +49,7 @@ class Script:
         self.actions = actions
         self.chunks = cut(self.random, stream(self.random))
         self.first_terminator = any_terminator(self.random)
-        # Most handlers mean no harm; some do something in nearly every call.
+        # Most handlers are harmless; some do something in nearly every call.
         self.busy = self.random.choice([0.0, 0.02, 0.1, 0.3, 0.8])
         self.where = self.random.choice(["collect", "found", "both", "both"])
         self.log = []
@@ -71,7 +71,7 @@ class Script:
 
     def collect_incoming_data(self, data):
         if not data:
-            return  # see test_a_count_lowered_too_far
+            return  # see test_count_lowered_below_zero
         self.log.append(data)
         if self.where != "found":
             self.act()
@@ -87,7 +87,7 @@ class Script:
             return
         action = draw.choice(self.actions)
         if action in TOUCHES_BUFFER and type(self.terminator) is int and self.terminator < 0:
-            return  # see test_a_count_lowered_too_far
+            return  # see test_count_lowered_below_zero
         self.log.append(action)
         if action == "set":
             self.set_terminator(any_terminator(draw))

@@ -11,7 +11,7 @@ from helpers.kinds import NATIVE, KindsCase
 from helpers.support import HOST, client_context, in_thread, server_options
 from txasynchat import AsyncChat
 
-# Twisted's own endpoints hand over certificates in a way that pyOpenSSL will not take for long.
+# Twisted's own endpoints pass certificates in a way that pyOpenSSL deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")
 
 WRAPS = (

@@ -151,7 +151,7 @@ class Reconnecting(TestCase):
         await in_thread(port.close)
         server = await Server(self, server_options(), number=port.number).listen()
         connected = await service.whenConnected().addTimeout(PATIENCE, reactor)
-        await deferLater(reactor, 0)  # it cannot be stopped from inside that
+        await deferLater(reactor, 0)  # it cannot be stopped from inside
         await service.stopService().addTimeout(PATIENCE, reactor)
         await server.handlers[-1].closed
         return connected
@@ -166,7 +166,7 @@ class Reconnecting(TestCase):
         await self.comes_back(says_nothing)
 
     async def test_client_reconnects_with_any_protocol(self):
-        # The first handshake of a process is over before the service is stopped, and heard of.
+        # The first handshake of a process is over, and reported, before the service is stopped.
         await self.comes_back(closes)
         protocol = await self.comes_back(closes, Plain)
         assert protocol.heard == ["makeConnection", "connectionMade", "connectionLost"]
@@ -287,7 +287,7 @@ class Raising(TestCase):
 
         server = await Server(self, server_options()).listen()
         handler = Failing()
-        # What it pushed needs the handshake; then it closes, as after any exception.
+        # The pushed bytes need the handshake; then the handler closes, as after any exception.
         assert await connectProtocol(endpoint(server.port), handler) is handler
         await handler.closed
         assert handler.notes == ["close"]

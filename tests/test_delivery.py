@@ -70,7 +70,7 @@ def test_bytes_the_peer_has_not_taken_are_counted(family, tmp_path):
             while taken < sent:
                 taken += len(client.recv(65_536))
             server.setblocking(True)
-            server.sendall(b"x")  # the peer's system has answered for all before this
+            server.sendall(b"x")  # the peer's system has acknowledged everything before this
             client.recv(1)
             assert unacknowledged(server) < waiting
 

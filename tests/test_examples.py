@@ -27,7 +27,7 @@ def test_ported_chat_sends_lines_to_the_others(root, start):
     example = str(root / "examples/ported_asynchat.py")
     port = start([sys.executable, example, "0"], r"port (\d+)")[1]
     with connect(port) as first, connect(port) as second, second.makefile("rb") as heard:
-        # Whoever is answered has been accepted; the second came after the first.
+        # A client that gets an answer was accepted; the second came after the first.
         second.sendall(b"is anybody here?\n")
         with first.makefile("rb") as answers:
             assert answers.readline() == b"is anybody here?\r\n"

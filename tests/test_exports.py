@@ -1,5 +1,7 @@
 """
 The package exports what its modules declare, and tools that only read see the same names.
+
+Also covers `errors`.
 """
 
 import ast
@@ -18,11 +20,11 @@ from txasynchat import errors
 MODULES = sorted(
     name
     for _, name, _ in pkgutil.walk_packages(txasynchat.__path__, "txasynchat.")
-    # Running the one is its purpose; the other is read by star imports as the stdlib's was.
+    # The first exists to be run; star imports read the other, as they read the stdlib's.
     if name not in {"txasynchat.__main__", "txasynchat.compat.asyncore"}
 )
 CORE = ["errors", "framing", "producers", "protocol", "server", "terminators"]
-#: Import these from their modules: they serve who writes a driver of the core, not a handler.
+#: Import these from their modules: they are for authors of a driver, not of a handler.
 FOR_DRIVERS = {
     "MoreProducer",
     "Producer",
@@ -30,8 +32,8 @@ FOR_DRIVERS = {
     "compile_delimiters",
     "prefix_length_at_end",
 }
-#: What went wrong in a handshake, or after it: `txasynchat.errors` has the details, the package the
-#: classes that a handler tells apart.
+#: Errors in a handshake, or after it: `txasynchat.errors` has the details, the package the
+#: classes that a handler distinguishes.
 DETAILS_OF_TLS = {
     "CertificateExpired",
     "HandshakeTimedOut",

@@ -118,7 +118,7 @@ def test_class_attribute_reads_as_it_was_set():
 
     assert AsyncChat.terminator is None
     assert Handler.terminator == Heir.terminator == (b"\n", b"\r\n")
-    connect(Heir())  # from here on ours stands in its place
+    connect(Heir())  # from here on ours replaces it
     assert Handler.terminator == Heir.terminator == (b"\n", b"\r\n")
 
 

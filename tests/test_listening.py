@@ -12,7 +12,7 @@ from txasynchat import AsyncChat, ChatFactory, ListenError, Program, Server
 
 LOCAL = "tcp:4000:interface=127.0.0.1"
 
-# What is not listened on, and how the sentence about it ends.
+# Descriptions that are refused, and how the sentence ends.
 NO_ENDPOINTS = {
     "4000": "Unknown endpoint type: '4000'; write tcp:4000:interface=127.0.0.1 for this machine only, "
     "or tcp:4000 for all addresses",
@@ -47,7 +47,7 @@ NO_ENDPOINTS = {
     "ssl:0:privateKey=none.pem": "No such file or directory: '{folder}/none.pem'",
 }
 
-# The same of what fails when it is listened on.
+# Descriptions that fail when the server listens, and how the sentence ends.
 NO_PLACES = {
     "tcp:70000": "a port is a number from 0 to 65535",
     "tcp:0:interface=192.0.2.1": "Cannot assign requested address; interface= is an address of this "

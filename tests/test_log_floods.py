@@ -41,7 +41,7 @@ def test_long_lines_that_do_not_end_the_connection_do_not_fill_the_log(mode):
     assert 0 < len([one for one in events if one.get("kind") == "MessageTooLong"]) < 10
 
 
-# A server whose process may open no more descriptors than it has, once it listens.
+# A server whose process can open no more descriptors once it listens.
 AT_THE_LIMIT = """
 import os, resource, sys
 from twisted.internet import reactor

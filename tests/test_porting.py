@@ -151,7 +151,7 @@ ANSWERS = (
 )
 LONG = b"x" * 9999 + b"\r\n"
 
-# What the client sends, what comes back, and who closes first.
+# What the client sends, what it receives, and which side closes first.
 CONVERSATIONS = {
     "LineEcho": {
         "lines": (

@@ -22,7 +22,7 @@ class Echo(AsyncChat):
         self.push(message)
 """
 
-# Serves until the reactor runs, and says so.
+# Serves until the reactor runs, and reports that.
 SERVE = """
 from twisted.internet import reactor
 

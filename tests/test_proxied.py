@@ -18,7 +18,7 @@ from txasynchat import AsyncChat, ChatFactory, Server, State
 from txasynchat.compat.asynchat import async_chat
 from txasynchat.compat.served import LegacyFactory
 
-# Twisted hands pyOpenSSL's own certificates back to pyOpenSSL, which would rather have others.
+# Twisted passes pyOpenSSL's own certificates to pyOpenSSL, which deprecates them.
 pytestmark = pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")
 
 CLIENT = ("192.0.2.7", 4711)

@@ -20,7 +20,7 @@ from txasynchat.tls import ClientOptions, Credentials, ServerOptions
 from txasynchat.twistd import Options
 
 NAN, INFINITE = float("nan"), float("inf")
-#: No number of seconds, nor of bytes.
+#: Neither a number of seconds nor of bytes.
 NEVER = [-1, NAN, -INFINITE, "x", b"5", True, (1,)]
 NO_SECONDS = [*NEVER, INFINITE, 1e300, 1_000_001]
 NO_COUNT = [*NEVER, INFINITE, 0.5, 65_536.0]
@@ -59,7 +59,7 @@ def test_invalid_number_on_an_object_closes_its_connection(name, value, where):
 
     kind = type("Handler", (Line,), {where: assign})
     if (where, name) == ("__init__", "max_message_length"):
-        # It may be changed at any moment, and so is checked where it is assigned.
+        # It may be changed at any moment, so it is checked where it is assigned.
         with pytest.raises((TypeError, ValueError), match=rf"^Handler\.{name} is a "):
             kind()
         return

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-# For machines without netcat: send what comes in, print what comes back until the peer closes.
+# For machines without netcat: send standard input, print the answers until the peer closes.
 NETCAT = """\
 import socket, sys
 with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=10) as peer:

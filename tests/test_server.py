@@ -1,5 +1,7 @@
 """
 The factory and the service: counting connections, starting and stopping, on real sockets.
+
+Also covers `connections`.
 """
 
 import socket
@@ -34,7 +36,7 @@ from txasynchat.compat.asynchat import async_chat
 from txasynchat.compat.asyncore import dispatcher
 from txasynchat.compat.served import LegacyFactory
 
-# Twisted hands pyOpenSSL's own certificates back to pyOpenSSL, which would rather have others.
+# Twisted passes pyOpenSSL's own certificates to pyOpenSSL, which deprecates them.
 pytestmark = pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")
 
 # Older versions of Twisted leave a socket that could not be bound to the garbage collector.
@@ -217,7 +219,7 @@ class FactoryTests(ServerTestCase):
         first.transport.loseConnection()
         await first.lost
         await until(lambda: not server.connections)
-        # Nor when the first connection is over.
+        # Not even when the first connection is over.
         third = await connect(server.ports[0])
         assert await third.lost == b""
         assert len(self.flushLoggedErrors(RuntimeError)) == 1
@@ -401,7 +403,7 @@ class OtherFactoryTests(ServerTestCase):
         await server.stopService()
         assert await client.lost == b"hello\n"
         assert calls == ["handle_close"]
-        # The factory asks channels with predicates of their own now and then, and once too often.
+        # The factory sometimes asks channels with their own predicates, and once too often.
         await until(lambda: not factory._looking)
 
 
@@ -456,7 +458,7 @@ class StartTests(ServerTestCase):
         )
         assert not server.running
         with socket.socket(socket.AF_UNIX) as client:
-            # Closing takes one turn of the reactor.
+            # Closing takes one iteration of the reactor.
             await deferLater(reactor, 0)
             with self.assertRaises(FileNotFoundError):
                 client.connect(path)
@@ -732,7 +734,7 @@ class StopTests(ServerTestCase):
         await server.stopService()
         await client.lost
         assert len(server.connections) == 0
-        # Neither in order nor by force.
+        # Neither in order nor by an abort.
         assert len(self.flushLoggedErrors(OSError)) == 2
 
     async def test_second_stop_ends_whatever_can_be_ended(self):
@@ -755,7 +757,7 @@ class StopTests(ServerTestCase):
         server = self.serve(ChatFactory(Echo), stop_timeout=0.1)
         server.connections.watch(Protocol()).makeConnection(Stuck())
         await server.stopService()
-        # And the service can be had again.
+        # And the service can be started again.
         server.startService()
         client = await connect(server.ports[0])
         await ask(client, b"hello\n")

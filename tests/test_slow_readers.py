@@ -22,7 +22,7 @@ from txasynchat import AsyncChat, ChatFactory, Server, State, transports
 from txasynchat.compat import asynchat
 from txasynchat.errors import CloseTimedOut
 
-# Twisted's own endpoints hand over certificates in a way that pyOpenSSL will not take for long.
+# Twisted's own endpoints pass certificates in a way that pyOpenSSL deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")
 
 
@@ -144,7 +144,7 @@ class SilentReaders(KindsCase):
     async def test_silent_readers_are_disconnected_after_a_legacy_handler_closed(self):
         class Closing(LegacyAnswering):
             def found_terminator(self):
-                self.socket.sendall(bytes(self.size))  # the transport has it then
+                self.socket.sendall(bytes(self.size))  # then the transport has it
                 self.close()
 
         for way in SERVED:

@@ -201,7 +201,7 @@ def test_bytes_are_held_exactly_while_they_may_begin_the_winning_match(data, sev
     if compiled.find(data):
         return
     held = compiled.prefix_length_at_end(data, 0)
-    # What is held can become a delimiter by more bytes, and nothing before it can.
+    # More bytes can make the held ones a delimiter, and no bytes before them.
     beginnings = {one[:size] for one in several for size in range(len(one))}
     tails = {data[len(data) - size :] for size in range(len(data) + 1)}
     assert held == max(len(tail) for tail in beginnings & tails)

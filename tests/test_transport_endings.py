@@ -2,6 +2,8 @@
 Connections that are ended by their transport: by the application, a mixin, a policy, a legacy handler.
 
 Bytes sent before arrive, later calls behave as documented, and the end has a time limit.
+
+Also covers `endings`.
 """
 
 import socket
@@ -25,7 +27,7 @@ from txasynchat.errors import (
     TruncatedConnection,
 )
 
-# Twisted's own endpoints hand over certificates in a way that pyOpenSSL will not take for long.
+# Twisted's own endpoints pass certificates in a way that pyOpenSSL deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")
 
 #: Under a policy, and not.
@@ -348,7 +350,7 @@ class Reasons(KindsCase):
             await in_thread(client.close)
 
         for way in NATIVE:
-            if way != "native unix":  # which knows no reset of this kind
+            if way != "native unix":  # it has no reset of this kind
                 kind = ConnectionReset if way == "native tcp" else TruncatedConnection
                 assert type(await self.end(way, reset)) is kind, way
             assert await self.end(way, finish) is None, way

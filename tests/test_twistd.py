@@ -44,7 +44,7 @@ class Program:
             env=os.environ | {"PYTHONUNBUFFERED": "1"},
         )
         self.lines = []
-        # A program that says nothing, or does not end, ends here.
+        # A program that is silent, or does not end, ends here.
         self.limit = threading.Timer(SECONDS, self.process.kill)
         self.limit.start()
 
@@ -278,7 +278,7 @@ def test_socket_opened_by_systemd_is_served(tmp_path, family):
         listening.bind(("127.0.0.1", 0) if family == "INET" else path)
         listening.listen()
         address = listening.getsockname()[1] if family == "INET" else path
-        # This client comes before the server does, and waits in the socket's queue.
+        # This client connects before the server starts, and waits in the socket's queue.
         with connect(address) as (client, answers):
             client.sendall(b"early\n")
             with socket_activated(
@@ -516,7 +516,7 @@ def here(tmp_path, monkeypatch):
     (tmp_path / "noted.py").write_text(
         "error = ValueError('what it is')\nerror.add_note('one\\nmore')\nraise error\n"
     )
-    # As on a Python that does not have it.
+    # As on a Python that lacks it.
     (tmp_path / "departed.py").write_text(
         "raise ModuleNotFoundError(\"No module named 'smtpd'\", name='smtpd')\n"
     )

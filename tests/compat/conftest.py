@@ -10,7 +10,7 @@ import pytest
 
 from txasynchat.compat import asyncore
 
-#: Seconds: the end of every wait that should not take any time.
+#: Seconds: the limit of every wait that should be short.
 LIMIT = 10.0
 
 

@@ -135,7 +135,7 @@ def test_a_class_may_set_its_terminator_as_an_attribute(ends):
     chat.set_terminator(2)
     near.send(b"de")
     read_pass(chat)
-    assert chat.lines == [b"a", b"b", b"cde"]  # "c" was passed on before the two that count
+    assert chat.lines == [b"a", b"b", b"cde"]  # "c" was delivered before the two that are counted
 
 
 def test_an_overridden_get_terminator_is_asked_on_every_round(ends):
@@ -446,7 +446,7 @@ def test_idle_channel_takes_less_than_2500_bytes(pair):
         used, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    # deque, list, map, attributes: about what the stdlib's takes, with a map of its own each.
+    # deque, list, map, attributes: about as much as the stdlib's, each with its own map.
     assert used / len(chats) < 2_500
     for chat in chats:
         chat.close()

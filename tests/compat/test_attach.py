@@ -103,7 +103,7 @@ class TestAttach(TestCase):
         chat, line = self.heard()
         self.near.send(b"one\n")
         self.assertEqual(await line, b"one")
-        chat.push(b"two\n")  # from no handler of its own
+        chat.push(b"two\n")  # not from one of its handlers
         self.assertEqual(self.near.recv(100), b"two\n")
 
     async def test_bytes_pushed_by_twisted_code_are_sent_soon(self):

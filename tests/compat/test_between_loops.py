@@ -75,7 +75,7 @@ def forget_the_driver():
         asyncore.close_all(other)
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning")  # a socket that nobody closed
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # an unclosed socket
 class TestDropped:
     """As in the stdlib, an unreferenced channel is collected, and its peer sees the end."""
 

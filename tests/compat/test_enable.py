@@ -20,10 +20,10 @@ FACADE = [str(OURS / "compat/asyncore.py"), str(OURS / "compat/asynchat.py")]
 # Where the modules are without us.
 STDLIB = [f"{sysconfig.get_path('stdlib')}/{name}.py" for name in ("asyncore", "asynchat")]
 SECONDS = 60
-# Nothing from outside leads to other modules.
+# No variable of the caller leads to other modules.
 _CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
 
-# The ways in which programs start others, and themselves again; each prints where the modules are.
+# The ways in which programs start others, or restart; each prints where the modules are.
 STARTS = {
     "itself": WHERE,
     "subprocess": f"import subprocess, sys; subprocess.run([sys.executable, '-c', {WHERE!r}])",
@@ -189,7 +189,7 @@ def test_programs_start_without_error_after_the_package_is_uninstalled(environme
     environment.paths.unlink()
     assert environment.run("-c", "pass").stderr == ""
     assert environment.where() == plain()
-    # What an installer leaves where a module was compiled.
+    # An installer leaves this where a module was compiled.
     (environment.packages / "txasynchat" / "__pycache__").mkdir(parents=True)
     assert environment.run("-c", "pass").stderr == ""
     assert environment.where() == plain()
@@ -274,7 +274,7 @@ def test_user_can_enable_it_alone(environment, tmp_path):
 
 def test_python_that_does_not_read_the_file_is_reported(environment):
     """Nothing is left where it would do nothing."""
-    # A scheme of installation that this Python has, and does not look into.
+    # An installation scheme of this Python whose folder it does not read.
     (environment.folder / "elsewhere").mkdir()
     program = """
 import sysconfig

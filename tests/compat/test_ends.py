@@ -100,7 +100,7 @@ def test_channel_that_reads_past_recv_does_not_spin_at_the_end(
     near.shutdown(socket.SHUT_WR)
     most = 2 * driving.PATIENCE + 20
     if kind is NotReading and poller == "select":
-        return  # what is never read hides the end from select(2)
+        return  # unread data hides the end from select(2)
     assert driving.PATIENCE < calls_in_a_while(channel, channels, use_poll) <= most
 
 
@@ -171,10 +171,10 @@ def test_epolls_own_features_are_used_only_with_epoll(poller):
         try:
             hub.watch(ours.fileno(), 2)
             theirs.close()
-            if poller != "select":  # which knows of no end but by reading
+            if poller != "select":  # it learns of an end only by reading
                 assert hub.wait(LIMIT) == [(ours.fileno(), HANGUP)]
             hub.quiet(ours.fileno())
-            hub.wait(0)  # epoll tells once more
+            hub.wait(0)  # epoll reports it once more
             assert hub.wait(0) == []
         finally:
             hub.close()

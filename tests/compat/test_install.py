@@ -102,7 +102,7 @@ print(json.dumps({
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, check=True, timeout=30
     )
-    # But for a setting, these are attributes of the instances there.
+    # Except for one setting, these are attributes of the instances there.
     extras = {
         "asynchat.async_chat": {"ac_join_writes", "ac_in_buffer", "producer_fifo", "terminator"},
         "asyncore.dispatcher_with_send": {"out_buffer"},

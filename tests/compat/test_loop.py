@@ -1,5 +1,7 @@
 """
 A pass of loop(): who is asked, who is called, and in which order.
+
+Also covers `compat._driver` and `compat._interest`.
 """
 
 import select
@@ -170,7 +172,7 @@ class TestPasses:
         while time.monotonic() < end:
             asyncore.loop(timeout=0.05, use_poll=use_poll, map=channels, count=1)
         assert driving.PATIENCE < len(told) < driving.PATIENCE + 10
-        # What comes behind it is read, and urgent data is told of at once again.
+        # The bytes after it are read, and urgent data is reported at once again.
         near.send(b"on")
         while channel.got[-1:] != [b"on"]:
             asyncore.loop(timeout=LIMIT, use_poll=use_poll, map=channels, count=1)

@@ -110,7 +110,7 @@ class TestRepairs:
         while time.monotonic() < deadline:
             asyncore.loop(timeout=0.5, map=channels, count=1)
         assert time.process_time() - before < 0.3
-        # It is told again and again all the same, as the stdlib does without end.
+        # It still gets the event repeatedly, as the stdlib does without end.
         assert driving.PATIENCE <= len(closes) <= driving.PATIENCE + 10
 
     def test_closed_socket_left_in_the_map_does_not_spin_in_poll_mode(self, channels, pair):
@@ -122,7 +122,7 @@ class TestRepairs:
                 closes.append(1)
 
         Forgetful(far, channels)
-        # What loop() opens for itself must not get the number that is free then.
+        # loop()'s own descriptors must not get the number that is free then.
         asyncore.loop(timeout=0, use_poll=True, map=channels, count=1)
         far.close()
         before = time.process_time()
@@ -202,7 +202,7 @@ class TestRepairs:
     def test_a_channel_that_another_thread_closes_in_mid_pass_does_not_end_the_loop(
         self, channels, pair
     ):
-        victim = Recorder(pair()[1], channels)  # earlier in the map: it has been asked already
+        victim = Recorder(pair()[1], channels)  # earlier in the map: it was already asked
         near, far = pair()
 
         class Slow(Recorder):
@@ -215,7 +215,7 @@ class TestRepairs:
 
         slow = Slow(far, channels)
         near.send(b"x")
-        # The stdlib hands the closed number to select(2), and its loop() ends with EBADF.
+        # The stdlib passes the closed number to select(2), and its loop() ends with EBADF.
         asyncore.loop(timeout=LIMIT, map=channels, count=1)
         asyncore.loop(timeout=LIMIT, map=channels, count=1 if not slow.got else 0)
         assert slow.got == [b"x"]

@@ -1,5 +1,7 @@
 """
 Several loops, and Twisted inside them.
+
+Also covers `compat._reactor`.
 """
 
 import os
@@ -90,7 +92,7 @@ def test_nothing_stays_open_when_a_map_is_empty(pair):
     near.close()
     asyncore.loop(timeout=LIMIT, map=own)
     assert _loop.driver_of(own) is None
-    # And where the last channel is closed with no loop() running.
+    # Also if the last channel is closed while no loop() runs.
     near, far = pair()
     chat = Chat(far, own)
     asyncore.loop(timeout=0, map=own, count=1)

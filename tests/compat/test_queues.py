@@ -155,7 +155,7 @@ def test_replaced_queue_is_still_checked(channels, pair):
     near, far = pair()
     chat = Chat(far, channels)
     mine = chat.producer_fifo = collections.deque()
-    chat.counting = Counting(pair, channels, lambda: mine.append(b"x"))  # and nobody is told
+    chat.counting = Counting(pair, channels, lambda: mine.append(b"x"))  # without a report
     asyncore.loop(timeout=LIMIT, map=channels, count=2)
     assert chat.written_in == [2]
     assert chat.producer_fifo is mine
@@ -285,7 +285,7 @@ def test_first_predicate_set_from_outside_applies_within_a_tenth_of_a_second(cha
     other.counting = Counting(pair, channels, want)
     with pytest.raises(asyncore.ExitNow):
         asyncore.loop(timeout=LIMIT, map=channels)
-    assert at[1] - at[0] < LIMIT / 2  # on a machine that has other things to do as well
+    assert at[1] - at[0] < LIMIT / 2  # even on a busy machine
 
 
 # -- from elsewhere than a handler
@@ -336,9 +336,9 @@ class TestAttached(TestCase):
         chat = asynchat.async_chat(far, own)
         await task.deferLater(reactor, 0)
         looks = []
-        attachment._ticked = lambda: looks.append(1)  # the look at everybody, ten times a second
+        attachment._ticked = lambda: looks.append(1)  # a full pass, ten times a second
         chat.producer_fifo.append(b"now")
-        for _ in range(10):  # turns of the reactor
+        for _ in range(10):  # iterations of the reactor
             await task.deferLater(reactor, 0)
         self.assertEqual(near.recv(10), b"now")
         self.assertEqual(looks, [])
@@ -362,7 +362,7 @@ def test_queue_is_a_deque():
     assert type(pickle.loads(pickle.dumps(fifo))) is collections.deque
     for other in (copy.copy(fifo), fifo.copy(), copy.deepcopy(fifo), fifo + collections.deque()):
         assert other == fifo
-        other.append(1)  # reports nobody
+        other.append(1)  # reports no channel
         assert len(fifo) == 3
     assert fifo.pop() is None
     assert fifo.popleft() == b"a"
@@ -402,7 +402,7 @@ def test_replaced_out_buffer_reads_as_assigned():
     assert channel.out_buffer == b"yx"
     kept = channel.out_buffer
     channel.out_buffer = b"z"
-    channel.out_buffer = kept + b"!"  # what this thread did itself is undone by it
+    channel.out_buffer = kept + b"!"  # it undoes what this thread did
     assert channel.out_buffer == b"yx!"
 
 

@@ -1,5 +1,7 @@
 """
 ``python -m txasynchat run`` beside plain ``python``, in processes of their own.
+
+Also covers `__main__`.
 """
 
 import importlib.util
@@ -117,7 +119,7 @@ def test_command_and_standard_input_end_as_under_plain_python(tmp_path, how):
         ours = run("-m", "txasynchat", "run", *what, how, "more", cwd=tmp_path, given=given)
         if what == ["-c"]:
             assert "__file__" not in plain[1]
-        # The one line of either that is the program's own.
+        # The only line of either that the program prints.
         assert ours == plain
 
 
@@ -248,7 +250,7 @@ def test_program_is_not_read_from_a_terminal(tmp_path):
 )
 def test_removed_module_is_reported_with_the_package_that_has_it(tmp_path, name, told):
     """The traceback at which an old program stops ends with what to do."""
-    # As for a Python that does not have it, whether this one does or not.
+    # As on a Python that lacks it, whether this one does or not.
     program = f"raise ModuleNotFoundError({name!r}, name={name!r})"
     status, _, error = run("-m", "txasynchat", "run", "-c", program, cwd=tmp_path)
     assert status == 1

@@ -20,7 +20,7 @@ from twisted.trial.unittest import TestCase
 
 from txasynchat.compat import LegacyFactory, asynchat, asyncore
 
-# Twisted hands pyOpenSSL's own certificates back to pyOpenSSL, which would rather have others.
+# Twisted passes pyOpenSSL's own certificates to pyOpenSSL, which deprecates them.
 pytestmark = pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")
 
 
@@ -338,7 +338,7 @@ class Transports(TestCase):
         (sock,) = seen
         self.assertEqual(sock.getpeername(), ("192.168.1.1", 54321))
         self.assertRaises(BlockingIOError, sock.recv, 10)
-        protocol._passing = True  # nobody but this test reads
+        protocol._passing = True  # only this test reads
         protocol.dataReceived(b"abcdef")
         self.assertEqual(sock.recv(2, socket.MSG_PEEK), b"ab")
         self.assertEqual(sock.recv(4), b"abcd")

@@ -31,7 +31,7 @@ from txasynchat.compat import LegacyFactory, asynchat, asyncore, served, start_t
 from txasynchat.errors import HandshakeTimedOut
 from txasynchat.tls.layer import TLSLayer
 
-# Twisted hands pyOpenSSL's own certificates back to pyOpenSSL, which would rather have others.
+# Twisted passes pyOpenSSL's own certificates to pyOpenSSL, which deprecates them.
 pytestmark = pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")
 
 
@@ -154,7 +154,7 @@ def wrap(sock):
     return server_context().wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
 
 
-# The far ends of sockets that handlers put in the place of theirs.
+# The far ends of sockets that replace those of handlers.
 far_ends = []
 
 
@@ -252,7 +252,7 @@ class Sockets:
             helped = [text for text in said if "start_tls" in text]
             assert len(helped) == (needs_help and not works), (what, said)
             assert not any("Traceback" in text for text in said), (what, said)
-            # The others, and those who come now, and get numbers of descriptors that were free.
+            # The others, and new clients, whose sockets get descriptors that were free.
             late = await self.client()
             for one in (early, late):
                 assert await in_thread(one.ask, b"hello") == b"hello\n", what
@@ -443,10 +443,10 @@ class Ends:
             with self.listening_in() as said:
                 leave(client)
                 await self.all_gone()
-                # What would come again comes within this time.
+                # A repeated event would arrive within this time.
                 await deferLater(reactor, 2 * served.RESTLESS)
             client.sock.close()
-            # By recv(), then by handle_error() as asyncore has it.
+            # By recv(), then by asyncore's handle_error().
             assert calls == ["handle_close"] * 2
             assert len(said) == 2, said
             assert len(self.flushLoggedErrors(ValueError)) == 1
@@ -627,7 +627,7 @@ class Paused(Lines):
 class Neighbours:
     def setUp(self):
         super().setUp()
-        # Who is asked only now and then is asked too late.
+        # A handler that is asked only sometimes is asked too late.
         self.patch(served, "RESTLESS", 3600.0)
 
     async def check_room(self, room):
@@ -638,7 +638,7 @@ class Neighbours:
         for _ in range(20):
             speaker.send(b"hello\n")
             assert await in_thread(listener.read, 6) == b"hello\n"
-        # From no handler at all: a timer, another protocol.
+        # Outside every handler: a timer, another protocol.
         room.members[1].put(b"from outside\n")
         assert await in_thread(listener.read, 13) == b"from outside\n"
         for client in (speaker, listener):
@@ -652,7 +652,7 @@ class Neighbours:
         await self.check_room(BufferRoom)
 
     async def test_data_that_only_a_predicate_knows_of_is_sent(self):
-        # What no handler has done is noticed at the next look.
+        # A change outside handlers is noticed at the next check.
         self.patch(served, "RESTLESS", 0.1)
         for room in (OwnQueueRoom, OwnDequeRoom):
             await self.check_room(room)
@@ -878,7 +878,7 @@ class StartTLSTests(Plain, WaysTestCase):
         client = await self.serve_upgrading(Impatient)
         client.send(b"40000000STARTTLS\n")
         begun = reactor.seconds()
-        # It takes longer than the limit, each piece does not. The last ones wait in the system, where
+        # The whole takes longer than the limit, no piece does. The last ones wait in the system, where
         # the handshake's own time has begun.
         for _ in range(15):
             assert len(await in_thread(client.read, 1_000_000)) == 1_000_000

@@ -12,7 +12,7 @@ import pytest
 
 SOAK = Path(__file__).resolve().parents[1] / "conformance" / "soak.py"
 
-#: Runs the soak with the facade broken by the line put in.
+#: Runs the soak with a facade that the inserted line breaks.
 BROKEN = """
 import sys
 import soak

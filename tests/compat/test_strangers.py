@@ -2,6 +2,8 @@
 Channels that answer to any attribute: stubs of remote objects, delegating wrappers, mocks.
 
 The stdlib's loop asks a channel for documented names only, so these work there.
+
+Also covers `compat._attributes`.
 """
 
 import socket

@@ -43,7 +43,7 @@ class Heard(asyncore.dispatcher):
         self.close()
 
     def handle_error(self):
-        if self.connected:  # else it was closed just now
+        if self.connected:  # otherwise it was just closed
             self.trouble.append(sys.exc_info()[1])
 
 
@@ -87,7 +87,7 @@ def looping(channels, use_poll=False):
         asyncore.close_all(channels)
         began = time.monotonic()
         thread.join(LIMIT)
-        assert time.monotonic() - began < LIMIT / 2  # it was told
+        assert time.monotonic() - began < LIMIT / 2  # it got the event
     finally:
         asyncore.close_all(channels, ignore_all=True)
         thread.join(2 * LIMIT)

@@ -342,7 +342,7 @@ def test_stalled_handshake_costs_nothing_and_times_out(channels):
         def __init__(self, sock, map):  # noqa: A002 the stdlib's name
             Lines.__init__(self, sock, map)
             self.asked = 0
-            self.push(b"welcome\n")  # there is something to write all the while
+            self.push(b"welcome\n")  # there is always something to write
 
         def readable(self):
             self.asked += 1

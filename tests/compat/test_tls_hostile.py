@@ -1,6 +1,8 @@
 """
 Peers of the facade's own TLS that stop, vanish, or send what they should not: each is told of once,
 costs nothing while it does nothing, and leaves nothing behind.
+
+Also covers `compat._tls_socket`.
 """
 
 import gc
@@ -320,7 +322,7 @@ def test_renegotiation_of_tls_1_2_is_refused(channels):
     assert handler.lines == [b"hello"]
     ((what, error),) = handler.events
     assert what == "error"
-    assert "alert" in str(error).lower()  # the client's, who would not go on without
+    assert "alert" in str(error).lower()  # the client's, which would not continue without it
 
 
 def test_thousand_key_updates_are_followed(channels):
@@ -460,7 +462,7 @@ def test_disconnect_at_any_stage_is_reported_once(channels, stage, end, use_poll
             assert handler.socket.truncated
     elif event != ("close",):
         assert isinstance(event[1], (ssl.SSLError, ConnectionError))
-    else:  # in poll mode a lost connection is handle_close's, as ever
+    else:  # in poll mode a lost connection calls handle_close, as in the stdlib
         assert use_poll
     assert list(channels.values()) == [listener]
 
@@ -820,7 +822,7 @@ def test_peer_that_reads_the_plaintext_slowly_completes_the_handshake(channels, 
             size -= len(theirs.recv(min(size, 65536)))
 
     def run(theirs, limit):
-        # It takes longer than the limit, each piece does not.
+        # The whole takes longer than the limit, each piece does not.
         slowest = 0.0
         for size in (*[500_000] * 16, 2_000_000):
             began = time.monotonic()
@@ -836,7 +838,7 @@ def test_peer_that_reads_the_plaintext_slowly_completes_the_handshake(channels, 
         except OSError:
             if max(slowest, time.monotonic() - began) < limit / 2:
                 raise
-            return None  # not slow, but stopped: by a machine that is busy
+            return None  # not slow but stopped, by a busy machine
 
     for limit in (0.5, 1.0, 2.0):
         handler, theirs = pair(channels, Lines)
@@ -929,9 +931,9 @@ def test_hostile_connections_leave_no_memory_behind(channels):
 
     survive(200)
     gc.collect()
-    # What the traceback of a test that failed keeps is none of this one's business.
+    # What the traceback of a failed test keeps alive does not count here.
     kept = [one for one in gc.get_objects() if isinstance(one, ssl.SSLObject)]
-    gc.disable()  # nothing may need it
+    gc.disable()  # nothing may keep the memory
     try:
         sizes = [resident()]
         for _ in range(3):

@@ -132,7 +132,7 @@ class _Outcomes(unittest.TestResult):
         self.why: dict[str, str] = {}
 
     def _note(self, test, outcome, why="") -> None:
-        # The class that a skipped class or a failed setUpClass leaves is an id like any other.
+        # The class of a skipped class or a failed setUpClass is an id like any other.
         self.outcome[test.id()] = outcome
         if why:
             self.why[test.id()] = why
@@ -176,7 +176,7 @@ def _put_in_place(implementation: str, folder: Path) -> None:
         for name in "asyncore", "asynchat":
             sys.modules[f"test.support.{name}"] = sys.modules[name]
             setattr(test.support, name, sys.modules[name])
-        # smtpd's copy there (in another place from release to release) stands on those two.
+        # smtpd's copy there (its place differs between releases) is built on those two.
 
 
 def _compiled_from(module: ModuleType) -> list[str]:
@@ -213,7 +213,7 @@ def run_suite(job: dict) -> dict:
     _put_in_place(job["implementation"], folder)
     name = f"test.{job['suite']}"
     if from_311:
-        if job["suite"] == "test_smtpd":  # imports a helper that lies beside it
+        if job["suite"] == "test_smtpd":  # imports a helper beside it
             sys.modules["test.mock_socket"] = stdlib_modules.load_file(
                 "test.mock_socket", folder / "test" / "mock_socket.py"
             )

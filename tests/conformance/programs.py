@@ -73,7 +73,7 @@ _ACT_WEIGHTS = list(ACTS.values())
 
 _LINES = (b"a\n", b"bb\r\n", b"\n", b"abc", b"a\r\nb\r\nc", b"x" * 30 + b"\n", b"\r", b"aaab")
 _TERMINATORS = (b"\n", b"\r\n", b"a", 1, 4, 9, None, b"", 0)
-_POLLRDHUP: int = getattr(select, "POLLRDHUP", 0x2000)  # PyPy gives Linux's figure no name
+_POLLRDHUP: int = getattr(select, "POLLRDHUP", 0x2000)  # PyPy has no name for Linux's value
 _TRACEBACK = re.compile(r"channel (<\S+)[^(]*\((.*?):(.*?) \[.*", re.DOTALL)
 
 
@@ -230,7 +230,7 @@ class World:
         if self.passes and self.stale_at is None:
             number, depth = self.passes[-1]
             if channel.born >= number and self.depth == depth and event != "accepted":
-                # Nobody can have asked about this descriptor in this pass: it was not there.
+                # No channel can have been asked for this descriptor in this pass: it was not open.
                 self.stale_at = len(self.history)
         self.note(channel, event, *what)
         rng = self.draw(channel, event)
@@ -315,7 +315,7 @@ class World:
             with contextlib.suppress(OSError, AttributeError):
                 channel.socket.shutdown(socket.SHUT_WR)
         elif act == "close the socket only" and channel.socket is not None:
-            # A low number would soon be something else's, and the program about that.
+            # A low number would soon be reused, and the program would test that instead.
             if channel.socket.fileno() >= CHANNELS:
                 channel.socket.close()
         elif act == "new channel" and len(self.channels) < 9 and self.spare:
@@ -383,7 +383,7 @@ class World:
     def _note_error(self, where: str, error: BaseException) -> None:
         if isinstance(error, KeyboardInterrupt) and not error.args:
             raise error  # from the keyboard, not from a program
-        # An OSError of the system has another text than one of a handler: the type is enough.
+        # The text of an OSError of the system differs from that of a handler's: the type is enough.
         self.note("script", where, type(error).__name__)
 
     def peer_step(self, rng: random.Random) -> None:
@@ -420,7 +420,7 @@ class World:
             before = _pending(ours) if number >= 0 else 0
             sent = peer.send(rng.choice(_LINES) * rng.choice((1, 1, 1, 2, 5)))
             if number >= 0 and ours.family == socket.AF_INET:
-                # What lies behind an urgent mark is not counted: hence the bound.
+                # Bytes after an urgent mark are not counted: hence the bound.
                 for _ in range(50):
                     if _pending(ours) >= before + sent:
                         break
@@ -527,7 +527,7 @@ class _Silent:
 KINDS = ("chat", "plain", "buffered", "listener", "connector", "pipe", "datagram")
 KIND_WEIGHTS = (10, 4, 4, 3, 4, 2, 1)
 
-#: How a class is written: its own predicates or the base class's; which hooks it overrides.
+#: How a class is written: with its own predicates or the base class's, and which hooks.
 STYLES = ("bare", "full", "predicates", "full predicates", "forgets to close", "own error")
 
 _classes: dict[int, dict] = {}

@@ -126,8 +126,8 @@ PROGRAMS = {
     ),
 }
 
-#: Runs first in every process: the names mean what the environment says, and it tells which
-#: code they ended up as.
+#: Runs first in every process: the names mean what the environment says, and it reports which
+#: code they refer to.
 _SITE = """
 import atexit, os, sys
 sys.path.insert(0, {here!r})
@@ -196,7 +196,7 @@ class Installation:
             )  # fmt: skip
             archive = next(self.sdist.glob("*.tar.gz"))
             subprocess.run(["tar", "xzf", archive.name], cwd=self.sdist, check=True)
-        # Last, for the folder says that all went well.
+        # Last, because the folder means that all went well.
         self._pip("install", "-q", "--target", str(self.packages), *self.program.requirements)
 
     def _tests(self) -> tuple[Path, list[str]]:

@@ -54,7 +54,7 @@ class Caller:
         self.load = load
         self.rng = rng
         self.sock: socket.socket | None = None
-        self.life = 0  # timers belong to one connection, or to one rest between two
+        self.life = 0  # timers belong to one connection, or to one pause between two
 
     def open(self) -> None:
         """Connect and decide what this connection will be like."""
@@ -118,7 +118,7 @@ class Caller:
                 self.load.after(self.rng.uniform(0, 1.5), self)
             return
         if self.way == "half-close" and not self.eof_sent:
-            # The answers still have to come, although this side says no more.
+            # The answers must still arrive, although this side sends no more.
             self.eof_sent = True
             self.sock.shutdown(socket.SHUT_WR)
         elif self.way == "orderly" and not self.expected and not self.eof_sent:
@@ -295,7 +295,7 @@ def server_classes(modules: stdlib_modules.Modules):
         def found_terminator(self):
             words = self._get_data().split(b" ")
             if self.waiting:
-                # Answers keep their order: what comes behind a question waits for it.
+                # Answers keep their order: lines after a question wait for it.
                 self.later.append(b" ".join(words))
             elif words[0] == b"quit":
                 self.close_when_done()
@@ -401,7 +401,7 @@ class Soak:
 
     def _serve(self, number: int, socket_map: dict) -> None:
         try:
-            # Every thread its own way to call the loop.
+            # Every thread calls the loop in its own way.
             use_poll = self.always_poll or number == 1
             if number == 2:
                 while socket_map:
@@ -472,7 +472,7 @@ class Soak:
         self.wrong += self.died
         for error, count in self.Line.errors.items():
             print(f"handlers saw {count} times: {error}")
-            # A peer that resets may be noticed as an error of the channel; nothing else may.
+            # Only a peer's reset may be noticed as an error of the channel.
             if "Connection reset" not in error and "Broken pipe" not in error:
                 self.wrong.append(f"{count} times in a handler: {error}")
         del thread, threads
@@ -483,7 +483,7 @@ class Soak:
         for _ in range(3):
             gc.collect()
         left = {n: what for n, what in _descriptors().items() if n not in descriptors}
-        # Numbers may have changed hands; the count and the kinds are what matters.
+        # Numbers may have been reused; the count and the kinds matter.
         if len(_descriptors()) > len(descriptors):
             self.wrong.append(f"{len(left)} descriptors left: {sorted(left.values())[:10]}")
         extra = [t.name for t in threading.enumerate() if t not in threads]

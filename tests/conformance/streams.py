@@ -116,7 +116,7 @@ def handler_class(async_chat: type) -> type:
             self.allowed -= 1
             act = rng.random()
             if act < 0.55 and counting:
-                # The stdlib goes on to subtract from whatever was set: a TypeError, or a
+                # The stdlib then subtracts from whatever was set: a TypeError, or a
                 # count that is too small or negative. Not compared.
                 return
             if act < 0.5:
@@ -164,7 +164,7 @@ def trace(reader: type, seed: int) -> list[object]:
         while chunks or at_end:
             try:
                 handler.handle_read()
-            except ValueError:  # what act() raises, and nothing else
+            except ValueError:  # only what act() raises
                 handler.trace.append("raised")
             if at_end:
                 break

@@ -10,7 +10,7 @@ import pytest
 from txasynchat.framing import Framer, Overflow
 from txasynchat.terminators import LengthPrefix
 
-# 16 times the input takes 16 times the time; a second look at all bytes for each message would
+# 16 times the input takes 16 times the time; searching all bytes again for each message would
 # take 256 times. CPU time of this thread alone, the least of several runs.
 GROWTH = 16
 ALLOWED = 60
@@ -75,7 +75,7 @@ def count_two(counter):
     counter.framer.set_terminator(2)
 
 
-# Each makes its input of size n, and gives what to run on it and what must come out of that.
+# Each makes its input of size n, and returns what to run on it and the expected result.
 
 
 def tiny_frames_in_one_chunk(n):
@@ -200,7 +200,7 @@ def near_misses_of_long_terminators(n):
         (an_over_long_message_in_parts, 4_000),
         (an_over_long_message_of_several_delimiters_in_parts, 2_000),
         (near_misses_of_a_long_terminator, 2_000),
-        # Enough that one and the same way of the interpreter to search is taken for both sizes.
+        # Large enough that the interpreter searches both sizes in the same way.
         (near_misses_of_a_long_terminator_in_one_chunk, 32_000),
         (near_misses_of_long_terminators, 2_000),
     ],

@@ -247,7 +247,7 @@ some_turns = st.sets(st.integers(1, 12), max_size=4)
 limits = st.sampled_from([None, None, 0, 1, 2, 5, 12, 60, 130])
 
 
-# The fast way's window and pause: as they are, and so small that short streams cross them.
+# The fast way's window and pause: as they are, and so small that short streams exceed them.
 sizes = st.sampled_from([(16_384, 8), (11, 1)])
 
 

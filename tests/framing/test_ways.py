@@ -4,6 +4,8 @@ The short ways of a `Framer` deliver what the reference, `StepwiseFramer`, deliv
 Both get the same random script: bytes and cuts, a limit and its policy, and handlers that change
 terminators, feed, pause, raise and close, at random; on the facade's framer they also replace the
 buffer and deliver, nested. The logs of their calls, and the states they end in, must be equal.
+
+Also covers `framing.stepwise`.
 """
 
 import random
@@ -62,7 +64,7 @@ class Script:
             any_terminator(draw),
             **{} if issubclass(kind, LegacyFramer) else any_policy(draw),
         )
-        # Most handlers mean no harm; some do something in nearly every call.
+        # Most handlers are harmless; some do something in nearly every call.
         self.busy = draw.choice([0.0, 0.05, 0.2, 0.8])
         self.log = []
         self.depth = 0
@@ -93,7 +95,7 @@ class Script:
 
     def state(self):
         framer = self.framer
-        # A prefix that was read has no meaning for another terminator.
+        # A prefix that was read means nothing to another terminator.
         body = framer._body if framer._seen is framer.terminator else None
         kept = bytes(framer._kept or b"")
         return (

@@ -19,7 +19,7 @@ from txasynchat.compat import LegacyFactory, served
 from txasynchat.endpoints import SecureServerEndpoint
 from txasynchat.tls.layer import TLSLayer
 
-#: What is below a handler.
+#: The transport below a handler.
 KINDS = ("tcp", "unix", "secure", "ssl")
 NATIVE = tuple(f"native {kind}" for kind in KINDS)
 SERVED = tuple(f"served {kind}" for kind in KINDS)

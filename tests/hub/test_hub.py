@@ -1,5 +1,7 @@
 """
 The hub and its pollers on real descriptors, alone and inside every kind of reactor.
+
+Also covers `hub.hosts` and `hub.pollers`.
 """
 
 import asyncio
@@ -172,7 +174,7 @@ def test_descriptors_above_1023(hub, ends):
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-@pytest.mark.parametrize("hub", [new_poller], indirect=True)  # poll(2) can not tell once
+@pytest.mark.parametrize("hub", [new_poller], indirect=True)  # poll(2) cannot report it once
 def test_unwanted_hang_up_is_silenced_until_something_happens(hub):
     read, write = os.pipe()
     os.set_blocking(read, False)
@@ -199,7 +201,7 @@ def test_registration_that_another_process_keeps_alive_is_removed(hub):
     number = a.fileno()
     try:
         hub.watch(number, READ)
-        hub.masks.pop(number)  # what a close without forget() comes to
+        hub.masks.pop(number)  # the effect of a close without forget()
         a.close()
         b.send(b"x")
         for fd, _ in hub.wait(LIMIT):
@@ -244,7 +246,7 @@ def test_forked_child_has_its_own_poller(ends):
     hub.watch(a.fileno(), READ)
     pid = os.fork()
     if pid == 0:
-        # Everything here happens in the child, and must not touch the parent's registrations.
+        # All this happens in the child, and must not touch the parent's registrations.
         status = 1
         try:
             hub.watch(a.fileno(), WRITE)
@@ -332,7 +334,7 @@ def test_a_reactor_is_told_when_something_is_ready(reactor, hub, ends):
     b.send(b"x")
     turn_until(reactor, lambda: seen)
     assert seen == [(a.fileno(), READ)]
-    # What is watched while it is attached counts as well.
+    # Descriptors watched while it is attached count as well.
     c, d = socket.socketpair()
     with c, d:
         hub.watch(c.fileno(), WRITE)
@@ -670,7 +672,7 @@ def test_channel_on_the_former_number_of_a_waker_is_served(own):
         hub.forget(number)
         os.close(number)
     if former >= 0:
-        os.close(former)  # nothing showed that it still was a hub's, so the hub let it be
+        os.close(former)  # nothing showed that it still was a hub's, so the hub left it alone
 
 
 def test_signal_handler_may_wake_the_hub_at_any_time(own):

@@ -1,5 +1,7 @@
 """
 `AsyncChat` in memory: messages, and where they end.
+
+Also covers `protocol.hooks` and `protocol.settings`.
 """
 
 import dataclasses

@@ -1,5 +1,7 @@
 """
 `AsyncChat` in memory: handlers that raise, and how a connection ends.
+
+Also covers `protocol.reports`.
 """
 
 import pytest

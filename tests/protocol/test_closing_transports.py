@@ -4,6 +4,8 @@ How a connection of `AsyncChat` ends, on every transport that Twisted has, bare 
 A *peer* is the other end of a connection: a bare socket, descriptor or process, which does what it
 is told in a thread of the reactor's pool. Each transport has a function that makes a connection and
 returns the peer.
+
+Also covers `pipes`.
 """
 
 import contextlib
@@ -58,17 +60,17 @@ from txasynchat.endpoints import SecureServerEndpoint
 from txasynchat.errors import TruncatedConnection
 
 pytestmark = [
-    # Twisted's own endpoints hand over certificates in a way that pyOpenSSL will not take for long.
+    # Twisted's own endpoints pass certificates in a way that pyOpenSSL deprecates.
     pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning"),
-    # Twisted forks for a terminal; a process that runs tests for another has a thread for that.
+    # Twisted forks for a terminal, and a worker process of the tests has a second thread.
     pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
 ]
 
-#: Seconds in which everything that is waited for must have happened.
+#: Seconds: the limit of every wait.
 PATIENCE = 20.0
 #: Bytes that take more than one write to send.
 MUCH = 1_000_000
-#: As many as a peer may read that reads to the end.
+#: The number of bytes for a peer that reads to the end.
 ALL = 1 << 30
 #: More than any transport and the operating system hold for a peer that does not read.
 FLOOD = 7_000_000
@@ -424,11 +426,11 @@ TRANSPORTS = {
     "process-terminal": over_a_terminal_of_a_process,
     "memory": in_memory,
 }
-#: A terminal has one descriptor, which nobody can close by half; nor does Twisted's transport in
-#: memory know of it.
+#: A terminal has one descriptor, which cannot be half-closed; nor does Twisted's transport in
+#: memory support that.
 HALF_CLOSING = ["tcp", "unix", "secure", "ssl", "stdio-pipes", "stdio-secure", "process"]
 OVER_TLS = ["secure", "ssl", "stdio-secure"]
-#: They report that a peer was killed as a loss. The others, over pipes or standard input and output,
+#: They report a killed peer as a loss. The others, over pipes or standard input and output,
 #: have one descriptor for each direction, and report their ends.
 BREAKING = ["tcp", "unix", "serial", "process-terminal", "memory"]
 #: They live in a reactor.

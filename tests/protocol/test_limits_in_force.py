@@ -242,7 +242,7 @@ def test_number_above_the_limit_is_too_long_before_any_byte_arrives(overflow, ch
         == {
             Overflow.CLOSE: [],
             Overflow.SKIP: [b"next"],
-            Overflow.DELIVER: [b"x" * 10, b"xnext"],  # the hook set another end for it
+            Overflow.DELIVER: [b"x" * 10, b"xnext"],  # the hook set another terminator for it
         }[overflow]
     )
 

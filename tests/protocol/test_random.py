@@ -99,7 +99,7 @@ class TestRandomPrograms:
         while fed < len(lines):
             action = chance.randrange(6)
             if action < 3:
-                # What a transport that is not to be read holds back, as a socket does.
+                # What a paused transport holds back, as a socket does.
                 if transport.reads:
                     size = chance.randrange(1, 20)
                     chat.dataReceived(lines[fed : fed + size])

@@ -42,12 +42,12 @@ from typing_extensions import override
 from txasynchat import AsyncChat, HandshakeFailed, State
 from txasynchat.protocol import reports
 
-# Twisted's own endpoints hand over certificates in a way that pyOpenSSL will not take for long.
+# Twisted's own endpoints pass certificates in a way that pyOpenSSL deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")
 
 ROOT = Path(__file__).resolve().parents[2]
 MIB = 1 << 20
-#: Seconds in which every client of these tests must have seen what it waits for.
+#: Seconds: the limit of every client's wait.
 PATIENCE = 20.0
 
 
@@ -232,7 +232,7 @@ class LastWordTests(SocketCase):
 
         with capturedLogs() as logs:
             await self.check(Limited, b"too long\n")
-        # One a second, with the number of those before it that were not logged.
+        # One a second, with the number suppressed before it.
         told = [event for event in logs if event.get("kind") == "MessageTooLong"]
         assert 1 <= len(told) < 10
         not_yet_told = reports.peer_errors.count("MessageTooLong")
@@ -454,7 +454,7 @@ class SlowReaderTests(SocketCase):
         first = await deferToThread(client.read, MIB)
         assert first == bytes(MIB)
         (chat,) = chats
-        # What the kernel holds for both ends is not ours, and is limited by it.
+        # The kernel's buffers of both ends are not ours, and limited by it.
         kernel = chat.transport.socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) + 8 * MIB
         assert asked[0] < MIB + kernel
         left = self.size - MIB

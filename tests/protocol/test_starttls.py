@@ -1,5 +1,7 @@
 """
 STARTTLS: what comes in the clear is never taken for what comes through TLS, wherever it is cut.
+
+Also covers `tls.leftovers`.
 """
 
 import contextlib
@@ -168,7 +170,7 @@ class Servers(unittest.TestCase):
                 with raw(server.port) as sock:
                     sock.sendall(attack[:cut])
                     if cut > 8:
-                        # Whatever is glued on in the same segment.
+                        # Whatever follows in the same segment.
                         return drain(sock) if cut > 9 else None
                     sock.sendall(attack[cut:])
                     return drain(sock)
@@ -374,7 +376,7 @@ class Servers(unittest.TestCase):
         (handler,) = server.handlers
         while handler.tls is None:
             await task.deferLater(reactor, 0.001)
-        for _ in range(20):  # turns in which it might be delivered
+        for _ in range(20):  # iterations in which it might be delivered
             await task.deferLater(reactor, 0.001)
         self.assertEqual(handler.heard(), [b"STARTTLS"])
         self.assertTrue(handler.paused)
@@ -480,8 +482,8 @@ class Servers(unittest.TestCase):
                     size -= len(sock.recv(min(size, 65536)))
 
             begun = reactor.seconds()
-            # It takes longer than the limit, each piece does not. The last ones wait in the system,
-            # where the handshake's own time has begun.
+            # The whole takes longer than the limit, no piece does. The last ones wait in the system, where
+            # the handshake's own time has begun.
             for _ in range(15):
                 await in_thread(read, 1_000_000)
                 await task.deferLater(reactor, 0.05)

@@ -70,7 +70,7 @@ ALPN = {"protocols": (b"chat/2", b"chat/1")}
 MADE_UP = "post-quantum key share"  # the newest releases of OpenSSL send real ones
 MANY = [f"chat/{number}" for number in range(500)]
 
-#: What makes each hello special: how it is made, and the fields that differ from the usual ones.
+#: How each hello is made, and its fields that differ from the usual ones.
 HELLOS = {
     "ssl": (of_stdlib, {}),
     "ssl, 1.2": (partial(of_stdlib, "1.2"), ONLY_1_2),
@@ -306,7 +306,7 @@ def test_bytes_after_a_hello_are_kept_unparsed(name, more, places):
     assert reader.complete
     assert reader.hello() == read(data)
     assert reader.received == data + more
-    # In the same record as well.
+    # Also in the same record.
     joined = data[:3] + vector(2, data[5:] + more) + b"more"
     assert read(joined) == read(data)
 

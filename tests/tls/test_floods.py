@@ -1,6 +1,8 @@
 """
 Floods of clients that start a TLS connection and do not continue: others are served, and the number of
 unfinished handshakes is bounded.
+
+Also covers `tls.greeting`, `tls.handshakes` and `tls.pending`.
 """
 
 import contextlib
@@ -140,7 +142,7 @@ class Floods(unittest.TestCase):
                     began = time.monotonic()
                     await self.talk(port)
                     self.assertLess(time.monotonic() - began, PROMPTLY, (way, what, addresses))
-                    # And no attacker had to be evicted for it.
+                    # No attacker had to be evicted for it.
                     self.assertEqual(len(limit.pending), 60, (way, what, addresses))
                     for sock in socks:
                         sock.close()

@@ -1,5 +1,7 @@
 """
 Peers that stop, vanish, or send what they should not: how long they are kept, and at what cost.
+
+Also covers `tls.layer`.
 """
 
 import contextlib
@@ -58,7 +60,7 @@ class StoppedHandshakes(unittest.TestCase):
     @pytest.mark.slow
     async def test_peer_that_stops_at_any_byte_is_disconnected_and_costs_nothing(self):
         for version in support.VERSIONS:
-            # The more time, the busier this machine is: half a second of quiet must be left.
+            # A busier machine needs more time: half a second without work must remain.
             for limit in (1.5, 3.0, 6.0):
                 if await self.check_stopped(version, limit):
                     break
@@ -81,7 +83,7 @@ class StoppedHandshakes(unittest.TestCase):
             # And with the last flight, cut off at each byte of its records' beginning.
             for count in range(0, 64, 4):
                 sock = raw(server.port)
-                with contextlib.suppress(ConnectionError):  # late, as is found out below
+                with contextlib.suppress(ConnectionError):  # late, as is checked below
                     flight = memory_client(version).shake(sock)
                     sock.sendall(flight[: min(count, len(flight) - 1)])
                 socks.append(sock)
@@ -269,7 +271,7 @@ class Closing(unittest.TestCase):
 
     async def test_fin_without_close_notify_is_a_truncation(self):
         def finish(client):
-            read_answers(client)  # bytes that nobody read would make it a reset
+            read_answers(client)  # unread bytes would make it a reset
             client.close()
 
         for version in support.VERSIONS:
@@ -420,7 +422,7 @@ class Stock(unittest.TestCase):
             self.assertEqual(await in_thread(run, HOST, ["chat/1"]), b"hello\n")
             for what, (name, protocols) in refused.items():
                 if base is Telling and what == "no protocol":
-                    continue  # that is looked at after the handshake, which is Twisted's there
+                    continue  # this is checked after the handshake, which is Twisted's there
                 self.assertEqual(await in_thread(run, name, protocols), b"", (base, what))
             for handler in handlers:
                 with contextlib.suppress(Error, ConnectionLost, ConnectionDone, ConnectionAborted):
@@ -479,7 +481,7 @@ class Hostile(unittest.TestCase):
         await server.handlers[0].closed
         self.assertEqual((server.options.limit.in_flight, server.options.limit.waiting), (0, 0))
         await task.deferLater(reactor, 0)  # we are still inside of a connectionLost
-        # The log may keep handlers for a while, and these their layers, but nothing of OpenSSL's.
+        # The log may keep handlers for a while, and they their layers, but no OpenSSL object.
         self.assertEqual([one for one in openssl_connections() if one not in before], [])
 
     async def test_records_of_one_byte_are_accepted(self):

@@ -1,5 +1,7 @@
 """
 Handshakes, certificates and ends of TLS: real sockets, real OpenSSL, other libraries' clients.
+
+Also covers `tls.options`.
 """
 
 import contextlib
@@ -226,7 +228,7 @@ class Verification(unittest.TestCase):
         for name in ("wrong.example.org", "127.0.0.2"):
             for how, who, refusal in (
                 (endpoint, ClientOptions(name, trust()), errors.WrongName),
-                # Who connects is told of everything as an error of this package.
+                # Every failure to connect is an error of this package.
                 (endpoint, twisted(name), errors.HandshakeFailed),
                 (of_string, name, errors.WrongName),
                 (after_starttls, ClientOptions(name, trust()), errors.WrongName),
@@ -267,7 +269,7 @@ class Verification(unittest.TestCase):
     async def test_expired_certificate_is_refused(self):
         server = server_options()
         expired = support.authority().issue_cert(HOST, not_after=datetime(2020, 1, 1, tzinfo=UTC))
-        # No server of ours would start with it, so it is put in place of the good one.
+        # No server of ours would start with it, so it replaces the good one later.
         loaded = Loaded(
             load_pem_x509_certificates(expired.cert_chain_pems[0].bytes()),
             load_pem_private_key(expired.private_key_pem.bytes(), None),
@@ -445,7 +447,7 @@ class Protocols(unittest.TestCase):
         self.assertIsNone(self.handler.notes[0][1].alpn)
 
     async def test_client_that_offers_no_protocol_is_refused_if_one_is_required(self):
-        # It learns of it behind its own handshake.
+        # It learns of it after its own handshake.
         with contextlib.suppress(OSError):
             _, answered = await self.agree([], require_alpn=True)
             self.assertEqual(answered, b"")
