@@ -482,8 +482,8 @@ class Servers(unittest.TestCase):
                     size -= len(sock.recv(min(size, 65536)))
 
             begun = reactor.seconds()
-            # The whole takes longer than the limit, no piece does. The last ones wait in the system, where
-            # the handshake's own time has begun.
+            # The whole takes longer than the limit, no piece does. The last ones wait in the system,
+            # where the handshake's own time has begun.
             for _ in range(15):
                 await in_thread(read, 1_000_000)
                 await task.deferLater(reactor, 0.05)
