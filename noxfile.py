@@ -1,28 +1,24 @@
 """
 Everything that must hold before a change lands, as sessions of nox.
 
-    nox                          all of it, a few sessions at a time, with a table at the end
-    nox -s tests-3.13            one session (`nox -l` lists them); with `-- tests/hub`, on a part
-    nox -s everything -- docs    those whose names begin so
+    nox                          all sessions, a few at a time, with a table at the end
+    nox -s tests-3.13            one session (`nox -l` lists them); `-- tests/hub` for a part of it
+    nox -s everything -- docs    the sessions whose names begin so
 
-The sessions use the interpreters that this machine has, on PATH or under pyenv. Those that type what
-the README tells users to type, and those that test the built archives, do so in a copy of the tree.
+The sessions use the interpreters on PATH and under pyenv. Those that run a command of the README, and
+those that test the built archives, work in a copy of the tree.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
-import zipfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -41,13 +37,14 @@ nox.options.default_venv_backend = "virtualenv"
 nox.options.error_on_missing_interpreters = True
 
 ROOT = Path(__file__).resolve().parent
-#: Sessions that run side by side: some mostly wait.
+PYENV = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
+#: How many sessions run side by side; some mostly wait.
 LANES = int(os.environ.get("LANES", "2"))
-#: A session that takes longer has hung, and is stopped.
+#: A session that takes longer hangs, and is stopped.
 SESSION_SECONDS = int(os.environ.get("SESSION_SECONDS", "1200"))
 
-# These would lead programs that a session starts to packages of the caller's; the last would have
-# hundreds of started programs compile everything again.
+# These would lead started programs to the caller's packages; the last would make hundreds of them
+# compile everything again.
 for name in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "PYTHONDONTWRITEBYTECODE"):
     os.environ.pop(name, None)
 os.environ |= {
@@ -58,56 +55,37 @@ os.environ |= {
     "PIP_NO_COMPILE": "0",  # means yes: most of what is installed is never imported
     "PYTHONUNBUFFERED": "1",
 }
-# In the background of a script it is ignored, in all that is started from there too.
+# A script's background jobs ignore it, and so would every program that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # -- the interpreters of this machine
 
-
+#: What nox calls them: CPython, the same without the GIL, and PyPy.
+_NAMES = [f"3.{minor}{free}" for free in ("", "t") for minor in range(11, 20)]
+_NAMES += [f"pypy3.{minor}" for minor in range(11, 20)]
+_FOLDERS = [*os.get_exec_path(), *map(str, PYENV.glob("versions/*/bin"))]
 _DESCRIBE = """
-import ensurepip, json, os, sys, sysconfig, venv
-kind = "" if sys.implementation.name == "cpython" else sys.implementation.name
-free = "t" if sysconfig.get_config_var("Py_GIL_DISABLED") else ""
-print(json.dumps([kind, sys.version_info[:3], free, os.path.realpath(sys._base_executable)]))
+import ensurepip, os, sys, venv
+print(*sys.version_info[:3], os.path.realpath(sys._base_executable))
 """
 
 
-def _candidates() -> Iterator[Path]:
-    folders = [Path(folder) for folder in os.get_exec_path()]
-    for pyenv in (os.environ.get("PYENV_ROOT", ""), Path.home() / ".pyenv"):
-        folders += Path(pyenv).glob("versions/*/bin") if pyenv else ()
-    for folder in folders:
-        yield from folder.glob("python3*")
-        yield from folder.glob("pypy3*")
-
-
-def _find_interpreters() -> dict[str, list[str]]:
-    """
-    Find each minor version from 3.11 up that has ``venv``: its name, paths from old to new releases.
-
-    A name is what nox knows a version by: ``3.13``, ``3.14t`` without the GIL, ``pypy3.11``.
-    """
+def _find(name: str) -> list[str]:
+    """Return the paths of a version's interpreters that have ``venv``, from old to new releases."""
+    file = name if name.startswith("pypy") else f"python{name}"
     found = set()
-    for path in _candidates():
-        if not re.fullmatch(r"(python|pypy)3(\.[1-9]\dt?)?", path.name):
-            continue
-        try:
-            asked = subprocess.run(
-                [path, "-c", _DESCRIBE], capture_output=True, timeout=30, check=True
-            )
-        except (OSError, subprocess.SubprocessError):
-            continue  # a launcher of a version that is not there, or one without venv
-        kind, version, free, real = json.loads(asked.stdout)
-        if version >= [3, 11]:
-            found.add((kind, tuple(version), free, real))
-    interpreters: dict[str, list[str]] = {}
-    for kind, version, free, real in sorted(found):
-        interpreters.setdefault(f"{kind}{version[0]}.{version[1]}{free}", []).append(real)
-    return interpreters
+    for path in filter(None, (shutil.which(file, path=folder) for folder in _FOLDERS)):
+        # A launcher without its version fails, and so does a Python without venv.
+        with suppress(OSError, subprocess.SubprocessError):
+            command = [path, "-c", _DESCRIBE]
+            asked = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+            *version, real = asked.stdout.rstrip("\n").split(" ", 3)
+            found.add((*map(int, version), real))
+    return [str(each[-1]) for each in sorted(found)]
 
 
-INTERPRETERS = _find_interpreters()
+INTERPRETERS = {name: paths for name in _NAMES if (paths := _find(name))}
 STANDARD = [name for name in INTERPRETERS if re.fullmatch(r"3\.\d+", name)]
 if not STANDARD:
     sys.exit("no CPython 3.11 or newer with venv on this machine")
@@ -115,17 +93,16 @@ if not STANDARD:
 OTHERS = [name for name in INTERPRETERS if name not in STANDARD]
 CPYTHONS = [name for name in INTERPRETERS if not name.startswith("pypy")]
 OLDEST, NEWEST = STANDARD[0], STANDARD[-1]
-# Where nox looks for them. The newest release of each: what changes between releases is not ours.
-os.environ["PATH"] = os.pathsep.join(
-    [*(str(Path(paths[-1]).parent) for paths in INTERPRETERS.values()), os.environ["PATH"]]
-)
+# Where nox looks for them: the newest release of each comes first.
+_newest = [str(Path(paths[-1]).parent) for paths in INTERPRETERS.values()]
+os.environ["PATH"] = os.pathsep.join([*_newest, os.environ["PATH"]])
 
 
-# -- what the sessions are made of
+# -- what the sessions share
 
 
 @contextmanager
-def a_copy_of_the_tree(session: nox.Session) -> Iterator[Path]:
+def copy_of_the_tree(session: nox.Session) -> Iterator[Path]:
     """Work in a temporary folder that holds what git would take of this tree."""
     listing = ("git", "-C", ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
     listed = subprocess.run(listing, capture_output=True, check=True).stdout
@@ -141,24 +118,31 @@ def a_copy_of_the_tree(session: nox.Session) -> Iterator[Path]:
 
 def readme_command(word: str) -> str:
     """Return the README's shell command that mentions *word*."""
-    blocks = re.findall(
-        r"^```sh\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL
-    )
+    readme = (ROOT / "README.md").read_text()
+    blocks = re.findall(r"^```sh\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
     return next(line for block in blocks for line in block.splitlines() if word in line)
 
 
+def run_test_command(session: nox.Session) -> None:
+    """Run the README's test command, whose ``python3`` is the session's."""
+    command = " ".join([readme_command("pytest"), *session.posargs])
+    session.run("bash", "-c", command, external=True)
+
+
 def install_for_tests(session: nox.Session) -> None:
-    """Install the package and what its tests need; skip where an uncommon Python lacks that."""
+    """Install the package and what its tests need; skip if an uncommon Python lacks that."""
     if session.python in STANDARD:
         session.install("-e", ".[test]")
         return
-    try:  # both are written in Rust, and not every interpreter has wheels
-        session.install("-e", ".[test]", env={"PIP_ONLY_BINARY": "cryptography,hypothesis"})
+    # Both are written in Rust, and not every interpreter has wheels.
+    session.env["PIP_ONLY_BINARY"] = "cryptography,hypothesis"
+    try:
+        session.install("-e", ".[test]")
     except nox.command.CommandFailed:
         print(f"SKIPPED {session.name}: what the tests need cannot be installed there")
         session.skip()
     if str(session.python).endswith("t"):
-        session.env["PYTHON_GIL"] = "0"  # else an extension that does not know of it turns it on
+        session.env["PYTHON_GIL"] = "0"  # an extension that does not know of it would turn it on
 
 
 # -- the sessions
@@ -167,29 +151,22 @@ def install_for_tests(session: nox.Session) -> None:
 @nox.session(python=[*STANDARD, *OTHERS])
 def tests(session: nox.Session) -> None:
     """The README's test command."""
-    with a_copy_of_the_tree(session):
+    with copy_of_the_tree(session):
         if session.python in OTHERS:
             install_for_tests(session)
-            session.env["PIP_ONLY_BINARY"] = "cryptography,hypothesis"
-        type_test_command(session)
+        run_test_command(session)
 
 
 @nox.session(python=INTERPRETERS[OLDEST][0])
 def tests_oldest(session: nox.Session) -> None:
     """The same on the oldest Python found, with the oldest Twisted that pyproject.toml declares."""
-    with a_copy_of_the_tree(session) as folder:
+    with copy_of_the_tree(session) as folder:
         declared = re.search(r'"twisted\[tls\]>=([\d.]+)"', (folder / "pyproject.toml").read_text())
         assert declared, "pyproject.toml declares no oldest Twisted"
         (folder / "constraints").write_text(f"twisted=={declared[1]}\n")
         session.env["PIP_CONSTRAINT"] = str(folder / "constraints")
-        type_test_command(session)
+        run_test_command(session)
         session.run(".venv/bin/pip", "list", external=True)
-
-
-def type_test_command(session: nox.Session) -> None:
-    """Do as the README says where ``python3`` is the session's."""
-    command = " ".join([readme_command("pytest"), *session.posargs])
-    session.run("bash", "-c", command, external=True)
 
 
 @nox.session(python=NEWEST)
@@ -201,14 +178,13 @@ def tests_poll(session: nox.Session) -> None:
 
 @nox.session(python=NEWEST)
 def checks(session: nox.Session) -> None:
-    """Format, lint, types and import rules; the changelog's fragments can be put together."""
+    """Format, lint, types, import rules, and whether the changelog can be built."""
     session.install("-e", ".[test]", "--group", "lint", "--group", "release")
-    commands = (
+    failed = []  # all commands run, so that one run shows everything
+    for command in (
         "towncrier build --draft --version next",
         "ruff format --check .", "ruff check .", "mypy", "lint-imports",
-    )  # fmt: skip
-    failed = []  # all of them, so that one run tells everything
-    for command in commands:
+    ):  # fmt: skip
         try:
             session.run(*command.split())
         except nox.command.CommandFailed:
@@ -222,155 +198,60 @@ def docs(session: nox.Session) -> None:
     """Sphinx with warnings as errors, then the samples in the pages as doctests."""
     session.install("-e", ".", "--group", "docs")
     for builder in ("html", "doctest"):
-        session.run(
-            "sphinx-build", "--fail-on-warning", "--keep-going", "-q", "-b", builder,
-            "docs", f"docs/_build/{builder}",
-        )  # fmt: skip
+        options = ("--fail-on-warning", "--keep-going", "-q", "-b", builder)
+        session.run("sphinx-build", *options, "docs", f"docs/_build/{builder}")
     print((ROOT / "docs/_build/doctest/output.txt").read_text()[-300:])
 
 
 @nox.session(python=NEWEST)
 def serve(session: nox.Session) -> None:
-    """The README's first command: a client talks to it, and an interrupt stops it."""
-    with a_copy_of_the_tree(session) as folder, Path("served").open("w") as output:
-        command, port = readme_command("twistd"), 8007
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                with socket.create_server(("127.0.0.1", 0)) as free:
-                    port = free.getsockname()[1]
-                command += f" --listen tcp:{port}:interface=127.0.0.1"
-        server = subprocess.Popen(
-            ["bash", "-c", command],  # noqa: S607
-            env={**os.environ, "PATH": os.pathsep.join([session.bin, os.environ["PATH"]])},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-        try:
-            _talk(port, server)
-            os.kill(int(Path("twistd.pid").read_text()), signal.SIGINT)
-            server.wait(60)
-        finally:
-            with suppress(FileNotFoundError):
-                os.kill(int(Path("twistd.pid").read_text()), signal.SIGKILL)
-            server.kill()
-            print(said := (folder / "served").read_text())
-        if "Server Shut Down" not in said or Path("twistd.pid").exists():
-            session.error("twistd did not end in order")
+    """The README's command for the echo server: a client talks to it, and an interrupt stops it."""
+    with copy_of_the_tree(session):
+        session.run("python", ".ci/serve.py", readme_command("twistd"))
 
 
-def _talk(port: int, server: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 180
-    while True:
-        try:
-            client = socket.create_connection(("127.0.0.1", port), timeout=10)
-            break
-        except ConnectionRefusedError:
-            if server.poll() is not None or time.monotonic() > deadline:
-                raise
-            time.sleep(0.2)
-    with client, client.makefile("rb") as answers:
-        client.sendall(b"hello\r\nsecond line\r\n")
-        answered = [answers.readline(), answers.readline()]
-    assert answered == [b"hello\r\n", b"second line\r\n"], answered
-
-
-# Where the code was installed from is the concern of what looks for programs, plugins and files.
-INSTALLED = [
-    *(f"tests/test_{name}.py" for name in ("packaging", "exports", "twistd", "endpoints")),
-    "tests/compat/test_install.py",
-]
+# Tests of finding programs, plugins and files depend on where the package was installed from.
+NAMES = ("test_packaging", "test_exports", "test_twistd", "test_endpoints", "compat/test_install")
+INSTALLED = " ".join(f"tests/{name}.py" for name in NAMES)
 
 
 @nox.session(python=OLDEST)
 def archives_sdist(session: nox.Session) -> None:
     """The source distribution, installed alone, holds everything that its tests need."""
-    _try_archive(session, "*.tar.gz", ["--collect-only", "-qq", "-n", "0"], INSTALLED)
+    session.install("--group", "release")
+    with copy_of_the_tree(session):
+        session.run("python", ".ci/archive.py", "sdist", "--collect-only -qq -n 0", INSTALLED)
 
 
 @nox.session(python=NEWEST)
 def archives_wheel(session: nox.Session) -> None:
-    """The wheel, installed alone, far from the source."""
-    _try_archive(session, "*.whl", INSTALLED)
-
-
-def _try_archive(session: nox.Session, pattern: str, *runs: list[str]) -> None:
-    """Install an archive beside plugin caches in every state they are found in; run tests."""
+    """The wheel, installed alone, away from the source."""
     session.install("--group", "release")
-    with a_copy_of_the_tree(session) as folder:
-        # The sdist, and the wheel out of the sdist.
-        session.run("python", "-m", "build", "--outdir", "dist", silent=True)
-        [archive] = folder.glob(f"dist/{pattern}")
-        if archive.suffix == ".whl":
-            names = zipfile.ZipFile(archive).namelist()
-        else:
-            with tarfile.open(archive) as opened:
-                names = opened.getnames()
-                opened.extractall(filter="data")
-            os.chdir(archive.name.removesuffix(".tar.gz"))
-        shutil.rmtree("src")
-        wanted = ("plugins/txasynchat_plugin.py", "plugins/txasynchat_endpoints.py", "/py.typed")
-        assert all(any(name.endswith(end) for name in names) for end in wanted), names
-        assert not any(re.search("twisted/.*__init__", name) for name in names), names
-        # In an environment of its own: the session's has tools in it.
-        session.run("python", "-m", "venv", "venv")
-        session.run("venv/bin/pip", "install", "twisted[tls]", external=True)
-        # A cache that does not know our plugins yet, as on a machine that used twistd before.
-        assert "asynchat" not in _twistd_help(session)
-        [cache] = Path("venv").resolve().glob("lib/*/site-packages/twisted/plugins/dropin.cache")
-        session.run("venv/bin/pip", "install", f"{archive}[test]", external=True)
-        _finds_plugin(session)
-        cache.unlink()
-        cache.mkdir()  # nobody can write it, root neither
-        _finds_plugin(session)
-        cache.rmdir()
-        cache.write_text("garbage")
-        _finds_plugin(session)
-        for arguments in runs:
-            session.run("venv/bin/pytest", *arguments, external=True)
+    with copy_of_the_tree(session):
+        session.run("python", ".ci/archive.py", "wheel", INSTALLED)
 
 
-def _finds_plugin(session: nox.Session) -> None:
-    assert re.search(r"^ *asynchat +Serve ", _twistd_help(session), re.MULTILINE)
-    assert "--listen" in _twistd_help(session, "asynchat")
+def conformance(name: str, python: str | list[str], command: str, text: str) -> None:
+    """Define a session that runs a script of tests/conformance/."""
+    script, *arguments = command.split()
+
+    def run(session: nox.Session) -> None:
+        install_for_tests(session)
+        given = session.posargs or arguments
+        # 3: the script said what it needs and this machine lacks.
+        session.run("python", f"tests/conformance/{script}", *given, success_codes=[0, 3])
+
+    run.__doc__ = text
+    nox.session(run, python=python, name=f"conformance_{name}")
 
 
-def _twistd_help(session: nox.Session, *arguments: str) -> str:
-    twistd = Path("venv/bin/twistd").absolute()
-    with session.chdir("/"):
-        return str(session.run(str(twistd), *arguments, "--help", external=True, silent=True))
-
-
-@nox.session(python=CPYTHONS)
-def conformance_cpython(session: nox.Session) -> None:
-    """CPython's own tests, on the facade."""
-    _conformance(session, "cpython_suites.py")
-
-
-@nox.session(python=NEWEST)
-def conformance_programs(session: nox.Session) -> None:
-    """Programs from the package index, on the facade."""
-    _conformance(session, "real_programs.py", "--quick")
-
-
-@nox.session(python=NEWEST)
-def conformance_random(session: nox.Session) -> None:
-    """Random programs, on the facade and on the standard library."""
-    _conformance(session, "differential.py")
-
-
-@nox.session(python=NEWEST)
-def conformance_soak(session: nox.Session) -> None:
-    """A minute of random connections."""
-    _conformance(session, "soak.py", "--seconds", "60", "--grace", "90")
-
-
-def _conformance(session: nox.Session, script: str, *arguments: str) -> None:
-    install_for_tests(session)
-    # 3: nothing that it needs is on this machine, and it has said what.
-    session.run(
-        "python", f"tests/conformance/{script}", *(session.posargs or arguments),
-        success_codes=[0, 3],
-    )  # fmt: skip
+for definition in (
+    ("cpython", CPYTHONS, "cpython_suites.py", "CPython's own tests, on the facade."),
+    ("programs", NEWEST, "real_programs.py --quick", "Programs that use asyncore, on the facade."),
+    ("random", NEWEST, "differential.py", "Random programs, on the facade and the original."),
+    ("soak", NEWEST, "soak.py --seconds 60 --grace 90", "A minute of random connections."),
+):
+    conformance(*definition)
 
 
 # -- all of them
@@ -384,20 +265,17 @@ class Result(NamedTuple):
     seconds: float
     output: list[str]
 
-    @property
-    def closing_line(self) -> str:
-        """The line in which pytest closes, or else the last one that is not nox's."""
+    def __str__(self) -> str:
+        """With the line in which pytest closes, or else the last one that is not nox's."""
         lines = [line for line in self.output if line and not line.startswith("nox >")]
         closing = [line for line in lines if re.match(r"=+ .*(passed|failed|error)", line)]
-        return ([*lines[-1:], *closing] or [""])[-1].strip("= ")
-
-    def __str__(self) -> str:
+        line = ([*lines[-1:], *closing] or [""])[-1].strip("= ")
         word = "passed" if self.passed else "failed"
-        return f"{word}  {self.seconds:4.0f} s  {self.session}  {self.closing_line}"
+        return f"{word}  {self.seconds:4.0f} s  {self.session}  {line}"
 
 
 def _run(session: str, folder: str, running: list[subprocess.Popen[bytes]]) -> Result:
-    """Run a session in a process group of its own, with its temporary files in *folder*."""
+    """Run a session in its own process group, with its temporary files in *folder*."""
     began = time.monotonic()
     log = Path(folder, f"{session}.log")
     command = [sys.executable, "-m", "nox", "-f", __file__, "--envdir", f"{folder}/venvs"]
@@ -412,14 +290,14 @@ def _run(session: str, folder: str, running: list[subprocess.Popen[bytes]]) -> R
             output.write(f"\nnot done in {SESSION_SECONDS} s\n")
             passed = False
         _end(child)
-    output_lines = log.read_text(errors="replace").splitlines()
-    result = Result(session, passed, time.monotonic() - began, output_lines)
+    lines = log.read_text(errors="replace").splitlines()
+    result = Result(session, passed, time.monotonic() - began, lines)
     print(result, flush=True)
     return result
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
-    """End all that a session has started and left."""
+    """End every process that a session has left."""
     with suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
 
@@ -428,11 +306,9 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 def everything(session: nox.Session) -> None:
     """All other sessions, a few at a time; the whole output of those that failed, and a table."""
     in_order = (  # long ones first, and those that mostly wait beside those that compute
-        "tests_oldest",
-        "conformance_soak",
+        "tests_oldest", "conformance_soak",
         *(f"tests-{name}" for name in (*(STANDARD[1:] or STANDARD), *OTHERS)),
-        "archives_sdist",
-        *(f"conformance_cpython-{name}" for name in CPYTHONS),
+        "archives_sdist", *(f"conformance_cpython-{name}" for name in CPYTHONS),
         "conformance_programs", "archives_wheel", "conformance_random", "docs", "checks", "serve",
     )  # fmt: skip
     began = time.monotonic()
@@ -444,27 +320,26 @@ def everything(session: nox.Session) -> None:
         tempfile.TemporaryDirectory(prefix="nox-", ignore_cleanup_errors=True) as folder,
         ThreadPoolExecutor(LANES) as lanes,
     ):
-        Path(folder).chmod(0o1777)  # as /tmp is: some tests are nobody for a while
+        Path(folder).chmod(0o1777)  # as /tmp is: some tests run as another user
         try:
             results = list(lanes.map(lambda name: _run(name, folder, running), wanted))
-        except BaseException:  # an interrupt, mostly
+        except BaseException:  # mostly an interrupt
             lanes.shutdown(wait=False, cancel_futures=True)
             for child in running:
                 _end(child)
             raise
-    failed = [result.session for result in results if not result.passed]
-    for result in results:
-        if not result.passed:
-            print(f"\n---- {result.session} ----", *result.output, sep="\n")
+    failed = [result for result in results if not result.passed]
+    for result in failed:
+        print(f"\n---- {result.session} ----", *result.output, sep="\n")
     lines = [line for result in results for line in result.output]
     if skipped := Counter(line for line in lines if line.startswith(("SKIPPED", "skipped"))):
         print("\nWhat was skipped:")
         print(*(f"{count} x {line}" for line, count in sorted(skipped.items())), sep="\n")
     print("\nSessions:", *results, f"in {time.monotonic() - began:.0f} s", sep="\n")
-    closing = " ".join(result.closing_line for result in results)
     for word in ("passed", "failed", "skipped"):
-        count = sum(int(number) for number in re.findall(rf"(\d+) {word}", closing))
-        print(f"tests: {count} {word}")
+        counts = map(int, re.findall(rf"(\d+) {word}", "\n".join(map(str, results))))
+        print(f"tests: {sum(counts)} {word}")
     print(f"sessions: {len(results) - len(failed)} passed, {len(failed)} failed")
     if failed or not results:
-        session.error(f"failed: {', '.join(failed) or 'no session has such a name'}")
+        names = ", ".join(result.session for result in failed)
+        session.error(f"failed: {names or 'no session has such a name'}")

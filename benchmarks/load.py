@@ -278,7 +278,7 @@ def main() -> None:
         tls_context = ssl.create_default_context(cafile=options.tls)
     numbers = [int(n) if n == int(n) else n for n in options.arguments]
     modes = {f.__name__: f for f in (echo, oneshot, source, sink, idle, handshakes)}
-    modes["talk"] = echo  # which sleeps here anyway
+    modes["talk"] = echo  # it sleeps here anyway
     modes[options.mode](*numbers)
 
 

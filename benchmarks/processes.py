@@ -26,7 +26,7 @@ if sys.platform != "linux":
     )
 
 HERE = Path(__file__).parent
-PATIENCE = 60.0  # seconds for a program to say its next word
+PATIENCE = 60.0  # seconds for a program to print its next line
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def start_load(port: int, authority: str | None, mode: str, *numbers: float) -> 
     program = python_load() if mode == "handshakes" else load_program(tls=authority is not None)
     secured = ["--tls", authority] if authority else []
     command = [*program, *secured, mode, str(port), *map(str, numbers)]
-    # Those who talk meanwhile share the core, and are the ones whose waiting counts.
+    # Clients that talk meanwhile share the core, and their wait is what is measured.
     load = Program(command, cores()[1], patient=mode == "handshakes")
     if load.line() != ["ready"]:
         raise BenchmarkError(f"{load.command}: did not get ready")
@@ -200,7 +200,7 @@ def idle_connections(server: Server, authority: str | None, count: int) -> Itera
 def memory_per_connection(server: Server, authority: str | None, count: int) -> float:
     """Growth of resident memory by `count` idle connections, for one of them, in KiB."""
     with idle_connections(server, authority, count // 20):
-        pass  # what is allocated once is there now
+        pass  # one-time allocations are done now
     before = server.resident()
     with idle_connections(server, authority, count):
         return (server.resident() - before) / count / 1024

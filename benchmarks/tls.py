@@ -98,7 +98,7 @@ def wait_beside_handshakes(competitor: Competitor, count: int) -> float:
     secured, plain = server.ports
     talk = storm = None
     try:
-        # A handshake takes a core about a millisecond: the talk ends with the last, or before.
+        # A handshake takes a core about a millisecond: the talk ends with the last one, or earlier.
         storm = start_load(secured, authority, "handshakes", count)
         talk = start_load(plain, None, "talk", 50, 1, max(0.2, count / 1000), ANY_NUMBER)
         storm.go()

@@ -31,7 +31,7 @@ class User(AsyncChat):
 
     @override
     def handle_end(self, reason: ChatError | None) -> None:
-        # However it ended: handle_close is not called for those whom close() or abort() put out.
+        # Called for every end; handle_close is not called after close() or abort().
         if self.name:
             self.tell_others(b"* %b left" % self.name)
 
@@ -41,7 +41,7 @@ class User(AsyncChat):
         self.close_when_done()
 
     def tell_others(self, line: bytes) -> None:
-        # One who reads too slowly is cut off by max_unsent, and nobody else waits for them.
+        # A client that reads too slowly is cut off by max_unsent, and delays no other.
         for user in self.factory.connections:
             if user is not self and user.name:
                 user.push(line + b"\n")

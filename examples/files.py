@@ -26,7 +26,7 @@ class Files(AsyncChat):
             self.push_with_producer(name + b"\n" for name in self.names())
         elif message in self.names():
             path = self.folder / os.fsdecode(message)
-            # What is pushed later comes later, however long the file takes.
+            # Later pushes are sent later, however long the file takes.
             self.push(b"%d bytes\n" % path.stat().st_size)
             self.push_with_producer(FileProducer(path))
         else:

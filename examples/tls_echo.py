@@ -20,7 +20,7 @@ class Echo(AsyncChat):
 
     @override
     def handle_secure(self, info: TLSInfo) -> None:
-        # What was said before is forgotten here; this handler remembers nothing.
+        # Discard here what was received before; this handler keeps nothing.
         print(f"{self.addr}: {info.version}, {info.cipher}", flush=True)
 
     @override

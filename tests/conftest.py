@@ -27,7 +27,7 @@ hypothesis.settings.register_profile(
 hypothesis.settings.register_profile("long", max_examples=20_000, deadline=None)
 hypothesis.settings.load_profile("quick")
 
-# Started by nohup, or in the background of a script, these would be ignored in all that tests start.
+# Under nohup, or in a script's background, programs that tests start would ignore these.
 for _number, _handler in (
     (signal.SIGHUP, signal.SIG_DFL),
     (signal.SIGINT, signal.default_int_handler),
@@ -40,7 +40,7 @@ SETTLE_SECONDS = 2.0
 START_SECONDS = 30.0
 DESCRIPTORS = Path("/proc/self/fd" if sys.platform == "linux" else "/dev/fd")
 
-# What some tests ask for and not every interpreter has: their marker, whether it is here, and why not.
+# What some tests need and not every interpreter has: marker, whether it is here, and why not.
 NEEDED = [
     (
         "counts_references",
@@ -57,11 +57,11 @@ NEEDED = [
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """As many tests at a time as keep the processors busy, for some mostly wait."""
+    """Return twice the number of processors, because many tests mostly wait."""
     if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
-        return None  # xdist does as it says
+        return None  # xdist uses the number given
     if all("::" in argument for argument in config.args):
-        return 0  # some tests that are named: to start a worker would take longer
+        return 0  # single tests: to start a worker would take longer
     return min(2 * (os.cpu_count() or 1), 8)
 
 
@@ -69,7 +69,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     Spread the slow tests over the first half where several run at a time.
 
-    They mostly wait; others compute beside them, and none of them is left to the end alone.
+    They mostly wait, so others can compute beside them, and none runs alone at the end.
     """
     if "PYTEST_XDIST_WORKER" not in os.environ:
         return
@@ -89,7 +89,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture
 def root() -> Path:
-    """The top of the source tree that these tests belong to."""
+    """The root of the source tree that these tests belong to."""
     return ROOT
 
 
@@ -129,7 +129,7 @@ def start(tmp_path) -> Iterator[Callable[..., re.Match[str]]]:
             )
             programs.callback(program.terminate)
             start_program.programs.append(program)
-            # A program that says nothing ends here, and with it the reading below.
+            # A silent program ends here, and with it the reading below.
             limit = threading.Timer(START_SECONDS, program.kill)
             limit.start()
             programs.callback(limit.join)
@@ -147,7 +147,7 @@ def start(tmp_path) -> Iterator[Callable[..., re.Match[str]]]:
 
 @pytest.fixture(autouse=True)
 def logs_as_if_nothing_had_been_logged() -> None:
-    """What an earlier test made a peer do would hide the same event for a second."""
+    """Reset the throttles: an event of an earlier test would hide the same event for a second."""
     reports = sys.modules.get("txasynchat.protocol.reports")
     if reports is not None:
         reports.peer_errors.forget()
@@ -182,7 +182,7 @@ def _leaked(descriptors: dict[int, str], threads: set[threading.Thread]) -> list
 
 
 def _open_descriptors() -> dict[int, str]:
-    """What is open now, but for what the global reactor keeps from its installation on."""
+    """Return the open descriptors, except those of the global reactor."""
     opened = {}
     for descriptor in DESCRIPTORS.iterdir():
         try:
@@ -191,7 +191,7 @@ def _open_descriptors() -> dict[int, str]:
             pass  # the descriptor that listed the folder
         except OSError:
             opened[int(descriptor.name)] = "open"  # no links in /dev/fd
-    # Not imported here: code under test asks whether there is a reactor.
+    # Not imported here, because code under test checks whether there is a reactor.
     reactor = sys.modules.get("twisted.internet.reactor")
     for waker in getattr(reactor, "_internalReaders", ()):
         opened.pop(waker.i, None)

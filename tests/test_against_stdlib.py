@@ -1,5 +1,5 @@
 """
-The order of calls is the standard library's: the `asynchat` of an installed Python 3.11 is asked.
+The order of calls is that of the standard library: the `asynchat` of an installed Python 3.11.
 
 Each case is drawn from a seed: a stream over a tiny alphabet, so that terminators and their
 beginnings are everywhere; its cuts; and what the handler does inside its calls. The same script is
@@ -12,7 +12,7 @@ Deliberate differences, each with a test of its own here:
 * ``set_terminator`` refuses a wrong terminator at once, not when data comes;
 * an `AsyncChat` delivers nothing after `AsyncChat.close`, nor after an exception in a handler.
 
-What the standard library does not have (pause, limits) is in `test_framing`.
+What the standard library does not have (pause, limits) is tested in `tests/framing`.
 """
 
 import random
@@ -41,7 +41,7 @@ class Boom(Exception):
 
 class Script:
     """
-    The calls, and what the handler does in them: the same for both sides, for the same seed.
+    The handler's calls, and what it does in them: the same for both sides, for the same seed.
     """
 
     def __init__(self, seed, actions):
@@ -49,7 +49,7 @@ class Script:
         self.actions = actions
         self.chunks = cut(self.random, stream(self.random))
         self.first_terminator = any_terminator(self.random)
-        # Most handlers mean no harm; some do something in nearly every call.
+        # Most handlers are harmless; some do something in nearly every call.
         self.busy = self.random.choice([0.0, 0.02, 0.1, 0.3, 0.8])
         self.where = self.random.choice(["collect", "found", "both", "both"])
         self.log = []
@@ -71,7 +71,7 @@ class Script:
 
     def collect_incoming_data(self, data):
         if not data:
-            return  # see test_a_count_lowered_too_far
+            return  # see test_count_lowered_below_zero
         self.log.append(data)
         if self.where != "found":
             self.act()
@@ -87,7 +87,7 @@ class Script:
             return
         action = draw.choice(self.actions)
         if action in TOUCHES_BUFFER and type(self.terminator) is int and self.terminator < 0:
-            return  # see test_a_count_lowered_too_far
+            return  # see test_count_lowered_below_zero
         self.log.append(action)
         if action == "set":
             self.set_terminator(any_terminator(draw))
@@ -126,7 +126,7 @@ class Stdlib(Script, asynchat.async_chat):
 
 class OnFramer(Script):
     """
-    The framer, worn as ``async_chat``.
+    The framer with the methods of ``async_chat``.
     """
 
     kind = Framer
@@ -161,7 +161,7 @@ class OnFramer(Script):
 
 class OnLegacyFramer(OnFramer):
     """
-    The facade's framer, in which handlers may do to the buffer what they like.
+    The facade's framer, whose handlers may change the buffer.
     """
 
     kind = LegacyFramer
@@ -252,7 +252,7 @@ def compare_until_error(ours, seeds, actions):
 
 @pytest.fixture(params=[(16_384, 8), (5, 1)], ids=["usual sizes", "tiny sizes"])
 def sizes(request, monkeypatch):
-    """The fast way's window and pause: as they are, and so small that short streams cross them."""
+    """The fast way's window and pause: as they are, and so small that short streams exceed them."""
     window, settle = request.param
     monkeypatch.setattr(framer, "WINDOW", window)
     monkeypatch.setattr(framer, "SETTLE", settle)
@@ -264,7 +264,7 @@ def test_calls_are_those_of_asynchat_when_handlers_change_the_terminator_or_rais
 
 
 @pytest.mark.usefixtures("sizes")
-def test_calls_are_those_of_asynchat_when_handlers_do_what_they_like():
+def test_calls_are_those_of_asynchat_when_handlers_change_anything():
     compare(OnLegacyFramer, range(4_000), TAME)
     compare(OnLegacyFramer, range(4_000, 8_000), WILD)
 
@@ -280,7 +280,7 @@ def test_calls_of_async_chat_are_those_of_asynchat_until_a_handler_raises():
 
 
 @pytest.mark.parametrize("ours", [OnFramer, OnLegacyFramer])
-def test_a_count_lowered_too_far_ends_the_message_early_on_both_sides_without_an_empty_call(ours):
+def test_count_lowered_below_zero_ends_the_message_without_an_empty_call(ours):
     class Lowering:
         def __init__(self, *args):
             super().__init__(*args)

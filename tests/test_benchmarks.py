@@ -24,7 +24,7 @@ OURS = ["AsyncChat, two calls", "AsyncChat, message_received", "Framer, two call
 
 @pytest.fixture(scope="module")
 def output() -> str:
-    """What a tiny run over the framing question prints; wrong answers end it with an error."""
+    """The output of a tiny run of the framing benchmark; wrong answers end it with an error."""
     finished = subprocess.run(
         [sys.executable, str(MAIN), "--only", "framing", "--smoke"],
         stdout=subprocess.PIPE,
@@ -38,14 +38,14 @@ def output() -> str:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_each_shape_of_input_has_a_row_for_each_of_ours(output: str, shape: str) -> None:
+def test_each_shape_of_input_has_a_row_for_each_of_our_classes(output: str, shape: str) -> None:
     _, _, table = output.partition(f"Framing: {shape}  [")
     table, _, _ = table.partition("\n\n")
     for name in OURS:
         assert re.search(rf"^  {re.escape(name)} +[\d.,e+]+ ", table, re.MULTILINE), output
 
 
-def test_peers_that_ship_with_the_package_take_part(output: str) -> None:
+def test_peers_that_need_no_extra_package_take_part(output: str) -> None:
     for name in ("LineReceiver", "LineOnlyReceiver", "asyncio StreamReader"):
         assert re.search(rf"^  {name} +\d", output, re.MULTILINE), output
 

@@ -1,5 +1,5 @@
 """
-What an application does to its transport beside `push`: in the order of the calls, or refused.
+What an application does to its transport beside `push` keeps its order, or is refused.
 """
 
 import pytest
@@ -11,7 +11,7 @@ from helpers.kinds import NATIVE, KindsCase
 from helpers.support import HOST, client_context, in_thread, server_options
 from txasynchat import AsyncChat
 
-# Twisted's own endpoints hand over certificates in a way that pyOpenSSL will not take for long.
+# Twisted's own endpoints pass certificates in a way that pyOpenSSL deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")
 
 WRAPS = (
@@ -44,8 +44,8 @@ class WritingTests(KindsCase):
             for way in NATIVE:
                 assert await self.ask(build, wrap, way) == expected, way
 
-    async def test_what_is_pushed_and_written_in_one_handler_keeps_its_order(self):
-        """1, 2, 3 arrives as 123, whichever way each of them went."""
+    async def test_pushes_and_writes_in_one_handler_keep_their_order(self):
+        """1, 2, 3 arrives as 123, whether pushed or written."""
 
         class Both(Line):
             def message_received(self, message):
@@ -57,8 +57,8 @@ class WritingTests(KindsCase):
 
         await self.check(Both, b"12345")
 
-    async def test_what_is_written_goes_behind_a_producer(self):
-        """A file that is being sent is not cut in two by a line written to the transport."""
+    async def test_bytes_written_follow_a_producer(self):
+        """A line written to the transport does not land inside a file that is being sent."""
 
         class Producing(Line):
             def message_received(self, message):
@@ -68,8 +68,8 @@ class WritingTests(KindsCase):
 
         await self.check(Producing, b"x" * 1_000_000 + b"behind")
 
-    async def test_what_is_written_later_goes_behind_what_waits(self):
-        """A timer that writes while a slow reader takes a long answer does not write into it."""
+    async def test_bytes_written_later_follow_the_queue(self):
+        """A timer's write does not land inside a long answer to a slow reader."""
 
         class Slow(Line):
             high_water = None
@@ -98,7 +98,7 @@ def secure_then_read(client):
 
 
 class StartTLSTests(KindsCase):
-    async def test_what_was_pushed_before_twisteds_own_start_of_tls_goes_in_the_clear(self):
+    async def test_bytes_pushed_before_twisteds_start_tls_are_sent_in_the_clear(self):
         """The client waits for READY before its handshake, and gets it."""
         options = server_options()
 
@@ -117,8 +117,8 @@ class StartTLSTests(KindsCase):
             client.close()
             await self.gone(handlers)
 
-    async def test_where_that_cannot_be_it_is_refused(self):
-        """Nothing meant for the clear waits behind the handshake: the call raises and names the way."""
+    async def test_twisteds_start_tls_is_refused_while_output_waits(self):
+        """No plaintext may wait behind the handshake: the call raises and names the alternative."""
         seen = Deferred()
 
         class Starting(Line):
@@ -139,7 +139,7 @@ class StartTLSTests(KindsCase):
 
 
 class Wrong(Line):
-    """Calls what it inherits for the transport's use."""
+    """Calls inherited methods that only the transport should call."""
 
     name = "pauseProducing"
 
@@ -148,8 +148,8 @@ class Wrong(Line):
 
 
 class ProducingTests(KindsCase):
-    async def test_a_handler_that_calls_what_is_the_transports_is_told_what_it_means(self):
-        """LineReceiver's ``pauseProducing`` stops input; here it would stop output, so it raises."""
+    async def test_calling_a_method_of_the_transports_raises_with_an_explanation(self):
+        """LineReceiver's ``pauseProducing`` pauses input; here it would pause output, so it raises."""
         for name, remedy in (("pauseProducing", "pause()"), ("stopProducing", "abort()")):
             for wrap in WRAPS:
                 for way in NATIVE:

@@ -1,5 +1,5 @@
 """
-`SecureClientEndpoint.connect`: its Deferred fires once, always, and before anybody hears of an end.
+`SecureClientEndpoint.connect`: its Deferred fires exactly once, and before any end is reported.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ def options(**arguments):
 
 @implementer(IHandshakeListener)
 class Plain(Protocol):
-    """A protocol of Twisted's that notes what it hears, and raises where it is told to."""
+    """A Twisted protocol that notes its calls, and raises where it is told to."""
 
     def __init__(self, raises=""):
         self.raises = raises
@@ -79,7 +79,7 @@ class Plain(Protocol):
 
 
 class Port:
-    """A port on which every client meets the same fate, until it is closed."""
+    """A port that treats every client the same, until it is closed."""
 
     def __init__(self, case, fate):
         self.socket = socket.create_server(("127.0.0.1", 0))
@@ -109,7 +109,7 @@ class Port:
 
 
 def closes(_):
-    """As a server does that is just being restarted, or whose balancer has nobody behind it."""
+    """As a server does during a restart, or a load balancer without a backend."""
 
 
 def speaks_plain_text(accepted):
@@ -128,7 +128,7 @@ def endpoint(port, **arguments):
 
 
 class Reconnecting(TestCase):
-    """`ClientService` of Twisted's, which gives up for good if it hears of an end out of turn."""
+    """Twisted's `ClientService`, which gives up for good if an end is reported out of order."""
 
     timeout = 60
 
@@ -151,30 +151,30 @@ class Reconnecting(TestCase):
         await in_thread(port.close)
         server = await Server(self, server_options(), number=port.number).listen()
         connected = await service.whenConnected().addTimeout(PATIENCE, reactor)
-        await deferLater(reactor, 0)  # it cannot be stopped from inside that
+        await deferLater(reactor, 0)  # it cannot be stopped from inside
         await service.stopService().addTimeout(PATIENCE, reactor)
         await server.handlers[-1].closed
         return connected
 
-    async def test_it_comes_back_after_a_port_that_closes_at_once(self):
+    async def test_client_reconnects_after_a_port_that_closes_at_once(self):
         await self.comes_back(closes)
 
-    async def test_it_comes_back_after_a_port_that_speaks_no_tls(self):
+    async def test_client_reconnects_after_a_port_without_tls(self):
         await self.comes_back(speaks_plain_text)
 
-    async def test_it_comes_back_after_a_port_that_says_nothing(self):
+    async def test_client_reconnects_after_a_silent_port(self):
         await self.comes_back(says_nothing)
 
-    async def test_it_comes_back_with_any_protocol(self):
-        # The first handshake of a process is over before the service is stopped, and heard of.
+    async def test_client_reconnects_with_any_protocol(self):
+        # The first handshake of a process is over, and reported, before the service is stopped.
         await self.comes_back(closes)
         protocol = await self.comes_back(closes, Plain)
         assert protocol.heard == ["makeConnection", "connectionMade", "connectionLost"]
 
-    async def test_it_comes_back_through_a_policy(self):
+    async def test_client_reconnects_through_a_policy(self):
         await self.comes_back(closes, Plain, WrappingFactory)
 
-    async def test_each_protocol_that_was_connected_hears_of_its_end(self):
+    async def test_each_connected_protocol_learns_of_its_end(self):
         made = []
 
         class Counted(Plain):
@@ -188,7 +188,7 @@ class Reconnecting(TestCase):
             assert protocol.heard.count("connectionMade") == 1
             assert protocol.heard.count("connectionLost") == 1
 
-    async def test_it_is_told_why_a_server_is_not_trusted(self):
+    async def test_client_learns_why_a_server_is_not_trusted(self):
         strange = Credentials(support.pem(support.stranger().issue_cert(HOST)))
         server = await Server(self, server_options(credentials=strange)).listen()
         service = ClientService(endpoint(server.port), Factory.forProtocol(Notes))
@@ -199,7 +199,7 @@ class Reconnecting(TestCase):
         await service.stopService()
         await server.handlers[0].closed
 
-    async def test_it_stops_in_the_middle_of_a_handshake(self):
+    async def test_service_stops_in_the_middle_of_a_handshake(self):
         port = Port(self, says_nothing)
         made = Deferred()
 
@@ -214,7 +214,7 @@ class Reconnecting(TestCase):
         await service.stopService().addTimeout(PATIENCE, reactor)
         await protocol.closed
 
-    async def test_it_stops_while_its_protocol_is_built(self):
+    async def test_service_stops_while_its_protocol_is_built(self):
         server = await Server(self, server_options()).listen()
         stopping = []
 
@@ -234,7 +234,7 @@ class Reconnecting(TestCase):
 class Order(TestCase):
     timeout = 60
 
-    async def test_who_connects_is_told_before_the_protocol(self):
+    async def test_deferred_fires_before_the_protocol_learns_of_the_end(self):
         for fate in (closes, speaks_plain_text, says_nothing):
             protocol = Plain()
             connecting = connectProtocol(
@@ -257,7 +257,7 @@ class Order(TestCase):
 
 
 class Raising(TestCase):
-    """Whatever the application raises, and wherever, is logged, and the Deferred fires."""
+    """Any exception of the application is logged, and the Deferred fires."""
 
     timeout = 60
 
@@ -269,7 +269,7 @@ class Raising(TestCase):
         assert "ended by this side" in str(error)
         await server.handlers[0].closed
 
-    async def test_in_any_method_of_the_protocol(self):
+    async def test_exception_in_any_method_of_the_protocol_is_logged(self):
         for method in ("makeConnection", "connectionMade", "handshakeCompleted"):
             protocol = Plain(raises=method)
             await self.given_up(protocol)
@@ -278,7 +278,7 @@ class Raising(TestCase):
             assert protocol.reason.type is ValueError
             assert len(self.flushLoggedErrors(ValueError)) == 1
 
-    async def test_in_connection_made_of_a_handler(self):
+    async def test_exception_in_connection_made_is_logged(self):
         class Failing(Notes):
             @override
             def connectionMade(self):
@@ -287,7 +287,7 @@ class Raising(TestCase):
 
         server = await Server(self, server_options()).listen()
         handler = Failing()
-        # What it pushed needs the handshake; then it closes, as after any exception.
+        # The pushed bytes need the handshake; then the handler closes, as after any exception.
         assert await connectProtocol(endpoint(server.port), handler) is handler
         await handler.closed
         assert handler.notes == ["close"]
@@ -295,7 +295,7 @@ class Raising(TestCase):
         assert server.handlers[0].notes[2:] == [b"sorry", "close"]
         assert len(self.flushLoggedErrors(ValueError)) == 1
 
-    async def test_a_handler_that_aborts_before_the_handshake(self):
+    async def test_handler_that_aborts_before_the_handshake_fails_the_deferred(self):
         class Leaving(Notes):
             @override
             def connectionMade(self):
@@ -307,7 +307,7 @@ class Raising(TestCase):
         assert handler.notes == []
         assert handler.close_reason is None
 
-    async def test_in_a_hook_after_the_handshake(self):
+    async def test_exception_in_a_hook_after_the_handshake_is_logged(self):
         for hook in ("handle_secure", "handle_connect"):
             server = await Server(self, server_options()).listen()
             handler = Notes()
@@ -317,21 +317,21 @@ class Raising(TestCase):
             await server.handlers[0].closed
             assert len(self.flushLoggedErrors(TypeError)) == 1
 
-    async def test_in_the_factory(self):
+    async def test_exception_in_the_factory_fails_the_deferred(self):
         server = await Server(self, server_options()).listen()
         factory = Factory.forProtocol(Plain)
         factory.buildProtocol = None
         await self.assertFailure(endpoint(server.port).connect(factory), TypeError)
         await server.handlers[0].closed
 
-    async def test_a_factory_that_refuses(self):
+    async def test_factory_that_refuses_fails_the_deferred(self):
         server = await Server(self, server_options()).listen()
         factory = Factory.forProtocol(Plain)
         factory.buildProtocol = lambda _: None
         await self.assertFailure(endpoint(server.port).connect(factory), NoProtocol)
         await server.handlers[0].closed
 
-    async def test_a_handler_that_had_a_connection_before(self):
+    async def test_handler_that_was_connected_before_fails_the_deferred(self):
         server = await Server(self, server_options()).listen()
         handler = Notes()
         await connectProtocol(endpoint(server.port), handler)
@@ -345,7 +345,7 @@ class Raising(TestCase):
             await each.closed
         assert len(self.flushLoggedErrors(RuntimeError)) == 1
 
-    async def test_in_the_options(self):
+    async def test_exception_in_the_options_fails_the_deferred(self):
         @implementer(IOpenSSLClientConnectionCreator)
         class Broken:
             def clientConnectionForTLS(self, layer):  # noqa: N802 Twisted's name
@@ -361,7 +361,7 @@ class Raising(TestCase):
         assert protocol.heard == [], "it has no connection, so it loses none"
         assert len(self.flushLoggedErrors(ValueError)) == 1
 
-    async def test_in_the_other_endpoint(self):
+    async def test_exception_in_the_inner_endpoint_fails_the_deferred(self):
         class Broken:
             def connect(self, factory):
                 raise ValueError("no")
@@ -378,7 +378,7 @@ class Raising(TestCase):
 class Cancelling(TestCase):
     timeout = 60
 
-    async def test_while_the_other_endpoint_connects(self):
+    async def test_cancelling_while_the_inner_endpoint_connects_ends_it(self):
         class Slow:
             def connect(self, factory):
                 self.connecting = Deferred(self.cancel)
@@ -397,7 +397,7 @@ class Cancelling(TestCase):
             await self.assertFailure(connecting, error)
         assert len(self.flushLoggedErrors(ValueError)) == 1
 
-    async def test_an_endpoint_that_connects_all_the_same_is_given_no_protocol(self):
+    async def test_inner_endpoint_that_connects_after_a_cancel_gets_no_protocol(self):
         class Late:
             def connect(self, factory):
                 self.factory = factory
@@ -409,7 +409,7 @@ class Cancelling(TestCase):
         await self.assertFailure(connecting, CancelledError)
         assert inner.factory.buildProtocol(None) is None
 
-    async def test_in_the_handshake_it_is_told_first_and_the_connection_is_closed(self):
+    async def test_cancelling_in_the_handshake_fires_first_and_closes_the_connection(self):
         port = Port(self, says_nothing)
         protocol = Plain()
         made = Deferred()
@@ -439,7 +439,7 @@ class OtherTransports(TestCase):
         while reapProcessHandlers:
             await deferLater(reactor, 0.01)
 
-    async def test_a_process_that_speaks_no_tls(self):
+    async def test_process_without_tls_fails_the_deferred(self):
         protocol = Plain()
         echo = "import os\nwhile data := os.read(0, 65536): os.write(1, data)"
         connecting = connectProtocol(self.process(echo), protocol)
@@ -447,7 +447,7 @@ class OtherTransports(TestCase):
         await protocol.lost
         await self.reaped()
 
-    async def test_a_process_that_says_nothing(self):
+    async def test_silent_process_fails_the_deferred(self):
         protocol = Plain()
         connecting = connectProtocol(
             self.process("import sys; sys.stdin.buffer.read()", handshake_timeout=0.2), protocol
@@ -456,7 +456,7 @@ class OtherTransports(TestCase):
         await protocol.lost
         await self.reaped()
 
-    async def test_a_process_that_exits(self):
+    async def test_process_that_exits_fails_the_deferred(self):
         for code in ("", "import os; os.close(0)\nwhile True: os.write(1, bytes(5))"):
             protocol = Plain()
             connecting = connectProtocol(self.process(code), protocol)
@@ -464,7 +464,7 @@ class OtherTransports(TestCase):
             await protocol.lost
             await self.reaped()
 
-    def test_a_transport_that_never_reports_its_end(self):
+    def test_transport_that_never_reports_its_end_fails_the_deferred(self):
         class Inner:
             def connect(self, factory):
                 self.layer = factory.buildProtocol(None)
@@ -488,7 +488,7 @@ class OtherTransports(TestCase):
 class Strings(TestCase):
     timeout = 60
 
-    async def test_an_endpoint_string_as_well(self):
+    async def test_client_endpoint_string_reconnects_too(self):
         authorities = self.mktemp()
         support.authority().cert_pem.write_to_path(authorities)
         port = Port(self, closes).number

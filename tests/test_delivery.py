@@ -1,5 +1,5 @@
 """
-What is on its way to a peer, as the operating system counts it.
+Bytes on their way to a peer, as the operating system counts them.
 """
 
 import socket
@@ -11,13 +11,13 @@ from twisted.internet.task import Clock
 from txasynchat.delivery import Progress, StallWatch, unacknowledged
 
 
-def test_the_first_look_and_every_change_are_progress():
+def test_first_reading_and_every_change_are_progress():
     progress = Progress()
     looks = [(5, 3), (5, 3), (5, 2), (5, 2), (0, 2), (0, None), (0, None)]
     assert [progress.made(*look) for look in looks] == [True, False, True, False, True, True, False]
 
 
-def test_a_watch_looks_again_until_there_is_no_progress():
+def test_watch_repeats_until_there_is_no_progress():
     clock = Clock()
     watch = StallWatch()
     counts = iter([5, 4, 4])
@@ -37,7 +37,7 @@ def test_a_watch_looks_again_until_there_is_no_progress():
     assert not clock.getDelayedCalls()
 
 
-def test_a_watch_that_is_cancelled_looks_no_more():
+def test_cancelled_watch_does_not_repeat():
     clock = Clock()
     watch = StallWatch()
     assert not watch.stalled(clock, 10, lambda: pytest.fail("looked"), 5)
@@ -48,7 +48,7 @@ def test_a_watch_that_is_cancelled_looks_no_more():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="no other system is asked")
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_UNIX])
-def test_what_the_peer_has_not_taken_is_counted(family, tmp_path):
+def test_bytes_the_peer_has_not_taken_are_counted(family, tmp_path):
     with socket.socket(family) as listener, socket.socket(family) as client:
         address = ("127.0.0.1", 0) if family == socket.AF_INET else str(tmp_path / "socket")
         listener.bind(address)
@@ -70,12 +70,12 @@ def test_what_the_peer_has_not_taken_is_counted(family, tmp_path):
             while taken < sent:
                 taken += len(client.recv(65_536))
             server.setblocking(True)
-            server.sendall(b"x")  # the peer's system has answered for all before this
+            server.sendall(b"x")  # the peer's system has acknowledged everything before this
             client.recv(1)
             assert unacknowledged(server) < waiting
 
 
-def test_a_closed_socket_has_no_answer():
+def test_closed_socket_has_no_count():
     sock = socket.socket()
     sock.close()
     assert unacknowledged(sock) is None

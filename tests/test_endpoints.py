@@ -88,7 +88,7 @@ def test_listing_the_plugin_imports_neither_the_package_nor_a_reactor():
     assert said.stdout.strip() == "[]"
 
 
-def test_words_that_are_not_ours_go_to_the_inner_string(files):
+def test_unknown_words_go_to_the_inner_string(files):
     certificate, key, _ = files
     reactor = MemoryReactorClock()
     parse_server(
@@ -137,7 +137,7 @@ def test_each_word_of_a_server_has_its_effect(files):
     assert (options.max_handshakes, options.max_pending) == (7, 70)
 
 
-def test_what_a_server_does_when_it_is_told_nothing_more(files):
+def test_server_string_without_words_has_the_defaults(files):
     certificate, key, authorities = files
     options = server_options(certificate=certificate, key=key)
     assert options.client_certificate is ClientCertificate.OFF
@@ -173,7 +173,7 @@ def test_each_word_of_a_client_has_its_effect(files):
     assert (options.handshake_timeout, options.close_timeout) == (2.0, 1.0)
 
 
-def test_a_clients_host_name_is_the_host_that_it_connects_to(files):
+def test_client_host_name_defaults_to_the_host_it_connects_to(files):
     *_, authorities = files
     reactor = MemoryReactorClock()
     assert parse_client(reactor, "tcp", HOST, "1", ca=authorities).options.hostname == HOST
@@ -226,7 +226,7 @@ def test_client_string_without_a_host_name_is_refused(files, words):
         parse_client(MemoryReactorClock(), "tcp", HOST, "1", ca=files[2], **words)
 
 
-def test_nothing_inside_is_an_error(files):
+def test_missing_inner_string_is_an_error(files):
     certificate, key, _ = files
     with pytest.raises(ValueError, match="needs another endpoint"):
         parse_server(MemoryReactorClock(), certificate=certificate, key=key)
@@ -234,7 +234,7 @@ def test_nothing_inside_is_an_error(files):
         parse_client(MemoryReactorClock(), "unix", "/a/socket")
 
 
-def test_relative_files_are_found_after_the_current_folder_changed(tmp_path, monkeypatch):
+def test_relative_files_are_found_after_a_change_of_folder(tmp_path, monkeypatch):
     support.write(tmp_path, leaf())
     monkeypatch.chdir(tmp_path)
     options = server_options(certificate="server.pem", key="server.key", reload="0.001")
@@ -247,7 +247,7 @@ def test_relative_files_are_found_after_the_current_folder_changed(tmp_path, mon
     assert watched.renewed()
 
 
-def test_an_error_of_credentials_is_one_of_values():
+def test_credentials_error_is_a_value_error():
     assert issubclass(CredentialsError, ValueError)
     assert Clock().seconds() == 0
 
@@ -307,7 +307,7 @@ def test_an_inner_string_may_be_written_as_one_argument(files, inner):
         ({"alpn": "chat/1,,chat/2"}, "an ALPN protocol must be bytes, 1 to 255"),
     ],
 )
-def test_words_that_make_no_sense_are_refused(files, words, complaint):
+def test_contradictory_words_are_refused(files, words, complaint):
     certificate, key, _ = files
     with pytest.raises(ValueError, match=complaint):
         server_options(certificate=certificate, key=key, **words)
@@ -318,7 +318,7 @@ def free_port():
         return taken.getsockname()[1]
 
 
-def test_twistd_serves_all_of_it(files, tmp_path):
+def test_twistd_serves_every_kind_of_string(files, tmp_path):
     certificate, key, authorities = files
     port = free_port()
     listen = (
@@ -356,7 +356,7 @@ def test_twistd_serves_all_of_it(files, tmp_path):
         ),
     ],
 )
-def test_twistd_says_in_one_line_what_is_wrong(files, tmp_path, listen, complaint):
+def test_twistd_reports_a_wrong_string_in_one_line(files, tmp_path, listen, complaint):
     certificate, key, _ = files
     listen = listen.format(certificate=certificate, key=key)
     with twistd(tmp_path, "asynchat", "--listen", listen) as process:

@@ -23,11 +23,11 @@ def connect(port):
     return socket.create_connection(("127.0.0.1", int(port)), timeout=10)
 
 
-def test_the_ported_chat_passes_lines_on_to_the_others(root, start):
+def test_ported_chat_sends_lines_to_the_others(root, start):
     example = str(root / "examples/ported_asynchat.py")
     port = start([sys.executable, example, "0"], r"port (\d+)")[1]
     with connect(port) as first, connect(port) as second, second.makefile("rb") as heard:
-        # Whoever is answered has been accepted; the second came after the first.
+        # A client that gets an answer was accepted; the second came after the first.
         second.sendall(b"is anybody here?\n")
         with first.makefile("rb") as answers:
             assert answers.readline() == b"is anybody here?\r\n"
@@ -60,7 +60,7 @@ def serve(root, start, tmp_path):
     return serve_handler
 
 
-def test_the_session_in_the_tutorial_is_true(root, serve):
+def test_session_in_the_tutorial_works(root, serve):
     tutorial = (root / "docs/tutorial/first-server.md").read_text()
     [session] = re.findall(r"^```pycon\n(.*?)^```$", tutorial, re.MULTILINE | re.DOTALL)
     typed = session.replace("8007", serve("counter:Counter"))
@@ -73,7 +73,7 @@ def test_the_session_in_the_tutorial_is_true(root, serve):
     assert result.failed == 0, "".join(report)
 
 
-def test_counter_keeps_one_number_for_everybody(serve):
+def test_counter_shares_one_number(serve):
     port = serve("counter:TalkingCounter")
     with connect(port) as first, first.makefile("rb") as answers:
         first.sendall(b"add 3\nadd x\nnothing\n")
@@ -87,7 +87,7 @@ def test_counter_keeps_one_number_for_everybody(serve):
         assert answers.readline() == b"somebody added 4\n"
 
 
-def test_chat_passes_on_what_is_said_and_says_goodbye(root, start):
+def test_chat_sends_lines_to_the_others_and_says_goodbye(root, start):
     example = str(root / "examples/chat.py")
     said = start([sys.executable, example, "tcp:0:interface=127.0.0.1"], r"on 127\.0\.0\.1:(\d+)")
     with (
@@ -133,7 +133,7 @@ def test_chat_tells_everybody_that_the_room_closes(root, tmp_path):
             limit.join()
 
 
-def test_files_sends_a_file_whole_and_what_was_asked_later_behind_it(root, start, tmp_path):
+def test_files_sends_a_whole_file_before_later_answers(root, start, tmp_path):
     folder = tmp_path / "folder"
     folder.mkdir()
     content = os.urandom(5_000_000)
@@ -157,7 +157,7 @@ def test_files_sends_a_file_whole_and_what_was_asked_later_behind_it(root, start
     reason="smtpd left Python with 3.12, and no package brings it back here",
 )
 @pytest.mark.parametrize("secure", [False, True], ids=["in the clear", "over TLS"])
-def test_mail_is_taken_by_the_channel_of_smtpd(root, start, tmp_path, secure):
+def test_mail_is_received_by_smtpds_channel(root, start, tmp_path, secure):
     shutil.copy(root / "examples" / "mail.py", tmp_path)
     authority = trustme.CA()
     pem = tmp_path / "server.pem"
@@ -215,7 +215,7 @@ def test_tls_echo_speaks_tls_at_once_and_on_request(root, start, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["echo.py", "echo.tac"])
-def test_a_taken_port_is_told_in_one_line(root, tmp_path, name):
+def test_port_in_use_is_reported_in_one_line(root, tmp_path, name):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         copy = tmp_path / name

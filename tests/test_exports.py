@@ -1,5 +1,7 @@
 """
 The package exports what its modules declare, and tools that only read see the same names.
+
+Also covers `errors`.
 """
 
 import ast
@@ -18,11 +20,11 @@ from txasynchat import errors
 MODULES = sorted(
     name
     for _, name, _ in pkgutil.walk_packages(txasynchat.__path__, "txasynchat.")
-    # Running the one is its purpose; the other is read by star imports as the stdlib's was.
+    # The first exists to be run; star imports read the other, as they read the stdlib's.
     if name not in {"txasynchat.__main__", "txasynchat.compat.asyncore"}
 )
 CORE = ["errors", "framing", "producers", "protocol", "server", "terminators"]
-#: Import these from their modules: they serve who writes a driver of the core, not a handler.
+#: Import these from their modules: they are for authors of a driver, not of a handler.
 FOR_DRIVERS = {
     "MoreProducer",
     "Producer",
@@ -30,8 +32,8 @@ FOR_DRIVERS = {
     "compile_delimiters",
     "prefix_length_at_end",
 }
-#: What went wrong in a handshake, or after it: `txasynchat.errors` has the details, the package the
-#: classes that a handler tells apart.
+#: Errors in a handshake, or after it: `txasynchat.errors` has the details, the package the
+#: classes that a handler distinguishes.
 DETAILS_OF_TLS = {
     "CertificateExpired",
     "HandshakeTimedOut",
@@ -59,7 +61,7 @@ def test_every_module_declares_its_public_names(name):
     assert missing == []
 
 
-def test_the_package_exports_what_its_core_modules_declare():
+def test_package_exports_what_its_core_modules_declare():
     declared = {
         exported
         for module in CORE
@@ -68,7 +70,7 @@ def test_the_package_exports_what_its_core_modules_declare():
     assert declared - set(txasynchat.__all__) == FOR_DRIVERS | DETAILS_OF_TLS
 
 
-def test_the_details_of_tls_errors_are_those_that_nothing_is_made_from():
+def test_only_leaves_of_the_tls_errors_are_not_exported():
     """A handler that catches what the package exports misses none."""
     tls = [getattr(errors, name) for name in errors.__all__]
     tls = [error for error in tls if issubclass(error, errors.TLSError)]
@@ -86,7 +88,7 @@ def test_every_export_is_declared_by_the_module_it_comes_from():
 
 
 @pytest.mark.parametrize("package", [txasynchat, txasynchat.compat, txasynchat.tls])
-def test_a_static_reader_sees_the_names_that_dir_sees(package):
+def test_static_tools_see_the_names_that_dir_sees(package):
     tree = parse(package)
     bound = {
         alias.asname or alias.name
@@ -98,7 +100,7 @@ def test_a_static_reader_sees_the_names_that_dir_sees(package):
     assert [name for name in package.__all__ if not hasattr(package, name)] == []
 
 
-def test_no_star_imports():
+def test_no_module_uses_star_imports():
     for name in MODULES:
         tree = parse(importlib.import_module(name))
         stars = [
@@ -109,5 +111,5 @@ def test_no_star_imports():
         assert stars == [], name
 
 
-def test_the_version_is_that_of_the_distribution():
+def test_version_is_that_of_the_distribution():
     assert txasynchat.__version__ == version("txasynchat")

@@ -1,5 +1,5 @@
 """
-Handler classes that are written in some other way than a plain class body, and mistakes in them.
+Handler classes that are not plain class bodies, and mistakes in handler classes.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ def connect(chat):
 
 @pytest.fixture
 def warnings():
-    """What is logged at the level of a warning, as it would be written."""
+    """Collect the warnings that are logged, formatted."""
     seen = []
 
     def observe(event):
@@ -109,7 +109,7 @@ def test_terminator_may_be_a_field(make):
     assert chat.messages[2:] == [b"xy"]
 
 
-def test_the_class_attribute_reads_as_it_was_set():
+def test_class_attribute_reads_as_it_was_set():
     class Handler(Lines):
         terminator = (b"\n", b"\r\n")
 
@@ -118,11 +118,11 @@ def test_the_class_attribute_reads_as_it_was_set():
 
     assert AsyncChat.terminator is None
     assert Handler.terminator == Heir.terminator == (b"\n", b"\r\n")
-    connect(Heir())  # from here on ours stands in its place
+    connect(Heir())  # from here on ours replaces it
     assert Handler.terminator == Heir.terminator == (b"\n", b"\r\n")
 
 
-def test_a_terminator_set_on_the_class_later_holds_for_later_connections():
+def test_terminator_set_on_the_class_later_applies_to_later_connections():
     class Handler(Lines):
         terminator = b"\n"
 
@@ -132,13 +132,13 @@ def test_a_terminator_set_on_the_class_later_holds_for_later_connections():
     assert chat.messages == [b"a"]
 
 
-def test_a_class_body_with_no_terminator_in_it_is_refused_at_once():
+def test_invalid_terminator_in_a_class_body_is_refused_at_once():
     with pytest.raises(TypeError, match="terminator must be bytes"):
         type("Handler", (Lines,), {"terminator": "\n"})
 
 
 @pytest.mark.parametrize("name", ["tls", "matched_terminator", "state", "addr", "paused", "unsent"])
-def test_an_application_may_use_these_names_for_its_own(name):
+def test_application_may_use_these_names(name):
     class Handler(Lines):
         terminator = b"\n"
 
@@ -158,7 +158,7 @@ def test_an_application_may_use_these_names_for_its_own(name):
 # -- mistakes that are told once
 
 
-def test_no_terminator_for_whole_messages_is_warned_of_once(warnings):
+def test_missing_terminator_for_whole_messages_is_warned_of_once(warnings):
     class Handler(Lines):
         delimiter = b"\r\n"
 
@@ -194,7 +194,7 @@ def test_a_hook_that_is_async_is_warned_of_once(warnings):
         terminator = b"\n"
 
         async def message_received(self, message):
-            raise AssertionError("nobody awaits this")
+            raise AssertionError("this is never awaited")
 
     for _ in range(2):
         connect(Handler()).dataReceived(b"a\nb\n")
@@ -232,7 +232,7 @@ def test_a_deferred_that_a_hook_returns_is_warned_of_once(warnings, hook):
     assert "returned a Deferred, which nobody waits for" in text
 
 
-def test_other_results_of_a_hook_are_nobody_s_business(warnings):
+def test_other_return_values_of_a_hook_are_ignored(warnings):
     class Handler(AsyncChat):
         terminator = b"\n"
 

@@ -1,5 +1,5 @@
 """
-What a handler's constructor wants is found out before anybody connects.
+What a handler's constructor needs is checked before any client connects.
 """
 
 import functools
@@ -91,8 +91,8 @@ LEGACY = {
 
 
 @pytest.mark.parametrize("case", NATIVE)
-def test_a_chat_factory_that_could_serve_nobody_is_refused(case):
-    """The mistake is told where it is made, not once a connection."""
+def test_chat_factory_that_cannot_build_its_handler_is_refused(case):
+    """The mistake raises where it is made, not on each connection."""
     make, told = NATIVE[case]
     with pytest.raises(TypeError) as caught:
         make()
@@ -100,21 +100,21 @@ def test_a_chat_factory_that_could_serve_nobody_is_refused(case):
 
 
 @pytest.mark.parametrize("parameters", LEGACY)
-def test_a_legacy_factory_says_what_the_constructor_wants(parameters):
-    """The message shows how the handler is built all the same."""
+def test_legacy_factory_names_what_the_constructor_needs(parameters):
+    """The message shows how to build the handler."""
     with pytest.raises(TypeError) as caught:
         LegacyFactory(legacy(parameters))
     assert str(caught.value).startswith(LEGACY[parameters])
 
 
-def test_a_class_that_listens_is_not_served():
-    """It would be told of connections that it never accepts."""
+def test_listener_class_is_refused():
+    """It would get connections that it never accepts."""
     with pytest.raises(TypeError, match=r"^Listener listens by itself"):
         LegacyFactory(Listener)
 
 
-def test_what_is_no_handler_is_not_served():
-    """A value by its name."""
+def test_value_that_is_not_a_handler_is_refused():
+    """Look up a value by its name."""
     for make in ChatFactory, LegacyFactory:
         with pytest.raises(TypeError, match=r"^42 is not a class of handlers"):
             make(42)
@@ -124,7 +124,7 @@ def test_what_is_no_handler_is_not_served():
 
 
 def injected(function):
-    """Gives an argument that the caller does not."""
+    """Adds an argument that the caller does not pass."""
 
     @functools.wraps(function)
     def wrapper(self):
@@ -178,8 +178,8 @@ class Anything(Native):
         lambda: ChatFactory(protocol.Protocol),
     ],
 )
-def test_a_handler_that_can_be_built_is_built(make):
-    """However its constructor is made."""
+def test_handler_that_can_be_built_is_accepted(make):
+    """Whatever the kind of its constructor."""
     assert make().buildProtocol(None) is not None
 
 
@@ -200,15 +200,15 @@ def test_a_legacy_handler_that_takes_a_socket_is_served(parameters):
     LegacyFactory(legacy(parameters))
 
 
-def test_arguments_of_the_factory_count():
+def test_arguments_of_the_factory_are_taken_into_account():
     """What follows the socket and the address may come from the factory."""
     LegacyFactory(legacy("sock, addr, server"), "the server")
     LegacyFactory(legacy("sock, *, server"), server="the server")
     LegacyFactory(build=lambda sock, addr: None)
 
 
-def test_a_listener_that_reads_as_well_is_served():
-    """One class may be both: what it is told of is its own business."""
+def test_listener_that_also_reads_is_served():
+    """One class may be both."""
 
     class Both(Listener):
         def handle_read(self):
@@ -217,8 +217,8 @@ def test_a_listener_that_reads_as_well_is_served():
     LegacyFactory(Both)
 
 
-def test_what_says_nothing_about_itself_fits():
-    """Some callables that are written in C have no signature."""
+def test_callable_without_a_signature_is_accepted():
+    """Some callables written in C have no signature."""
     with pytest.raises(ValueError, match=r"(no|invalid) signature"):
         inspect.signature(iter)
     assert wanted(iter, (), {}) is None
@@ -276,6 +276,6 @@ class Borrows(AsyncChat):
         (Deaf, Hears.USELESS),
     ],
 )
-def test_a_handler_without_a_hook_is_useless_only_if_it_does_nothing(handler, answer):
-    """One that sends, or that others may send by, may be all that is wanted."""
+def test_handler_without_a_hook_is_useless_only_if_it_cannot_send(handler, answer):
+    """A handler that sends, or that others send through, may be intended."""
     assert hears(handler, AsyncChat, HOOKS) is answer

@@ -1,5 +1,5 @@
 """
-Why a server cannot listen is said in a sentence: what happened, the value, what to write instead.
+Why a server cannot listen, in one sentence: what happened, the value, what to write instead.
 """
 
 import os
@@ -12,7 +12,7 @@ from txasynchat import AsyncChat, ChatFactory, ListenError, Program, Server
 
 LOCAL = "tcp:4000:interface=127.0.0.1"
 
-# What is not listened on, and how the sentence about it ends.
+# Descriptions that are refused, and how the sentence ends.
 NO_ENDPOINTS = {
     "4000": "Unknown endpoint type: '4000'; write tcp:4000:interface=127.0.0.1 for this machine only, "
     "or tcp:4000 for all addresses",
@@ -47,7 +47,7 @@ NO_ENDPOINTS = {
     "ssl:0:privateKey=none.pem": "No such file or directory: '{folder}/none.pem'",
 }
 
-# The same of what fails when it is listened on.
+# Descriptions that fail when the server listens, and how the sentence ends.
 NO_PLACES = {
     "tcp:70000": "a port must be a number from 0 to 65535",
     "tcp:0:interface=192.0.2.1": "Cannot assign requested address; give interface= an address of "
@@ -71,8 +71,8 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("description", NO_ENDPOINTS)
-def test_what_is_no_endpoint_is_told_with_what_to_write(folder, description):
-    """The typing mistakes that people make."""
+def test_invalid_endpoint_is_reported_with_what_to_write(folder, description):
+    """Common typing mistakes."""
     with pytest.raises(ListenError) as caught:
         Server(reactor, ChatFactory(AsyncChat), [description])
     problem = NO_ENDPOINTS[description].format(folder=folder)
@@ -82,16 +82,16 @@ def test_what_is_no_endpoint_is_told_with_what_to_write(folder, description):
 # Older versions of Twisted leave a socket that could not be bound to the garbage collector.
 @pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 @pytest.mark.parametrize("description", NO_PLACES)
-def test_a_place_that_is_not_to_be_had_is_told_with_what_to_do(folder, description):
-    """No process numbers and names of functions, which say nothing to who reads this."""
+def test_unavailable_address_is_reported_with_what_to_do(folder, description):
+    """Without process numbers and function names, which do not help the reader."""
     server = Server(reactor, ChatFactory(AsyncChat), [description])
     with pytest.raises(ListenError) as caught:
         server.startService()
     assert str(caught.value) == f"cannot listen on {description!r}: {NO_PLACES[description]}"
 
 
-def test_a_socket_that_another_server_listens_on_is_told_with_its_process(folder):
-    """The lock beside the socket says whose it is."""
+def test_socket_in_use_is_reported_with_its_process(folder):
+    """The lock file beside the socket names the process."""
     (folder / "chat.sock.lock").symlink_to(str(os.getppid()))
     server = Server(reactor, ChatFactory(AsyncChat), ["unix:chat.sock"])
     with pytest.raises(ListenError) as caught:
@@ -104,8 +104,8 @@ def test_a_socket_that_another_server_listens_on_is_told_with_its_process(folder
 
 # See above.
 @pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
-def test_a_socket_can_be_had_when_its_place_is_free_again(folder):
-    """The first attempt keeps no lock that the second one cannot get."""
+def test_socket_can_be_used_once_its_address_is_free(folder):
+    """The first attempt leaves no lock that would block the second."""
     server = Server(reactor, ChatFactory(AsyncChat), ["unix:other.sock"])
     for _ in range(2):
         with pytest.raises(ListenError, match="Address already in use"):
@@ -133,8 +133,8 @@ def test_a_socket_can_be_had_when_its_place_is_free_again(folder):
         ("tcp:80", "endpoints is the single string 'tcp:80'; give a list of them"),
     ],
 )
-def test_what_is_no_description_is_refused_when_the_server_is_made(make, endpoints, told):
-    """A number, an address: the caller's mistake, told at the call and not when it starts."""
+def test_invalid_description_is_refused_when_the_server_is_made(make, endpoints, told):
+    """A number, an address: the caller's mistake raises at the call, not at the start."""
     with pytest.raises(TypeError) as caught:
         make(reactor, ChatFactory(AsyncChat), endpoints)
     assert str(caught.value) == told

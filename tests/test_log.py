@@ -1,5 +1,5 @@
 """
-What a peer sends neither forges the log nor fills it.
+What a peer sends can neither forge log lines nor fill the log.
 """
 
 import io
@@ -27,12 +27,12 @@ from txasynchat.log import Throttle, escape, failure
         ("\u2028\u202e\ud800", r"\u2028\u202e\ud800"),
     ],
 )
-def test_what_does_not_print_is_made_visible(text, shown):
+def test_unprintable_characters_are_made_visible(text, shown):
     assert escape(text) == shown
 
 
 def logged_failure(raise_error):
-    """Log what *raise_error* raises, and return the text that a log file would hold."""
+    """Log the exception of *raise_error*, and return the text that a log file would hold."""
     text = io.StringIO()
     log = Logger(observer=FileLogObserver(text, formatEventAsClassicLogText))
     try:
@@ -91,7 +91,7 @@ def test_an_exception_that_quotes_a_peer_forges_no_line(raise_error):
     assert r"\n1999-01-01T00:00:00 [-] forged\x1b[1A" in text.replace("\\\\", "\\")
 
 
-def test_a_failure_is_logged_as_a_failure():
+def test_failure_keeps_its_traceback_in_the_log():
     events = []
     try:
         raise_plain()
@@ -103,7 +103,7 @@ def test_a_failure_is_logged_as_a_failure():
     assert event["log_level"].name == "critical"
 
 
-def test_a_kind_of_event_is_logged_once_in_an_interval_with_the_number_suppressed():
+def test_event_kind_is_logged_once_per_interval_with_the_number_suppressed():
     now = 0.0
     throttle = Throttle(1.0, lambda: now)
     assert [throttle.suppressed("a") for _ in range(4)] == [0, None, None, None]
@@ -115,7 +115,7 @@ def test_a_kind_of_event_is_logged_once_in_an_interval_with_the_number_suppresse
     assert throttle.suppressed("b") == 0
 
 
-def test_kinds_that_a_peer_makes_up_take_no_memory_without_end():
+def test_event_kinds_from_a_peer_take_bounded_memory():
     throttle = Throttle(1.0, lambda: 0.0)
     for number in range(5000):
         throttle.suppressed(number)
@@ -123,7 +123,7 @@ def test_kinds_that_a_peer_makes_up_take_no_memory_without_end():
     assert sys.getsizeof(throttle._logged) < 100_000
 
 
-def test_a_handler_s_exception_that_quotes_the_peer_forges_no_line():
+def test_exception_of_a_handler_that_quotes_the_peer_forges_no_line():
     class Handler(AsyncChat):
         terminator = b"\r\n"
 

@@ -1,5 +1,5 @@
 """
-What a peer can make the server log again and again is one line a second, with a number.
+An event that a peer can repeat is logged once a second, with the number suppressed.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from txasynchat import AsyncChat, Overflow
 
 
 def logged_by(call):
-    """Return the events that *call* has logged."""
+    """Return the events that *call* logs."""
     events = []
     globalLogPublisher.addObserver(events.append)
     try:
@@ -26,7 +26,7 @@ def logged_by(call):
 
 
 @pytest.mark.parametrize("mode", [Overflow.SKIP, Overflow.DELIVER])
-def test_lines_over_the_limit_that_do_not_end_the_connection_fill_no_log(mode):
+def test_long_lines_that_do_not_end_the_connection_do_not_fill_the_log(mode):
     class Handler(AsyncChat):
         terminator = b"\n"
         max_message_length = 10
@@ -41,7 +41,7 @@ def test_lines_over_the_limit_that_do_not_end_the_connection_fill_no_log(mode):
     assert 0 < len([one for one in events if one.get("kind") == "MessageTooLong"]) < 10
 
 
-# A server whose process may open no more descriptors than it has, once it listens.
+# A server whose process can open no more descriptors once it listens.
 AT_THE_LIMIT = """
 import os, resource, sys
 from twisted.internet import reactor
@@ -62,7 +62,7 @@ reactor.run()
 """
 
 
-def test_connections_at_the_limit_on_descriptors_fill_no_log(start):
+def test_connections_at_the_descriptor_limit_do_not_fill_the_log(start):
     port = int(start([sys.executable, "-c", AT_THE_LIMIT], r"port (\d+)")[1])
     output = start.programs[-1].stdout
     refused = 0

@@ -57,12 +57,12 @@ def test_no_init_file_shadows_twisted(root):
         "from twisted.plugin import IPlugin, getPlugins; list(getPlugins(IPlugin))",
     ],
 )
-def test_no_reactor_is_installed_by(statement):
+def test_importing_installs_no_reactor(statement):
     program = f"{statement}; import sys; print('twisted.internet.reactor' in sys.modules)"
     assert run_python(program) == "False"
 
 
-def test_each_public_name_is_found_when_it_is_asked_for():
+def test_each_public_name_is_imported_on_demand():
     program = """
 import sys, txasynchat
 assert not any(name.startswith("twisted") for name in sys.modules)
@@ -80,7 +80,7 @@ print(hasattr(txasynchat, "nothing"), hasattr(txasynchat, "attach"))
         "import txasynchat.endpoints, txasynchat.testing",
     ],
 )
-def test_what_is_native_loads_no_part_of_the_facade(statement):
+def test_native_modules_load_no_part_of_the_facade(statement):
     program = f"""
 {statement}
 import sys
@@ -90,7 +90,7 @@ print([name for name in sys.modules if name.startswith(("txasynchat.compat", "tx
 
 
 @pytest.mark.parametrize("module", ["hub", "tls", "tls.clienthello", "tls.pending", "log"])
-def test_what_the_facade_shares_loads_no_twisted(module):
+def test_modules_the_facade_shares_load_no_twisted(module):
     program = f"""
 import sys, txasynchat.{module}
 print([name for name in sys.modules if name.startswith(("twisted", "OpenSSL", "zope"))])
@@ -98,7 +98,7 @@ print([name for name in sys.modules if name.startswith(("twisted", "OpenSSL", "z
     assert run_python(program) == "[]"
 
 
-def test_listing_plugins_finds_ours_and_imports_none_of_the_package():
+def test_listing_plugins_finds_ours_without_importing_the_package():
     program = """
 import sys
 from twisted.application.service import IServiceMaker

@@ -151,7 +151,7 @@ ANSWERS = (
 )
 LONG = b"x" * 9999 + b"\r\n"
 
-# What the client sends, what comes back, and who closes first.
+# What the client sends, what it receives, and which side closes first.
 CONVERSATIONS = {
     "LineEcho": {
         "lines": (
@@ -199,7 +199,7 @@ def test_only_the_base_class_and_sock_are_changed():
 
 @contextmanager
 def serving(folder, source, program):
-    """Serve all three handlers in one process; gives the port of each."""
+    """Serve all three handlers in one process; yield the port of each."""
     folder.mkdir()
     (folder / "handlers.py").write_text(source)
     (folder / "program.py").write_text(program)
@@ -221,7 +221,7 @@ def serving(folder, source, program):
 
 
 def converse(port, sent, size, closes_first):
-    """Send in pieces, and return all that comes back."""
+    """Send in pieces, and return everything received."""
     with socket.create_connection(("127.0.0.1", port), 20) as client:
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for start in range(0, len(sent), size):
@@ -250,7 +250,7 @@ def versions(tmp_path_factory):
     ("handler", "conversation"),
     [(handler, name) for handler, each in CONVERSATIONS.items() for name in each],
 )
-def test_both_versions_say_the_same(versions, handler, conversation, size):
+def test_both_versions_answer_the_same(versions, handler, conversation, size):
     sent, expected, closes_first = CONVERSATIONS[handler][conversation]
     said = {
         version: converse(ports[handler], sent, size, closes_first)

@@ -1,5 +1,5 @@
 """
-The output queue alone: what comes out, in which order, and who is asked when.
+The output queue alone: what comes out, in which order, and when producers are asked.
 """
 
 import io
@@ -18,12 +18,12 @@ from txasynchat.outputqueue import EMPTY_PIECES
 
 
 def drain(queue, limit=65_536):
-    """Take all that the queue gives now."""
+    """Take everything that the queue has now."""
     return b"".join(iter(lambda: queue.take(limit), b""))
 
 
 class More:
-    """A producer as of asynchat, which remembers how often it was asked."""
+    """An asynchat producer that counts its calls."""
 
     def __init__(self, *pieces):
         self.pieces = list(pieces)
@@ -38,7 +38,7 @@ class More:
 
 
 class Pushing:
-    """A push producer of Twisted's, by its methods; it writes when the test says so."""
+    """A push producer with Twisted's methods; it writes when the test says so."""
 
     def __init__(self, queue):
         self.queue = queue
@@ -58,7 +58,7 @@ class Pushing:
 
 
 class Pulling(Pushing):
-    """A pull producer that writes one piece each time it is asked."""
+    """A pull producer that writes one piece per call."""
 
     def __init__(self, queue, *pieces):
         super().__init__(queue)
@@ -74,7 +74,7 @@ class Pulling(Pushing):
 
 
 class TestOrder:
-    def test_every_kind_keeps_its_place(self, tmp_path):
+    def test_every_kind_of_item_keeps_its_place(self, tmp_path):
         path = tmp_path / "file"
         path.write_bytes(b"<path>")
         queue = OutputQueue()
@@ -109,7 +109,7 @@ class TestOrder:
         st.integers(min_value=1, max_value=40),
         st.randoms(use_true_random=False),
     )
-    def test_what_goes_in_comes_out_however_it_is_taken(self, items, limit, chance):
+    def test_output_is_the_same_however_it_is_taken(self, items, limit, chance):
         queue = OutputQueue()
         expected = b""
         got = b""
@@ -130,7 +130,7 @@ class TestOrder:
         assert queue.finished
         assert not queue
 
-    def test_bytes_and_the_producer_behind_them_leave_together(self):
+    def test_bytes_and_the_producer_after_them_are_taken_together(self):
         queue = OutputQueue()
         queue.push(b"header ")
         queue.push_producer(iter([b"small ", b"pieces"]))
@@ -151,7 +151,7 @@ class TestOrder:
         buffer[:] = b"after."
         assert drain(queue) == b"before"
 
-    def test_many_items_cost_the_same_each(self):
+    def test_cost_per_item_does_not_depend_on_their_number(self):
         def seconds(count):
             queue = OutputQueue()
             queue.push_producer(More(b"x"))
@@ -165,7 +165,7 @@ class TestOrder:
         assert seconds(160_000) < 60 * max(seconds(10_000), 0.001)
 
     @pytest.mark.counts_references
-    def test_what_was_taken_is_forgotten(self):
+    def test_bytes_taken_are_released(self):
         queue = OutputQueue()
         big = bytes(100)
         before = sys.getrefcount(big)
@@ -178,7 +178,7 @@ class TestOrder:
 
 
 class TestAsking:
-    def test_a_producer_waits_until_all_before_it_was_taken(self):
+    def test_producer_is_asked_after_everything_before_it_was_taken(self):
         queue = OutputQueue()
         producer = More(b"b" * 10)
         queue.push(b"a" * 20)
@@ -199,7 +199,7 @@ class TestAsking:
         assert drain(queue) == b"y"
         assert producer.asked == 2
 
-    def test_none_ends_a_more_producer_as_in_asynchat(self):
+    def test_more_producer_may_end_with_none_as_in_asynchat(self):
         queue = OutputQueue()
         queue.push_producer(More(b"x", None))
         queue.push(b"y")
@@ -251,7 +251,7 @@ class TestAsking:
         assert drain(queue) == b"4"
         assert queue.size == 0
 
-    def test_asking_a_generator_costs_the_same_however_much_is_behind_it(self):
+    def test_cost_of_asking_a_generator_does_not_depend_on_the_queue(self):
         def seconds(behind):
             queue = OutputQueue()
             queue.push_producer(iter([b"x"] * 5_000))
@@ -284,7 +284,7 @@ class TestFailures:
             (io.StringIO("text"), "not str"),
         ],
     )
-    def test_it_is_named_and_what_was_before_it_goes_first(self, producer, text):
+    def test_failing_producer_is_named_and_bytes_before_it_are_sent(self, producer, text):
         queue = self.failing(producer)
         assert queue.take(100) == b"before "
         with pytest.raises(ProducerError) as caught:
@@ -295,7 +295,7 @@ class TestFailures:
         assert caught.value.__cause__ is not None
         assert drain(queue) == b" behind"
 
-    def test_what_the_producer_gave_before_goes_first_too(self):
+    def test_bytes_of_a_failing_producer_are_sent_first(self):
         def produce():
             yield b"good "
             raise ValueError("bad")
@@ -307,7 +307,7 @@ class TestFailures:
         assert drain(queue) == b" behind"
         assert queue.size == 0
 
-    def test_an_iterator_of_nothing_is_stuck(self):
+    def test_iterator_of_empty_pieces_is_reported_as_stuck(self):
         def produce():
             while True:
                 asked.append(1)
@@ -320,7 +320,7 @@ class TestFailures:
             queue.take(100)
         assert len(asked) == EMPTY_PIECES == 1_000
 
-    def test_a_failing_file_is_closed_if_it_was_opened_here(self, tmp_path):
+    def test_failing_file_is_closed_if_the_queue_opened_it(self, tmp_path):
         path = tmp_path / "file"
         path.write_bytes(b"x")
         producer = FileProducer(path)
@@ -331,14 +331,14 @@ class TestFailures:
             queue.take(100)
 
     @pytest.mark.parametrize("wrong", ["text", 3, None, object()])
-    def test_what_is_no_producer_is_refused_at_once(self, wrong):
+    def test_value_that_is_not_a_producer_is_refused_at_once(self, wrong):
         queue = OutputQueue()
         with pytest.raises(TypeError, match="a producer has more"):
             queue.push_producer(wrong)
         assert not queue
 
     @pytest.mark.parametrize("wrong", ["text", 3, None, [b"x"]])
-    def test_what_is_not_bytes_like_is_refused_with_its_value(self, wrong):
+    def test_piece_that_is_not_bytes_like_is_refused_with_its_value(self, wrong):
         queue = OutputQueue()
         with pytest.raises(TypeError, match="data must be bytes-like, not ") as caught:
             queue.push(wrong)
@@ -347,7 +347,7 @@ class TestFailures:
 
 
 class TestFiles:
-    def test_a_path_is_opened_at_once_and_closed_at_its_end(self, tmp_path):
+    def test_path_is_opened_at_once_and_closed_at_its_end(self, tmp_path):
         path = tmp_path / "file"
         path.write_bytes(b"abcdefgh")
         producer = FileProducer(str(path), 3)
@@ -356,11 +356,11 @@ class TestFiles:
         assert drain(queue) == b"abcdefgh"
         assert producer._file.closed
 
-    def test_a_path_that_is_not_there_raises_at_once(self, tmp_path):
+    def test_missing_path_raises_at_once(self, tmp_path):
         with pytest.raises(FileNotFoundError):
             FileProducer(tmp_path / "nothing")
 
-    def test_an_open_file_stays_open_and_is_read_from_where_it_stands(self):
+    def test_open_file_stays_open_and_is_read_from_its_position(self):
         file = io.BytesIO(b"0123456789")
         file.seek(5)
         queue = OutputQueue()
@@ -380,7 +380,7 @@ class TestFiles:
         assert owned._file.closed
         assert not file.closed
 
-    def test_it_says_which_file_it_is(self, tmp_path):
+    def test_file_producer_names_its_file(self, tmp_path):
         path = tmp_path / "named"
         path.touch()
         producer = FileProducer(path)
@@ -391,17 +391,17 @@ class TestFiles:
 class TestSimpleProducer:
     """Facts of the 3.11 library reference."""
 
-    def test_pieces_of_512_bytes_then_nothing(self):
+    def test_simple_producer_gives_512_bytes_at_a_time_then_nothing(self):
         producer = simple_producer(b"x" * 1_000)
         assert [producer.more(), producer.more(), producer.more()] == [b"x" * 512, b"x" * 488, b""]
 
-    def test_the_length_of_a_piece_can_be_chosen(self):
+    def test_length_of_a_piece_can_be_chosen(self):
         producer = simple_producer(b"abcde", buffer_size=2)
         assert [producer.more() for _ in range(4)] == [b"ab", b"cd", b"e", b""]
 
 
 class TestTwistedProducers:
-    def test_a_push_producer_is_paused_until_its_turn(self):
+    def test_push_producer_is_paused_until_its_turn(self):
         queue = OutputQueue()
         queue.push(b"first ")
         producer = Pushing(queue)
@@ -416,7 +416,7 @@ class TestTwistedProducers:
         assert drain(queue) == b" third"
         assert producer.calls == ["pause", "resume"]
 
-    def test_one_that_is_first_in_the_queue_goes_on_undisturbed(self):
+    def test_push_producer_at_the_head_of_the_queue_is_not_paused(self):
         queue = OutputQueue()
         producer = Pushing(queue)
         queue.register(producer, True)
@@ -424,7 +424,7 @@ class TestTwistedProducers:
         assert queue.take(100) == b"x"
         assert producer.calls == []
 
-    def test_it_is_paused_when_there_is_no_room_and_resumed_when_there_is(self):
+    def test_push_producer_is_paused_without_room_and_resumed_with_room(self):
         queue = OutputQueue()
         producer = Pushing(queue)
         queue.register(producer, True)
@@ -434,7 +434,7 @@ class TestTwistedProducers:
         assert queue.take(100) == b""
         assert producer.calls == ["pause", "resume"]
 
-    def test_it_is_paused_when_it_runs_too_far_ahead(self):
+    def test_push_producer_is_paused_when_it_runs_too_far_ahead(self):
         queue = OutputQueue()
         producer = Pushing(queue)
         queue.register(producer, True)
@@ -448,7 +448,7 @@ class TestTwistedProducers:
         assert producer.calls == ["pause", "resume"]
         assert queue.size == 0
 
-    def test_several_take_their_turns(self):
+    def test_several_push_producers_run_in_turn(self):
         queue = OutputQueue()
         first, second = Pushing(queue), Pushing(queue)
         queue.register(first, True)
@@ -465,7 +465,7 @@ class TestTwistedProducers:
         queue.unregister()
         assert drain(queue) == b"2end"
 
-    def test_a_pull_producer_is_asked_once_for_each_answer(self):
+    def test_pull_producer_is_asked_again_only_after_its_answer(self):
         queue = OutputQueue()
         producer = Pulling(queue, b"x" * 10, b"y" * 10)
         queue.register(producer, False)
@@ -485,7 +485,7 @@ class TestTwistedProducers:
         assert queue.take(1) == b""
         assert producer.calls == ["resume", "resume"]
 
-    def test_what_one_wrote_before_it_ended_is_not_lost(self):
+    def test_bytes_written_before_the_producer_ended_are_not_lost(self):
         queue = OutputQueue()
         queue.register(Pushing(queue), True)
         queue.write(b"x" * 10)
@@ -494,21 +494,21 @@ class TestTwistedProducers:
         assert drain(queue, 3) == b"x" * 10
         assert queue.finished
 
-    def test_without_one_nothing_is_written(self):
+    def test_write_without_a_producer_is_ignored(self):
         queue = OutputQueue()
         assert queue.write(b"x") is False
         queue.push(b"y")
         assert queue.write(b"x") is False
         assert drain(queue) == b"y"
 
-    def test_text_is_refused_where_it_is_written(self):
+    def test_writing_text_raises_at_the_call(self):
         queue = OutputQueue()
         queue.register(Pushing(queue), True)
         with pytest.raises(TypeError, match="not str: 'text'"):
             queue.write("text")
 
     @pytest.mark.parametrize("streaming", [True, False])
-    def test_one_that_fails_when_it_is_asked_is_stopped(self, streaming):
+    def test_pull_producer_that_fails_is_stopped(self, streaming):
         class Failing(Pushing):
             @override
             def resumeProducing(self):
@@ -524,7 +524,7 @@ class TestTwistedProducers:
         assert producer.calls[-1] == "stop"
         assert not queue
 
-    def test_one_that_fails_when_it_is_paused_is_named(self):
+    def test_push_producer_that_fails_when_paused_is_named(self):
         class Failing(Pushing):
             @override
             def pauseProducing(self):
@@ -538,7 +538,7 @@ class TestTwistedProducers:
 
 
 class TestStop:
-    def test_everybody_who_waits_is_told_once(self):
+    def test_every_waiting_producer_is_stopped_once(self):
         queue = OutputQueue()
         ended = []
 
@@ -568,7 +568,7 @@ class TestStop:
         assert queue.size == 0
         assert drain(queue) == b""
 
-    def test_one_that_fails_does_not_keep_the_others_from_it(self):
+    def test_failure_to_stop_does_not_keep_the_others_from_it(self):
         class Failing(Pushing):
             @override
             def stopProducing(self):
@@ -581,7 +581,7 @@ class TestStop:
         assert [str(error) for error in queue.stop()] == ["no"]
         assert last.calls == ["pause", "stop"]
 
-    def test_one_that_has_ended_is_not_told(self):
+    def test_ended_producer_is_not_stopped(self):
         queue = OutputQueue()
         producer = Pushing(queue)
         queue.register(producer, True)
@@ -590,7 +590,7 @@ class TestStop:
         queue.stop()
         assert producer.calls == []
 
-    def test_a_queue_can_be_used_again(self):
+    def test_stopped_queue_can_be_used_again(self):
         queue = OutputQueue()
         queue.push(b"old")
         queue.close_when_done()

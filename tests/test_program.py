@@ -1,5 +1,5 @@
 """
-A server as a program: where its log goes, and what is left when it cannot start.
+A server as a program: where its log goes, and what a failed start leaves behind.
 """
 
 import socket
@@ -22,7 +22,7 @@ class Echo(AsyncChat):
         self.push(message)
 """
 
-# Serves until the reactor runs, and says so.
+# Serves until the reactor runs, and reports that.
 SERVE = """
 from twisted.internet import reactor
 
@@ -81,8 +81,8 @@ def run(folder, source, *command):
 
 
 @pytest.mark.parametrize("beginning", BEGINNINGS)
-def test_serve_begins_to_log_only_where_nobody_has(tmp_path, beginning):
-    """Each line comes once, where the program wants it; and nothing is said about it."""
+def test_serve_starts_logging_only_if_the_program_has_not(tmp_path, beginning):
+    """Each line is logged once, where the program wants it, without a warning."""
     done = run(tmp_path, ECHO + BEGINNINGS[beginning] + SERVE)
     assert done.returncode == 0, done.stderr
     log, other = done.stdout, done.stderr
@@ -94,8 +94,8 @@ def test_serve_begins_to_log_only_where_nobody_has(tmp_path, beginning):
     assert other == ""
 
 
-def test_an_observer_that_only_counts_is_no_log(tmp_path):
-    """Who watches events for something else still reads the log on standard error."""
+def test_observer_that_only_counts_does_not_replace_the_log(tmp_path):
+    """A program that observes events for another purpose still logs to standard error."""
     watch = """
 from twisted.logger import globalLogPublisher
 globalLogPublisher.addObserver(lambda event: None)
@@ -137,7 +137,7 @@ second.startService()
 @pytest.mark.parametrize("second", ["Program", "Server"])
 @pytest.mark.parametrize("first", FIRST)
 @pytest.mark.parametrize("how", ["twistd", "by hand"])
-def test_nothing_is_left_of_the_first_when_the_second_cannot_listen(tmp_path, how, first, second):
+def test_first_endpoint_is_cleaned_up_when_the_second_cannot_listen(tmp_path, how, first, second):
     """The next start finds no stale socket file, and no lock on it."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         source = ECHO + SECOND.format(
@@ -156,8 +156,8 @@ def test_nothing_is_left_of_the_first_when_the_second_cannot_listen(tmp_path, ho
     assert not (tmp_path / "twistd.pid").exists()
 
 
-def test_a_child_that_ends_leaves_the_ports_of_its_parent_alone(tmp_path):
-    """A server that tried twice, and forked then, goes on to listen."""
+def test_forked_child_does_not_close_the_ports_of_its_parent(tmp_path):
+    """A server that started at the second attempt, and forked, continues to listen."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         source = SECOND.format(first=FIRST["Server"], second="Server", port=taken.getsockname()[1])
         done = run(

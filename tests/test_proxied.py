@@ -1,5 +1,5 @@
 """
-Behind a proxy that says whom it speaks for (``haproxy:``): the handler meets the client, not the proxy.
+Behind a proxy (``haproxy:``) the handler gets the client's address, not the proxy's.
 """
 
 import socket
@@ -18,7 +18,7 @@ from txasynchat import AsyncChat, ChatFactory, Server, State
 from txasynchat.compat.asynchat import async_chat
 from txasynchat.compat.served import LegacyFactory
 
-# Twisted hands pyOpenSSL's own certificates back to pyOpenSSL, which would rather have others.
+# Twisted passes pyOpenSSL's own certificates to pyOpenSSL, which deprecates them.
 pytestmark = pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")
 
 CLIENT = ("192.0.2.7", 4711)
@@ -33,7 +33,7 @@ SECONDS = 20
 
 
 class Native(AsyncChat):
-    """Greets with the address that it met, and says it again when asked."""
+    """Greets with its peer's address, and repeats it when asked."""
 
     terminator = b"\n"
 
@@ -45,7 +45,7 @@ class Native(AsyncChat):
 
 
 class Legacy(async_chat):
-    """The same, as it was written for asynchat."""
+    """The same, written for asynchat."""
 
     def __init__(self, sock, addr):
         async_chat.__init__(self, sock)
@@ -88,7 +88,7 @@ class Behind(TestCase):
         return server.ports[0].getHost().port
 
     def talk(self, port, kind, header, message):
-        """What is answered to the header by itself, or to it and a message right behind it."""
+        """Return the answers to the header alone, or to the header and a message after it."""
         with ExitStack() as opened:
             client = opened.enter_context(socket.create_connection(("127.0.0.1", port), SECONDS))
             if "clear" in kind:
@@ -109,22 +109,22 @@ class Behind(TestCase):
                     said = await threads.deferToThread(self.talk, port, kind, header, message)
                     assert said == [b"192.0.2.7 4711\n", *answers], (kind, header, said)
 
-    async def test_a_handler_connects_when_its_client_is_known(self):
-        """``addr`` in handle_connect is the client's; the greeting does not wait for more."""
+    async def test_handler_connects_once_its_client_is_known(self):
+        """``addr`` in handle_connect is the client's; the greeting is sent at once."""
         await self.check(lambda: ChatFactory(Native))
 
-    async def test_a_legacy_handler_is_built_with_the_address_of_its_client(self):
-        """What the constructor gets, and ``self.addr``, are the client's."""
+    async def test_legacy_handler_is_built_with_the_address_of_its_client(self):
+        """The constructor's argument and ``self.addr`` are the client's."""
         await self.check(lambda: LegacyFactory(Legacy))
 
-    async def test_without_a_header_nobody_connects(self):
-        """A peer that says something else is sent away, and no hook says that it came."""
+    async def test_connection_without_a_header_is_closed(self):
+        """A peer that sends something else is disconnected, and no hook is called."""
         for factory in (ChatFactory(Native), LegacyFactory(Legacy)):
             port = self.serve(factory, "tcp")
             said = await threads.deferToThread(self.talk, port, "tcp", b"hello, server\n", b"")
             assert said == [b""]
 
-    async def test_a_header_in_pieces(self):
+    async def test_header_may_come_in_pieces(self):
         """The header may be cut anywhere but in its first word."""
         port = self.serve(ChatFactory(Native), "tcp")
 
@@ -139,8 +139,8 @@ class Behind(TestCase):
         said = await threads.deferToThread(talk)
         assert said == [b"192.0.2.7 4711\n", b"hello from 4711\n"]
 
-    async def test_stopping_does_not_wait_for_a_header(self):
-        """A connection whose client is not known yet has nothing to finish."""
+    async def test_stop_does_not_wait_for_a_header(self):
+        """A connection whose client is still unknown has nothing to finish."""
         factory = ChatFactory(Native)
         server = Server(reactor, factory, [ENDPOINTS["tcp"]], stop_timeout=None)
         server.startService()

@@ -1,5 +1,5 @@
 """
-Numbers that make no sense are refused where they are given, on every surface, in one line.
+Invalid numbers are refused where they are given, on every surface, in one line.
 """
 
 import socket
@@ -20,7 +20,7 @@ from txasynchat.tls import ClientOptions, Credentials, ServerOptions
 from txasynchat.twistd import Options
 
 NAN, INFINITE = float("nan"), float("inf")
-#: No number of seconds, nor of bytes.
+#: Neither a number of seconds nor of bytes.
 NEVER = [-1, NAN, -INFINITE, "x", b"5", True, (1,)]
 NO_SECONDS = [*NEVER, INFINITE, 1e300, 1_000_001]
 NO_COUNT = [*NEVER, INFINITE, 0.5, 65_536.0]
@@ -42,7 +42,7 @@ class Line(AsyncChat):
 
 
 @pytest.mark.parametrize(("name", "value"), HANDLER)
-def test_in_a_class_body(name, value):
+def test_invalid_number_in_a_class_body_is_refused(name, value):
     """The import of the module fails, not its first connection."""
     with pytest.raises((TypeError, ValueError), match=rf"^Handler\.{name} must be a ") as raised:
         type("Handler", (AsyncChat,), {name: value})
@@ -51,7 +51,7 @@ def test_in_a_class_body(name, value):
 
 @pytest.mark.parametrize(("name", "value"), HANDLER)
 @pytest.mark.parametrize("where", ["__init__", "connectionMade"])
-def test_on_an_object_when_its_connection_is_made(name, value, where):
+def test_invalid_number_on_an_object_closes_its_connection(name, value, where):
     """It is logged once, with name, value and range, and that connection closes."""
 
     def assign(chat):
@@ -74,7 +74,7 @@ def test_on_an_object_when_its_connection_is_made(name, value, where):
     assert transport.disconnecting
 
 
-def test_what_makes_sense_is_taken():
+def test_valid_numbers_are_accepted():
     class Handler(Line):
         max_message_length = max_unsent = high_water = close_timeout = None
         low_water = 0
@@ -140,7 +140,7 @@ def test_as_a_word(files, word, text):
 
 
 @pytest.mark.parametrize("value", NO_SECONDS)
-def test_of_a_legacy_channel(value):
+def test_invalid_number_of_a_legacy_channel_is_refused(value):
     ours, theirs = socket.socketpair()
     with theirs, ours:
         channel = asynchat.async_chat(ours, map={})
@@ -153,7 +153,7 @@ def test_of_a_legacy_channel(value):
 
 
 @pytest.mark.parametrize("value", [*NEVER, INFINITE, 1e300])
-def test_of_a_server(value):
+def test_invalid_number_of_a_server_is_refused(value):
     with pytest.raises(
         (TypeError, ValueError), match="stop_timeout must be a number from 0 to 1,000,000"
     ):
@@ -162,15 +162,15 @@ def test_of_a_server(value):
 
 @pytest.mark.parametrize("text", ["-1", "nan", "inf", "1e300", "x", ""])
 @pytest.mark.parametrize("option", ["--stop-timeout", "--max-message-length"])
-def test_on_the_command_line(option, text):
+def test_invalid_number_on_the_command_line_is_refused(option, text):
     with pytest.raises(
         CannotStart, match=rf"^txasynchat: {option} must be a .*number from 0 .*, not '{text}'$"
     ):
         Options().parseOptions([f"{option}={text}"])
 
 
-def test_the_table_in_the_docs_is_the_one_that_is_checked(root: Path):
-    """Each number that a user may give stands there, with its range."""
+def test_table_in_the_docs_agrees_with_the_checks(root: Path):
+    """The table lists each number that a user may give, with its range."""
     page = (root / "docs/reference/ranges.md").read_text()
     rows = [*ranges.HANDLER.items(), *ranges.TLS.items(), ("stop_timeout", ranges.STOPPING)]
     for name, its in rows:

@@ -66,7 +66,7 @@ def run(*options):
 
 
 def test_a_call_from_another_thread_raises_in_development_mode():
-    """An answer that would be lost now and then is an error at the call, which names the remedy."""
+    """What would sometimes lose an answer is an error at the call, which names the remedy."""
     *errors, answer = run("-X", "dev", "-W", "ignore", "-c", PROGRAM)
     assert answer == repr(b"before the connection\nhere\nthere\n")
     assert len(errors) == 3
@@ -75,8 +75,8 @@ def test_a_call_from_another_thread_raises_in_development_mode():
         assert f"reactor.callFromThread(chat.{name}, ...)" in error
 
 
-def test_otherwise_nothing_is_in_the_way():
-    """The methods are the plain ones: no call costs more."""
+def test_calls_are_not_checked_outside_development_mode():
+    """The methods are the plain ones, so no call costs more."""
     program = "from txasynchat import AsyncChat as A; print(hasattr(A.push, '__wrapped__'))"
     assert run("-c", program) == ["False"]
     assert run("-X", "dev", "-W", "ignore", "-c", program) == ["True"]

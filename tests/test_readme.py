@@ -1,5 +1,5 @@
 """
-What the README shows works: its server is served, its client session is typed, links lead somewhere.
+What the README shows works: its server, its client session, its links.
 """
 
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-# For machines without netcat: send what comes in, print what comes back until the peer closes.
+# For machines without netcat: send standard input, print the answers until the peer closes.
 NETCAT = """\
 import socket, sys
 with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=10) as peer:
@@ -31,7 +31,7 @@ def blocks(text, language):
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
-def test_its_server_answers_its_client_session(readme, start, tmp_path):
+def test_readme_server_answers_the_readme_client(readme, start, tmp_path):
     [module] = blocks(readme, "python")
     file_name = re.match(r"# (\w+\.py)\n", module)[1]
     (tmp_path / file_name).write_text(module)
@@ -57,7 +57,7 @@ def test_its_server_answers_its_client_session(readme, start, tmp_path):
     assert printed
 
 
-def test_its_links_lead_somewhere(readme, root):
+def test_readme_links_resolve(readme, root):
     links = re.findall(r"\]\(([^)#:]+)\)", readme)
     assert len(links) > 3
     assert [link for link in links if not (root / link).exists()] == []

@@ -1,7 +1,10 @@
 """
-The reference has every public name and a text on each page; the architecture has a line a module.
+The reference has every public name and a text on each page; the architecture lists each module.
+
+The tree of the tests mirrors that of the modules.
 """
 
+import ast
 import importlib
 import re
 
@@ -10,7 +13,7 @@ import pytest
 import txasynchat
 from txasynchat import hub, tls
 
-#: What `txasynchat.hub` defines beside `Hub`: figures that the page explains in one sentence.
+#: What `txasynchat.hub` defines beside `Hub`: values that the page explains in one sentence.
 FIGURES = {"ENDED", "ERROR", "HANGUP", "INVALID", "READ", "URGENT", "WRITE", "Events"}
 
 
@@ -76,3 +79,21 @@ def test_the_architecture_has_a_line_for_each_module(root):
     modules = {str(path.relative_to(top)) for path in top.rglob("*.py")}
     inner = {one for one in modules if one.endswith("/__init__.py")}
     assert drawn == modules - inner
+
+
+def test_each_module_has_a_test_file_of_its_name_or_one_that_names_it(root):
+    named = set()
+    for path in (root / "tests").rglob("test_*.py"):
+        docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
+        named |= set(re.findall(r"`([\w.]+)`", docstring.partition("Also covers")[2]))
+    top = root / "src/txasynchat"
+    modules = {path.relative_to(top).with_suffix("") for path in top.rglob("*.py")}
+    missing = [
+        dotted
+        for module in sorted(modules)
+        if module.name != "__init__"
+        and not (root / "tests" / module.parent / f"test_{module.name.lstrip('_')}.py").exists()
+        and (dotted := ".".join(module.parts)) not in named
+    ]
+    assert missing == [], "write a test file, or name the module behind `Also covers` in one"
+    assert not {name for name in named if not (top / f"{name.replace('.', '/')}.py").exists()}

@@ -1,5 +1,7 @@
 """
-The factory and the service: who is counted, and how it starts and stops, on real sockets.
+The factory and the service: counting connections, starting and stopping, on real sockets.
+
+Also covers `connections`.
 """
 
 import socket
@@ -34,7 +36,7 @@ from txasynchat.compat.asynchat import async_chat
 from txasynchat.compat.asyncore import dispatcher
 from txasynchat.compat.served import LegacyFactory
 
-# Twisted hands pyOpenSSL's own certificates back to pyOpenSSL, which would rather have others.
+# Twisted passes pyOpenSSL's own certificates to pyOpenSSL, which deprecates them.
 pytestmark = pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")
 
 # Older versions of Twisted leave a socket that could not be bound to the garbage collector.
@@ -44,7 +46,7 @@ LOOPBACK = "tcp:0:interface=127.0.0.1"
 
 
 class Echo(AsyncChat):
-    """Sends lines back; a line "hold" delays its answer until the test releases it."""
+    """Echoes lines; the answer to "hold" is delayed until the test releases it."""
 
     terminator = b"\n"
     max_message_length = None
@@ -71,7 +73,7 @@ class Echo(AsyncChat):
 
 
 class Client(Protocol):
-    """What came, and Deferreds for more and for the end."""
+    """Records its input; has Deferreds for more and for the end."""
 
     def __init__(self):
         self.received = b""
@@ -111,7 +113,7 @@ async def ask(client, line, answer=None):
 
 
 async def until(condition):
-    """Let the reactor turn until *condition* holds; the test case's own timeout ends it."""
+    """Run the reactor until *condition* holds, or the test case times out."""
     while not condition():
         await deferLater(reactor, 0)
 
@@ -124,7 +126,7 @@ class ServerTestCase(TestCase):
         self.folder = tmp_path
 
     def pem(self, name="127.0.0.1"):
-        """A key and its certificate, in a file; and who issued it."""
+        """A key and its certificate, in a file; and the authority."""
         authority = trustme.CA()
         path = self.folder / "server.pem"
         authority.issue_cert(name).private_key_and_cert_chain_pem.write_to_path(path)
@@ -142,7 +144,7 @@ class ServerTestCase(TestCase):
 
 
 class FactoryTests(ServerTestCase):
-    async def test_handlers_are_built_with_the_arguments_and_find_the_factory(self):
+    async def test_handlers_get_the_arguments_and_the_factory(self):
         factory = ChatFactory(Echo, prefix=b"> ")
         verifyObject(IProtocolFactory, factory)
         server = self.serve(factory)
@@ -152,7 +154,7 @@ class FactoryTests(ServerTestCase):
         assert handler.factory is factory
         assert handler.calls == [b"one"]
 
-    async def test_a_connection_counts_until_it_is_lost_however_that_happens(self):
+    async def test_connection_is_counted_until_it_is_lost_in_any_way(self):
         factory = ChatFactory(Echo)
         server = self.serve(factory)
         ends = {
@@ -169,7 +171,7 @@ class FactoryTests(ServerTestCase):
             await until(lambda: not factory.connections)
             await client.lost
 
-    async def test_no_count_is_left_after_many_random_ends(self):
+    async def test_count_is_zero_after_many_random_ends(self):
         server = self.serve(ChatFactory(Echo))
         random = Random(26)
         ends = [
@@ -188,7 +190,7 @@ class FactoryTests(ServerTestCase):
                 await client.lost
         await until(lambda: not server.connections)
 
-    async def test_a_handler_that_forgets_super_is_counted_all_the_same(self):
+    async def test_handler_that_does_not_call_super_is_counted(self):
         class Forgetful(Echo):
             @override
             def connectionLost(self, reason):
@@ -201,7 +203,7 @@ class FactoryTests(ServerTestCase):
         await until(lambda: not server.connections)
 
     async def test_a_handler_is_not_used_for_a_second_connection(self):
-        """It says so in the log; the second client is sent away, the first is served as before."""
+        """The mistake is logged; the second client is disconnected, the first is still served."""
         shared = Echo()
         server = self.serve(ChatFactory(lambda: shared))
         first = await connect(server.ports[0])
@@ -217,14 +219,14 @@ class FactoryTests(ServerTestCase):
         first.transport.loseConnection()
         await first.lost
         await until(lambda: not server.connections)
-        # Nor when the first connection is over.
+        # Not even when the first connection is over.
         third = await connect(server.ports[0])
         assert await third.lost == b""
         assert len(self.flushLoggedErrors(RuntimeError)) == 1
         assert not server.connections
 
-    async def test_a_client_that_connects_again_with_the_same_handler_is_told_so(self):
-        """The endpoint's Deferred fails with the mistake's name, instead of never firing."""
+    async def test_client_that_reuses_a_handler_gets_an_error(self):
+        """The endpoint's Deferred fails and names the mistake, instead of never firing."""
         server = self.serve(ChatFactory(Echo))
         port = server.ports[0].getHost().port
         endpoint = clientFromString(reactor, f"tcp:127.0.0.1:{port}")
@@ -238,7 +240,7 @@ class FactoryTests(ServerTestCase):
         assert len(self.flushLoggedErrors(RuntimeError)) == 1
         await until(lambda: not server.connections)
 
-    async def test_a_handler_that_cannot_be_built_does_not_count(self):
+    async def test_handler_that_cannot_be_built_is_not_counted(self):
         def refuse():
             raise ValueError("no handler today")
 
@@ -248,7 +250,7 @@ class FactoryTests(ServerTestCase):
         assert len(server.connections) == 0
         assert len(self.flushLoggedErrors(ValueError)) == 1
 
-    async def test_a_handler_that_fails_while_connecting_gives_its_place_back(self):
+    async def test_handler_that_fails_while_connecting_is_no_longer_counted(self):
         class Failing(Echo):
             @override
             def connectionMade(self):
@@ -260,7 +262,7 @@ class FactoryTests(ServerTestCase):
         await until(lambda: not server.connections)
         assert len(self.flushLoggedErrors(ValueError)) == 1
 
-    async def test_a_failed_handshake_gives_its_place_back(self):
+    async def test_connection_is_no_longer_counted_after_a_failed_handshake(self):
         pem, _ = self.pem()
         server = self.serve(ChatFactory(Echo), f"ssl:0:interface=127.0.0.1:privateKey={pem}")
         client = await connect(server.ports[0])
@@ -269,7 +271,7 @@ class FactoryTests(ServerTestCase):
         await client.lost
         await until(lambda: not server.connections)
 
-    async def test_handlers_may_be_compared_as_their_author_likes(self):
+    async def test_handlers_may_define_equality(self):
         class Alike(Echo):
             __hash__ = None
 
@@ -299,7 +301,7 @@ class OtherFactoryTests(ServerTestCase):
         await server.stopService()
         assert await client.lost == b"hello"
 
-    async def test_a_connection_that_its_factory_refuses_does_not_count(self):
+    async def test_connection_that_its_factory_refuses_is_not_counted(self):
         class Refusing(Factory):
             @override
             def buildProtocol(self, addr):
@@ -310,7 +312,7 @@ class OtherFactoryTests(ServerTestCase):
         await client.lost
         assert len(server.connections) == 0
 
-    async def test_the_factory_is_told_when_listening_begins_and_ends(self):
+    async def test_factory_is_told_when_listening_begins_and_ends(self):
         class Told(Factory):
             calls = ()
 
@@ -379,7 +381,7 @@ class OtherFactoryTests(ServerTestCase):
         assert len(await client.lost) == 5_000_000
         await stopped
 
-    async def test_a_legacy_dispatcher_meets_the_end_of_its_connection(self):
+    async def test_legacy_dispatcher_learns_of_the_end_of_its_connection(self):
         calls = []
 
         class Old(dispatcher):
@@ -401,7 +403,7 @@ class OtherFactoryTests(ServerTestCase):
         await server.stopService()
         assert await client.lost == b"hello\n"
         assert calls == ["handle_close"]
-        # The factory asks channels with predicates of their own now and then, and once too often.
+        # The factory sometimes asks channels with their own predicates, and once too often.
         await until(lambda: not factory._looking)
 
 
@@ -416,10 +418,10 @@ class StartTests(ServerTestCase):
         with self.assertRaisesRegex(TypeError, f"the single string '{LOOPBACK}'"):
             Server(reactor, ChatFactory(Echo), LOOPBACK)
 
-    def test_it_is_a_service(self):
+    def test_server_is_a_service(self):
         verifyObject(IService, Server(reactor, ChatFactory(Echo), [LOOPBACK]))
 
-    async def test_it_starts_and_stops_with_its_application(self):
+    async def test_server_starts_and_stops_with_its_application(self):
         application = Application("echo")
         server = Server(reactor, ChatFactory(Echo), [LOOPBACK])
         server.setServiceParent(application)
@@ -445,7 +447,7 @@ class StartTests(ServerTestCase):
             await client.lost
 
     @unbound_sockets_close_late
-    async def test_a_taken_port_is_reported_and_the_others_are_closed_again(self):
+    async def test_port_in_use_is_reported_and_the_others_are_closed(self):
         path = str(self.folder / "socket")
         with socket.create_server(("127.0.0.1", 0)) as taken:
             number = taken.getsockname()[1]
@@ -458,14 +460,14 @@ class StartTests(ServerTestCase):
         )
         assert not server.running
         with socket.socket(socket.AF_UNIX) as client:
-            # Closing takes one turn of the reactor.
+            # Closing takes one iteration of the reactor.
             await deferLater(reactor, 0)
             with self.assertRaises(FileNotFoundError):
                 client.connect(path)
         await server.stopService()
 
     @unbound_sockets_close_late
-    async def test_it_can_be_started_when_the_port_is_free_again(self):
+    async def test_server_can_start_once_the_port_is_free(self):
         with socket.create_server(("127.0.0.1", 0)) as taken:
             number = taken.getsockname()[1]
             server = Server(reactor, ChatFactory(Echo), [f"tcp:{number}:interface=127.0.0.1"])
@@ -477,7 +479,7 @@ class StartTests(ServerTestCase):
             client.transport.loseConnection()
             await server.stopService()
 
-    def test_what_is_no_endpoint_is_refused_at_once(self):
+    def test_value_that_is_not_an_endpoint_is_refused_at_once(self):
         for description, reason in {
             "carrier-pigeon:1": "Unknown endpoint type: 'carrier-pigeon'",
             "tcp": "missing 1 required positional argument: 'port'",
@@ -507,13 +509,13 @@ class StartTests(ServerTestCase):
         assert failures == ["cannot listen on 'the slow one': the tunnel is flooded"]
         await server.stopService()
 
-    async def test_stopping_ends_an_attempt_to_listen(self):
+    async def test_stop_cancels_an_attempt_to_listen(self):
         slow = Slow()
         server = self.serve(ChatFactory(Echo), slow)
         await server.stopService()
         assert slow.cancelled
 
-    async def test_a_hook_that_raises_is_logged_and_serving_goes_on(self):
+    async def test_hook_that_raises_is_logged_and_serving_continues(self):
         class Raising(Server):
             def listening(self):
                 raise ValueError("no")
@@ -525,7 +527,7 @@ class StartTests(ServerTestCase):
         client = await connect(server.ports[0])
         await ask(client, b"hello\n")
 
-    async def test_it_is_not_started_again_before_it_has_stopped(self):
+    async def test_server_cannot_start_again_before_it_has_stopped(self):
         server = self.serve(ChatFactory(Echo))
         server.startService()  # harmless, as is a second one
         stopped = server.stopService()
@@ -535,7 +537,7 @@ class StartTests(ServerTestCase):
         client = await connect(server.ports[0])
         await ask(client, b"hello\n")
 
-    async def test_stopping_what_was_not_started_is_harmless(self):
+    async def test_stop_before_start_is_harmless(self):
         server = Server(reactor, ChatFactory(Echo), [LOOPBACK])
         await server.stopService()
         server.startService()
@@ -545,7 +547,7 @@ class StartTests(ServerTestCase):
 
 @implementer(IStreamServerEndpoint)
 class Slow:
-    """An endpoint that takes its time, as a tunnel's would."""
+    """An endpoint that takes long to listen, as a tunnel's would."""
 
     cancelled = False
 
@@ -558,7 +560,7 @@ class Slow:
 
 
 class Stuck(StringTransport):
-    """Never ends, or fails to when it is told to."""
+    """Never finishes, or raises when it is told to."""
 
     def __init__(self, error=None):
         super().__init__()
@@ -576,7 +578,7 @@ class Stuck(StringTransport):
 
 @implementer(IStreamServerEndpoint)
 class Stubborn:
-    """An endpoint whose port does not close, or that does not give up what it has begun."""
+    """An endpoint whose port does not close, or whose attempt cannot be cancelled."""
 
     def __init__(self, *, listens):
         self.listens = listens
@@ -589,7 +591,7 @@ class Stubborn:
 
 
 class StopTests(ServerTestCase):
-    async def test_an_idle_connection_is_closed_at_once(self):
+    async def test_stop_closes_an_idle_connection_at_once(self):
         server = self.serve(ChatFactory(Echo))
         client = await connect(server.ports[0])
         await ask(client, b"hello\n")
@@ -598,7 +600,7 @@ class StopTests(ServerTestCase):
         assert await client.lost == b"hello\n"
         assert handler.calls == [b"hello", "closed"]
 
-    async def test_nobody_new_comes_while_others_finish(self):
+    async def test_no_connection_is_accepted_while_others_finish(self):
         server = self.serve(ChatFactory(Echo))
         number = server.ports[0].getHost().port
         client = await connect(server.ports[0])
@@ -613,7 +615,7 @@ class StopTests(ServerTestCase):
         handler.release()
         await stopped
 
-    async def test_a_message_that_has_begun_is_answered(self):
+    async def test_stop_waits_until_a_message_that_has_begun_is_answered(self):
         server = self.serve(ChatFactory(Echo))
         client = await connect(server.ports[0])
         await ask(client, b"hello\n")
@@ -626,7 +628,7 @@ class StopTests(ServerTestCase):
         assert await client.lost == b"hello\nhalf and half\n"
         await stopped
 
-    async def test_a_handler_that_is_at_work_finishes(self):
+    async def test_stop_waits_for_a_busy_handler(self):
         server = self.serve(ChatFactory(Echo))
         client = await connect(server.ports[0])
         client.transport.write(b"hold\nafterwards\n")
@@ -638,7 +640,7 @@ class StopTests(ServerTestCase):
         assert await client.lost == b"released\nafterwards\n"
         await stopped
 
-    async def test_what_is_queued_is_sent_to_a_slow_reader(self):
+    async def test_stop_waits_until_queued_output_reaches_a_slow_reader(self):
         server = self.serve(ChatFactory(Echo))
         client = await connect(server.ports[0])
         await ask(client, b"hello\n")
@@ -652,7 +654,7 @@ class StopTests(ServerTestCase):
         assert len(await client.lost) == len(b"hello\n") + 5_000_000
         await stopped
 
-    async def test_a_handshake_in_progress_is_not_waited_for(self):
+    async def test_stop_does_not_wait_for_a_handshake(self):
         pem, _ = self.pem()
         server = self.serve(ChatFactory(Echo), f"ssl:0:interface=127.0.0.1:privateKey={pem}")
         client = await connect(server.ports[0])
@@ -660,7 +662,7 @@ class StopTests(ServerTestCase):
         await server.stopService()
         assert await client.lost == b""
 
-    async def test_what_does_not_finish_in_time_is_aborted(self):
+    async def test_connection_that_does_not_finish_in_time_is_aborted(self):
         server = self.serve(ChatFactory(Echo), stop_timeout=0.05)
         client = await connect(server.ports[0])
         await ask(client, b"hello\n")
@@ -671,7 +673,7 @@ class StopTests(ServerTestCase):
         await client.lost
         assert len(server.connections) == 0
 
-    async def test_stopping_a_second_time_ends_at_once(self):
+    async def test_second_stop_ends_at_once(self):
         server = self.serve(ChatFactory(Echo), stop_timeout=None)
         client = await connect(server.ports[0])
         client.transport.write(b"hold\n")
@@ -682,7 +684,7 @@ class StopTests(ServerTestCase):
         await first
         await client.lost
 
-    async def test_a_handler_may_take_its_own_leave(self):
+    async def test_handler_may_override_handle_shutdown(self):
         class Polite(Echo):
             def handle_shutdown(self):
                 self.push(b"bye\n")
@@ -694,7 +696,7 @@ class StopTests(ServerTestCase):
         await server.stopService()
         assert await client.lost == b"hello\nbye\n"
 
-    async def test_one_that_fails_to_finish_is_aborted_and_logged_and_the_others_go_on(self):
+    async def test_handler_whose_handle_shutdown_raises_is_aborted_and_others_continue(self):
         class Failing(Echo):
             def handle_shutdown(self):
                 if self.calls == [b"fail"]:
@@ -710,7 +712,7 @@ class StopTests(ServerTestCase):
         assert await good.lost == b"good\n"
         assert len(self.flushLoggedErrors(ValueError)) == 1
 
-    async def test_one_that_exits_when_it_is_asked_does_not_keep_the_others(self):
+    async def test_handler_that_raises_system_exit_does_not_keep_the_others(self):
         class Exiting(Echo):
             def handle_shutdown(self):
                 if self.calls == [b"exit"]:
@@ -726,7 +728,7 @@ class StopTests(ServerTestCase):
         assert await good.lost == b"good\n"
         assert len(self.flushLoggedErrors(SystemExit)) == 1
 
-    async def test_a_transport_that_cannot_be_ended_does_not_keep_the_others(self):
+    async def test_transport_that_cannot_be_aborted_does_not_keep_the_others(self):
         server = self.serve(Factory.forProtocol(Protocol))
         server.connections.watch(Protocol()).makeConnection(Stuck(error=OSError(9, "stuck")))
         client = await connect(server.ports[0])
@@ -734,10 +736,10 @@ class StopTests(ServerTestCase):
         await server.stopService()
         await client.lost
         assert len(server.connections) == 0
-        # Neither in order nor by force.
+        # Neither in order nor by an abort.
         assert len(self.flushLoggedErrors(OSError)) == 2
 
-    async def test_a_second_stop_ends_what_can_be_ended(self):
+    async def test_second_stop_ends_whatever_can_be_ended(self):
         server = self.serve(ChatFactory(Echo), stop_timeout=None)
         stuck = Protocol()
         server.connections.watch(stuck).makeConnection(Stuck())
@@ -757,12 +759,12 @@ class StopTests(ServerTestCase):
         server = self.serve(ChatFactory(Echo), stop_timeout=0.1)
         server.connections.watch(Protocol()).makeConnection(Stuck())
         await server.stopService()
-        # And the service can be had again.
+        # And the service can be started again.
         server.startService()
         client = await connect(server.ports[0])
         await ask(client, b"hello\n")
 
-    async def test_a_port_that_cannot_be_closed_does_not_keep_the_connections(self):
+    async def test_port_that_cannot_be_closed_does_not_keep_the_connections(self):
         server = self.serve(ChatFactory(Echo), LOOPBACK, Stubborn(listens=True))
         client = await connect(server.ports[0])
         await ask(client, b"hello\n")
@@ -770,12 +772,12 @@ class StopTests(ServerTestCase):
         assert await client.lost == b"hello\n"
         assert len(self.flushLoggedErrors(OSError)) == 1
 
-    async def test_an_attempt_to_listen_that_cannot_be_given_up_does_not_keep_it(self):
+    async def test_attempt_to_listen_that_cannot_be_cancelled_does_not_delay_the_stop(self):
         server = self.serve(ChatFactory(Echo), Stubborn(listens=False))
         await server.stopService()
         assert len(self.flushLoggedErrors(OSError)) == 1
 
-    async def test_over_tls_it_ends_with_close_notify(self):
+    async def test_stop_ends_tls_connections_with_close_notify(self):
         pem, authority = self.pem("localhost")
         server = self.serve(ChatFactory(Echo), f"ssl:0:interface=127.0.0.1:privateKey={pem}")
         root = Certificate.loadPEM(authority.cert_pem.bytes())
@@ -786,7 +788,7 @@ class StopTests(ServerTestCase):
         await server.stopService()
         assert await client.lost == b"hello\n"
 
-    async def test_a_thousand_cycles_leave_nothing_behind(self):
+    async def test_thousand_start_stop_cycles_leave_nothing_behind(self):
         await deferLater(reactor, 0)  # the test case has its timeout set up by then
         before = len(reactor.getDelayedCalls())
         readers = len(reactor.getReaders())
@@ -812,7 +814,7 @@ class StopTests(ServerTestCase):
         (LengthPrefix("!H"), b"\x00\x02x", b"y"),
     ],
 )
-def test_a_message_that_has_begun_is_waited_for(terminator, begun, rest):
+def test_finish_waits_for_a_message_that_has_begun(terminator, begun, rest):
     chat, transport = open_chat(terminator)
     chat.dataReceived(begun)
     chat.handle_shutdown()
@@ -831,14 +833,14 @@ def test_a_message_that_has_begun_is_waited_for(terminator, begun, rest):
         (0, b"nor here"),
     ],
 )
-def test_an_idle_handler_closes_at_once(terminator, received):
+def test_finish_closes_an_idle_handler_at_once(terminator, received):
     chat, transport = open_chat(terminator)
     chat.dataReceived(received)
     chat.handle_shutdown()
     assert transport.disconnecting
 
 
-def test_a_paused_handler_is_waited_for_and_so_are_the_messages_behind():
+def test_finish_waits_for_a_paused_handler_and_its_messages():
     chat, transport = open_chat(b"\n")
     chat.pause()
     chat.dataReceived(b"one\ntwo\n")
@@ -849,7 +851,7 @@ def test_a_paused_handler_is_waited_for_and_so_are_the_messages_behind():
     assert transport.disconnecting
 
 
-def test_asked_from_inside_a_handler_it_closes_when_the_handlers_are_done():
+def test_finish_inside_a_handler_closes_when_the_handlers_return():
     class Last(Answering):
         def message_received(self, message):
             self.handle_shutdown()

@@ -1,7 +1,7 @@
 """
 Answers to peers that read slowly, later, or never, on every way to serve them over Twisted.
 
-What the operating system was given leaves it as slowly as the peer reads. No limit on the end of a
+Bytes in the operating system's buffer leave it as slowly as the peer reads. No limit on the end of a
 connection may destroy it, and yet every connection ends.
 """
 
@@ -22,12 +22,12 @@ from txasynchat import AsyncChat, ChatFactory, Server, State, transports
 from txasynchat.compat import asynchat
 from txasynchat.errors import CloseTimedOut
 
-# Twisted's own endpoints hand over certificates in a way that pyOpenSSL will not take for long.
+# Twisted's own endpoints pass certificates in a way that pyOpenSSL deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")
 
 
 class Answering(AsyncChat):
-    """Answers a line by so many bytes, and closes."""
+    """Answers a line with so many bytes, and closes."""
 
     terminator = b"\n"
     max_unsent = None
@@ -47,7 +47,7 @@ class Answering(AsyncChat):
 
 
 class LegacyAnswering(asynchat.async_chat):
-    """The same as it was written for asyncore."""
+    """The same, written for asyncore."""
 
     def __init__(self, sock, size, send_buffer):
         super().__init__(sock)
@@ -64,7 +64,7 @@ class LegacyAnswering(asynchat.async_chat):
 
 
 def answering(way, size, send_buffer):
-    """What makes the handlers of one way to serve."""
+    """The handler class, or function, of one way to serve."""
     cls = Answering if way in NATIVE else LegacyAnswering
     return lambda *sock: cls(*sock, size, send_buffer)
 
@@ -73,7 +73,7 @@ def answering(way, size, send_buffer):
     sys.platform != "linux", reason="no other system says how much it holds, and so who still reads"
 )
 class SteadyReaders(KindsCase):
-    """The socket takes nothing new for longer than any limit, while the peer reads."""
+    """The socket accepts nothing new for longer than any limit, while the peer reads."""
 
     async def results(self, ways):
         self.limits(0.7)
@@ -86,18 +86,18 @@ class SteadyReaders(KindsCase):
         return dict(await gatherResults([Deferred.fromCoroutine(read(way)) for way in ways]))
 
     @pytest.mark.slow
-    async def test_get_everything_from_a_native_handler(self):
+    async def test_steady_readers_get_everything_from_a_native_handler(self):
         assert await self.results(NATIVE) == dict.fromkeys(NATIVE, (1_300_000, "end"))
 
     @pytest.mark.slow
-    async def test_get_everything_from_a_legacy_handler(self):
+    async def test_steady_readers_get_everything_from_a_legacy_handler(self):
         assert await self.results(SERVED) == dict.fromkeys(SERVED, (1_300_000, "end"))
 
 
 class LateReaders(KindsCase):
-    """Their answer is in the hands of the operating system, and our side has waited long enough."""
+    """Their answer is in the operating system's buffer, and our side's limits have passed."""
 
-    async def test_get_everything_after_our_side_is_gone(self):
+    async def test_late_readers_get_everything_after_our_side_closed(self):
         self.limits(0.3)
         for way in NATIVE + SERVED:
             client, handlers = await self.serve(way, answering(way, 200_000, 1 << 20))
@@ -105,8 +105,8 @@ class LateReaders(KindsCase):
             await self.gone(handlers)
             assert await in_thread(client.read_to_the_end) == (200_000, "end"), way
 
-    async def test_get_everything_though_the_server_stops(self):
-        """The process may be gone when they read it."""
+    async def test_late_readers_get_everything_although_the_server_stops(self):
+        """The process may have exited when they read it."""
         self.limits(PATIENCE)
         for kind in ("secure", "ssl"):
             factory = ChatFactory(Answering, 200_000, 1 << 20)
@@ -136,22 +136,22 @@ class SilentReaders(KindsCase):
         assert count < 6_000_000, way
         return handler
 
-    async def test_are_gone_after_the_limit(self):
+    async def test_silent_readers_are_disconnected_after_the_limit(self):
         for way in NATIVE:
             handler = await self.check(way, answering(way, 6_000_000, 65_536))
             assert isinstance(handler.close_reason, CloseTimedOut), way
 
-    async def test_are_gone_after_a_legacy_handler_has_closed(self):
+    async def test_silent_readers_are_disconnected_after_a_legacy_handler_closed(self):
         class Closing(LegacyAnswering):
             def found_terminator(self):
-                self.socket.sendall(bytes(self.size))  # the transport has it then
+                self.socket.sendall(bytes(self.size))  # then the transport has it
                 self.close()
 
         for way in SERVED:
             await self.check(way, lambda sock: Closing(sock, 6_000_000, 65_536))
 
-    async def test_are_gone_when_nothing_is_left_but_a_full_socket(self):
-        """It cannot be written to, and so does not close by itself."""
+    async def test_silent_readers_are_disconnected_when_only_a_full_socket_remains(self):
+        """The socket cannot be written to, so it does not close by itself."""
 
         class Filling(Answering):
             def message_received(self, message):
@@ -171,7 +171,7 @@ class SilentReaders(KindsCase):
                 assert handler.close_reason is None
                 assert await in_thread(client.read_to_the_end) == (handler.size, "end")
 
-    async def test_are_gone_when_they_talk_for_ever(self):
+    async def test_silent_readers_are_disconnected_even_if_they_send_for_ever(self):
         def talk(client):
             with contextlib.suppress(OSError):
                 while True:

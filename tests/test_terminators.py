@@ -1,5 +1,5 @@
 """
-What may end a message: which values are taken, which are refused, and where delimiters are found.
+What may end a message: accepted values, refused values, and where delimiters are found.
 """
 
 import enum
@@ -22,7 +22,7 @@ from txasynchat.terminators import (
 
 
 @pytest.mark.parametrize("terminator", [b"\n", b"", b"x" * 64, None, 0, 1, 1 << 40, (b"\n", b"ab")])
-def test_terminators_are_taken_as_they_are(terminator):
+def test_valid_terminators_are_kept_as_they_are(terminator):
     framer = Framer()
     framer.set_terminator(terminator)
     assert framer.terminator == terminator
@@ -49,7 +49,7 @@ def test_terminators_are_taken_as_they_are(terminator):
     ],
     ids=repr,
 )
-def test_anything_else_is_refused_at_once_and_named(wrong, error):
+def test_invalid_terminators_are_refused_at_once_and_named(wrong, error):
     framer = Framer(b"\n")
     with pytest.raises(error, match="terminator") as caught:
         framer.set_terminator(wrong)
@@ -71,7 +71,7 @@ def test_other_byte_objects_are_copied(kind):
     assert type(framer.terminator) is bytes
 
 
-def test_kinds_of_bytes_numbers_and_tuples_are_taken_for_what_they_are():
+def test_subclasses_of_bytes_int_and_tuple_are_accepted():
     class Name(bytes):
         __slots__ = ()
 
@@ -101,7 +101,7 @@ def test_a_prefix_is_packed_and_read_in_its_format(layout, prefix):
 @pytest.mark.parametrize(
     "wrong", ["", "x", "!i", "b", "!HH", "!P", "zz", "!f", "4s", "?", "c", "I", "P"]
 )
-def test_a_format_that_is_no_single_unsigned_integer_is_refused_and_named(wrong):
+def test_format_other_than_one_unsigned_integer_is_refused_and_named(wrong):
     with pytest.raises(ValueError, match=re.escape(repr(wrong))):
         LengthPrefix(wrong)
 
@@ -111,7 +111,7 @@ def test_a_negative_limit_is_refused_and_named():
         LengthPrefix("!I", limit=-1)
 
 
-def test_the_limit_is_at_most_what_the_format_can_say():
+def test_limit_is_at_most_what_the_format_can_express():
     assert LengthPrefix("B").limit == 255
     assert LengthPrefix("!H", limit=None).limit == 65_535
     assert LengthPrefix("!I").limit == 1 << 20
@@ -127,7 +127,7 @@ def test_a_body_above_the_limit_is_not_packed():
         LengthPrefix("B", limit=None).pack(bytes(256))
 
 
-def test_a_prefix_tells_what_it_is():
+def test_length_prefix_has_a_helpful_repr():
     assert repr(LengthPrefix("!H", limit=9)) == "LengthPrefix('!H', limit=9)"
 
 
@@ -159,7 +159,7 @@ data = st.text("ab", max_size=60).map(str.encode)
 
 
 def that_can_match(several):
-    """Without those that `check_terminator` refuses."""
+    """Filter out those that `check_terminator` refuses."""
     return tuple(one for one in several if not any(other in one[:-1] for other in several))
 
 
@@ -169,7 +169,7 @@ tuples = st.lists(delimiters, min_size=1, max_size=5).map(that_can_match)
 @given(
     data=data, terminator=st.one_of(delimiters, st.just(b"a" * 63 + b"b")), start=st.integers(0, 9)
 )
-def test_the_longest_tail_that_may_begin_the_terminator_is_counted(data, terminator, start):
+def test_longest_tail_that_may_begin_the_terminator_is_counted(data, terminator, start):
     tails = [
         size
         for size in range(len(terminator))
@@ -180,7 +180,7 @@ def test_the_longest_tail_that_may_begin_the_terminator_is_counted(data, termina
 
 
 @given(data=data, several=tuples)
-def test_the_match_that_ends_first_wins_and_of_those_the_longest(data, several):
+def test_match_that_ends_first_wins_and_of_those_the_longest(data, several):
     ends = (
         (end, -len(one), one)
         for end in range(1, len(data) + 1)
@@ -196,17 +196,17 @@ def test_the_match_that_ends_first_wins_and_of_those_the_longest(data, several):
 
 
 @given(data=data, several=tuples)
-def test_bytes_are_held_exactly_when_they_may_still_begin_what_wins(data, several):
+def test_bytes_are_held_exactly_while_they_may_begin_the_winning_match(data, several):
     compiled = compile_delimiters(several)
     if compiled.find(data):
         return
     held = compiled.prefix_length_at_end(data, 0)
-    # What is held can become a delimiter by more bytes, and nothing before it can.
+    # More bytes can make the held ones a delimiter, and no bytes before them.
     beginnings = {one[:size] for one in several for size in range(len(one))}
     tails = {data[len(data) - size :] for size in range(len(data) + 1)}
     assert held == max(len(tail) for tail in beginnings & tails)
 
 
-def test_delimiters_are_no_patterns():
+def test_delimiters_are_not_patterns():
     assert compile_delimiters((b".", b"a+")).find(b"xaaa") is None
     assert compile_delimiters((b".*", b"[")).find(b"x[")[0] == b"["

@@ -1,5 +1,5 @@
 """
-The kit for the tests of applications.
+The test kit for applications.
 """
 
 import doctest
@@ -33,7 +33,7 @@ class Echo(AsyncChat):
 
 
 class Headers(AsyncChat):
-    """Header and body in turns, by two calls, as old programs do it."""
+    """Header and body alternate, as old programs do it by set_terminator."""
 
     terminator = b"\r\n\r\n"
 
@@ -50,7 +50,7 @@ class Headers(AsyncChat):
 
 
 class TestRecord:
-    def test_calls_with_their_arguments_in_their_order(self):
+    def test_record_has_the_calls_with_their_arguments_in_order(self):
         chat = Headers()
         calls = record(chat)
         outcome = run(chat, [b"3\r", b"\n\r\na", b"bc5\r\n\r\nd"])
@@ -68,7 +68,7 @@ class TestRecord:
         assert outcome.sent == b"ABC"
         assert outcome.state is State.OPEN
 
-    def test_the_end_and_errors(self):
+    def test_record_has_the_end_and_errors(self):
         with capturedLogs() as logs:
             outcome = run(Echo(), [b"fail\r\nnot this\r\n"])
         assert len(logs) == 1
@@ -90,10 +90,10 @@ class TestCuts:
             (Echo, b"", b""),
         ],
     )
-    def test_a_handler_that_does_not_care(self, handler, data, sent):
+    def test_check_passes_for_a_handler_that_ignores_packet_bounds(self, handler, data, sent):
         assert check_cuts(handler, data).sent == sent
 
-    def test_a_handler_that_cares_is_found(self):
+    def test_check_fails_for_a_handler_that_depends_on_packet_bounds(self):
         class Careless(AsyncChat):
             def collect_incoming_data(self, data):
                 if b"ab" in data:
@@ -107,7 +107,7 @@ class TestCuts:
 
 
 class TestLink:
-    def test_a_transport_as_twisted_describes_it(self):
+    def test_linked_transport_implements_twisteds_interfaces(self):
         end = MemoryEnd(Protocol())
         for interface in (ITransport, IConsumer, IPushProducer):
             assert verifyObject(interface, end)
@@ -149,7 +149,7 @@ class TestLink:
         MemoryLink(client, Echo()).flush()
         assert client.lines == [b"hello"]
 
-    def test_a_producer_is_held_back_by_a_reader_that_pauses(self):
+    def test_paused_reader_pauses_the_producer(self):
         asked = []
 
         def rows():
@@ -183,7 +183,7 @@ class TestLink:
         assert link.client.lost
         assert link.server.lost
 
-    def test_half_close_and_pull_producers(self):
+    def test_link_supports_half_close_and_pull_producers(self):
         class Client(Protocol):
             received = b""
 
@@ -201,14 +201,14 @@ class TestLink:
         assert client.received == b"one\r\ntwo\r\n"
         assert link.client.lost
 
-    def test_half_close_of_who_knows_nothing_of_it_is_the_end(self):
+    def test_half_close_ends_a_protocol_that_does_not_support_it(self):
         link = MemoryLink(Protocol(), Echo())
         link.server.loseWriteConnection()
         link.flush()
         assert link.server.lost
         assert link.client.lost
 
-    def test_abort_is_at_once(self):
+    def test_abort_takes_effect_at_once(self):
         client, server = Echo(), Echo()
         calls = record(server)
         link = MemoryLink(client, server)
@@ -219,5 +219,5 @@ class TestLink:
         assert calls == [("handle_connect",), ("handle_close",)]
 
 
-def test_the_example_in_the_module_is_true():
+def test_example_in_the_module_docstring_works():
     assert doctest.testmod(testing) == (0, 4)

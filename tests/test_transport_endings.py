@@ -1,7 +1,9 @@
 """
-Whoever ends a connection by its transport: the application, a mixin, a policy, a legacy handler.
+Connections that are ended by their transport: by the application, a mixin, a policy, a legacy handler.
 
-What was sent before arrives, what comes afterwards is as promised, and it does not take for ever.
+Bytes sent before arrive, later calls behave as documented, and the end has a time limit.
+
+Also covers `endings`.
 """
 
 import socket
@@ -25,7 +27,7 @@ from txasynchat.errors import (
     TruncatedConnection,
 )
 
-# Twisted's own endpoints hand over certificates in a way that pyOpenSSL will not take for long.
+# Twisted's own endpoints pass certificates in a way that pyOpenSSL deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")
 
 #: Under a policy, and not.
@@ -33,7 +35,7 @@ WRAPS = (lambda factory: factory, WrappingFactory)
 
 
 class Line(AsyncChat):
-    """Notes what it is told."""
+    """Notes its calls."""
 
     terminator = b"\n"
     max_unsent = None
@@ -49,7 +51,7 @@ class Line(AsyncChat):
 
 
 class LegacyLine(asynchat.async_chat):
-    """Notes what it is told."""
+    """Notes its calls."""
 
     def __init__(self, sock):
         super().__init__(sock)
@@ -71,7 +73,7 @@ class LegacyLine(asynchat.async_chat):
 
 
 class TimeLimits(KindsCase):
-    async def test_a_policy_ends_a_connection_on_which_nothing_is_said(self):
+    async def test_policy_ends_an_idle_connection(self):
         for way in NATIVE + SERVED:
             build = Line if way in NATIVE else LegacyLine
             client, handlers = await self.serve(way, build, lambda f: TimeoutFactory(f, 0.3))
@@ -127,7 +129,7 @@ class TimeLimits(KindsCase):
 
 
 class Closing(KindsCase):
-    async def test_everything_pushed_before_arrives_and_nothing_is_delivered_or_sent_later(self):
+    async def test_bytes_pushed_before_arrive_and_nothing_is_delivered_or_sent_later(self):
         class Ending(Line):
             def message_received(self, message):
                 super().message_received(message)
@@ -147,7 +149,7 @@ class Closing(KindsCase):
                 assert handler.events == [b"one", "close"], way
                 assert handler.dropped == len(b"too late")
 
-    async def test_a_greeting_is_sent_to_who_is_turned_away(self):
+    async def test_greeting_is_sent_to_a_client_that_is_turned_away(self):
         class Busy(Line):
             @override
             def connectionMade(self):
@@ -163,7 +165,7 @@ class Closing(KindsCase):
                 client.socket.close()
                 await self.gone(handlers)
 
-    async def test_from_outside_with_nothing_queued(self):
+    async def test_lose_connection_from_outside_ends_an_idle_connection(self):
         for wrap in WRAPS:
             for way in NATIVE:
                 client, handlers = await self.serve(way, Line, wrap)
@@ -180,7 +182,7 @@ class Closing(KindsCase):
 
 
 class HalfClosing(KindsCase):
-    """All bytes and then the end of the stream arrive, and reading goes on."""
+    """All bytes and then the end of the stream arrive, and reading continues."""
 
     async def check(self, way, build, wrap, count):
         client, handlers = await self.serve(way, build, wrap)
@@ -211,14 +213,14 @@ class HalfClosing(KindsCase):
                 assert handler.events[3:] == ["close"], way
                 assert handler.dropped == 2 * len(b"too late"), way
 
-    async def test_behind_one_push(self):
+    async def test_half_close_after_one_push(self):
         def act(chat):
             chat.push(bytes(340_000))
             chat.transport.loseWriteConnection()
 
         await self.check_native(340_000, act)
 
-    async def test_behind_pushes_that_are_joined(self):
+    async def test_half_close_after_joined_pushes(self):
         def act(chat):
             for _ in range(10):
                 chat.push(b"x")
@@ -227,17 +229,17 @@ class HalfClosing(KindsCase):
 
         await self.check_native(10, act)
 
-    async def test_behind_a_producer(self):
+    async def test_half_close_after_a_producer(self):
         def act(chat):
             chat.push_with_producer(bytes(1_000) for _ in range(340))
             chat.transport.loseWriteConnection()
 
         await self.check_native(340_000, act)
 
-    async def test_behind_nothing(self):
+    async def test_half_close_with_an_empty_queue(self):
         await self.check_native(0, lambda chat: chat.transport.loseWriteConnection())
 
-    async def test_while_the_transport_is_full(self):
+    async def test_half_close_while_the_transport_is_full(self):
         def act(chat):
             chat.push(bytes(340_000))
             reactor.callLater(0.01, chat.transport.loseWriteConnection)
@@ -252,7 +254,7 @@ class HalfClosing(KindsCase):
             for way in NATIVE:
                 await self.check(way, Ending, wrap, 340_000)
 
-    async def test_before_the_handshake(self):
+    async def test_half_close_before_the_handshake(self):
         class Greeting(Line):
             @override
             def connectionMade(self):
@@ -263,7 +265,7 @@ class HalfClosing(KindsCase):
             for way in NATIVE:
                 await self.check(way, Greeting, wrap, 6)
 
-    async def test_then_close(self):
+    async def test_half_close_then_close(self):
         class Ending(Line):
             def message_received(self, message):
                 if message == b"go":
@@ -282,7 +284,7 @@ class HalfClosing(KindsCase):
                 await self.gone(handlers)
                 assert handlers[0].events == ["close"], way
 
-    async def test_by_a_legacy_handler(self):
+    async def test_half_close_by_a_legacy_handler(self):
         class Ending(LegacyLine):
             def message_received(self, message):
                 super().message_received(message)
@@ -296,7 +298,7 @@ class HalfClosing(KindsCase):
             for way in SERVED:
                 await self.check(way, Ending, wrap, 340_000)
 
-    async def test_by_a_legacy_handler_that_closes_later(self):
+    async def test_half_close_by_a_legacy_handler_that_closes_later(self):
         class Ending(LegacyLine):
             def message_received(self, message):
                 if message == b"go":
@@ -315,7 +317,7 @@ class HalfClosing(KindsCase):
 
 
 class Reasons(KindsCase):
-    """What `handle_end` is told."""
+    """The reasons that `handle_end` gets."""
 
     async def end(self, way, ending, build=Line):
         ends = []
@@ -334,8 +336,8 @@ class Reasons(KindsCase):
         assert ends == [handler.close_reason]
         return ends[0]
 
-    async def test_a_reset_is_told_from_an_end(self):
-        """Half an upload is not taken for a whole one."""
+    async def test_reset_is_distinguished_from_an_end(self):
+        """A truncated upload is not mistaken for a complete one."""
 
         async def reset(client, handler):
             sock = client.socket
@@ -348,20 +350,20 @@ class Reasons(KindsCase):
             await in_thread(client.close)
 
         for way in NATIVE:
-            if way != "native unix":  # which knows no reset of this kind
+            if way != "native unix":  # it has no reset of this kind
                 kind = ConnectionReset if way == "native tcp" else TruncatedConnection
                 assert type(await self.end(way, reset)) is kind, way
             assert await self.end(way, finish) is None, way
 
-    async def test_this_side_may_end_it_as_it_likes(self):
+    async def test_end_by_this_side_has_no_reason(self):
         async def abort(client, handler):
             handler.abort()
 
         for way in NATIVE:
             assert await self.end(way, abort) is None, way
 
-    async def test_a_server_that_stops_says_so(self):
-        """Those who are cut off after stop_timeout know why; those who finish in time end in order."""
+    async def test_handle_end_tells_that_the_server_stopped(self):
+        """A connection cut off after stop_timeout gets the reason; others end in order."""
 
         class Busy(Line):
             def handle_shutdown(self):

@@ -1,5 +1,5 @@
 """
-What is known of transports: on real ones, and what is answered for those that are not known.
+What is known of transports: of real ones, and the answers for unknown ones.
 """
 
 import gc
@@ -26,7 +26,7 @@ from txasynchat import transports
 
 
 class TCP(Connection):
-    """A connection that is not in any reactor until it asks to be."""
+    """A connection that joins the reactor only when it asks to."""
 
     def __init__(self, *arguments):
         super().__init__(*arguments)
@@ -43,7 +43,7 @@ class TCP(Connection):
 
 @pytest.fixture
 def pair():
-    """A connection of Twisted's and the bare socket at its other end."""
+    """A Twisted connection and the bare socket at its other end."""
     ours, theirs = socket.socketpair()
     connection = TCP(ours, Protocol(), reactor)
     yield connection, theirs
@@ -69,20 +69,20 @@ def wrapped(transport, protocol, layers=1):
 
 
 class TestSendingAtOnce:
-    def test_only_where_the_transport_owns_a_socket(self, pair):
+    def test_bytes_are_sent_at_once_only_where_the_transport_owns_a_socket(self, pair):
         connection, _ = pair
         assert transports.immediate_sender(connection) is not None
         assert transports.immediate_sender(StringTransport()) is None
         assert transports.immediate_sender(wrapped(connection, Protocol())) is None
 
-    def test_the_system_gets_it_before_the_call_returns(self, pair):
+    def test_bytes_reach_the_system_before_the_call_returns(self, pair):
         connection, theirs = pair
         send_now = transports.immediate_sender(connection)
         assert send_now(connection, b"x" * 100) == b""
         theirs.setblocking(False)
         assert theirs.recv(1_000) == b"x" * 100
 
-    def test_what_the_system_does_not_take_is_returned(self, pair):
+    def test_bytes_the_system_does_not_take_are_returned(self, pair):
         connection, theirs = pair
         data = os.urandom(8 << 20)
         rest = transports.immediate_sender(connection)(connection, data)
@@ -104,7 +104,7 @@ class TestSendingAtOnce:
             lambda connection: connection.loseWriteConnection(),
         ],
     )
-    def test_nothing_overtakes_what_waits_and_nothing_follows_the_end(self, pair, waits):
+    def test_nothing_overtakes_waiting_bytes_or_follows_the_end(self, pair, waits):
         connection, theirs = pair
         waits(connection)
         assert transports.immediate_sender(connection)(connection, b"behind") == b"behind"
@@ -112,12 +112,12 @@ class TestSendingAtOnce:
         with pytest.raises(BlockingIOError):
             theirs.recv(1)
 
-    def test_a_lost_connection_takes_nothing_and_raises_nothing(self, pair):
+    def test_lost_connection_accepts_nothing_and_raises_nothing(self, pair):
         connection, theirs = pair
         theirs.close()
         assert transports.immediate_sender(connection)(connection, b"x") == b"x"
 
-    def test_descriptors_that_wait_on_a_unix_socket_go_first(self):
+    def test_descriptors_that_wait_on_a_unix_socket_are_sent_first(self):
         ours, theirs = socket.socketpair()
         with ours, theirs:
             server = UnixServer(ours, Protocol(), None, None, 1, reactor)
@@ -140,7 +140,7 @@ class TestUnsentAndUnread:
         connection.doWrite()
         assert transports.unsent_bytes(outermost) == 0
 
-    def test_a_transport_in_memory_does_not_tell(self):
+    def test_transport_in_memory_has_no_count_of_unsent_bytes(self):
         assert transports.unsent_bytes(StringTransport()) is None
         assert transports.has_unread_bytes(StringTransport()) is False
 
@@ -153,26 +153,26 @@ class TestUnsentAndUnread:
         assert connection.socket.recv(10) == b"xyz"
         assert not transports.has_unread_bytes(connection)
 
-    def test_the_end_and_a_closed_socket_are_no_bytes(self, pair):
+    def test_end_and_closed_socket_have_no_unread_bytes(self, pair):
         connection, theirs = pair
         theirs.close()
         assert not transports.has_unread_bytes(connection)
         connection.socket.close()
         assert not transports.has_unread_bytes(connection)
 
-    def test_the_real_socket(self, pair):
+    def test_socket_is_found_through_wrappers(self, pair):
         connection, _ = pair
         assert transports.real_socket(wrapped(connection, Protocol())) is connection.socket
         assert transports.real_socket(StringTransport()) is None
 
-    def test_who_closes_by_itself(self, pair):
+    def test_transport_that_half_closes_is_recognized(self, pair):
         connection, _ = pair
         assert transports.closes_by_itself(connection)
         connection.write(b"x")
         assert not transports.closes_by_itself(connection)
         assert not transports.closes_by_itself(StringTransport())
 
-    def test_the_reactor(self, pair):
+    def test_reactor_of_a_transport_is_found(self, pair):
         connection, _ = pair
         assert transports.reactor_of(wrapped(connection, Protocol())) is reactor
         assert transports.reactor_of(StringTransport()) is None
@@ -206,7 +206,7 @@ class Listener(Protocol):
 
 class TestHalfClose:
     @pytest.mark.parametrize("layers", [1, 2, 3])
-    def test_a_listener_above_policies_hears_of_it(self, pair, layers):
+    def test_listener_above_policies_learns_of_a_half_close(self, pair, layers):
         connection, theirs = pair
         listener = Listener()
         transport = wrapped(connection, listener, layers)
@@ -220,7 +220,7 @@ class TestHalfClose:
         assert listener.heard == [b"last", "read", "write"]
         assert theirs.recv(1) == b""
 
-    def test_a_wrapper_that_knows_better_is_asked_itself(self, pair):
+    def test_wrapper_with_its_own_half_close_is_kept(self, pair):
         @implementer(IHalfCloseableProtocol)
         class Knowing(ProtocolWrapper):
             heard = 0
@@ -243,7 +243,7 @@ class TestHalfClose:
         connection.readConnectionLost(None)
         assert (wrapper.heard, listener.heard) == (1, [])
 
-    def test_without_a_wrapper_or_a_socket_nothing_is_changed(self, pair):
+    def test_nothing_is_changed_without_a_wrapper_or_a_socket(self, pair):
         connection, _ = pair
         listener = connection.protocol = Listener()
         transports.tell_of_half_close(connection, listener)
@@ -254,7 +254,7 @@ class TestHalfClose:
         assert vars(memory) == before
 
     @pytest.mark.counts_references
-    def test_the_listener_is_not_kept(self, pair):
+    def test_listener_is_not_kept_alive(self, pair):
         connection, _ = pair
         listener = Listener()
         transport = wrapped(connection, listener)
@@ -268,7 +268,7 @@ class TestHalfClose:
             assert gone() is None
         finally:
             gc.enable()
-        wrapper.readConnectionLost()  # nobody is there to hear
+        wrapper.readConnectionLost()  # there is no listener any more
 
 
 class TestTLS:
@@ -299,7 +299,7 @@ class TestTLS:
         return tls
 
     @pytest.mark.parametrize("layers", [0, 1, 2])
-    def test_the_listener_hears_of_the_handshake_through_policies(self, contexts, layers):
+    def test_listener_learns_of_the_handshake_through_policies(self, contexts, layers):
         ours, theirs = StringTransport(), StringTransport()
         listener = Listener()
         server = self.over_tls(ours, contexts[0], listener, layers)
@@ -317,7 +317,7 @@ class TestTLS:
         assert listener.heard == ["handshake"]
         assert transports.when_secure(listener.transport, listener)
 
-    def test_without_tls_all_is_ready(self, pair):
+    def test_connection_without_tls_is_ready_at_once(self, pair):
         connection, _ = pair
         listener = Listener()
         assert transports.tls_layer(connection) is None
@@ -337,7 +337,7 @@ class TestAddresses:
             (HostnameAddress(b"name", 7), HostnameAddress(b"name", 7)),
         ],
     )
-    def test_in_the_form_of_the_socket_module(self, twisted, plain):
+    def test_address_has_the_form_of_the_socket_module(self, twisted, plain):
         transport = StringTransport(hostAddress=twisted, peerAddress=twisted)
         transport.peerAddr = transport.hostAddr = twisted
         assert transports.peer_address(transport) == plain

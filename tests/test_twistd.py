@@ -32,7 +32,7 @@ SECONDS = 20
 
 
 class Program:
-    """A server in a process of its own; `said` waits for a line of its log."""
+    """A server in its own process; `said` waits for a line of its log."""
 
     def __init__(self, command, folder):
         self.process = subprocess.Popen(
@@ -44,7 +44,7 @@ class Program:
             env=os.environ | {"PYTHONUNBUFFERED": "1"},
         )
         self.lines = []
-        # A program that says nothing, or does not end, ends here.
+        # A program that is silent, or does not end, ends here.
         self.limit = threading.Timer(SECONDS, self.process.kill)
         self.limit.start()
 
@@ -72,7 +72,7 @@ class Program:
 
 @pytest.fixture
 def run(tmp_path):
-    """Start a server in a folder of its own; it is stopped at the end."""
+    """Start a server in its own folder; it is stopped at the end."""
     with ExitStack() as programs:
 
         def run_program(*command):
@@ -85,7 +85,7 @@ def run(tmp_path):
 
 @contextmanager
 def connect(address):
-    """A client: a socket, and a file to read answers from."""
+    """Connect a client: a socket, and a file to read answers from."""
     if isinstance(address, int):
         client = socket.create_connection(("127.0.0.1", address), SECONDS)
     else:
@@ -124,7 +124,7 @@ def check_secure_echo(folder, port):
 
 
 @pytest.mark.parametrize("runner", RUNNERS.values(), ids=RUNNERS)
-def test_it_says_what_listens_where_and_echoes_lines(run, runner, tmp_path):
+def test_server_logs_its_addresses_and_echoes_lines(run, runner, tmp_path):
     program = run(*runner, "asynchat", "--listen", LOOPBACK)
     said = program.said(r"txasynchat: echo on 127\.0\.0\.1:(\d+); try: (.*)")
     assert said[1] in said[2]
@@ -139,7 +139,7 @@ def test_it_says_what_listens_where_and_echoes_lines(run, runner, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["asyncio", "poll", "select"])
-def test_it_serves_and_stops_on_other_reactors(run, name):
+def test_server_runs_on_other_reactors(run, name):
     program = run(*TWISTD, "-n", f"--reactor={name}", "asynchat", "--listen", LOOPBACK)
     with connect(program.port()) as (client, answers):
         client.sendall(b"hello\n")
@@ -149,7 +149,7 @@ def test_it_serves_and_stops_on_other_reactors(run, name):
     assert program.ended() == -signal.SIGTERM
 
 
-def test_it_talks_to_standard_input_and_output(tmp_path):
+def test_server_may_use_standard_input_and_output(tmp_path):
     with subprocess.Popen(
         [*TWISTD, "-n", "--logfile=log", "asynchat", "--listen", "stdio:"],
         cwd=tmp_path,
@@ -168,7 +168,7 @@ def test_it_talks_to_standard_input_and_output(tmp_path):
         limit.join()
 
 
-def test_a_mebibyte_comes_back(run):
+def test_mebibyte_is_echoed(run):
     port = run(*TWISTD, "-n", "asynchat", "--listen", LOOPBACK).port()
     sent = b"".join(b"%063d\n" % number for number in range(16_384))
     assert len(sent) == 1 << 20
@@ -198,7 +198,7 @@ def test_a_line_over_the_limit_closes_its_connection(run, options, answered, too
             assert answers.readline() == (b"" if length in too_long else line)
 
 
-def test_it_listens_on_several_endpoints(run, tmp_path):
+def test_server_listens_on_several_endpoints(run, tmp_path):
     make_pem(tmp_path)
     program = run(
         *TWISTD, "-n", "asynchat",
@@ -217,7 +217,7 @@ def test_it_listens_on_several_endpoints(run, tmp_path):
 
 
 @pytest.mark.parametrize("client", ["nc", "curl", "openssl"])
-def test_it_answers_the_clients_that_people_have(run, tmp_path, client):
+def test_common_clients_get_answers(run, tmp_path, client):
     if shutil.which(client) is None:
         pytest.skip(f"{client} is not installed")
     make_pem(tmp_path)
@@ -252,7 +252,7 @@ def test_it_answers_the_clients_that_people_have(run, tmp_path, client):
 
 
 def socket_activated(folder, listening, *command):
-    """The command, started with a listening socket in the way that systemd does it."""
+    """Start the command with a listening socket, as systemd does."""
     start = (
         "import os, sys\n"
         f"os.dup2({listening.fileno()}, 3)\n"
@@ -272,13 +272,13 @@ def socket_activated(folder, listening, *command):
 
 
 @pytest.mark.parametrize("family", ["INET", "UNIX"])
-def test_it_serves_a_socket_that_systemd_opened(tmp_path, family):
+def test_socket_opened_by_systemd_is_served(tmp_path, family):
     path = str(tmp_path / "activated.sock")
     with socket.socket(getattr(socket, f"AF_{family}")) as listening:
         listening.bind(("127.0.0.1", 0) if family == "INET" else path)
         listening.listen()
         address = listening.getsockname()[1] if family == "INET" else path
-        # This client comes before the server does, and waits in the socket's queue.
+        # This client connects before the server starts, and waits in the socket's queue.
         with connect(address) as (client, answers):
             client.sendall(b"early\n")
             with socket_activated(
@@ -296,8 +296,8 @@ def test_it_serves_a_socket_that_systemd_opened(tmp_path, family):
 
 
 @pytest.mark.parametrize("around", ["", "haproxy:", "secure:"])
-def test_the_file_of_a_socket_that_systemd_opened_stays_as_it_is(tmp_path, around):
-    """The next start is handed the same socket, whose file is systemd's, and so is its mode."""
+def test_file_of_a_socket_opened_by_systemd_is_left_alone(tmp_path, around):
+    """The next start gets the same socket; its file and mode belong to systemd."""
     make_pem(tmp_path)
     path = tmp_path / "activated.sock"
     words = ":certificate=cert.pem:key=key.pem" if around == "secure:" else ""
@@ -342,8 +342,8 @@ def test_the_file_of_a_socket_that_systemd_opened_stays_as_it_is(tmp_path, aroun
         ("INET", "FOO", "STREAM", "domain=FOO is not known; write INET, INET6 or UNIX"),
     ],
 )
-def test_a_socket_of_systemds_that_is_not_the_one_meant(tmp_path, family, domain, kind, told):
-    """What systemd handed over is told, with what to change."""
+def test_wrong_systemd_socket_is_reported(tmp_path, family, domain, kind, told):
+    """The error names the sockets that systemd passed, and what to change."""
     ours = socket.socket(getattr(socket, f"AF_{family}"), getattr(socket, f"SOCK_{kind}", 1))
     other = None
     if kind == "connected":
@@ -506,7 +506,7 @@ def handlers(tmp_path):
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """The current folder, as for a program that is started in it."""
+    """Change the current folder, as for a program that is started in it."""
     known = set(sys.modules)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path[:])
@@ -516,7 +516,7 @@ def here(tmp_path, monkeypatch):
     (tmp_path / "noted.py").write_text(
         "error = ValueError('what it is')\nerror.add_note('one\\nmore')\nraise error\n"
     )
-    # As on a Python that does not have it.
+    # As on a Python that lacks it.
     (tmp_path / "departed.py").write_text(
         "raise ModuleNotFoundError(\"No module named 'smtpd'\", name='smtpd')\n"
     )
@@ -536,7 +536,7 @@ def here(tmp_path, monkeypatch):
         ("make_factory", b"twisted hello\n"),
     ],
 )
-def test_a_handler_is_a_class_or_a_factory_in_the_current_folder(run, handlers, name, answer):
+def test_handler_may_be_a_class_or_a_factory_in_the_current_folder(run, handlers, name, answer):
     program = run(*TWISTD, "-n", "asynchat", "--handler", f"handlers:{name}", "--listen", LOOPBACK)
     port = int(program.said(rf"txasynchat: handlers:{name} on 127\.0\.0\.1:(\d+)")[1])
     with connect(port) as (client, answers):
@@ -553,7 +553,7 @@ def test_a_handler_is_a_class_or_a_factory_in_the_current_folder(run, handlers, 
         ("make_factory", "Twisted"),
     ],
 )
-def test_what_a_name_may_stand_for(handlers, here, name, built):
+def test_handler_name_may_mean_a_class_factory_or_function(handlers, here, name, built):
     factory = load_factory(f"handlers:{name}")
     assert type(factory.buildProtocol(None)).__name__ == built
 
@@ -568,8 +568,8 @@ def test_twist_serves_a_legacy_handler_too(run, handlers):
 # -- what cannot be served
 
 
-def test_a_handler_that_only_sends_is_served_and_one_that_forgot_a_hook_is_warned_of(run, handlers):
-    """What cannot be known at the start is served, with a line about what will come."""
+def test_handler_that_only_sends_is_served_and_a_forgotten_hook_is_warned_of(run, handlers):
+    """What cannot be decided at the start is served, with a warning."""
     program = run(*TWISTD, "-n", "asynchat", "--handler", "handlers:Greets", "--listen", LOOPBACK)
     program.said(
         "txasynchat: handlers:Greets overrides neither message_received nor found_terminator, "
@@ -579,8 +579,8 @@ def test_a_handler_that_only_sends_is_served_and_one_that_forgot_a_hook_is_warne
         assert answers.readline() == b"hello\n"
 
 
-def test_a_handler_that_registers_in_another_map_is_told_so(run, handlers):
-    """Nobody drives that map here: the log says what to leave out."""
+def test_handler_that_registers_in_another_map_is_warned_of(run, handlers):
+    """No loop drives that map here: the log says what to leave out."""
     handler = "handlers:Elsewhere"
     program = run(*TWISTD, "-n", "asynchat", "--handler", handler, "--listen", LOOPBACK)
     with connect(program.port()) as (_, answers):
@@ -727,14 +727,14 @@ def test_a_mistake_is_one_line_on_standard_error_and_status_1(handlers, tmp_path
     assert not (tmp_path / "twistd.pid").exists()
 
 
-def test_ports_that_were_open_before_the_taken_one_are_closed(tmp_path):
+def test_ports_opened_before_the_one_in_use_are_closed(tmp_path):
     options = ["--listen", "unix:first.sock", *MISTAKES["a taken port"][0]]
     done = run_mistake([*TWISTD, "-n", "asynchat"], tmp_path, options)
     assert done.returncode == 1
     assert not (tmp_path / "first.sock").exists()
 
 
-def test_help_says_how_it_is_used():
+def test_help_shows_the_usage():
     done = subprocess.run(
         [*TWISTD, "asynchat", "--help"],
         capture_output=True, text=True, timeout=SECONDS, check=True,
@@ -812,7 +812,7 @@ def test_a_signal_lets_connections_finish(run, working, tmp_path, runner, number
     ("runner", "second"),
     [("twistd -n", signal.SIGTERM), ("twistd -n", signal.SIGINT), ("twist", signal.SIGTERM)],
 )
-def test_a_second_signal_ends_it_at_once(run, working, runner, second):
+def test_second_signal_ends_the_server_at_once(run, working, runner, second):
     program = run(*RUNNERS[runner], *working, "--stop-timeout=1000")
     port = program.port()
     with connect(port) as (idle, idle_answers), connect(port) as (busy, busy_answers):
@@ -830,7 +830,7 @@ def test_a_second_signal_ends_it_at_once(run, working, runner, second):
     assert "Traceback" not in "".join(program.lines)
 
 
-def test_what_does_not_finish_in_time_is_aborted(run, working):
+def test_connection_that_does_not_finish_in_time_is_aborted(run, working):
     program = run(*RUNNERS["twistd -n"], *working, "--stop-timeout=0.1")
     with connect(program.port()) as (busy, answers):
         busy.sendall(b"work\n")
@@ -880,9 +880,7 @@ class Legacy(asynchat.async_chat):
 
 @pytest.mark.parametrize("closed", [b"descriptor", b"socket"])
 @pytest.mark.parametrize("handler", ["Native", "Legacy"])
-def test_a_handler_that_closes_its_descriptor_does_not_keep_the_program(
-    run, tmp_path, handler, closed
-):
+def test_handler_that_closes_its_descriptor_does_not_block_the_exit(run, tmp_path, handler, closed):
     (tmp_path / "meddling.py").write_text(MEDDLING)
     program = run(
         *RUNNERS["twistd -n"], "asynchat", "--handler", f"meddling:{handler}",
@@ -905,7 +903,7 @@ def test_a_handler_that_closes_its_descriptor_does_not_keep_the_program(
 @contextmanager
 def daemon(folder, *arguments):
     """
-    A server in the background; it is told to end, and its end is waited for, when this is left.
+    Run a server in the background; stop it at the end, and wait until it has exited.
     """
     # The background process inherits one end of a pipe, which closes when it ends.
     ends, inherited = os.pipe()
@@ -929,7 +927,7 @@ def daemon(folder, *arguments):
     assert not pid_file.exists()
 
 
-def test_in_the_background_relative_paths_mean_the_folder_it_was_started_in(tmp_path):
+def test_relative_paths_of_a_daemon_mean_the_folder_of_its_start(tmp_path):
     make_pem(tmp_path)
     with daemon(
         tmp_path, "asynchat",
@@ -944,7 +942,7 @@ def test_in_the_background_relative_paths_mean_the_folder_it_was_started_in(tmp_
     assert not (tmp_path / "echo.sock").exists()
 
 
-def test_with_rundir_the_socket_is_there_and_the_certificate_is_here(tmp_path):
+def test_rundir_applies_to_the_socket_and_not_to_the_certificate(tmp_path):
     make_pem(tmp_path)
     (tmp_path / "elsewhere").mkdir()
     with daemon(
@@ -963,7 +961,7 @@ def test_with_rundir_the_socket_is_there_and_the_certificate_is_here(tmp_path):
         assert "cert.pem" not in (tmp_path / "twistd.log").read_text()
 
 
-def test_in_the_background_a_taken_port_is_told_by_the_command_and_in_the_log(tmp_path):
+def test_daemon_reports_a_port_in_use_on_the_command_line_and_in_the_log(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         description = f"tcp:{taken.getsockname()[1]}:interface=127.0.0.1"
         with daemon(tmp_path, "asynchat", "--listen", description) as started:
@@ -975,7 +973,7 @@ def test_in_the_background_a_taken_port_is_told_by_the_command_and_in_the_log(tm
     assert "Traceback" not in log
 
 
-def test_it_ends_while_a_connection_is_idle_in_the_background(tmp_path):
+def test_daemon_stops_while_a_connection_is_idle(tmp_path):
     with daemon(tmp_path, "asynchat", "--listen", "unix:echo.sock") as started:
         assert started.returncode == 0, started.stderr
         client = socket.socket(socket.AF_UNIX)

@@ -1,5 +1,5 @@
 """
-What a type checker says to users who have no plugin for zope.interface.
+What a type checker reports to users without a plugin for zope.interface.
 """
 
 import subprocess
@@ -10,8 +10,8 @@ import pytest
 pytest.importorskip("mypy", reason="mypy is one of the lint tools")
 
 
-def test_a_program_is_accepted_without_a_plugin(root):
-    """``mypy --strict`` has nothing to say to programs that are right, and finds those that are not."""
+def test_correct_programs_are_accepted_without_a_plugin(root):
+    """``mypy --strict`` accepts correct programs, and rejects wrong ones."""
     done = subprocess.run(
         [sys.executable, "-m", "mypy", "--config-file", "tests/typing/users.ini"],
         cwd=root,

@@ -10,13 +10,13 @@ import pytest
 
 from txasynchat.compat import asyncore
 
-#: Seconds: the end of every wait that should not take any time.
+#: Seconds: the limit of every wait that should be short.
 LIMIT = 10.0
 
 
 @pytest.fixture(params=["hub alone", "beside the reactor"])
 def each_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """loop() in the main thread without a reactor to serve, and with the installed one."""
+    """Run loop() in the main thread: without a reactor to serve, and with the installed one."""
     if request.param == "hub alone":
         monkeypatch.delitem(sys.modules, "twisted.internet.reactor", raising=False)
     else:
@@ -28,7 +28,7 @@ def each_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.fixture
 def channels():
-    """A map of one's own, closed at the end."""
+    """A private map, closed at the end."""
     own = {}
     yield own
     asyncore.close_all(own, ignore_all=True)
@@ -36,7 +36,7 @@ def channels():
 
 @pytest.fixture
 def pair() -> Iterator[Callable[[], tuple[socket.socket, socket.socket]]]:
-    """Makes connected TCP sockets on loopback, closed at the end whatever happened to them."""
+    """Make connected TCP sockets on loopback, closed at the end in any case."""
     made: list[socket.socket] = []
 
     def make() -> tuple[socket.socket, socket.socket]:

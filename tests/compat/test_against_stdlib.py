@@ -36,14 +36,14 @@ def test_random_programs_call_their_handlers_in_the_same_order(stdlib, facade):
     assert not report.differences, "\n".join(report.differences[:20])
 
 
-def test_random_streams_reach_the_handler_in_the_same_pieces(stdlib, facade):
+def test_random_streams_are_delivered_in_the_same_pieces(stdlib, facade):
     differences = streams.differences(
         stdlib.asynchat.async_chat, facade.asynchat.async_chat, range(STREAMS)
     )
     assert not differences, "\n".join(differences[:20])
 
 
-def test_a_close_that_comes_too_early_would_be_noticed(stdlib):
+def test_premature_close_would_be_noticed(stdlib):
     """The comparison can fail: it notices a close_when_done that does not wait for the queue."""
     broken = stdlib_modules.load_stdlib(stdlib_modules.find_stdlib())
     broken.asynchat.async_chat.close_when_done = lambda self: self.handle_close()
@@ -51,7 +51,7 @@ def test_a_close_that_comes_too_early_would_be_noticed(stdlib):
     assert report.differences
 
 
-def test_a_reader_that_forgets_part_of_a_terminator_would_be_noticed(stdlib):
+def test_losing_part_of_a_terminator_would_be_noticed(stdlib):
     """The comparison can fail: it notices an asynchat that never waits for a cut terminator."""
     broken = stdlib_modules.load_stdlib(stdlib_modules.find_stdlib())
     broken.asynchat.find_prefix_at_end = lambda haystack, needle: 0
@@ -59,7 +59,7 @@ def test_a_reader_that_forgets_part_of_a_terminator_would_be_noticed(stdlib):
 
 
 def test_an_exception_that_quotes_the_peer_is_printed_on_one_line(stdlib, facade, capsys):
-    """The standard library's line could be ended by the peer, and another one be forged."""
+    """In the standard library a peer could end the line and forge another."""
     shown = {}
     for name, modules in (("stdlib", stdlib), ("facade", facade)):
 

@@ -1,7 +1,7 @@
 """
 async_chat: the stdlib's behaviour where programs rely on it, and what was repaired.
 
-That input reaches the handler in the stdlib's pieces is the business of test_against_stdlib.py.
+test_against_stdlib.py checks that handlers get input in the stdlib's pieces.
 """
 
 import gc
@@ -31,7 +31,7 @@ class Chat(asynchat.async_chat):
 
 @pytest.fixture
 def ends(pair):
-    """Makes a chat of a class, and the other end of its connection."""
+    """Make a chat of a class, and the other end of its connection."""
     made = []
 
     def make(cls=Chat):
@@ -51,7 +51,7 @@ def read_pass(chat):
 # -- attributes
 
 
-def test_the_attributes_are_those_of_the_stdlib():
+def test_attributes_are_those_of_the_stdlib():
     chat = asynchat.async_chat(map={})
     assert chat.ac_in_buffer == b""
     assert chat.incoming == []
@@ -67,7 +67,7 @@ def test_the_attributes_are_those_of_the_stdlib():
         chat.found_terminator()
 
 
-def test_a_terminator_is_checked_as_in_the_stdlib():
+def test_terminator_is_checked_as_in_the_stdlib():
     chat = asynchat.async_chat(map={})
     with pytest.raises(ValueError, match="positive"):
         chat.set_terminator(-1)
@@ -78,8 +78,8 @@ def test_a_terminator_is_checked_as_in_the_stdlib():
     assert chat.terminator == b"text"
 
 
-def test_the_buffer_can_be_read_and_dropped_in_a_handler(ends):
-    """As a program does that starts TLS: what was pipelined in plain must not count."""
+def test_buffer_can_be_read_and_dropped_in_a_handler(ends):
+    """As a program does that starts TLS: plaintext that was pipelined must be discarded."""
 
     class Dropping(Chat):
         def found_terminator(self):
@@ -135,7 +135,7 @@ def test_a_class_may_set_its_terminator_as_an_attribute(ends):
     chat.set_terminator(2)
     near.send(b"de")
     read_pass(chat)
-    assert chat.lines == [b"a", b"b", b"cde"]  # "c" was passed on before the two that count
+    assert chat.lines == [b"a", b"b", b"cde"]  # "c" was delivered before the two that are counted
 
 
 def test_an_overridden_get_terminator_is_asked_on_every_round(ends):
@@ -173,7 +173,7 @@ def test_messages_go_on_after_close_in_a_handler(ends):
     assert chat.lines == [b"a", b"b", b"c"]
 
 
-def test_text_from_an_overridden_recv(ends):
+def test_overridden_recv_may_return_text(ends):
     class Text(Chat):
         use_encoding = True
 
@@ -219,7 +219,7 @@ def test_push_sends_before_it_returns(ends):
     assert len(chat.producer_fifo) == 0
 
 
-def test_push_before_and_after_the_connection_only_queues(ends):
+def test_push_only_queues_before_and_after_the_connection(ends):
     near, chat = ends()
     chat.connected = False
     chat.push(b"early")
@@ -233,14 +233,14 @@ def test_push_before_and_after_the_connection_only_queues(ends):
 
 
 @pytest.mark.parametrize("data", ["text", 3, None, [b"x"]])
-def test_push_takes_bytes_alone(data):
+def test_push_accepts_only_bytes(data):
     chat = asynchat.async_chat(map={})
     chat.use_encoding = True
     with pytest.raises(TypeError, match="byte-ish"):
         chat.push(data)
 
 
-def test_long_data_is_cut_into_items_and_one_goes_out_at_a_time(ends):
+def test_long_data_is_sent_one_item_at_a_time(ends):
     near, chat = ends()
     chat.ac_out_buffer_size = 4
     chat.push(b"0123456789")
@@ -269,7 +269,7 @@ def test_producers_and_bytes_keep_their_order(ends):
     assert b"".join(iter(lambda: near.recv(100), b"")) == b"first moremore simple last"
 
 
-def test_close_when_done_closes_on_the_next_pass_and_never_by_itself(ends):
+def test_close_when_done_closes_only_on_the_next_pass(ends):
     near, chat = ends()
     chat.push(b"bye")
     chat.close_when_done()
@@ -280,7 +280,7 @@ def test_close_when_done_closes_on_the_next_pass_and_never_by_itself(ends):
     assert near.recv(100) == b"bye"
 
 
-def test_discard_buffers_forgets_everything(ends):
+def test_discard_buffers_drops_everything(ends):
     _, chat = ends()
     chat.ac_in_buffer = b"in"
     chat.incoming.append(b"coming")
@@ -339,7 +339,7 @@ def test_an_error_while_sending_goes_to_handle_error(ends):
 
 
 @pytest.mark.parametrize("received", [False, True])
-def test_two_threads_that_push_at_once_lose_and_mix_nothing(ends, received):
+def test_pushes_of_two_threads_are_neither_lost_nor_mixed(ends, received):
     near, chat = ends()
     if received:
         near.send(b"x\n")
@@ -379,7 +379,7 @@ def test_two_threads_that_push_at_once_lose_and_mix_nothing(ends, received):
 # -- joining
 
 
-def test_joined_writes_go_out_in_one_piece_at_the_end_of_the_input(ends):
+def test_joined_writes_are_sent_as_one_piece_after_the_input(ends):
     sent = []
 
     class Joining(Chat):
@@ -402,7 +402,7 @@ def test_joined_writes_go_out_in_one_piece_at_the_end_of_the_input(ends):
     assert sent[-1] == b"at once"
 
 
-def test_joined_writes_keep_the_order_with_producers_and_the_end(ends):
+def test_joined_writes_keep_their_order_with_producers_and_the_end(ends):
     class Joining(Chat):
         ac_join_writes = True
 
@@ -428,14 +428,14 @@ def test_joined_writes_keep_the_order_with_producers_and_the_end(ends):
 # -- cost
 
 
-def test_find_prefix_at_end():
+def test_find_prefix_at_end_counts_the_started_terminator():
     assert asynchat.find_prefix_at_end("qwerty\r", "\r\n") == 1
     assert asynchat.find_prefix_at_end(b"qwerty", b"\r\n") == 0
     assert asynchat.find_prefix_at_end(b"ab--", b"--end") == 2
 
 
 @pytest.mark.traces_memory
-def test_an_idle_channel_costs_no_engine(pair):
+def test_idle_channel_takes_less_than_2500_bytes(pair):
     import tracemalloc
 
     sockets = [pair()[1] for _ in range(50)]
@@ -446,13 +446,13 @@ def test_an_idle_channel_costs_no_engine(pair):
         used, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    # deque, list, map, attributes: about what the stdlib's takes, with a map of its own each.
+    # deque, list, map, attributes: about as much as the stdlib's, each with its own map.
     assert used / len(chats) < 2_500
     for chat in chats:
         chat.close()
 
 
-def test_a_chat_in_a_forked_child_sends_by_itself(ends):
+def test_chat_in_a_forked_child_sends(ends):
     near, chat = ends()
     pid = os.fork()
     if pid == 0:

@@ -71,7 +71,7 @@ def test_a_socket_that_is_not_connected_is_allowed():
         channel.close()
 
 
-def test_a_broken_socket_is_refused_and_leaves_the_map():
+def test_broken_socket_is_refused_and_removed_from_the_map():
     class Broken(socket.socket):
         def getpeername(self):
             raise OSError(errno.ENOBUFS, "broken")
@@ -82,7 +82,7 @@ def test_a_broken_socket_is_refused_and_leaves_the_map():
     assert channels == {}
 
 
-def test_a_stand_in_with_an_attribute_of_any_name_is_a_socket(monkeypatch):
+def test_stand_in_that_answers_any_attribute_is_a_socket(monkeypatch):
     channels = {}
     monkeypatch.setattr(asyncore, "socket_map", channels)
     stand_in = mock.Mock()
@@ -93,7 +93,7 @@ def test_a_stand_in_with_an_attribute_of_any_name_is_a_socket(monkeypatch):
     assert channels == {}
 
 
-def test_the_class_attributes_serve_those_who_skip_init():
+def test_class_attributes_suffice_without_init():
     channel = asyncore.dispatcher.__new__(asyncore.dispatcher)
     assert (channel.connected, channel.accepting, channel.connecting, channel.closing) == (
         False,
@@ -114,7 +114,7 @@ def test_closing_keeps_the_socket_and_may_be_repeated(noting):
     assert noting._map == {noting.socket.fileno(): noting}
 
 
-def test_recv_tells_the_end_by_handle_close(noting):
+def test_recv_calls_handle_close_at_the_end(noting):
     noting.near.send(b"data")
     assert noting.recv(3) == b"dat"
     assert noting.recv(3) == b"a"
@@ -127,7 +127,7 @@ def test_recv_tells_the_end_by_handle_close(noting):
     assert noting._map == {}
 
 
-def test_send_on_a_lost_connection_is_handle_close_and_nothing_sent(noting):
+def test_send_on_a_lost_connection_calls_handle_close_and_returns_zero(noting):
     noting.socket.shutdown(socket.SHUT_WR)
     assert noting.send(b"x") == 0
     assert noting.calls == ["close"]
@@ -141,7 +141,7 @@ def test_send_takes_what_the_system_takes(noting):
     assert noting.calls == []
 
 
-def test_accepting(pair):
+def test_accept_returns_a_connection_or_none(pair):
     server = Noting()
     server.create_socket()
     server.set_reuse_addr()
@@ -193,7 +193,7 @@ def test_a_refused_connection_goes_to_handle_error():
     assert client.calls[-1] == "close"
 
 
-def test_connect_on_a_blocking_socket_is_done_at_once():
+def test_connect_on_a_blocking_socket_completes_at_once():
     with socket.create_server(("127.0.0.1", 0)) as server:
         client = Noting()
         client.create_socket()
@@ -204,7 +204,7 @@ def test_connect_on_a_blocking_socket_is_done_at_once():
         client.close()
 
 
-def test_a_pending_error_is_handle_close_in_place_of_handle_expt(noting):
+def test_pending_error_calls_handle_close_instead_of_handle_expt(noting):
     noting.handle_expt_event()
     assert noting.calls == ["expt"]
     noting.near.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
@@ -241,7 +241,7 @@ def test_an_exception_is_reported_on_one_line_and_closes(pair, capsys):
 
 @pytest.mark.parametrize("call", [asyncore.read, asyncore.write, asyncore._exception])
 @pytest.mark.parametrize("error", [asyncore.ExitNow, KeyboardInterrupt, SystemExit])
-def test_three_exceptions_pass_every_dispatching_function(call, error):
+def test_three_exceptions_propagate_through_every_dispatching_function(call, error):
     class Raising:
         def handle_read_event(self):
             raise error
@@ -287,7 +287,7 @@ def test_readwrite_calls_what_the_flags_say(flags, expected):
         (KeyError(), "error"),
     ],
 )
-def test_readwrite_takes_a_lost_connection_for_a_close(error, expected):
+def test_readwrite_treats_a_lost_connection_as_a_close(error, expected):
     calls = []
 
     class Any:
@@ -306,7 +306,7 @@ def test_readwrite_takes_a_lost_connection_for_a_close(error, expected):
 
 
 @pytest.mark.parametrize("poll", [asyncore.poll, asyncore.poll2, asyncore.poll3])
-def test_polling_directly_asks_everyone_every_time(poll, pair):
+def test_direct_poll_asks_every_channel_each_time(poll, pair):
     near, far = pair()
     asked = []
 
@@ -329,7 +329,7 @@ def test_polling_directly_asks_everyone_every_time(poll, pair):
     channel.close()
 
 
-def test_polling_uses_the_maps_and_modules_of_the_moment(monkeypatch):
+def test_poll_uses_the_current_map_and_modules(monkeypatch):
     used = []
 
     class Nobody:
@@ -354,7 +354,7 @@ def test_polling_uses_the_maps_and_modules_of_the_moment(monkeypatch):
     assert asyncore.socket_map == {}
 
 
-def test_a_dispatcher_registers_in_the_map_of_the_moment(monkeypatch, pair):
+def test_dispatcher_registers_in_the_current_map(monkeypatch, pair):
     mine = {}
     monkeypatch.setattr(asyncore, "socket_map", mine)
     channel = asyncore.dispatcher(pair()[1])
@@ -362,7 +362,7 @@ def test_a_dispatcher_registers_in_the_map_of_the_moment(monkeypatch, pair):
     channel.close()
 
 
-def test_close_all_stops_at_what_is_not_a_closed_descriptor():
+def test_close_all_ignores_only_closed_descriptors():
     class Failing:
         def __init__(self, error):
             self.error = error
@@ -404,7 +404,7 @@ def test_log_goes_to_stderr_and_log_info_to_stdout(capsys):
     assert capsys.readouterr() == ("info: for you\nerror: seen\n", "log: hit\n")
 
 
-def test_dispatcher_with_send_keeps_what_was_not_taken(pair):
+def test_dispatcher_with_send_keeps_what_was_not_sent(pair):
     near, far = pair()
     channel = asyncore.dispatcher_with_send(far, {})
     assert not channel.writable()
@@ -460,7 +460,7 @@ def test_a_file_wrapper_is_a_duplicate():
 
 
 @pytest.mark.counts_references
-def test_a_forgotten_file_wrapper_warns_and_closes():
+def test_unreferenced_file_wrapper_warns_and_closes():
     read, write = os.pipe()
     os.set_blocking(read, False)
     wrapper = asyncore.file_wrapper(write)
@@ -471,7 +471,7 @@ def test_a_forgotten_file_wrapper_warns_and_closes():
     os.close(read)
 
 
-def test_a_file_dispatcher_on_a_pipe():
+def test_file_dispatcher_reads_a_pipe():
     read, write = os.pipe()
     channels = {}
 
@@ -497,7 +497,7 @@ def test_a_file_dispatcher_on_a_pipe():
     assert channel.got == b"through the pipe"
 
 
-def test_udp():
+def test_udp_datagrams_are_sent_and_received():
     server = Noting()
     server.create_socket(socket.AF_INET, socket.SOCK_DGRAM)
     server.bind(("127.0.0.1", 0))

@@ -1,5 +1,5 @@
 """
-Where somebody else's loop runs: attach(), to a reactor and to asyncio.
+attach(): channels inside another loop, of a reactor or of asyncio.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from helpers.loops import LIMIT, Chat, Recorder, reactor_thread
 from txasynchat.compat import asyncore, attach, current_reactor
 
 
-def test_loop_refuses_to_block_an_asyncio_event_loop(channels, pair):
+def test_loop_refuses_to_block_an_asyncio_loop(channels, pair):
     _, far = pair()
     Recorder(far, channels)
 
@@ -29,7 +29,7 @@ def test_loop_refuses_to_block_an_asyncio_event_loop(channels, pair):
         asyncio.run(main())
 
 
-def test_attach_in_an_asyncio_event_loop(channels, pair):
+def test_attach_serves_in_an_asyncio_loop(channels, pair):
     near, far = pair()
 
     async def main():
@@ -94,7 +94,7 @@ class TestAttach(TestCase):
         with self.assertRaisesRegex(RuntimeError, "Twisted reactor.*attach"):
             asyncore.loop(timeout=0.1, map=self.map, count=1)
 
-    async def test_channels_live_beside_twisted(self):
+    async def test_channels_are_served_beside_twisted(self):
         from twisted.internet import reactor
 
         attachment = self.attach()
@@ -103,10 +103,10 @@ class TestAttach(TestCase):
         chat, line = self.heard()
         self.near.send(b"one\n")
         self.assertEqual(await line, b"one")
-        chat.push(b"two\n")  # from no handler of its own
+        chat.push(b"two\n")  # not from one of its handlers
         self.assertEqual(self.near.recv(100), b"two\n")
 
-    async def test_what_is_pushed_by_twisted_code_goes_out_soon(self):
+    async def test_bytes_pushed_by_twisted_code_are_sent_soon(self):
         self.attach()
         chat, _ = self.heard()
         from twisted.internet import reactor
@@ -138,7 +138,7 @@ class TestAttach(TestCase):
         self.near.send(b"x")
         self.assertEqual(await fired, [b"x"])
 
-    async def test_an_overridden_predicate_is_asked_though_nothing_happens(self):
+    async def test_overridden_predicate_is_asked_without_events(self):
         self.attach()
         fired = defer.Deferred()
 
@@ -203,7 +203,7 @@ class TestAttach(TestCase):
         self.attach()
         self.assertEqual(await line, b"x")
 
-    def test_a_map_is_attached_once(self):
+    def test_map_can_be_attached_only_once(self):
         self.attach()
         with self.assertRaisesRegex(RuntimeError, "already driven"):
             attach(self.map)
@@ -216,13 +216,13 @@ class TestAttach(TestCase):
         with self.assertRaisesRegex(RuntimeError, "attached"):
             await reactor_thread(reactor, asyncore.loop, 0, False, self.map, 1)
 
-    async def test_a_loop_in_another_thread_is_not_refused(self):
+    async def test_loop_in_another_thread_may_serve_a_map_that_is_not_attached(self):
         from twisted.internet import reactor
 
         Chat(self.far, self.map)
         await reactor_thread(reactor, asyncore.loop, 0, False, self.map, 1)
 
-    async def test_a_push_from_another_thread_is_served(self):
+    async def test_push_from_another_thread_is_sent(self):
         from twisted.internet import reactor
 
         self.attach()
@@ -236,7 +236,7 @@ class TestAttach(TestCase):
         await reactor_thread(reactor, push)
         self.assertEqual(await reading, 3_000_000)
 
-    async def test_a_regular_file_is_served_and_others_too(self):
+    async def test_regular_file_is_served_beside_other_channels(self):
         path = self.mktemp()
         with open(path, "wb") as file:
             file.write(b"x" * 100)
@@ -263,7 +263,7 @@ class TestAttach(TestCase):
             self.assertEqual(await fired, b"x" * 100)
 
 
-def test_attach_to_a_reactor_that_is_not_installed(channels, pair):
+def test_attach_serves_in_a_reactor_that_is_not_installed(channels, pair):
     near, far = pair()
     chat = Chat(far, channels)
     reactor = SelectReactor()
@@ -283,7 +283,7 @@ def test_attach_to_a_reactor_that_is_not_installed(channels, pair):
     assert reactor.removeAll() == []
 
 
-def test_importing_the_facade_warns_of_nothing():
+def test_importing_the_facade_gives_no_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         subprocess.run(

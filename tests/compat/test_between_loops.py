@@ -36,7 +36,7 @@ class Reader(asyncore.dispatcher):
 
 
 class Chat(asynchat.async_chat):
-    """Asked when something happened to it."""
+    """Asked only after an event of its own."""
 
     def __init__(self, sock, channels):
         super().__init__(sock, channels)
@@ -52,7 +52,7 @@ both_kinds = pytest.mark.parametrize("kind", [Reader, Chat])
 
 @pytest.fixture
 def channels():
-    """A map of one's own, closed at the end."""
+    """A private map, closed at the end."""
     own = {}
     yield own
     asyncore.close_all(own, ignore_all=True)
@@ -66,7 +66,7 @@ def no_later_full_pass(monkeypatch):
 
 
 def forget_the_driver():
-    """What this thread keeps for the next call, a nested poller, is not a channel's."""
+    """The nested poller that this thread keeps for the next call belongs to no channel."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         other = {}
@@ -75,14 +75,14 @@ def forget_the_driver():
         asyncore.close_all(other)
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning")  # a socket that nobody closed
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # an unclosed socket
 class TestDropped:
-    """As in the stdlib, a channel that nobody has any more is collected, and its peer sees the end."""
+    """As in the stdlib, an unreferenced channel is collected, and its peer sees the end."""
 
     @both_kinds
     @both_modes
     @pytest.mark.parametrize("way", ["clear", "del", "weak map", "map"])
-    def test_a_channel_let_go_without_close_is_collected(self, kind, use_poll, way):
+    def test_unreferenced_channel_is_collected_without_close(self, kind, use_poll, way):
         channels = weakref.WeakValueDictionary() if way == "weak map" else {}
         ours, theirs = socket.socketpair()
         with theirs:
@@ -105,7 +105,7 @@ class TestDropped:
             assert theirs.recv(1) == b""
         forget_the_driver()
 
-    def test_also_one_that_knows_no_weak_references(self):
+    def test_channel_without_weak_references_is_collected_too(self):
         class Bare:
             __slots__ = ("sock",)
             accepting = False
@@ -128,7 +128,7 @@ class TestDropped:
             assert theirs.recv(1) == b""
 
     @both_kinds
-    def test_one_that_left_the_map_within_a_loop_is_collected(self, channels, pair, kind):
+    def test_channel_removed_from_the_map_within_a_loop_is_collected(self, channels, pair, kind):
         near, far = pair()
         ours, theirs = socket.socketpair()
         with theirs:
@@ -154,7 +154,7 @@ class TestDropped:
 
     @both_kinds
     @both_modes
-    def test_another_file_under_its_number_is_served(self, channels, pair, kind, use_poll):
+    def test_another_file_on_a_channels_number_is_served(self, channels, pair, kind, use_poll):
         """``os.dup2`` onto a channel's descriptor takes effect within a second."""
         _, far = pair()
         near, other = pair()
@@ -169,12 +169,12 @@ class TestDropped:
 
 @pytest.mark.usefixtures("no_later_full_pass")
 class TestEditedMaps:
-    """A map that was changed with no method called has its effect in the next pass."""
+    """A map that was changed without a method call takes effect in the next pass."""
 
     @both_kinds
     @both_modes
     @pytest.mark.parametrize("fresh", [False, True], ids=["one map", "a new map each time"])
-    def test_a_channel_replaced_in_the_middle_is_noticed(self, pair, kind, use_poll, fresh):
+    def test_replaced_channel_is_noticed(self, pair, kind, use_poll, fresh):
         ends = [pair() for _ in range(3)]
         last = {far.fileno(): kind(far, {}) for _, far in ends}
         for _ in range(5):
@@ -190,8 +190,8 @@ class TestEditedMaps:
 
     @both_kinds
     @both_modes
-    def test_one_that_takes_the_place_of_another_is_noticed(self, pair, kind, use_poll):
-        """The map has as many as before, and the same last one."""
+    def test_replaced_channel_is_noticed_when_the_last_key_is_the_same(self, pair, kind, use_poll):
+        """The map has the same length and the same last channel as before."""
         (near, far), (_, other), (_, final) = pair(), pair(), pair()
         channels = {other.fileno(): kind(other, {}), final.fileno(): kind(final, {})}
         asyncore.loop(0, use_poll, channels, 1)
@@ -205,7 +205,7 @@ class TestEditedMaps:
         asyncore.close_all(channels, ignore_all=True)
 
     @both_modes
-    def test_what_is_queued_from_outside_is_sent(self, channels, pair, use_poll):
+    def test_data_queued_from_outside_is_sent(self, channels, pair, use_poll):
         near, far = pair()
         chat = Chat(far, channels)
         asyncore.loop(0, use_poll, channels, 2)
@@ -214,7 +214,7 @@ class TestEditedMaps:
         assert near.recv(100) == b"queued"
 
     @both_modes
-    def test_its_own_predicates_are_asked_in_each_pass(self, channels, pair, use_poll):
+    def test_predicates_of_the_instance_are_asked_in_each_pass(self, channels, pair, use_poll):
         near, far = pair()
 
         class Buffered(Reader):
@@ -233,8 +233,8 @@ class TestEditedMaps:
             asyncore.loop(LIMIT, use_poll, channels, 1)
             assert near.recv(10) == b"x"
 
-    def test_idle_channels_are_not_looked_at_by_each_call(self, channels, pair):
-        """Beside hundreds of them, loop(count=1) in a circle is not slower than in the stdlib."""
+    def test_idle_channels_are_not_checked_by_each_call(self, channels, pair):
+        """Beside hundreds of them, repeated loop(count=1) is not slower than in the stdlib."""
         asked = []
 
         class Watched(Chat):
@@ -258,8 +258,8 @@ class TestEditedMaps:
         assert b"".join(chat.got) == b"x" * 20
         assert asked == []
 
-    def test_a_pass_left_by_an_error_is_begun_anew(self, channels, pair):
-        """What the others reported meanwhile is not lost."""
+    def test_pass_that_ends_in_an_error_starts_again(self, channels, pair):
+        """Events of the other channels are not lost."""
         chats = [pair() for _ in range(3)]
         made = [Chat(far, channels) for _, far in chats]
         asyncore.loop(0, map=channels, count=1)
@@ -283,8 +283,8 @@ class TestEditedMaps:
             assert near.recv(1) == b"x"
 
 
-def test_a_predicate_put_on_an_idle_channel_counts_within_a_tenth_of_a_second(channels, pair):
-    """At once where its own handlers put it there, or where a class has its own."""
+def test_predicate_set_on_an_idle_channel_applies_within_a_tenth_of_a_second(channels, pair):
+    """It applies at once if the channel's own handler set it, or its class overrides it."""
     near, far = pair()
     chat = Chat(far, channels)
     asyncore.loop(0, map=channels, count=1)

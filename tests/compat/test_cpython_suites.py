@@ -1,5 +1,5 @@
 """
-tests/conformance/cpython_suites.py, which needs tests that not every interpreter comes with.
+tests/conformance/cpython_suites.py, on interpreters that lack some of CPython's tests.
 """
 
 import subprocess
@@ -17,8 +17,8 @@ SCRIPT = Path(stdlib_modules.__file__).with_name("cpython_suites.py")
     stdlib_modules.find_stdlib(with_tests=True) is None,
     reason="no Python 3.11 with CPython's test files on this machine",
 )
-def test_suites_that_an_interpreter_comes_without_are_skipped(tmp_path):
-    """As on Debian, where an interpreter has test.support, and the suites are a package apart."""
+def test_suites_missing_from_an_interpreter_are_skipped(tmp_path):
+    """As on Debian, where test.support is there, and the suites are a separate package."""
     support = tmp_path / "test" / "support"
     support.mkdir(parents=True)
     (support.parent / "__init__.py").touch()

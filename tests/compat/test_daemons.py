@@ -1,7 +1,9 @@
 """
-Programs that close descriptors that they do not know, as daemons do, at any moment.
+Programs that close all descriptors they do not know, as daemons do, at any moment.
 
 Select and poll of the standard library have no descriptors of their own, so all of this worked there.
+
+Also covers `compat._renewal`.
 """
 
 import select
@@ -14,7 +16,7 @@ import pytest
 #: Seconds: some of these programs import Twisted.
 LIMIT = 30.0
 
-#: daemon.py ORDER WAY: a server that closes what it does not know, and tells what came of it.
+#: daemon.py ORDER WAY: a server that closes unknown descriptors, and reports the result.
 DAEMON = """
 import importlib, os, signal, sys, threading, traceback
 
@@ -166,8 +168,8 @@ def ask(port, text):
 
 
 @pytest.mark.parametrize(("order", "way"), CASES)
-def test_a_daemon_serves_on_and_keeps_its_files(tmp_path, order, way):
-    """Whether it closes before, between or within its loops, and forks or not."""
+def test_daemon_continues_to_serve_and_keeps_its_files(tmp_path, order, way):
+    """It may close before, between or within its loops, and may fork."""
     if "epoll" in way and not hasattr(select, "epoll"):
         pytest.skip("no epoll here")
     program = tmp_path / "daemon.py"
@@ -185,17 +187,17 @@ def test_a_daemon_serves_on_and_keeps_its_files(tmp_path, order, way):
             if order.endswith("in a handler"):
                 ask(port, order.split()[0].encode())
             answers = [ask(port, text) for text in (b"hello", b"and again", b"end")]
-        rest, errors = daemon.communicate(timeout=LIMIT)  # also of whoever it forked
+        rest, errors = daemon.communicate(timeout=LIMIT)  # also of its forked child
     right = "0 errors out of loop(), 0 files lost"
     assert (answers, errors) == ([right, right, ""], "")
     if "thread" in way and "fork" in order:
-        return  # the child is that thread alone, and nothing comes after it
+        return  # the child has only that thread, and runs nothing after it
     assert rest.endswith("end 0\n")
     if order == "close and open files" and "beside" in way:
         assert "reactor 4\n" in rest
 
 
-#: attached.py REACTOR: the hub's descriptors, of all that the process has, are closed beside a reactor.
+#: attached.py REACTOR: only the hub's descriptors are closed, beside a running reactor.
 ATTACHED = """
 import importlib, os, signal, sys
 
@@ -261,8 +263,8 @@ print("end", sum(os.fstat(one).st_ino != inode for one, inode in others.items())
 
 
 @pytest.mark.parametrize("kind", ["epollreactor", "pollreactor", "selectreactor"])
-def test_a_map_that_is_attached_is_served_on(tmp_path, kind):
-    """What Twisted opened for itself must stay, as in every Twisted program."""
+def test_attached_map_continues_to_be_served(tmp_path, kind):
+    """Twisted's own descriptors must stay open, as in every Twisted program."""
     if "epoll" in kind and not hasattr(select, "epoll"):
         pytest.skip("no epoll here")
     program = tmp_path / "attached.py"

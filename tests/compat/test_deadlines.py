@@ -1,4 +1,4 @@
-"""Moments at which something is due for a channel."""
+"""Deadlines of channels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from txasynchat.compat._deadlines import Deadlines
 
 
-def test_keys_are_due_in_the_order_of_their_moments():
+def test_keys_are_due_in_the_order_of_their_deadlines():
     deadlines = Deadlines()
     for key, moment in (("late", 9.0), (object, 2.0), (7, 2.0), ("soon", 1.0)):
         deadlines.set(key, moment)
@@ -22,7 +22,7 @@ def test_keys_are_due_in_the_order_of_their_moments():
     assert "soon" not in deadlines
 
 
-def test_the_last_moment_given_to_a_key_counts():
+def test_last_deadline_set_for_a_key_counts():
     deadlines = Deadlines()
     deadlines.set(1, 5.0)
     deadlines.set(1, 8.0)
@@ -38,7 +38,7 @@ ACTIONS = st.lists(
 
 
 @given(ACTIONS)
-def test_what_is_due_is_what_a_dict_would_tell(actions):
+def test_due_keys_agree_with_a_plain_dict(actions):
     deadlines = Deadlines()
     moments: dict[int, int] = {}
     for action, key, moment in actions:

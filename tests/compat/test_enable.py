@@ -20,10 +20,10 @@ FACADE = [str(OURS / "compat/asyncore.py"), str(OURS / "compat/asynchat.py")]
 # Where the modules are without us.
 STDLIB = [f"{sysconfig.get_path('stdlib')}/{name}.py" for name in ("asyncore", "asynchat")]
 SECONDS = 60
-# Nothing from outside leads to other modules.
+# No variable of the caller leads to other modules.
 _CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
 
-# The ways in which programs start others, and themselves again; each prints where the modules are.
+# The ways in which programs start others, or restart; each prints where the modules are.
 STARTS = {
     "itself": WHERE,
     "subprocess": f"import subprocess, sys; subprocess.run([sys.executable, '-c', {WHERE!r}])",
@@ -112,14 +112,14 @@ def plain():
 
 
 @pytest.mark.parametrize("start", STARTS)
-def test_every_program_finds_the_modules_and_each_child_that_starts_afresh(environment, start):
-    """What `run` and `install` give to one process is there for all of the environment."""
+def test_every_program_and_its_child_processes_find_the_modules(environment, start):
+    """`run` and `install` serve one process, `enable` all of the environment."""
     environment.enable()
     (environment.folder / "program.py").write_text(STARTS[start])
     assert environment.run("program.py").stdout.split() == FACADE
 
 
-def test_a_console_script_finds_them(environment):
+def test_console_script_finds_the_modules(environment):
     """As an installer writes it: a file that the environment's Python runs."""
     environment.enable()
     script = environment.folder / "bin" / "legacy"
@@ -128,7 +128,7 @@ def test_a_console_script_finds_them(environment):
     assert environment.run(program=str(script)).stdout.split() == FACADE
 
 
-def test_disable_undoes_it(environment):
+def test_disable_undoes_enable(environment):
     """Everything is as before, and saying either twice changes nothing."""
     assert environment.where() == plain()
     said = environment.enable()
@@ -145,15 +145,15 @@ def test_disable_undoes_it(environment):
     assert not environment.file.exists()
 
 
-def test_an_older_line_is_written_anew(environment):
+def test_line_of_an_older_release_is_replaced(environment):
     """After an upgrade, enabling again is enough."""
     environment.file.write_text("import sys\n")
     assert "enabled for" in environment.enable()
     assert environment.where() == FACADE
 
 
-def test_other_modules_of_these_names_give_way_and_are_named(environment):
-    """A backport that is installed beside does not win in a child, and is back afterwards."""
+def test_other_modules_of_these_names_are_overridden_and_named(environment):
+    """An installed backport does not win in a child process, and returns after `disable`."""
     theirs = []
     for name in ("asyncore", "asynchat"):
         (environment.packages / name).mkdir()
@@ -170,7 +170,7 @@ def test_other_modules_of_these_names_give_way_and_are_named(environment):
     assert environment.where() == before
 
 
-def test_a_start_imports_nothing_of_ours(environment):
+def test_startup_imports_nothing_of_ours(environment):
     """Programs that want neither module do not notice."""
 
     def imported():
@@ -183,20 +183,20 @@ def test_a_start_imports_nothing_of_ours(environment):
     assert not [name for name in before if "txasynchat" in name]
 
 
-def test_nobody_notices_when_the_package_is_gone(environment):
-    """Who uninstalls it and forgets ``disable`` meets no error at each start."""
+def test_programs_start_without_error_after_the_package_is_uninstalled(environment):
+    """Even if ``disable`` was forgotten."""
     environment.enable()
     environment.paths.unlink()
     assert environment.run("-c", "pass").stderr == ""
     assert environment.where() == plain()
-    # What an installer leaves where a module was compiled.
+    # An installer leaves this where a module was compiled.
     (environment.packages / "txasynchat" / "__pycache__").mkdir(parents=True)
     assert environment.run("-c", "pass").stderr == ""
     assert environment.where() == plain()
 
 
-def test_what_is_wrong_with_the_package_is_told(environment):
-    """A package that is there and cannot be imported is no reason to find something else."""
+def test_broken_package_is_reported(environment):
+    """An installed package that fails to import is not silently replaced by another module."""
     environment.enable()
     broken = environment.packages / "txasynchat"
     broken.mkdir()
@@ -205,7 +205,7 @@ def test_what_is_wrong_with_the_package_is_told(environment):
     assert "broken" in done.stderr
 
 
-def test_install_and_its_end_work_as_without_it(environment):
+def test_install_and_uninstall_work_in_an_enabled_environment(environment):
     """``install`` is harmless, and ``uninstall`` leaves what the environment has."""
     environment.enable()
     program = f"""
@@ -220,7 +220,7 @@ print(first is second is third is asynchat.asyncore)
     assert environment.run("-c", program).stdout.split() == ["True", *FACADE]
 
 
-def test_it_can_be_asked_where_they_are(environment):
+def test_find_spec_finds_the_modules(environment):
     """``importlib.util.find_spec`` names the files, and loads nothing."""
     environment.enable()
     program = """
@@ -231,8 +231,8 @@ assert "asyncore" not in sys.modules and "txasynchat.compat.asyncore" not in sys
     assert environment.run("-c", program).stdout.split() == FACADE
 
 
-def test_a_folder_that_cannot_be_written_is_told_in_one_line(environment):
-    """What could not be written, why, and what to do instead."""
+def test_unwritable_folder_is_reported_in_one_line(environment):
+    """The line names the file, the reason and what to do instead."""
     environment.file.mkdir()
     for command, what in {"enable": "write", "disable": "remove"}.items():
         done = environment.run("-m", "txasynchat", command, status=1)
@@ -244,7 +244,7 @@ def test_a_folder_that_cannot_be_written_is_told_in_one_line(environment):
         assert done.stderr.count("\n") == 1
 
 
-def test_a_user_has_no_folder_in_a_virtual_environment(environment):
+def test_enable_for_the_user_is_refused_in_a_virtual_environment(environment):
     """Python does not look there, so the file would do nothing."""
     for command in ("enable", "disable"):
         done = environment.run("-m", "txasynchat", command, "--user", status=1)
@@ -254,8 +254,8 @@ def test_a_user_has_no_folder_in_a_virtual_environment(environment):
         )
 
 
-def test_a_user_can_have_it_alone(environment, tmp_path):
-    """Where others use the same Python, and nobody but root may write into it."""
+def test_user_can_enable_it_alone(environment, tmp_path):
+    """Where others use the same Python, and only root may write into it."""
     python = sys._base_executable
     home = {
         "PYTHONUSERBASE": str(tmp_path / "home"),
@@ -272,9 +272,9 @@ def test_a_user_can_have_it_alone(environment, tmp_path):
     assert list((tmp_path / "home").rglob("*.pth")) == []
 
 
-def test_a_python_that_does_not_read_the_file_is_told(environment):
+def test_python_that_does_not_read_the_file_is_reported(environment):
     """Nothing is left where it would do nothing."""
-    # A scheme of installation that this Python has, and does not look into.
+    # An installation scheme of this Python whose folder it does not read.
     (environment.folder / "elsewhere").mkdir()
     program = """
 import sysconfig

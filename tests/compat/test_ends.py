@@ -1,5 +1,5 @@
 """
-The end of a stream that nobody takes by recv(), on each kind of poller.
+The end of a stream that is never read by recv(), on each kind of poller.
 """
 
 import os
@@ -20,7 +20,7 @@ both_modes = pytest.mark.parametrize("use_poll", [False, True], ids=["select", "
 
 @pytest.fixture
 def channels():
-    """A map of one's own, closed at the end."""
+    """A private map, closed at the end."""
     own = {}
     yield own
     asyncore.close_all(own, ignore_all=True)
@@ -28,7 +28,7 @@ def channels():
 
 @pytest.fixture(params=["best", "poll", "select"])
 def poller(request, monkeypatch):
-    """What the system has, and what a program may have left of it in the `select` module."""
+    """The pollers that the system has, and those that a program may have left in `select`."""
     if request.param != "best":
         monkeypatch.delattr(select, "epoll", raising=False)
         monkeypatch.delattr(select, "kqueue", raising=False)
@@ -90,10 +90,10 @@ def calls_in_a_while(channel, channels, use_poll):
 
 @both_modes
 @pytest.mark.parametrize("kind", [BySocket, NotReading])
-def test_a_channel_that_reads_from_its_socket_rests_at_the_end(
+def test_channel_that_reads_past_recv_does_not_spin_at_the_end(
     channels, pair, poller, kind, use_poll
 ):
-    """It takes no processor, and is told ten times a second."""
+    """It gets the event ten times a second, which costs almost no processor time."""
     near, far = pair()
     channel = kind(far, channels)
     near.send(b"line\n")
@@ -105,7 +105,7 @@ def test_a_channel_that_reads_from_its_socket_rests_at_the_end(
 
 
 @both_modes
-def test_a_file_read_by_itself_rests_at_the_end(channels, use_poll):
+def test_file_read_directly_does_not_spin_at_the_end(channels, use_poll):
     read, write = os.pipe()
     os.write(write, b"line\n")
     os.close(write)
@@ -116,8 +116,8 @@ def test_a_file_read_by_itself_rests_at_the_end(channels, use_poll):
 
 @pytest.mark.usefixtures("poller")
 @both_modes
-def test_what_came_before_the_end_is_read_without_a_rest(channels, pair, use_poll):
-    """However small the pieces: the peer has gone long before."""
+def test_data_before_the_end_is_read_without_delay(channels, pair, use_poll):
+    """However small the pieces are, although the peer closed long ago."""
     near, far = pair()
     channel = BySocket(far, channels)
     channel.size = 10
@@ -131,8 +131,8 @@ def test_what_came_before_the_end_is_read_without_a_rest(channels, pair, use_pol
 
 
 @both_modes
-def test_it_goes_on_to_send_at_full_speed(channels, pair, use_poll):
-    """A peer that has sent its last may still read."""
+def test_channel_at_the_end_of_its_input_sends_at_full_speed(channels, pair, use_poll):
+    """A peer that half-closed may still read."""
     near, far = pair()
 
     class Sending(BySocket):
@@ -153,7 +153,7 @@ def test_it_goes_on_to_send_at_full_speed(channels, pair, use_poll):
     assert time.monotonic() - began < 20 * backoff.PAUSE
 
 
-def test_the_flags_of_a_channel_are_those_of_poll(channels, pair, monkeypatch):
+def test_flags_of_a_channel_are_those_of_poll(channels, pair, monkeypatch):
     seen = []
     monkeypatch.setattr(asyncore, "readwrite", lambda _, flags: seen.append(flags))
     near, far = pair()
@@ -163,7 +163,7 @@ def test_the_flags_of_a_channel_are_those_of_poll(channels, pair, monkeypatch):
     assert seen == [select.POLLIN]
 
 
-def test_what_epoll_alone_can_do_is_asked_of_epoll_alone(poller):
+def test_epolls_own_features_are_used_only_with_epoll(poller):
     """A program may take it out of the `select` module at any time; a silenced end stays silent."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
@@ -171,10 +171,10 @@ def test_what_epoll_alone_can_do_is_asked_of_epoll_alone(poller):
         try:
             hub.watch(ours.fileno(), 2)
             theirs.close()
-            if poller != "select":  # which knows of no end but by reading
+            if poller != "select":  # it learns of an end only by reading
                 assert hub.wait(LIMIT) == [(ours.fileno(), HANGUP)]
             hub.quiet(ours.fileno())
-            hub.wait(0)  # epoll tells once more
+            hub.wait(0)  # epoll reports it once more
             assert hub.wait(0) == []
         finally:
             hub.close()

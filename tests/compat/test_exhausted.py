@@ -128,8 +128,8 @@ print(json.dumps(told))
 
 @pytest.mark.parametrize("shape", ["accepted", "paired"])
 @pytest.mark.parametrize("way", ["select", "poll", "attached", "poll by hand", "poll2 by hand"])
-def test_a_listener_without_descriptors_rests_and_serves_when_there_are_some(way, shape):
-    """The 3.11 modules close it for good; a busy moment is no reason to stop serving."""
+def test_listener_without_descriptors_backs_off_and_then_serves(way, shape):
+    """The 3.11 modules close it for good; a temporary shortage must not end the service."""
     result = subprocess.run(
         [sys.executable, "-c", LISTENER, way, shape],
         capture_output=True,

@@ -35,7 +35,7 @@ class Calls:
         return self.log
 
 
-def test_a_replaced_buffer_is_what_comes_next():
+def test_replaced_buffer_is_delivered_next():
     framer = LegacyFramer(b"\n")
     replacements = iter([b"x\ny\n", b""])
 
@@ -46,7 +46,7 @@ def test_a_replaced_buffer_is_what_comes_next():
     assert calls.receive(b"a\nb\nc\n") == [("collect", b"a"), "found", ("collect", b"x"), "found"]
 
 
-def test_bytes_fed_behind_a_cut_replaced_buffer_keep_their_order():
+def test_bytes_fed_after_a_replaced_buffer_keep_their_order():
     framer = LegacyFramer(b"\n")
 
     def replace_and_feed(data):
@@ -66,7 +66,7 @@ def test_bytes_fed_behind_a_cut_replaced_buffer_keep_their_order():
     ]
 
 
-def test_a_delivery_inside_a_handler_goes_on_where_the_outer_one_is():
+def test_nested_delivery_continues_where_the_outer_one_is():
     framer = LegacyFramer(b"\n")
     depth = []
 
@@ -88,7 +88,7 @@ def test_a_delivery_inside_a_handler_goes_on_where_the_outer_one_is():
 
 
 @pytest.mark.parametrize(("terminator", "data"), [(b"|", b"ab|"), (b"|", b"ab|c|"), (2, b"ab")])
-def test_what_a_nested_delivery_left_unfinished_ends_with_the_outer_message(terminator, data):
+def test_message_left_unfinished_by_a_nested_delivery_ends_with_the_outer_one(terminator, data):
     framer = LegacyFramer(terminator)
     depth = []
 
@@ -111,7 +111,7 @@ def test_what_a_nested_delivery_left_unfinished_ends_with_the_outer_message(term
     ]
 
 
-def test_what_a_legacy_handler_returns_is_ignored():
+def test_return_value_of_a_legacy_handler_is_ignored():
     framer = LegacyFramer(b"\n")
     calls = Calls(framer)
     calls.found_terminator = lambda: calls.log.append("found") or "something"

@@ -1,5 +1,5 @@
 """
-``loop(timeout=0, count=1)`` from inside somebody else's loop, a well-known way to mix the two.
+``loop(timeout=0, count=1)`` from inside another loop, a well-known way to mix the two.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ class Echo(asynchat.async_chat):
         self.push(self._get_data() + b"\n")
 
 
-def test_it_serves_inside_an_asyncio_loop(pair):
+def test_nonblocking_pass_serves_inside_an_asyncio_loop(pair):
     near, far = pair()
     channels = {}
     Echo(far, channels)
@@ -47,7 +47,7 @@ def test_it_serves_inside_an_asyncio_loop(pair):
 @pytest.mark.parametrize(
     "arguments", [{"timeout": 0.1, "count": 1}, {"timeout": 0}, {"timeout": None, "count": 1}]
 )
-def test_what_would_block_an_asyncio_loop_is_refused(pair, arguments):
+def test_pass_that_would_block_an_asyncio_loop_is_refused(pair, arguments):
     channels = {}
     Echo(pair()[1], channels)
 
@@ -66,7 +66,7 @@ class InsideTwisted(TestCase):
     def sockets(self, pair):
         self.near, self.far = pair()
 
-    def test_it_serves_from_a_timer_of_the_running_reactor(self):
+    def test_nonblocking_pass_serves_from_a_timer_of_the_reactor(self):
         channels = {}
         Echo(self.far, channels)
         self.near.setblocking(False)

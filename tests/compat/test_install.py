@@ -13,14 +13,14 @@ from txasynchat.compat import asynchat, asyncore, install, uninstall
 
 @pytest.fixture(autouse=True)
 def modules(monkeypatch):
-    """The two names as if nobody had imported them, and as they were at the end."""
+    """Remove the two modules from `sys.modules`, and restore them at the end."""
     for name in ("asyncore", "asynchat"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     yield
     uninstall()
 
 
-def test_both_names_give_the_facade():
+def test_both_names_import_the_facade():
     install()
     import asynchat as chat
     import asyncore as core
@@ -30,7 +30,7 @@ def test_both_names_give_the_facade():
     assert chat.asyncore is core
 
 
-def test_installing_twice_is_installing_once():
+def test_installing_twice_has_no_further_effect():
     install()
     install()
     uninstall()
@@ -61,7 +61,7 @@ def test_another_asyncore_with_live_channels_is_not_replaced():
     assert sys.modules["asyncore"] is asyncore
 
 
-def test_it_is_offered_where_users_look_first():
+def test_install_is_exported_by_the_package():
     import txasynchat
 
     assert txasynchat.install is install
@@ -87,7 +87,7 @@ def test_every_public_name_of_the_stdlibs_modules_is_there():
 @pytest.mark.skipif(
     sys.version_info >= (3, 12), reason="3.12 and later have nothing to compare with"
 )
-def test_no_class_has_a_public_name_that_the_stdlibs_class_has_not():
+def test_no_class_has_public_names_beyond_the_stdlibs():
     script = """
 import warnings
 warnings.simplefilter("ignore")
@@ -102,7 +102,7 @@ print(json.dumps({
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, check=True, timeout=30
     )
-    # But for a setting, these are attributes of the instances there.
+    # Except for one setting, these are attributes of the instances there.
     extras = {
         "asynchat.async_chat": {"ac_join_writes", "ac_in_buffer", "producer_fifo", "terminator"},
         "asyncore.dispatcher_with_send": {"out_buffer"},
@@ -116,7 +116,7 @@ print(json.dumps({
         assert set(theirs) <= set(dir(ours))
 
 
-def test_classes_call_themselves_by_the_stdlibs_names():
+def test_classes_have_the_stdlibs_names():
     assert repr(asyncore.dispatcher()).startswith("<asyncore.dispatcher at 0x")
     assert repr(asynchat.async_chat()).startswith("<asynchat.async_chat at 0x")
     assert asyncore.ExitNow.__module__ == "asyncore"

@@ -1,5 +1,7 @@
 """
 A pass of loop(): who is asked, who is called, and in which order.
+
+Also covers `compat._driver` and `compat._interest`.
 """
 
 import select
@@ -40,7 +42,7 @@ class TestPasses:
         assert channels[far.fileno()].got == [b"x"]
 
     @both_modes
-    def test_a_pass_without_interest_lasts_the_whole_timeout(self, channels, pair, use_poll):
+    def test_pass_without_interest_lasts_the_whole_timeout(self, channels, pair, use_poll):
         _, far = pair()
 
         class Uninterested(Recorder):
@@ -53,7 +55,7 @@ class TestPasses:
         assert time.monotonic() - started >= 0.1
 
     @both_modes
-    def test_overridden_predicates_are_asked_once_a_pass_in_the_maps_order(
+    def test_overridden_predicates_are_asked_once_a_pass_in_map_order(
         self, channels, pair, use_poll
     ):
         asked = []
@@ -115,7 +117,7 @@ class TestPasses:
         assert closed == [b"1234"]
 
     @both_modes
-    def test_urgent_data_comes_as_expt(self, channels, pair, use_poll):
+    def test_urgent_data_calls_handle_expt(self, channels, pair, use_poll):
         near, far = pair()
         seen = []
 
@@ -129,9 +131,7 @@ class TestPasses:
         assert seen == [b"!"]
 
     @both_modes
-    def test_a_predicate_that_changes_the_map_spoils_no_other_answer(
-        self, channels, pair, use_poll
-    ):
+    def test_predicate_that_changes_the_map_affects_no_other_answer(self, channels, pair, use_poll):
         near, far = pair()
         passes = []
 
@@ -156,9 +156,7 @@ class TestPasses:
         assert len(channels) == 2
 
     @both_modes
-    def test_urgent_data_that_nobody_takes_costs_no_processor(
-        self, channels, pair, use_poll, each_way
-    ):
+    def test_unread_urgent_data_does_not_spin(self, channels, pair, use_poll, each_way):
         if each_way == "beside the reactor" and not hasattr(select, "epoll"):
             pytest.xfail("the reactor's poll wakes nobody for urgent data: it is found later")
         near, far = pair()
@@ -185,7 +183,7 @@ class TestPasses:
         assert told[-1] - told[0] < backoff.PATIENCE * backoff.PAUSE / 2
 
     @both_modes
-    def test_a_channel_that_is_not_readable_does_not_notice_the_end(self, channels, pair, use_poll):
+    def test_channel_that_is_not_readable_does_not_notice_the_end(self, channels, pair, use_poll):
         near, far = pair()
 
         class Deaf(Recorder):
@@ -205,7 +203,7 @@ class TestPasses:
 
     @pytest.mark.parametrize("error", [asyncore.ExitNow, KeyboardInterrupt, SystemExit])
     @both_modes
-    def test_what_must_leave_the_loop_does(self, channels, pair, error, use_poll):
+    def test_system_exit_and_interrupts_leave_the_loop(self, channels, pair, error, use_poll):
         near, far = pair()
 
         class Leaving(Recorder):
@@ -234,7 +232,7 @@ class TestPasses:
         with pytest.raises(ZeroDivisionError):
             asyncore.loop(timeout=LIMIT, use_poll=use_poll, map=channels)
 
-    def test_what_handle_error_raises_leaves_the_loop(self, channels, pair):
+    def test_exception_in_handle_error_leaves_the_loop(self, channels, pair):
         near, far = pair()
 
         class Strict(Recorder):
@@ -250,7 +248,7 @@ class TestPasses:
         with pytest.raises(ValueError, match="first"):
             asyncore.loop(timeout=LIMIT, map=channels)
 
-    def test_a_loop_inside_a_handler(self, channels, pair):
+    def test_loop_may_run_inside_a_handler(self, channels, pair):
         near, far = pair()
         other_near, other_far = pair()
         other = {}
@@ -277,7 +275,7 @@ class TestPasses:
         asyncore.loop(timeout=LIMIT, map=channels)
         assert order == ["outer", "inner"]
 
-    def test_the_map_is_a_plain_dict_that_anyone_may_edit(self, channels, pair):
+    def test_map_is_a_plain_dict_that_may_be_edited(self, channels, pair):
         near, far = pair()
         third_near, third = pair()
         here, elsewhere = Recorder(far, channels), {}
@@ -312,7 +310,7 @@ class TestPasses:
         moved.close()
         editor.close()
 
-    def test_a_signal_handler_runs_and_its_exception_leaves_the_loop(self, channels, pair):
+    def test_exception_in_a_signal_handler_leaves_the_loop(self, channels, pair):
         import signal
 
         _, far = pair()
@@ -331,7 +329,7 @@ class TestPasses:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
 
-    def test_signal_handlers_are_left_alone(self, channels, pair):
+    def test_signal_handlers_are_not_replaced(self, channels, pair):
         import signal
 
         _, far = pair()
@@ -342,9 +340,7 @@ class TestPasses:
         assert [signal.getsignal(number) for number in numbers] == before
         assert signal.set_wakeup_fd(-1) == -1
 
-    def test_steady_channels_are_asked_when_their_queue_is_written_from_outside(
-        self, channels, pair
-    ):
+    def test_channel_is_asked_again_when_its_queue_is_written_from_outside(self, channels, pair):
         near, far = pair()
         chat = Chat(far, channels)
         asyncore.loop(timeout=0, map=channels, count=3)
@@ -365,7 +361,7 @@ class TestPasses:
         assert near.recv(100) == b"from a handler\n"
         assert time.monotonic() - started < LIMIT / 2
 
-    def test_predicates_put_on_an_instance_count(self, channels, pair):
+    def test_predicates_set_on_an_instance_are_used(self, channels, pair):
         near, far = pair()
         chat = Chat(far, channels)
         chat.readable = lambda: False
@@ -376,7 +372,7 @@ class TestPasses:
         asyncore.loop(timeout=LIMIT, map=channels, count=1)
         assert chat.got == [b"x"]
 
-    def test_functions_of_the_module_that_were_replaced_are_used(self, channels, pair, monkeypatch):
+    def test_replaced_functions_of_the_module_are_used(self, channels, pair, monkeypatch):
         near, far = pair()
         Recorder(far, channels)
         near.send(b"x")

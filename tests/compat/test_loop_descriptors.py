@@ -1,5 +1,5 @@
 """
-Channels of other kinds in loop(), and what a fork leaves of them.
+Channels of other kinds in loop(), and channels after a fork.
 """
 
 import os
@@ -40,7 +40,7 @@ def test_a_regular_file_is_always_readable(tmp_path, channels, use_poll):
 
 
 @pytest.mark.usefixtures("each_way")
-def test_keys_that_are_no_numbers(channels, pair):
+def test_map_keys_need_not_be_numbers(channels, pair):
     near, far = pair()
     recorder = Recorder(far, {})
     channels[far] = recorder
@@ -75,7 +75,7 @@ def test_any_object_with_the_handlers_is_a_channel(channels, pair):
     assert plain.got == b"x"
 
 
-def test_a_fork_after_the_channels_were_made(channels, pair):
+def test_child_of_a_fork_serves_channels_made_before(channels, pair):
     near, far = pair()
     chat = Chat(far, channels)
     asyncore.loop(timeout=0, map=channels, count=1)
@@ -98,7 +98,7 @@ def test_a_fork_after_the_channels_were_made(channels, pair):
     assert chat.got == [b"to the parent"]
 
 
-def test_a_fork_inside_a_handler_goes_on_in_both(channels, pair):
+def test_loop_continues_in_both_processes_after_a_fork_in_a_handler(channels, pair):
     """The child serves one channel from there on, the parent the other."""
     near, far = pair()
     second_near, second_far = pair()
@@ -169,8 +169,8 @@ near.close()
 """
 
 
-def test_a_fork_leaves_the_reactor_of_another_thread_alone():
-    """The child has not that thread, but its epoll, which is the parent's as well."""
+def test_fork_does_not_disturb_the_reactor_of_another_thread():
+    """The child inherits that thread's epoll, shared with the parent, but not the thread."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c", BESIDE_A_FORK],
         capture_output=True,

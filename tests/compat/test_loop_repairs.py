@@ -1,5 +1,5 @@
 """
-What the standard library's loop does badly, and this one well.
+Faults of the standard library's loop that this one repairs.
 """
 
 import os
@@ -17,7 +17,7 @@ from txasynchat.compat import asyncore
 
 @pytest.mark.usefixtures("each_way")
 class TestRepairs:
-    def test_the_loop_is_woken_by_a_push_from_another_thread(self, channels, pair):
+    def test_push_from_another_thread_wakes_the_loop(self, channels, pair):
         near, far = pair()
         chat = Chat(far, channels)
         ready = threading.Event()
@@ -39,7 +39,7 @@ class TestRepairs:
             asyncore.loop(timeout=None, map=channels)
         assert sum(got) == 5_000_000
 
-    def test_the_loop_returns_when_another_thread_closes_the_last_channel(self, channels, pair):
+    def test_loop_returns_when_another_thread_closes_the_last_channel(self, channels, pair):
         _, far = pair()
         chat = Chat(far, channels)
 
@@ -50,7 +50,7 @@ class TestRepairs:
         with in_thread(close):
             asyncore.loop(timeout=None, map=channels)
 
-    def test_the_loop_notices_a_channel_added_by_another_thread(self, channels, pair):
+    def test_loop_notices_a_channel_added_by_another_thread(self, channels, pair):
         _, far = pair()
         idle = Chat(far, channels)
         near, sock = pair()
@@ -74,8 +74,8 @@ class TestRepairs:
         with in_thread(add):
             asyncore.loop(timeout=None, map=channels)
 
-    def test_a_channel_that_answers_to_its_end_does_not_burn_the_processor(self, channels, pair):
-        """It reports, each time, that something of it changed."""
+    def test_channel_that_changes_at_its_end_does_not_spin(self, channels, pair):
+        """It reports a change each time."""
         near, far = pair()
         reads = []
 
@@ -95,7 +95,7 @@ class TestRepairs:
             asyncore.loop(timeout=0.05, map=channels, count=1)
         assert backoff.PATIENCE <= len(reads) <= backoff.PATIENCE + 10
 
-    def test_a_channel_that_forgets_to_close_does_not_burn_the_processor(self, channels, pair):
+    def test_channel_that_forgets_to_close_does_not_spin(self, channels, pair):
         near, far = pair()
         closes = []
 
@@ -113,9 +113,7 @@ class TestRepairs:
         # It is told again and again all the same, as the stdlib does without end.
         assert backoff.PATIENCE <= len(closes) <= backoff.PATIENCE + 10
 
-    def test_a_closed_socket_left_in_the_map_does_not_burn_the_processor_in_poll_mode(
-        self, channels, pair
-    ):
+    def test_closed_socket_left_in_the_map_does_not_spin_in_poll_mode(self, channels, pair):
         _, far = pair()
         closes = []
 
@@ -124,7 +122,7 @@ class TestRepairs:
                 closes.append(1)
 
         Forgetful(far, channels)
-        # What loop() opens for itself must not get the number that is free then.
+        # loop()'s own descriptors must not get the number that is free then.
         asyncore.loop(timeout=0, use_poll=True, map=channels, count=1)
         far.close()
         before = time.process_time()
@@ -151,7 +149,7 @@ class TestRepairs:
             asyncore.loop(timeout=LIMIT, map=channels)
         channels.clear()
 
-    def test_a_re_used_number_does_not_get_the_event_of_its_last_owner(self, channels, pair):
+    def test_reused_number_does_not_get_the_event_of_its_former_owner(self, channels, pair):
         near, far = pair()
         first_near, first_sock = pair()
         woken = []
@@ -181,7 +179,7 @@ class TestRepairs:
         assert victim.got == []
         assert woken == []
 
-    def test_a_map_that_another_thread_edits_all_the_time(self, channels, pair):
+    def test_map_may_be_edited_by_another_thread_all_the_time(self, channels, pair):
         near, far = pair()
         chat = Chat(far, channels)
         stop = threading.Event()
@@ -204,7 +202,7 @@ class TestRepairs:
     def test_a_channel_that_another_thread_closes_in_mid_pass_does_not_end_the_loop(
         self, channels, pair
     ):
-        victim = Recorder(pair()[1], channels)  # earlier in the map: it has been asked already
+        victim = Recorder(pair()[1], channels)  # earlier in the map: it was already asked
         near, far = pair()
 
         class Slow(Recorder):
@@ -217,13 +215,13 @@ class TestRepairs:
 
         slow = Slow(far, channels)
         near.send(b"x")
-        # The stdlib hands the closed number to select(2), and its loop() ends with EBADF.
+        # The stdlib passes the closed number to select(2), and its loop() ends with EBADF.
         asyncore.loop(timeout=LIMIT, map=channels, count=1)
         asyncore.loop(timeout=LIMIT, map=channels, count=1 if not slow.got else 0)
         assert slow.got == [b"x"]
         assert list(channels.values()) == [slow]
 
-    def test_decrypted_bytes_inside_openssl_are_not_left_waiting(self, channels, tls_pair):
+    def test_decrypted_bytes_inside_openssl_are_read(self, channels, tls_pair):
         client, server = tls_pair
         client.sendall(b"a" * 10)  # one record, read in pieces of four
 
@@ -241,7 +239,7 @@ class TestRepairs:
             assert time.monotonic() - started < LIMIT / 2
         assert small.got == [b"aaaa", b"aaaa", b"aa"]
 
-    def test_no_limit_of_1024_descriptors(self, channels, pair):
+    def test_more_than_1024_descriptors_are_served(self, channels, pair):
         import resource
 
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

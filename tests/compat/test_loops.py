@@ -1,5 +1,7 @@
 """
 Several loops, and Twisted inside them.
+
+Also covers `compat._reactor`.
 """
 
 import os
@@ -18,7 +20,7 @@ from txasynchat.compat import _loop, asyncore, current_reactor
 # -- several loops
 
 
-def test_several_threads_with_a_map_each(pair):
+def test_several_threads_may_loop_on_a_map_each(pair):
     def echo(results, sockets):
         own = {}
 
@@ -54,8 +56,8 @@ def test_several_threads_with_a_map_each(pair):
     assert [len(result) for result in results] == [5 * 51] * 4
 
 
-def test_two_threads_with_one_map(channels, pair):
-    """As the stdlib allows, more or less: the second looks at the whole map by itself."""
+def test_two_threads_may_loop_on_one_map(channels, pair):
+    """As the stdlib more or less allows: the second asks every channel in each pass."""
     near, far = pair()
 
     class Stopping(Chat):
@@ -82,7 +84,7 @@ def test_starting_and_stopping_costs_less_than_a_millisecond(channels, pair):
     assert best < 0.001
 
 
-def test_nothing_is_left_open_when_a_map_is_empty(pair):
+def test_nothing_stays_open_when_a_map_is_empty(pair):
     before = len(os.listdir("/dev/fd"))
     own = {}
     near, far = pair()
@@ -90,7 +92,7 @@ def test_nothing_is_left_open_when_a_map_is_empty(pair):
     near.close()
     asyncore.loop(timeout=LIMIT, map=own)
     assert _loop.driver_of(own) is None
-    # And where the last channel is closed with no loop() running.
+    # Also if the last channel is closed while no loop() runs.
     near, far = pair()
     chat = Chat(far, own)
     asyncore.loop(timeout=0, map=own, count=1)
@@ -103,7 +105,7 @@ def test_nothing_is_left_open_when_a_map_is_empty(pair):
 
 
 @pytest.mark.counts_references
-def test_a_thread_that_ends_gives_back_what_it_kept(pair):
+def test_thread_that_ends_releases_what_it_kept(pair):
     near, far = pair()
     own = {}
     chat = Chat(far, own)
@@ -177,7 +179,7 @@ def test_twisted_works_inside_loop_in_another_thread(pair):
     assert 0.01 <= found[1] < LIMIT / 2
 
 
-def test_a_timer_set_by_a_handler_is_not_slept_over(channels, pair):
+def test_timer_set_by_a_handler_fires_on_time(channels, pair):
     near, far = pair()
 
     class Delayed(Chat):
@@ -191,7 +193,7 @@ def test_a_timer_set_by_a_handler_is_not_slept_over(channels, pair):
     assert time.monotonic() - started < LIMIT / 2
 
 
-def test_the_reactor_can_be_run_after_loop():
+def test_reactor_can_be_run_after_loop():
     script = """
 import socket
 from txasynchat.compat import asyncore
@@ -214,7 +216,7 @@ a.close()
     assert (done.returncode, done.stdout, done.stderr) == (0, "7\n8\n", "")
 
 
-def test_a_plain_program_starts_without_twisted():
+def test_plain_program_does_not_import_twisted():
     script = """
 import socket, sys
 import txasynchat

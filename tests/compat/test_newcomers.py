@@ -1,5 +1,5 @@
 """
-Channels that one thread makes while another one sits in loop().
+Channels that one thread makes while another one waits in loop().
 """
 
 import socket
@@ -18,7 +18,7 @@ both_modes = pytest.mark.parametrize("use_poll", [False, True], ids=["select", "
 
 
 class Passes(asyncore.dispatcher):
-    """Tells of each pass."""
+    """Reports each pass."""
 
     def __init__(self, sock, channels):
         self.seen = threading.Semaphore(0)
@@ -36,7 +36,7 @@ class Passes(asyncore.dispatcher):
 
 
 class Client(asyncore.dispatcher):
-    """Sets what it sends when it is registered already, as the library reference's example does."""
+    """Sets its buffer after it was registered, as the library reference's example does."""
 
     def __init__(self, sock, channels, meanwhile):
         super().__init__(sock, channels)
@@ -55,7 +55,7 @@ class Client(asyncore.dispatcher):
 
 @pytest.fixture
 def channels():
-    """A map of one's own, closed at the end."""
+    """A private map, closed at the end."""
     own = {}
     yield own
     asyncore.close_all(own, ignore_all=True)
@@ -63,7 +63,7 @@ def channels():
 
 @contextmanager
 def a_loop(channels, pair, use_poll):
-    """A loop() in a thread, with a channel that tells of passes; that, its peer, errors, the thread."""
+    """Run loop() in a thread; yield a channel that reports passes, its peer, errors and the thread."""
     near, far = pair()
     passes = Passes(far, channels)
     errors = []
@@ -86,10 +86,8 @@ def a_loop(channels, pair, use_poll):
 
 
 @both_modes
-def test_a_channel_that_another_thread_makes_is_not_asked_in_its_constructor(
-    channels, pair, use_poll
-):
-    """The loop goes on meanwhile, and serves it as soon as it is made."""
+def test_channel_made_by_another_thread_is_not_asked_in_its_constructor(channels, pair, use_poll):
+    """The loop continues meanwhile, and serves the channel once it is made."""
     near, far = pair()
     with a_loop(channels, pair, use_poll) as (passes, peer, errors, _):
 
@@ -106,8 +104,10 @@ def test_a_channel_that_another_thread_makes_is_not_asked_in_its_constructor(
 
 
 @both_modes
-def test_an_error_in_its_predicate_leaves_the_loop_a_little_later(channels, pair, use_poll):
-    """As ever, where it is really one."""
+def test_error_in_the_predicate_of_a_new_channel_leaves_the_loop_a_little_later(
+    channels, pair, use_poll
+):
+    """As in the stdlib, if the error persists."""
     _, far = pair()
     with a_loop(channels, pair, use_poll) as (_, _, errors, thread):
         client = Client(far, channels, lambda: None)
@@ -117,7 +117,7 @@ def test_an_error_in_its_predicate_leaves_the_loop_a_little_later(channels, pair
 
 
 @both_modes
-def test_it_is_asked_sooner_when_it_has_connected(channels, pair, use_poll, monkeypatch):
+def test_new_channel_is_asked_sooner_once_connected(channels, pair, use_poll, monkeypatch):
     monkeypatch.setattr(_newcomers, "ALONE", 1000.0)
     with a_loop(channels, pair, use_poll), socket.create_server(("127.0.0.1", 0)) as server:
         client = Client(None, channels, lambda: None)

@@ -1,5 +1,5 @@
 """
-What is put into a channel's queue from outside goes out in the next pass, as in the stdlib.
+Data put into a channel's queue from outside is sent in the next pass, as in the stdlib.
 
 A full pass would find it too, some time later; so most tests here let none come after the first.
 """
@@ -34,7 +34,7 @@ def one_full_pass(monkeypatch):
 
 
 class Counting(asyncore.dispatcher):
-    """Is asked on every pass, and so counts them; and calls *act* once, in the first."""
+    """Counts the passes, since it is asked on each; calls *act* once, in the first."""
 
     def __init__(self, pair, channels, act):
         near, far = pair()
@@ -60,7 +60,7 @@ class Counting(asyncore.dispatcher):
 
 
 class Noting:
-    """Notes in which pass it may write."""
+    """Notes the passes in which it may write."""
 
     def __init__(self, sock, channels):
         super().__init__(sock, channels)
@@ -116,7 +116,7 @@ FILLINGS = {
 @pytest.mark.usefixtures("each_way", "one_full_pass")
 @both_modes
 @pytest.mark.parametrize("filling", FILLINGS)
-def test_what_a_handler_puts_into_another_queue_goes_out_in_the_next_pass(
+def test_data_put_into_another_channels_queue_is_sent_in_the_next_pass(
     channels, pair, use_poll, filling
 ):
     kind, fill = FILLINGS[filling]
@@ -131,7 +131,7 @@ def test_what_a_handler_puts_into_another_queue_goes_out_in_the_next_pass(
 
 @pytest.mark.usefixtures("each_way", "one_full_pass")
 @both_modes
-def test_a_push_that_only_queues_is_sent_in_the_next_pass(channels, pair, use_poll):
+def test_push_that_only_queues_is_sent_in_the_next_pass(channels, pair, use_poll):
     """As older code has it: push() appends, and the loop does the sending."""
 
     class Queueing(Chat):
@@ -151,11 +151,11 @@ def test_a_push_that_only_queues_is_sent_in_the_next_pass(channels, pair, use_po
 
 
 @pytest.mark.usefixtures("each_way", "one_full_pass")
-def test_a_queue_that_was_replaced_goes_on_being_looked_at(channels, pair):
+def test_replaced_queue_is_still_checked(channels, pair):
     near, far = pair()
     chat = Chat(far, channels)
     mine = chat.producer_fifo = collections.deque()
-    chat.counting = Counting(pair, channels, lambda: mine.append(b"x"))  # and nobody is told
+    chat.counting = Counting(pair, channels, lambda: mine.append(b"x"))  # without a report
     asyncore.loop(timeout=LIMIT, map=channels, count=2)
     assert chat.written_in == [2]
     assert chat.producer_fifo is mine
@@ -164,7 +164,7 @@ def test_a_queue_that_was_replaced_goes_on_being_looked_at(channels, pair):
 
 
 @pytest.mark.usefixtures("each_way", "one_full_pass")
-def test_a_buffer_that_changes_in_place_is_looked_at_on_each_pass(channels, pair):
+def test_buffer_changed_in_place_is_checked_on_each_pass(channels, pair):
     near, far = pair()
     other = Sending(far, channels)
     mine = other.out_buffer = bytearray()
@@ -201,7 +201,7 @@ def test_a_queue_that_another_handler_empties_is_not_written(channels, pair, use
 
 @pytest.mark.usefixtures("each_way", "one_full_pass")
 @both_modes
-def test_a_predicate_that_a_handler_puts_on_its_channel_is_asked_in_the_next_pass(
+def test_predicate_that_a_handler_sets_on_its_channel_is_asked_in_the_next_pass(
     channels, pair, use_poll
 ):
     near, far = pair()
@@ -227,9 +227,7 @@ def test_a_predicate_that_a_handler_puts_on_its_channel_is_asked_in_the_next_pas
 
 @pytest.mark.usefixtures("each_way", "one_full_pass")
 @both_modes
-def test_what_a_predicate_on_the_instance_looks_at_is_looked_at_on_each_pass(
-    channels, pair, use_poll
-):
+def test_predicate_on_the_instance_is_asked_on_each_pass(channels, pair, use_poll):
     near, far = pair()
     chat = Chat(far, channels)
     state = {"open": True}
@@ -254,8 +252,8 @@ def test_what_a_predicate_on_the_instance_looks_at_is_looked_at_on_each_pass(
 
 @pytest.mark.usefixtures("each_way", "one_full_pass")
 @both_modes
-def test_a_first_predicate_from_elsewhere_counts_from_the_next_event_on(channels, pair, use_poll):
-    """The stdlib does not let this channel read even once more."""
+def test_first_predicate_set_from_outside_applies_from_the_next_event(channels, pair, use_poll):
+    """In the stdlib this channel does not read even once more."""
     near, far = pair()
     other = Chat(far, channels)
 
@@ -270,8 +268,8 @@ def test_a_first_predicate_from_elsewhere_counts_from_the_next_event_on(channels
 
 
 @pytest.mark.usefixtures("each_way")
-def test_a_first_predicate_from_elsewhere_counts_within_a_tenth_of_a_second(channels, pair):
-    """In the stdlib it counts in the next pass, also for a channel to which nothing happens."""
+def test_first_predicate_set_from_outside_applies_within_a_tenth_of_a_second(channels, pair):
+    """In the stdlib it applies in the next pass, even to a channel without events."""
     other = Chat(pair()[1], channels)
     at = []
 
@@ -287,7 +285,7 @@ def test_a_first_predicate_from_elsewhere_counts_within_a_tenth_of_a_second(chan
     other.counting = Counting(pair, channels, want)
     with pytest.raises(asyncore.ExitNow):
         asyncore.loop(timeout=LIMIT, map=channels)
-    assert at[1] - at[0] < LIMIT / 2  # on a machine that has other things to do as well
+    assert at[1] - at[0] < LIMIT / 2  # even on a busy machine
 
 
 # -- from elsewhere than a handler
@@ -295,7 +293,7 @@ def test_a_first_predicate_from_elsewhere_counts_within_a_tenth_of_a_second(chan
 
 @pytest.mark.usefixtures("each_way", "one_full_pass")
 @pytest.mark.parametrize("filling", FILLINGS)
-def test_what_another_thread_puts_into_a_queue_wakes_the_loop(channels, pair, filling):
+def test_data_queued_by_another_thread_wakes_the_loop(channels, pair, filling):
     kind, fill = FILLINGS[filling]
     near, far = pair()
     chat = kind(far, channels)
@@ -325,7 +323,7 @@ class TestAttached(TestCase):
 
     timeout = 20
 
-    async def test_what_a_timer_puts_into_a_queue_goes_out_at_once(self):
+    async def test_data_queued_by_a_timer_is_sent_at_once(self):
         from twisted.internet import reactor
 
         own = {}
@@ -338,9 +336,9 @@ class TestAttached(TestCase):
         chat = asynchat.async_chat(far, own)
         await task.deferLater(reactor, 0)
         looks = []
-        attachment._ticked = lambda: looks.append(1)  # the look at everybody, ten times a second
+        attachment._ticked = lambda: looks.append(1)  # a full pass, ten times a second
         chat.producer_fifo.append(b"now")
-        for _ in range(10):  # turns of the reactor
+        for _ in range(10):  # iterations of the reactor
             await task.deferLater(reactor, 0)
         self.assertEqual(near.recv(10), b"now")
         self.assertEqual(looks, [])
@@ -349,7 +347,7 @@ class TestAttached(TestCase):
 # -- what a queue is
 
 
-def test_the_queue_is_a_deque():
+def test_queue_is_a_deque():
     chat = asynchat.async_chat(map={})
     fifo = chat.producer_fifo
     assert isinstance(fifo, collections.deque)
@@ -364,7 +362,7 @@ def test_the_queue_is_a_deque():
     assert type(pickle.loads(pickle.dumps(fifo))) is collections.deque
     for other in (copy.copy(fifo), fifo.copy(), copy.deepcopy(fifo), fifo + collections.deque()):
         assert other == fifo
-        other.append(1)  # reports nobody
+        other.append(1)  # reports no channel
         assert len(fifo) == 3
     assert fifo.pop() is None
     assert fifo.popleft() == b"a"
@@ -372,8 +370,8 @@ def test_the_queue_is_a_deque():
     assert not fifo
 
 
-def test_a_queue_does_not_keep_its_channel(pair):
-    """A channel that is let go is closed at once, with no help of the garbage collector."""
+def test_queue_does_not_keep_its_channel_alive(pair):
+    """An unreferenced channel is closed at once, without the garbage collector."""
     channels = {}
     chat = asynchat.async_chat(pair()[1].dup(), channels)
     chat.push(b"x")
@@ -392,7 +390,7 @@ def test_a_queue_does_not_keep_its_channel(pair):
     assert list(fifo) == [b"y", b"z"]
 
 
-def test_a_replaced_out_buffer_is_what_was_assigned():
+def test_replaced_out_buffer_reads_as_assigned():
     channel = asyncore.dispatcher_with_send(map={})
     assert channel.out_buffer == b""
     mine = bytearray(b"abc")
@@ -404,12 +402,12 @@ def test_a_replaced_out_buffer_is_what_was_assigned():
     assert channel.out_buffer == b"yx"
     kept = channel.out_buffer
     channel.out_buffer = b"z"
-    channel.out_buffer = kept + b"!"  # what this thread did itself is undone by it
+    channel.out_buffer = kept + b"!"  # it undoes what this thread did
     assert channel.out_buffer == b"yx!"
 
 
 @pytest.mark.parametrize("kind", [asynchat.async_chat, asyncore.dispatcher_with_send])
-def test_there_is_no_queue_where_init_was_not_called(kind):
+def test_channel_whose_init_was_not_called_has_no_queue(kind):
     """As in the stdlib; such programs make their own."""
     channel = kind.__new__(kind)
     name = "producer_fifo" if kind is asynchat.async_chat else "out_buffer"
@@ -470,7 +468,7 @@ class UninitializedBuffer(asyncore.dispatcher_with_send):
 
 
 def finish(channel, near, channels, use_poll):
-    """Let the loop send what it has; returns that."""
+    """Let the loop send what the channel has; return that."""
     got = []
     reader = threading.Thread(target=lambda: got.extend(iter(lambda: near.recv(65536), b"")))
     reader.start()
@@ -484,7 +482,7 @@ def finish(channel, near, channels, use_poll):
 @pytest.mark.usefixtures("each_way", "one_full_pass")
 @both_modes
 @pytest.mark.parametrize("kind", [Slotted, OfTheClass, Property, Uninitialized])
-def test_a_class_may_have_a_queue_of_its_own(channels, pair, kind, use_poll):
+def test_class_may_have_its_own_queue(channels, pair, kind, use_poll):
     class Answering(kind):
         def collect_incoming_data(self, data):
             self.push(b"<" + data)
@@ -513,7 +511,7 @@ def test_a_class_may_have_a_queue_of_its_own(channels, pair, kind, use_poll):
 @pytest.mark.parametrize(
     "kind", [SlottedBuffer, BufferOfTheClass, PropertyBuffer, UninitializedBuffer]
 )
-def test_a_class_may_have_a_buffer_of_its_own(channels, pair, kind, use_poll):
+def test_class_may_have_its_own_buffer(channels, pair, kind, use_poll):
     class Answering(kind):
         def handle_read(self):
             self.send(b"<" + self.recv(100))
@@ -541,8 +539,8 @@ def elsewhere(call, *args):
 
 
 @pytest.mark.parametrize("before", [b"", b"abcdef"])
-def test_what_is_added_is_added_to_what_another_thread_has_left(before):
-    """``+=`` is a look and an assignment, and another thread may come between the two."""
+def test_addition_keeps_what_another_thread_left(before):
+    """``+=`` reads and then assigns, and another thread may run between the two."""
     kept = OutBuffer(before)
     value = kept.get()
     value += b"mine"
@@ -552,7 +550,7 @@ def test_what_is_added_is_added_to_what_another_thread_has_left(before):
     assert kept.data == (before + b"theirs")[4:] + b"mine"
 
 
-def test_what_another_thread_has_sent_is_not_sent_again():
+def test_data_sent_by_another_thread_is_not_sent_again():
     kept = OutBuffer(b"abc")
     value = kept.get() + b"d"
     elsewhere(kept.cut, b"abc", 3)
@@ -561,7 +559,7 @@ def test_what_another_thread_has_sent_is_not_sent_again():
 
 
 @pytest.mark.parametrize("value", [b"", b"abX", b"other"])
-def test_an_assignment_is_an_assignment_whatever_others_do(value):
+def test_assignment_replaces_the_buffer_whatever_other_threads_do(value):
     kept = OutBuffer(b"abc")
     kept.get()
     elsewhere(kept.append, b"theirs")
@@ -569,14 +567,14 @@ def test_an_assignment_is_an_assignment_whatever_others_do(value):
     assert kept.data == value
 
 
-def test_nothing_is_cut_from_what_another_thread_has_put_there():
+def test_nothing_is_cut_from_what_another_thread_added():
     kept = OutBuffer(b"abc")
     kept.set(b"xyz")  # while "abc" is being sent
     kept.cut(b"abc", 3)
     assert kept.data == b"xyz"
 
 
-def test_a_queue_reports_the_channel_that_it_is_of_and_no_other():
+def test_queue_reports_only_its_own_channel():
     one, two = asynchat.async_chat(map={}), asynchat.async_chat(map={})
     fifo = Fifo([b"x"])
     one.producer_fifo = fifo

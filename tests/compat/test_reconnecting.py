@@ -1,5 +1,5 @@
 """
-Channels that take a new connection in the handler that learns of the end of the old one.
+Channels that connect again in the handler that is told of the old connection's end.
 """
 
 import os
@@ -45,10 +45,10 @@ class Reconnecting(asyncore.dispatcher_with_send):
 @pytest.mark.parametrize("use_poll", [False, True], ids=["select", "poll"])
 @pytest.mark.parametrize("by_hand", [False, True], ids=["loop", "by hand"])
 @pytest.mark.parametrize("reset", [False, True], ids=["end", "reset"])
-def test_a_channel_that_reconnects_meets_no_event_of_its_old_socket(
+def test_reconnecting_channel_gets_no_event_of_its_old_socket(
     request, pair, use_poll, by_hand, reset
 ):
-    """In the pass of the end it is told of that alone; what was left told it of a connection."""
+    """In that pass it learns of the end only; a leftover event would mean a false connect."""
     channels = {}
 
     def run_pass():

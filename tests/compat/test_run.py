@@ -1,5 +1,7 @@
 """
 ``python -m txasynchat run`` beside plain ``python``, in processes of their own.
+
+Also covers `__main__`.
 """
 
 import importlib.util
@@ -64,7 +66,7 @@ ENDS = ["plain", "raise", "chain", "interrupt", "hook", "status", "text"]
 
 
 @pytest.mark.parametrize("how", ENDS)
-def test_a_program_ends_as_without_it(tmp_path, how):
+def test_program_ends_as_under_plain_python(tmp_path, how):
     (tmp_path / "program.py").write_text(PROGRAM)
     plain = run("program.py", how, "more", cwd=tmp_path)
     assert run("-m", "txasynchat", "run", "program.py", how, "more", cwd=tmp_path) == plain
@@ -72,7 +74,7 @@ def test_a_program_ends_as_without_it(tmp_path, how):
 
 
 @pytest.mark.parametrize("how", ["plain", "raise"])
-def test_a_module_ends_as_without_it(tmp_path, how):
+def test_module_ends_as_under_plain_python(tmp_path, how):
     package = tmp_path / "package"
     package.mkdir()
     (package / "__init__.py").touch()
@@ -84,7 +86,7 @@ def test_a_module_ends_as_without_it(tmp_path, how):
         assert plain[1]
 
 
-def test_a_program_elsewhere_a_folder_and_a_zip_file(tmp_path):
+def test_program_may_be_elsewhere_a_folder_or_a_zip_file(tmp_path):
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "__main__.py").write_text(PROGRAM)
@@ -99,7 +101,7 @@ def test_a_program_elsewhere_a_folder_and_a_zip_file(tmp_path):
 
 
 @pytest.mark.parametrize("path", ["absent.py", "broken.py", "latin.py"])
-def test_a_program_that_cannot_be_run(tmp_path, path):
+def test_program_that_cannot_be_run_fails_as_under_plain_python(tmp_path, path):
     (tmp_path / "broken.py").write_text("def f(:\n")
     (tmp_path / "latin.py").write_bytes(b"# coding: latin-1\nprint('\xe9')\n")
     plain = run(path, cwd=tmp_path, PYTHONIOENCODING="utf-8")
@@ -110,20 +112,20 @@ def test_a_program_that_cannot_be_run(tmp_path, path):
 
 
 @pytest.mark.parametrize("how", ENDS)
-def test_a_command_and_standard_input_end_as_without_it(tmp_path, how):
+def test_command_and_standard_input_end_as_under_plain_python(tmp_path, how):
     """``-c`` and ``-``, with what follows them."""
     for what, given in (["-c", PROGRAM], None), (["-"], PROGRAM):
         plain = run(*what, how, "more", cwd=tmp_path, given=given)
         ours = run("-m", "txasynchat", "run", *what, how, "more", cwd=tmp_path, given=given)
         if what == ["-c"]:
             assert "__file__" not in plain[1]
-        # The one line of either that is the program's own.
+        # The only line of either that the program prints.
         assert ours == plain
 
 
 @pytest.mark.parametrize("how", ["plain", "raise"])
-def test_a_compiled_program_ends_as_without_it(tmp_path, how):
-    """Whatever its file is called."""
+def test_compiled_program_ends_as_under_plain_python(tmp_path, how):
+    """Whatever the name of its file."""
     (tmp_path / "program.py").write_text(PROGRAM)
     compiled = py_compile.compile(tmp_path / "program.py", tmp_path / "compiled.pyc")
     (tmp_path / "compiled").write_bytes((tmp_path / compiled).read_bytes())
@@ -133,7 +135,7 @@ def test_a_compiled_program_ends_as_without_it(tmp_path, how):
         assert "SourcelessFileLoader" in plain[1]
 
 
-def test_a_program_of_another_python_is_told_as_python_does(tmp_path):
+def test_compiled_program_of_another_python_is_refused_as_by_python(tmp_path):
     """A ``.pyc`` file with another magic number, and one that holds no code."""
     (tmp_path / "other.pyc").write_bytes(b"\xa7\r\r\n" + bytes(12) + b"N")
     (tmp_path / "empty.pyc").write_bytes(importlib.util.MAGIC_NUMBER + bytes(12) + b"N")
@@ -168,7 +170,7 @@ warnings.warn("hear", stacklevel=1)
         ["-u", "--"],
     ],
 )
-def test_options_of_pythons_own_mean_what_they_mean_to_python(tmp_path, options):
+def test_options_of_python_mean_the_same(tmp_path, options):
     """Before a file, a module, a command."""
     (tmp_path / "program.py").write_text(OPTIONS)
     environment = {"PYTHONPATH": str(tmp_path)}
@@ -183,7 +185,7 @@ def test_options_of_pythons_own_mean_what_they_mean_to_python(tmp_path, options)
         assert plain[1]
 
 
-def test_options_may_be_joined_to_what_is_run(tmp_path):
+def test_options_may_be_joined_to_c_and_m(tmp_path):
     """``-uc``, ``-um``, as people type them."""
     (tmp_path / "program.py").write_text("import sys; print(sys.argv, sys.stdout.write_through)")
     for what in ["-ucprint(1)", "more"], ["-umprogram", "more"], ["-um", "program", "more"]:
@@ -203,18 +205,18 @@ def test_options_may_be_joined_to_what_is_run(tmp_path):
         (["-x", "x"], "txasynchat run: a program cannot be run with an option -x\n"),
     ],
 )
-def test_an_option_that_cannot_be_followed_is_told_in_one_line(tmp_path, arguments, told):
-    """And nothing is run."""
+def test_option_that_cannot_be_followed_is_refused_in_one_line(tmp_path, arguments, told):
+    """The program is not run."""
     assert run("-m", "txasynchat", "run", *arguments, cwd=tmp_path) == (2, "", told)
 
 
-def test_the_version_is_pythons(tmp_path):
-    """As ``python -V`` says it."""
+def test_version_is_that_of_python(tmp_path):
+    """As ``python -V`` prints it."""
     assert run("-m", "txasynchat", "run", "-V", cwd=tmp_path) == run("-V", cwd=tmp_path)
 
 
-def test_a_terminal_is_not_read_for_a_program(tmp_path):
-    """A session of its own is something else; the line says what."""
+def test_program_is_not_read_from_a_terminal(tmp_path):
+    """An interactive session is not supported; the line says what to do."""
     ours, theirs = os.openpty()
     try:
         done = subprocess.run(
@@ -246,9 +248,9 @@ def test_a_terminal_is_not_read_for_a_program(tmp_path):
         ),
     ],
 )
-def test_a_module_that_left_python_is_told_with_the_package_that_has_it(tmp_path, name, told):
-    """Where an old program stops first, the traceback ends with what to do."""
-    # As for a Python that does not have it, whether this one does or not.
+def test_removed_module_is_reported_with_the_package_that_has_it(tmp_path, name, told):
+    """The traceback at which an old program stops ends with what to do."""
+    # As on a Python that lacks it, whether this one does or not.
     program = f"raise ModuleNotFoundError({name!r}, name={name!r})"
     status, _, error = run("-m", "txasynchat", "run", "-c", program, cwd=tmp_path)
     assert status == 1
@@ -259,19 +261,19 @@ def test_a_module_that_left_python_is_told_with_the_package_that_has_it(tmp_path
 @pytest.mark.skipif(
     importlib.util.find_spec("smtpd") is not None, reason="a package that brings it back is there"
 )
-def test_a_program_that_imports_smtpd_is_told_so(tmp_path):
-    """The real thing."""
+def test_program_that_imports_smtpd_learns_which_package_to_install(tmp_path):
+    """With the real module."""
     status, _, error = run("-m", "txasynchat", "run", "-c", "import smtpd", cwd=tmp_path)
     assert status == 1
     assert "No module named 'smtpd'\nsmtpd was removed in Python 3.12; " in error
 
 
-def test_a_module_that_is_not_there(tmp_path):
+def test_missing_module_fails_as_under_plain_python(tmp_path):
     plain = run("-m", "no.such", cwd=tmp_path)
     assert run("-m", "txasynchat", "run", "-m", "no.such", cwd=tmp_path) == plain
 
 
-def test_the_two_names_are_in_place_and_the_program_works(tmp_path):
+def test_program_imports_both_modules_and_works(tmp_path):
     (tmp_path / "server.py").write_text("""
 import asynchat, asyncore, socket, threading
 
@@ -314,13 +316,13 @@ print(asyncore.__file__)
 
 
 @pytest.mark.parametrize("arguments", [["run", "-m"], ["walk", "program.py"]])
-def test_wrong_use_is_explained(tmp_path, arguments):
+def test_wrong_usage_is_explained(tmp_path, arguments):
     status, out, error = run("-m", "txasynchat", *arguments, cwd=tmp_path)
     assert (status, out) == (2, "")
     assert error.startswith("usage: python -m txasynchat run PROGRAM")
 
 
-def test_help(tmp_path):
+def test_help_is_printed(tmp_path):
     status, out, error = run("-m", "txasynchat", "--help", cwd=tmp_path)
     assert (status, error) == (0, "")
     assert out.startswith("usage: python -m txasynchat run PROGRAM")

@@ -92,7 +92,7 @@ def message(name, number):
 
 @pytest.mark.parametrize("answered", [False, True], ids=["one way", "answered"])
 @pytest.mark.parametrize("way", WAYS)
-def test_threads_lose_and_repeat_and_mix_nothing(way, answered):
+def test_data_of_several_threads_is_not_lost_repeated_or_mixed(way, answered):
     kind, send = WAYS[way]
     here, there = socket.socketpair()
     there.settimeout(LIMIT)
@@ -141,7 +141,7 @@ def read(sock, size):
 
 
 @pytest.mark.parametrize("kind", [Chat, Sending])
-def test_threads_take_turns_with_no_loop_running(kind):
+def test_threads_take_turns_without_a_running_loop(kind):
     here, there = socket.socketpair()
     there.settimeout(LIMIT)
     channel = kind(here, {})
@@ -166,7 +166,7 @@ def test_threads_take_turns_with_no_loop_running(kind):
 
 
 def test_long_data_of_one_thread_stays_in_one_piece():
-    """It is queued in pieces, and what another thread pushes goes before or behind all of them."""
+    """It is queued in pieces; data of another thread goes before or after all of them."""
     here, there = socket.socketpair()
     there.settimeout(LIMIT)
     channels = {}
@@ -190,7 +190,7 @@ def test_long_data_of_one_thread_stays_in_one_piece():
     assert {len(set(data[at : at + 1_000])) for at in range(0, 300_000, 1_000)} == {1}
 
 
-def test_a_queue_that_is_emptied_while_its_head_is_sent_raises_nothing():
+def test_queue_emptied_while_its_head_is_sent_raises_nothing():
     here, there = socket.socketpair()
     there.settimeout(LIMIT)
     chat = Chat(here, {})
@@ -224,7 +224,7 @@ def test_a_queue_that_is_emptied_while_its_head_is_sent_raises_nothing():
     assert failed == []
 
 
-def test_what_comes_meanwhile_is_sent_by_the_one_that_sends():
+def test_data_pushed_meanwhile_is_sent_by_the_sending_thread():
     sender = Sender()
     sent = []
     began, went_on = threading.Event(), threading.Event()
@@ -245,7 +245,7 @@ def test_what_comes_meanwhile_is_sent_by_the_one_that_sends():
     assert sent == ["first", "first"]
 
 
-def test_who_sends_may_send_within():
+def test_sending_thread_may_send_recursively():
     sender = Sender()
     sent = []
 
@@ -258,7 +258,7 @@ def test_who_sends_may_send_within():
     assert sent == [0, 1, 2]
 
 
-def test_others_may_send_after_an_exception_too():
+def test_other_threads_may_send_after_an_exception():
     sender = Sender()
 
     def chunk():
@@ -270,14 +270,14 @@ def test_others_may_send_after_an_exception_too():
 
 
 class Goodbye(asynchat.async_chat):
-    """Says goodbye when it closes, whichever way it comes to that."""
+    """Says goodbye when it closes, whatever the cause."""
 
     def handle_close(self):
         self.push(b"goodbye")
         self.close()
 
 
-def test_what_a_handler_pushes_while_its_channel_sends_is_sent_before_it_goes_on():
+def test_data_pushed_in_a_handler_while_its_channel_sends_is_sent_first():
     here, there = socket.socketpair()
     there.settimeout(LIMIT)
     channels = {}

@@ -20,13 +20,13 @@ from twisted.trial.unittest import TestCase
 
 from txasynchat.compat import LegacyFactory, asynchat, asyncore
 
-# Twisted hands pyOpenSSL's own certificates back to pyOpenSSL, which would rather have others.
+# Twisted passes pyOpenSSL's own certificates to pyOpenSSL, which deprecates them.
 pytestmark = pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")
 
 
 class LineHandler(asynchat.async_chat):
     """
-    As such handlers were written for twenty years; says what it was called for.
+    Written as such handlers were for twenty years; records its calls.
     """
 
     def __init__(self, sock, addr, calls):
@@ -73,7 +73,7 @@ class LineHandler(asynchat.async_chat):
 
 def talk(address, sent, *, shut=False, context=None, until=b""):
     """
-    Connect, send, and return all that comes back until the end (or until *until*).
+    Connect, send, and return everything received until the end (or until *until*).
     """
     family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
     with socket.socket(family) as plain:
@@ -118,7 +118,7 @@ class Served(TestCase):
     @defer.inlineCallbacks
     def all_gone(self):
         """
-        Wait until the factory has no connection any more.
+        Wait until the factory has no connections.
         """
         for _ in range(1000):
             if not self.factory.connections:
@@ -149,7 +149,7 @@ class Served(TestCase):
         self.assertEqual(asyncore.socket_map, {})
 
     @defer.inlineCallbacks
-    def test_push_has_been_sent_when_close_follows(self):
+    def test_pushed_bytes_are_sent_before_close(self):
         address = yield self.serve()
         answer = yield self.talk(address, b"bye at once\r\n")
         self.assertEqual(answer, b"bye\r\n")
@@ -179,7 +179,7 @@ class Served(TestCase):
         self.assertEqual(self.calls[-1], ("handle_close",))
 
     @defer.inlineCallbacks
-    def test_more_than_the_transport_takes_is_sent_in_turns(self):
+    def test_output_beyond_the_transports_buffer_is_sent_in_parts(self):
         address = yield self.serve()
         answer = yield self.talk(address, b"big\r\nquit\r\n")
         self.assertEqual(len(answer), 3_000_000 + 2 + 5)
@@ -187,7 +187,7 @@ class Served(TestCase):
         yield self.all_gone()
 
     @defer.inlineCallbacks
-    def test_push_outside_of_any_event_and_from_a_thread(self):
+    def test_push_works_outside_events_and_from_a_thread(self):
         address = yield self.serve()
         answer = yield self.talk(address, b"later\r\n", until=b"later\r\n")
         self.assertEqual(answer, b"later\r\n")
@@ -206,7 +206,7 @@ class Served(TestCase):
         yield self.all_gone()
 
     @defer.inlineCallbacks
-    def test_over_tls_with_no_change_at_all(self):
+    def test_handler_works_over_tls_unchanged(self):
         authority = trustme.CA()
         issued = authority.issue_cert("localhost")
         pem = self.mktemp()
@@ -229,7 +229,7 @@ class Served(TestCase):
         self.assertEqual(self.calls[0], ("init", True, True))
 
     @defer.inlineCallbacks
-    def test_on_a_unix_socket(self):
+    def test_handler_works_on_a_unix_socket(self):
         path = self.mktemp()[-90:]
         address = yield self.serve(description=f"unix:{path}")
         answer = yield self.talk(address, b"one\r\nquit\r\n")
@@ -237,7 +237,7 @@ class Served(TestCase):
         yield self.all_gone()
 
     @defer.inlineCallbacks
-    def test_handler_that_keeps_its_channel_after_the_end_is_not_called_for_ever(self):
+    def test_handler_that_does_not_close_at_the_end_is_not_called_for_ever(self):
         ends = []
 
         class Forgetful(LineHandler):
@@ -256,7 +256,7 @@ class Served(TestCase):
             handler.close()
 
     @defer.inlineCallbacks
-    def test_predicates_that_depend_on_anything_are_asked_again(self):
+    def test_predicates_that_depend_on_outside_state_are_asked_again(self):
         class Gate(LineHandler):
             open = False
 
@@ -322,7 +322,7 @@ class Transports(TestCase):
     Without a socket underneath.
     """
 
-    def test_socket_tells_what_a_socket_would(self):
+    def test_socket_answers_like_a_real_one(self):
         seen = []
 
         class Handler(asyncore.dispatcher):
@@ -338,7 +338,7 @@ class Transports(TestCase):
         (sock,) = seen
         self.assertEqual(sock.getpeername(), ("192.168.1.1", 54321))
         self.assertRaises(BlockingIOError, sock.recv, 10)
-        protocol._passing = True  # nobody but this test reads
+        protocol._passing = True  # only this test reads
         protocol.dataReceived(b"abcdef")
         self.assertEqual(sock.recv(2, socket.MSG_PEEK), b"ab")
         self.assertEqual(sock.recv(4), b"abcd")
@@ -356,7 +356,7 @@ class Transports(TestCase):
         with pytest.raises(OSError, match="Bad file descriptor"):
             sock.send(b"x")
 
-    def test_socket_names_no_descriptor_and_says_what_to_do(self):
+    def test_socket_has_no_descriptor_and_the_error_says_what_to_do(self):
         kept = []
         factory = LegacyFactory(build=lambda sock, _addr: kept.append(asyncore.dispatcher(sock)))
         protocol = factory.buildProtocol(None)
@@ -376,7 +376,7 @@ class Transports(TestCase):
         with pytest.raises(OSError, match="Bad file descriptor"):
             sock.dup()
 
-    def test_a_socket_that_nobody_keeps_ends_the_connection(self):
+    def test_unreferenced_socket_ends_the_connection(self):
         kept = []
         factory = LegacyFactory(
             build=lambda sock, _addr: kept.append(asyncore.dispatcher(sock)), reactor=Clock()
@@ -393,11 +393,11 @@ class Transports(TestCase):
         self.assertFalse(transport.connected)
         self.assertEqual(factory.connections, {})
 
-    def test_takes_a_handler_or_a_builder(self):
+    def test_factory_accepts_a_class_or_a_function(self):
         self.assertRaises(TypeError, LegacyFactory)
         self.assertRaises(TypeError, LegacyFactory, LineHandler, build=LineHandler)
 
-    def test_a_loop_for_its_map_is_refused(self):
+    def test_loop_on_the_map_of_served_handlers_is_refused(self):
         factory = LegacyFactory(LineHandler, [])
         factory.channels[-2] = object()
         with pytest.raises(RuntimeError, match="attached"):

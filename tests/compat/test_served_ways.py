@@ -31,12 +31,12 @@ from txasynchat.compat import LegacyFactory, asynchat, asyncore, served, start_t
 from txasynchat.errors import HandshakeTimedOut
 from txasynchat.tls.layer import TLSLayer
 
-# Twisted hands pyOpenSSL's own certificates back to pyOpenSSL, which would rather have others.
+# Twisted passes pyOpenSSL's own certificates to pyOpenSSL, which deprecates them.
 pytestmark = pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")
 
 
 class Lines(asynchat.async_chat):
-    """Answers each line with itself."""
+    """Echoes each line."""
 
     def __init__(self, sock):
         asynchat.async_chat.__init__(self, sock)
@@ -65,14 +65,14 @@ class Client:
         self.sock.sendall(self.tls.encrypt(data) if self.tls else data)
 
     def end(self):
-        """Send no more; TLS has close_notify for it."""
+        """End the sending; over TLS by close_notify."""
         if self.tls:
             self.sock.sendall(self.tls.goodbye())
         else:
             self.sock.shutdown(socket.SHUT_WR)
 
     def read(self, size):
-        """So many bytes, or what comes before the end, in order or not."""
+        """Read so many bytes, or all before the end, orderly or not."""
         data = bytearray()
         with contextlib.suppress(ConnectionError):
             if self.tls:
@@ -98,7 +98,7 @@ class WaysTestCase(TestCase):
         Path(self.pem).write_bytes(pem(leaf()))
 
     async def serve(self, handler, *, around=lambda factory: factory):
-        """Start a server of *handler* on the endpoint that this class is about."""
+        """Start a server of *handler* on this class's kind of endpoint."""
         description = self.description.format(pem=quoteStringArgument(self.pem))
         self.factory = LegacyFactory(handler)
         server = Server(reactor, around(self.factory), [description], stop_timeout=10)
@@ -113,7 +113,7 @@ class WaysTestCase(TestCase):
         return client
 
     async def until(self, condition):
-        """Let the reactor turn until *condition* holds; the test's own timeout ends it."""
+        """Run the reactor until *condition* holds, or the test times out."""
         while not condition():
             await deferLater(reactor, 0)
 
@@ -124,7 +124,7 @@ class WaysTestCase(TestCase):
 
     @contextlib.contextmanager
     def listening_in(self):
-        """What is printed and logged meanwhile: a list of texts."""
+        """Collect what is printed and logged meanwhile, as a list of texts."""
         said = []
         printed = io.StringIO()
 
@@ -154,7 +154,7 @@ def wrap(sock):
     return server_context().wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
 
 
-# The far ends of sockets that handlers put in the place of theirs.
+# The far ends of sockets that replace those of handlers.
 far_ends = []
 
 
@@ -208,7 +208,7 @@ ENDS = {
 
 
 class Meddler(Lines):
-    """Some lines have it do something to its socket, between a ``go`` and a ``done``."""
+    """On some lines it does something to its socket, between a ``go`` and a ``done``."""
 
     def line_received(self, line):
         act = NEEDS_A_DESCRIPTOR.get(line) or ENDS.get(line)
@@ -221,7 +221,7 @@ class Meddler(Lines):
 
 
 def meddle(client, what):
-    """Ask a `Meddler` for it; return whether the connection still works, having ended it."""
+    """Ask a `Meddler` to do it; return whether the connection still works, and close it."""
     with client.sock:
         client.send(what + b"\n")
         if client.read(3) != b"go\n":
@@ -252,7 +252,7 @@ class Sockets:
             helped = [text for text in said if "start_tls" in text]
             assert len(helped) == (needs_help and not works), (what, said)
             assert not any("Traceback" in text for text in said), (what, said)
-            # The others, and those who come now, and get numbers of descriptors that were free.
+            # The others, and new clients, whose sockets get descriptors that were free.
             late = await self.client()
             for one in (early, late):
                 assert await in_thread(one.ask, b"hello") == b"hello\n", what
@@ -263,14 +263,14 @@ class Sockets:
         await self.all_gone()
 
     @pytest.mark.slow
-    async def test_what_needs_a_descriptor_ends_its_own_connection_with_one_line(self):
+    async def test_use_of_a_descriptor_ends_only_its_connection_with_one_line(self):
         await self.check(NEEDS_A_DESCRIPTOR, needs_help=True)
 
     @pytest.mark.slow
-    async def test_an_end_of_the_socket_is_the_end_of_its_own_connection(self):
+    async def test_ending_the_socket_ends_only_its_connection(self):
         await self.check(ENDS, needs_help=False)
 
-    async def test_a_socket_that_is_closed_directly_reaches_handle_close_once(self):
+    async def test_socket_closed_directly_reaches_handle_close_once(self):
         calls = []
 
         class Telling(Meddler):
@@ -284,7 +284,7 @@ class Sockets:
         await self.all_gone()
         assert calls == ["handle_close"]
 
-    async def test_handlers_find_themselves_in_the_map_by_numbers_of_their_own(self):
+    async def test_handlers_are_in_the_map_under_unique_numbers(self):
         handlers = []
 
         class Kept(Lines):
@@ -305,7 +305,7 @@ class Sockets:
             client.sock.close()
         await self.all_gone()
 
-    async def test_all_that_was_sent_before_shutdown_arrives_and_then_the_end(self):
+    async def test_bytes_sent_before_shutdown_arrive_and_then_the_end(self):
         class Burst(Lines):
             def line_received(self, _line):
                 sock = self.socket
@@ -341,7 +341,7 @@ class Sockets:
 
 
 class Noting(Lines):
-    """Answers at length, and when the peer has ended closes as soon as all is sent."""
+    """Answers at length; after the peer's end, closes once everything is sent."""
 
     ended = False
     size = 12_000_000
@@ -392,22 +392,22 @@ class Ends:
         client.end()
         return await in_thread(client.drain)
 
-    async def test_what_is_queued_when_the_peer_ends_is_sent_if_the_handler_goes_on(self):
+    async def test_output_queued_at_the_peers_end_is_sent_if_the_handler_continues(self):
         await self.serve(Noting)
         assert len(await self.ask_and_end()) == Noting.size
         await self.all_gone()
 
-    async def test_an_answer_that_begins_in_handle_close_is_sent_to_its_end(self):
+    async def test_answer_begun_in_handle_close_is_sent_completely(self):
         await self.serve(Late)
         assert len(await self.ask_and_end()) == 60_000
         await self.all_gone()
 
-    async def test_below_a_policy_it_is_as_well(self):
+    async def test_answer_begun_in_handle_close_is_sent_below_a_policy(self):
         await self.serve(Late, around=lambda factory: TimeoutFactory(factory, 30))
         assert len(await self.ask_and_end()) == 60_000
         await self.all_gone()
 
-    async def test_a_loss_while_the_handler_only_writes_is_told(self):
+    async def test_handler_that_only_writes_learns_of_a_lost_connection(self):
         class Endless(Noting):
             closed = Deferred()
             size = 20_000_000
@@ -427,7 +427,7 @@ class Ends:
         await Endless.closed
         await self.all_gone()
 
-    async def test_a_handler_that_raises_at_the_end_is_called_no_more(self):
+    async def test_handler_that_raises_at_the_end_is_not_called_again(self):
         calls = []
 
         class Raising(Lines):
@@ -443,15 +443,15 @@ class Ends:
             with self.listening_in() as said:
                 leave(client)
                 await self.all_gone()
-                # What would come again comes within this time.
+                # A repeated event would arrive within this time.
                 await deferLater(reactor, 2 * served.RESTLESS)
             client.sock.close()
-            # By recv(), then by handle_error() as asyncore has it.
+            # By recv(), then by asyncore's handle_error().
             assert calls == ["handle_close"] * 2
             assert len(said) == 2, said
             assert len(self.flushLoggedErrors(ValueError)) == 1
 
-    async def test_a_handler_that_forgets_to_close_is_forgotten_with_its_connection(self):
+    async def test_handler_that_forgets_to_close_is_released_with_its_connection(self):
         calls = []
 
         class Forgetful(Lines):
@@ -465,7 +465,7 @@ class Ends:
         await self.all_gone()
         assert calls == ["handle_close"]
 
-    async def test_a_predicate_that_raises_ends_its_own_connection_and_is_told_once(self):
+    async def test_predicate_that_raises_ends_only_its_connection_and_is_logged_once(self):
         calls = []
 
         class Raising(Lines):
@@ -500,7 +500,7 @@ class Ends:
         assert await in_thread(client.drain) == b""
         await self.all_gone()
 
-    async def test_a_policy_ends_a_connection_that_has_sent_much(self):
+    async def test_policy_ends_a_connection_that_has_sent_much(self):
         class Talkative(Lines):
             def line_received(self, _line):
                 self.push(b"x" * 3_000_000)
@@ -532,7 +532,7 @@ class Ends:
 
 
 class Room:
-    """What one says goes to all others, by way of their queues."""
+    """A line of one is put into the queues of all others."""
 
     members = ()
 
@@ -550,7 +550,7 @@ class Room:
 
 
 class OwnQueueRoom(Room, asyncore.dispatcher):
-    """A queue that nobody else knows of, and predicates that look at it."""
+    """A private queue, and predicates that look at it."""
 
     def __init__(self, sock):
         asyncore.dispatcher.__init__(self, sock)
@@ -583,7 +583,7 @@ class BufferRoom(Room, asyncore.dispatcher_with_send):
 
 
 class AppendingRoom(Room, Lines):
-    """As older code has it: ``push`` only queues, the loop sends."""
+    """As in older code: ``push`` only queues, the loop sends."""
 
     def __init__(self, sock):
         Lines.__init__(self, sock)
@@ -600,7 +600,7 @@ class AppendingRoom(Room, Lines):
 
 
 class OwnDequeRoom(AppendingRoom):
-    """Its queue is not the one that the class made."""
+    """It replaces the queue that the class made."""
 
     def __init__(self, sock):
         super().__init__(sock)
@@ -608,7 +608,7 @@ class OwnDequeRoom(AppendingRoom):
 
 
 class Paused(Lines):
-    """Hears nothing until another one has said so, by a predicate on the instance."""
+    """Does not read until another handler allows it, by a predicate on the instance."""
 
     waiting = None
 
@@ -627,7 +627,7 @@ class Paused(Lines):
 class Neighbours:
     def setUp(self):
         super().setUp()
-        # Who is asked only now and then is asked too late.
+        # A handler that is asked only sometimes is asked too late.
         self.patch(served, "RESTLESS", 3600.0)
 
     async def check_room(self, room):
@@ -638,26 +638,26 @@ class Neighbours:
         for _ in range(20):
             speaker.send(b"hello\n")
             assert await in_thread(listener.read, 6) == b"hello\n"
-        # From no handler at all: a timer, another protocol.
+        # Outside every handler: a timer, another protocol.
         room.members[1].put(b"from outside\n")
         assert await in_thread(listener.read, 13) == b"from outside\n"
         for client in (speaker, listener):
             client.sock.close()
         await self.all_gone()
 
-    async def test_what_is_put_into_the_queue_of_another_chat_channel_is_sent(self):
+    async def test_data_put_into_the_queue_of_another_chat_is_sent(self):
         await self.check_room(AppendingRoom)
 
-    async def test_what_is_put_into_the_buffer_of_another_channel_is_sent(self):
+    async def test_data_put_into_the_buffer_of_another_channel_is_sent(self):
         await self.check_room(BufferRoom)
 
-    async def test_what_only_a_predicate_knows_of_is_sent(self):
-        # What no handler has done is noticed at the next look.
+    async def test_data_that_only_a_predicate_knows_of_is_sent(self):
+        # A change outside handlers is noticed at the next check.
         self.patch(served, "RESTLESS", 0.1)
         for room in (OwnQueueRoom, OwnDequeRoom):
             await self.check_room(room)
 
-    async def test_what_a_handler_does_to_a_predicate_of_another_takes_effect_at_once(self):
+    async def test_predicate_set_by_another_handler_applies_at_once(self):
         OwnQueueRoom.members = ()
         await self.serve(OwnQueueRoom)
         speaker, listener = await self.client(), await self.client()
@@ -669,7 +669,7 @@ class Neighbours:
             client.sock.close()
         await self.all_gone()
 
-    async def test_who_is_let_read_by_another_reads(self):
+    async def test_handler_reads_once_another_handler_allows_it(self):
         Paused.waiting = None
         await self.serve(Paused)
         paused, other_one = await self.client(), await self.client()
@@ -686,7 +686,7 @@ class Neighbours:
 
 
 class Upstream(asyncore.dispatcher_with_send):
-    """A proxy's other side: what comes from there goes to the client."""
+    """A proxy's upstream side: its input is sent to the client."""
 
     def __init__(self, client, address):
         asyncore.dispatcher_with_send.__init__(self)
@@ -695,7 +695,7 @@ class Upstream(asyncore.dispatcher_with_send):
         self.connect(address)
 
     def handle_connect(self):
-        """It need say nothing."""
+        """Nothing is sent first."""
 
     def handle_read(self):
         self.client.push(self.recv(4096))
@@ -705,13 +705,13 @@ class Upstream(asyncore.dispatcher_with_send):
 
 
 class Proxies:
-    """A handler that opens a channel of its own."""
+    """Opens a channel of its own."""
 
     @pytest.mark.xfail(
         raises=TimeoutError,
         reason="nobody drives what a served handler opens, until the served path has real sockets",
     )
-    async def test_a_channel_that_a_handler_opens_is_driven_with_it(self):
+    async def test_channel_opened_by_a_handler_is_driven_with_it(self):
         """A proxy's connection to its upstream works as it does in a loop()."""
         upstream = socket.create_server(("127.0.0.1", 0))
         self.addCleanup(upstream.close)
@@ -775,7 +775,7 @@ class SecureEndTests(Secure, Ends, WaysTestCase):
 
 
 class SslEndTests(Ssl, Ends, WaysTestCase):
-    async def test_a_handshake_that_never_comes_has_an_end(self):
+    async def test_handshake_that_never_begins_times_out(self):
         self.patch(TLSLayer, "handshake_timeout", 0.2)
         server = await self.serve(Lines)
         client = await in_thread(lambda: Client(self.port, secure=False))
@@ -838,14 +838,14 @@ class StartTLSTests(Plain, WaysTestCase):
     def timed_out(self):
         return [type(error) for error in self.errors] == [HandshakeTimedOut]
 
-    async def test_a_peer_that_asks_and_says_no_more_is_gone_after_the_limit(self):
+    async def test_peer_silent_after_starttls_is_disconnected_after_the_limit(self):
         client = await self.serve_upgrading()
         client.send(b"STARTTLS\n")
         assert await in_thread(client.drain) == b"go\n"
         await self.all_gone()
         assert self.timed_out()
 
-    async def test_a_peer_that_stops_in_its_hello_is_gone_after_the_limit(self):
+    async def test_peer_that_stops_in_its_hello_is_disconnected_after_the_limit(self):
         client = await self.serve_upgrading()
         client.send(b"STARTTLS\n")
         assert await in_thread(client.read, 3) == b"go\n"
@@ -854,7 +854,7 @@ class StartTLSTests(Plain, WaysTestCase):
         await self.all_gone()
         assert self.timed_out()
 
-    async def test_a_peer_that_never_answers_the_servers_hello_is_gone_after_the_limit(self):
+    async def test_peer_that_never_answers_the_servers_hello_is_disconnected_after_the_limit(self):
         client = await self.serve_upgrading()
         client.send(b"STARTTLS\n")
         assert await in_thread(client.read, 3) == b"go\n"
@@ -863,7 +863,7 @@ class StartTLSTests(Plain, WaysTestCase):
         await self.all_gone()
         assert self.timed_out()
 
-    async def test_a_peer_that_never_reads_is_gone_after_the_limits(self):
+    async def test_peer_that_never_reads_is_disconnected_after_the_limits(self):
         self.patch(served, "CLOSE_TIMEOUT", 0.2)
         client = await self.serve_upgrading()
         client.send(b"20000000STARTTLS\n")
@@ -871,14 +871,14 @@ class StartTLSTests(Plain, WaysTestCase):
         assert self.timed_out()
         client.sock.close()
 
-    async def test_a_peer_that_reads_slowly_before_it_begins_gets_there(self):
+    async def test_peer_that_reads_slowly_before_tls_completes_the_handshake(self):
         class Impatient(Upgrading):
             limit = 1.0
 
         client = await self.serve_upgrading(Impatient)
         client.send(b"40000000STARTTLS\n")
         begun = reactor.seconds()
-        # It takes longer than the limit, each piece does not. The last ones wait in the system, where
+        # The whole takes longer than the limit, no piece does. The last ones wait in the system, where
         # the handshake's own time has begun.
         for _ in range(15):
             assert len(await in_thread(client.read, 1_000_000)) == 1_000_000
@@ -892,7 +892,7 @@ class StartTLSTests(Plain, WaysTestCase):
         client.sock.close()
         await self.all_gone()
 
-    async def test_a_failed_handler_that_does_not_close_is_told_of_the_end(self):
+    async def test_failed_handler_that_does_not_close_learns_of_the_end(self):
         calls = []
 
         class Staying(Upgrading):
@@ -910,7 +910,7 @@ class StartTLSTests(Plain, WaysTestCase):
         assert self.timed_out()
         assert calls == ["handle_close"]
 
-    async def test_the_last_bytes_after_close_reach_a_slow_reader(self):
+    async def test_last_bytes_before_close_reach_a_slow_reader(self):
         class Closing(Upgrading):
             limit = 10.0
 

@@ -1,5 +1,5 @@
 """
-A few seconds of tests/conformance/soak.py, and that it notices what it looks for.
+A few seconds of tests/conformance/soak.py, and a check that it notices faults.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import pytest
 
 SOAK = Path(__file__).resolve().parents[1] / "conformance" / "soak.py"
 
-#: Runs the soak with the facade broken by the line put in.
+#: Runs the soak with a facade that the inserted line breaks.
 BROKEN = """
 import sys
 import soak
@@ -39,12 +39,12 @@ def _broken(line: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_three_threads_serve_connections_that_behave_at_random_and_leave_nothing():
+def test_three_threads_serve_random_connections_and_leave_nothing():
     done = _run(str(SOAK), "--seconds", "3", "--connections", "300")
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_a_channel_that_stays_in_memory_is_noticed():
+def test_channel_that_stays_in_memory_is_noticed():
     done = _broken(
         "kept = []; close = asyncore.dispatcher.close;"
         "asyncore.dispatcher.close = lambda self: (kept.append(self), close(self))[1]"
@@ -68,7 +68,7 @@ def test_a_descriptor_that_stays_open_is_noticed():
 
 
 @pytest.mark.slow
-def test_an_answer_that_is_lost_is_noticed():
+def test_lost_answer_is_noticed():
     done = _broken(
         "push = asynchat.async_chat.push\n"
         "asynchat.async_chat.push = lambda self, data: (\n"

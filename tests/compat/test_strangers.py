@@ -1,7 +1,9 @@
 """
-Channels that answer for any attribute: stubs of remote objects, wrappers that delegate, mocks.
+Channels that answer to any attribute: stubs of remote objects, delegating wrappers, mocks.
 
 The stdlib's loop asks a channel for documented names only, so these work there.
+
+Also covers `compat._attributes`.
 """
 
 import socket
@@ -20,14 +22,14 @@ both_modes = pytest.mark.parametrize("use_poll", [False, True], ids=["select", "
 
 @pytest.fixture
 def channels():
-    """A map of one's own, closed at the end."""
+    """A private map, closed at the end."""
     own = {}
     yield own
     asyncore.close_all(own, ignore_all=True)
 
 
 class Lines(asynchat.async_chat):
-    """Takes lines, and notes them."""
+    """Notes the lines that it receives."""
 
     def __init__(self, sock, channels):
         super().__init__(sock, channels)
@@ -51,10 +53,10 @@ class Stub(Lines):
 
 
 class Strict(Lines):
-    """Other names are a fault."""
+    """Any other name is an error."""
 
     def __getattr__(self, name):
-        raise AssertionError(f"nobody may ask for {name}")
+        raise AssertionError(f"undocumented attribute {name} was read")
 
 
 @pytest.mark.usefixtures("each_way")
@@ -75,8 +77,8 @@ def test_a_channel_with_getattr_is_served(channels, pair, kind, use_poll):
 
 
 @both_modes
-def test_its_queue_may_be_one_of_its_own(channels, pair, use_poll):
-    """What it has queued is sent, and an empty queue does not keep the loop busy."""
+def test_channel_may_have_its_own_queue(channels, pair, use_poll):
+    """Its queue is sent, and an empty queue does not make the loop spin."""
     near, far = pair()
 
     class Queueing(Stub):
@@ -111,7 +113,7 @@ def test_its_queue_may_be_one_of_its_own(channels, pair, use_poll):
 @both_modes
 @pytest.mark.parametrize("make", [mock.Mock, mock.MagicMock])
 def test_a_mock_in_the_map_is_served(channels, pair, make, use_poll):
-    """It gets its event, and neither this nor a later loop() raises."""
+    """It gets its event, and no loop() raises."""
     near, far = pair()
     channel = make(
         **{
@@ -153,7 +155,7 @@ def test_an_object_with_our_predicates_and_no_socket_is_served(channels, pair, u
 
 
 @both_modes
-def test_a_mock_as_a_socket_has_nothing_decrypted(channels, pair, use_poll):
+def test_mock_socket_has_no_decrypted_bytes(channels, pair, use_poll):
     """No read event comes while there is nothing to read."""
     _, far = pair()
     reads = []
@@ -173,8 +175,8 @@ def test_a_mock_as_a_socket_has_nothing_decrypted(channels, pair, use_poll):
     assert reads == []
 
 
-def test_what_pyopenssl_has_decrypted_is_still_known():
-    """Its Connection answers by a number."""
+def test_decrypted_bytes_of_pyopenssl_are_still_read():
+    """Its Connection reports their number."""
     from txasynchat.compat._interest import pending_of
 
     ours, theirs = socket.socketpair()

@@ -1,5 +1,5 @@
 """
-Other threads that open and close channels of a map while a loop() runs over it.
+Other threads open and close channels of a map while loop() runs on it.
 """
 
 import random
@@ -21,7 +21,7 @@ LIMIT = 10.0
 
 
 class Heard(asyncore.dispatcher):
-    """Knows when it has heard something; whatever else happens to it goes into `trouble`."""
+    """Signals its first line; anything else that happens to it is added to `trouble`."""
 
     trouble: list
 
@@ -43,26 +43,26 @@ class Heard(asyncore.dispatcher):
         self.close()
 
     def handle_error(self):
-        if self.connected:  # else it was closed just now
+        if self.connected:  # otherwise it was just closed
             self.trouble.append(sys.exc_info()[1])
 
 
 class Steady(Heard):
-    """Asked when something of it may have changed."""
+    """Asked only when it may have changed."""
 
     writable = _interest.steady(Heard.writable)
 
 
 @pytest.fixture(params=[new_poller, PollPoller], ids=["nested", "flat"])
 def make_poller(request, monkeypatch):
-    """What the hubs of this test are built on."""
+    """The poller class that the hubs of this test use."""
     monkeypatch.setattr(driving, "Hub", lambda: Hub(request.param))
     return request.param
 
 
 @pytest.fixture
 def restless():
-    """Threads take turns a million times a second."""
+    """Threads switch a million times a second."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
@@ -71,7 +71,7 @@ def restless():
 
 @contextmanager
 def looping(channels, use_poll=False):
-    """A loop() in a thread, which must end by itself; yields what it raised."""
+    """Run loop() in a thread, which must end by itself; yield what it raised."""
     raised = []
 
     def run():
@@ -87,7 +87,7 @@ def looping(channels, use_poll=False):
         asyncore.close_all(channels)
         began = time.monotonic()
         thread.join(LIMIT)
-        assert time.monotonic() - began < LIMIT / 2  # it was told
+        assert time.monotonic() - began < LIMIT / 2  # it got the event
     finally:
         asyncore.close_all(channels, ignore_all=True)
         thread.join(2 * LIMIT)
@@ -96,7 +96,7 @@ def looping(channels, use_poll=False):
 
 
 def churn(channels, kinds, seconds, is_over):
-    """Open and close channels, and have each second one hear something first."""
+    """Open and close channels; every second one receives a line first."""
     mine = []
     end = time.monotonic() + seconds
     served = 0
@@ -177,7 +177,7 @@ def test_four_threads_open_and_close_channels_of_a_running_map_for_half_a_minute
 
 
 def elsewhere(call, *args):
-    """Run it in another thread, to the end if that thread need not wait for this one."""
+    """Run it in another thread; wait for its end unless that thread waits for this one."""
     thread = threading.Thread(target=call, args=args)
     thread.start()
     thread.join(0.3)
@@ -186,7 +186,7 @@ def elsewhere(call, *args):
 
 @pytest.fixture
 def seam(monkeypatch):
-    """Calls, by name, made once in another thread: within the hub's work, or the poller's."""
+    """Calls, by name, made once in another thread, inside the hub's work or the poller's."""
     calls = {}
     threads = []
 
@@ -231,7 +231,7 @@ def seam(monkeypatch):
 
 
 def replace(channel, near, kind, channels, made):
-    """Close *channel*, and have another one on its number, which hears nothing yet."""
+    """Close *channel*, and open another one on its number, without input so far."""
     number = channel._fileno
     channel.close()
     near.close()
@@ -252,8 +252,8 @@ def replace(channel, near, kind, channels, made):
 )
 @both_modes
 @pytest.mark.parametrize("kind", [Heard, Steady])
-def test_a_channel_that_is_replaced_at_any_moment(channels, seam, moment, use_poll, kind):
-    """The new one on its number is not given what was for the old one, and is served."""
+def test_channel_may_be_replaced_at_any_moment(channels, seam, moment, use_poll, kind):
+    """The new channel on its number gets no event of the old one, and is served."""
     trouble, (kind,) = own_kinds(kind)
     near, far = socket.socketpair()
     old = kind(far, channels)
@@ -276,8 +276,8 @@ def test_a_channel_that_is_replaced_at_any_moment(channels, seam, moment, use_po
 
 
 @both_modes
-def test_a_channel_is_closed_while_the_loop_looks_whose_events_it_has(channels, seam, use_poll):
-    """Some are nobody's, which takes a look; the order of the others is the map's as it was."""
+def test_channel_may_be_closed_while_the_loop_assigns_events(channels, seam, use_poll):
+    """Events without an owner need a check; the others keep the map's former order."""
     trouble, (kind,) = own_kinds(Heard)
     (near, far), (other_near, other_far), (mine, nobodys) = [socket.socketpair() for _ in range(3)]
     first, second = kind(far, channels), kind(other_far, channels)
@@ -298,8 +298,8 @@ def test_a_channel_is_closed_while_the_loop_looks_whose_events_it_has(channels, 
 
 @pytest.mark.skipif(not hasattr(select, "epoll"), reason="only epoll(7) tells once")
 @pytest.mark.parametrize("then", ["silenced", "spoken to again"])
-def test_a_channel_that_does_not_listen_is_closed_while_it_is(channels, seam, then):
-    """The hub names its descriptor to the system at that moment: another thread may close it."""
+def test_channel_without_interest_may_be_closed_while_it_is_checked(channels, seam, then):
+    """Another thread may close its descriptor just as the hub passes it to the system."""
     near, far = socket.socketpair()
 
     class Deaf(asyncore.dispatcher):
@@ -331,8 +331,8 @@ def test_a_channel_that_does_not_listen_is_closed_while_it_is(channels, seam, th
 
 
 @both_modes
-def test_what_another_thread_changes_just_before_everybody_is_asked(channels, seam, use_poll):
-    """It is noticed then, and not when the wait is over."""
+def test_change_by_another_thread_just_before_a_full_pass_is_noticed(channels, seam, use_poll):
+    """It is noticed in that pass, not after the next wait."""
     trouble, (kind,) = own_kinds(Heard)
     done = threading.Event()
 
@@ -363,8 +363,8 @@ def test_what_another_thread_changes_just_before_everybody_is_asked(channels, se
 
 
 @both_modes
-def test_the_map_changes_while_its_channels_are_asked(channels, use_poll):
-    """In stdlib's select mode as in its poll mode, a pass goes on with whom it knew of."""
+def test_map_may_change_while_its_channels_are_asked(channels, use_poll):
+    """In either mode, as in the stdlib, a pass continues with the channels it began with."""
     trouble, (kind,) = own_kinds(Heard)
     peers = []
 

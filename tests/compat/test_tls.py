@@ -1,5 +1,5 @@
 """
-TLS for channels that own their socket: `start_tls`, and listeners that do it for their handlers.
+TLS for channels that own their socket: `start_tls`, and listeners that call it for their handlers.
 """
 
 import shutil
@@ -33,7 +33,7 @@ from txasynchat.errors import HandshakeTimedOut, PlaintextAfterStartTLS
 
 @pytest.mark.parametrize("use_poll", [False, True])
 @pytest.mark.parametrize("version", VERSIONS)
-def test_listener_makes_its_handlers_speak_tls(channels, version, use_poll):
+def test_listener_starts_tls_for_its_handlers(channels, version, use_poll):
     listener = Listener(channels, server_context(version))
     client = InThread(talk, listener.address, client_context(), b"one\nbig\nquit\n")
     drive(channels, client.done, use_poll=use_poll)
@@ -46,7 +46,7 @@ def test_listener_makes_its_handlers_speak_tls(channels, version, use_poll):
 
 
 @pytest.mark.parametrize("poll", [asyncore.poll, asyncore.poll2])
-def test_passes_by_hand_do_too(channels, poll):
+def test_passes_by_hand_drive_tls_too(channels, poll):
     listener = Listener(channels, server_context())
     client = InThread(talk, listener.address, client_context(), b"one\nbig\nquit\n")
     end = time.monotonic() + LIMIT
@@ -109,7 +109,7 @@ def test_client_is_connected_when_the_handshake_is_done(channels, version):
         ("localhost", False, "unable to get local issuer|self-signed"),
     ],
 )
-def test_a_server_that_is_not_who_it_says_reaches_handle_error(channels, name, trusting, text):
+def test_server_with_a_wrong_certificate_reaches_handle_error(channels, name, trusting, text):
     listener = Listener(channels, server_context())
     client = Lines(map=channels)
     client.create_socket(socket.AF_INET, socket.SOCK_STREAM)
@@ -146,7 +146,7 @@ def test_client_without_server_hostname_is_refused_at_the_call(channels, name):
     assert client.ac_in_buffer == b"early"
 
 
-def test_context_that_verifies_names_makes_a_client(channels):
+def test_context_that_verifies_names_accepts_a_client(channels):
     with pytest.warns(DeprecationWarning):
         context = ssl.SSLContext(ssl.PROTOCOL_TLS)
     context.verify_mode = ssl.CERT_REQUIRED
@@ -170,7 +170,7 @@ def test_context_without_check_hostname_needs_no_server_hostname(channels):
 
 
 @pytest.mark.parametrize("name", ["127.0.0.1", "127.0.0.2"])
-def test_address_is_verified_like_a_name(channels, name):
+def test_ip_address_is_verified_like_a_name(channels, name):
     listener = Listener(channels, server_context())
     client = Lines(map=channels)
     client.create_socket(socket.AF_INET, socket.SOCK_STREAM)
@@ -201,7 +201,7 @@ class Upgrading(Lines):
             Lines.line_received(self, line)
 
 
-def test_starttls_in_mid_stream(channels):
+def test_start_tls_works_in_mid_stream(channels):
     handler, theirs = pair(channels, Upgrading)
 
     def client():
@@ -223,7 +223,7 @@ def test_starttls_in_mid_stream(channels):
     assert handler.lines == [b"hello", b"STARTTLS", b"secret", b"quit"]
 
 
-def test_starttls_begins_where_what_is_queued_in_plain_is_discarded(channels):
+def test_starttls_begins_at_once_when_the_plaintext_queue_is_discarded(channels):
     discarded = threading.Event()
 
     class Impatient(Lines):
@@ -255,7 +255,7 @@ def test_starttls_begins_where_what_is_queued_in_plain_is_discarded(channels):
     assert running() == b"bye\n"
 
 
-def test_starttls_waits_for_what_is_queued_in_plain(channels):
+def test_starttls_waits_for_the_plaintext_queue(channels):
     class Busy(Upgrading):
         def line_received(self, line):
             if line == b"STARTTLS":
@@ -282,7 +282,7 @@ def test_starttls_waits_for_what_is_queued_in_plain(channels):
 
 
 @pytest.mark.parametrize("cut", [9, 10, 15, 23])
-def test_plaintext_behind_starttls_is_never_handled(channels, cut):
+def test_plaintext_after_starttls_is_never_handled(channels, cut):
     handler, theirs = pair(channels, Upgrading)
     with theirs:
         sent = b"STARTTLS\nRCPT injected\n"
@@ -299,8 +299,8 @@ def test_plaintext_behind_starttls_is_never_handled(channels, cut):
         assert handler.ac_in_buffer == b""
 
 
-def test_what_is_no_choice_for_leftovers_is_refused(channels):
-    """Or they would be fed to TLS, by who wanted to refuse them."""
+def test_invalid_leftovers_is_refused(channels):
+    """Otherwise a misspelt "reject" would feed them to TLS."""
     handler, theirs = pair(channels, Lines)
     with theirs:
         for wrong in ("refuse", None):
@@ -310,7 +310,7 @@ def test_what_is_no_choice_for_leftovers_is_refused(channels):
         handler.close()
 
 
-def test_plaintext_behind_starttls_may_be_fed_to_tls(channels):
+def test_plaintext_after_starttls_may_be_fed_to_tls(channels):
     class Feeding(Upgrading):
         leftovers = Leftovers.FEED
 
@@ -337,12 +337,12 @@ def test_plaintext_behind_starttls_may_be_fed_to_tls(channels):
         assert handler.started.secure
 
 
-def test_a_stalled_handshake_costs_nothing_and_ends(channels):
+def test_stalled_handshake_costs_nothing_and_times_out(channels):
     class Greeting(Lines):
         def __init__(self, sock, map):  # noqa: A002 the stdlib's name
             Lines.__init__(self, sock, map)
             self.asked = 0
-            self.push(b"welcome\n")  # there is something to write all the while
+            self.push(b"welcome\n")  # there is always something to write
 
         def readable(self):
             self.asked += 1
@@ -363,7 +363,7 @@ def test_a_stalled_handshake_costs_nothing_and_ends(channels):
 
 
 @pytest.mark.parametrize("ending", ["close_notify", "end", "reset"])
-def test_end_without_close_notify_is_told_apart(channels, ending):
+def test_end_without_close_notify_is_distinguished(channels, ending):
     listener = Listener(channels, server_context())
 
     def client():
@@ -392,7 +392,7 @@ def test_end_without_close_notify_is_told_apart(channels, ending):
     assert handler.socket.truncated is (ending != "close_notify")
 
 
-def test_last_bytes_leave_after_close_or_are_dropped_in_time(channels, monkeypatch):
+def test_last_bytes_are_sent_after_close_or_dropped_after_the_limit(channels, monkeypatch):
     class Leaving(Lines):
         def line_received(self, line):
             self.send(b"z" * 60_000)
@@ -432,8 +432,8 @@ def test_last_bytes_leave_after_close_or_are_dropped_in_time(channels, monkeypat
             assert count % 60_000 == 0  # all that send() took, to the last byte
 
 
-def test_a_channel_that_ends_its_sending_goes_on_reading(channels):
-    """What it sent arrives, then the end of the stream, and lines come in as before."""
+def test_channel_that_half_closes_continues_to_read(channels):
+    """Its output arrives, then the end of the stream; lines still arrive."""
 
     class Ending(Lines):
         sent = 0
@@ -467,7 +467,7 @@ def test_a_channel_that_ends_its_sending_goes_on_reading(channels):
     assert handler.lines == [b"one", b"two", b"three"]
 
 
-def test_what_is_wrong_is_said_at_the_call(channels):
+def test_wrong_arguments_raise_at_the_call(channels):
     listener = Listener(channels, None)
     with pytest.raises(ValueError, match=r"cannot start TLS: .* has no connection"):
         start_tls(listener, server_context())
@@ -490,7 +490,7 @@ def test_what_is_wrong_is_said_at_the_call(channels):
     ],
     ids=["http", "smtp", "sslv2", "record too long", "zeros"],
 )
-def test_what_is_no_tls_ends_its_own_connection_only(channels, sent):
+def test_bytes_that_are_not_tls_end_only_their_connection(channels, sent):
     listener = Listener(channels, server_context())
     with socket.create_connection(listener.address, LIMIT) as client:
         client.sendall(sent)

@@ -67,7 +67,7 @@ def attack():
 
 @pytest.fixture
 def few(monkeypatch):
-    """The limit, made small."""
+    """Make the limit small."""
     monkeypatch.setattr(_tls_socket, "default_limit", lambda: 20)
     return 20
 

@@ -1,6 +1,8 @@
 """
 Peers of the facade's own TLS that stop, vanish, or send what they should not: each is told of once,
 costs nothing while it does nothing, and leaves nothing behind.
+
+Also covers `compat._tls_socket`.
 """
 
 import gc
@@ -52,7 +54,7 @@ def memory(version=None):
 
 class Logging(Lines):
     """
-    As many programs do it: an error is noted, and the channel is left to its fate.
+    As in many programs, an error is logged and the channel left open.
     """
 
     def handle_error(self):
@@ -61,7 +63,7 @@ class Logging(Lines):
 
 class Starting(Listener):
     """
-    Listens in plain; TLS is started by hand, as soon as the handler is there.
+    Listens in plain; each handler starts TLS as soon as it is made.
     """
 
     def __init__(self, map, tls, handler=Lines):  # noqa: A002 the stdlib's name
@@ -79,7 +81,7 @@ def is_over(listener):
 
 def idle_passes(channels, seconds, *, use_poll=False):
     """
-    Run passes for so long; count them: what is told in a circle makes thousands of them.
+    Run passes for so long, and count them: an event that repeats makes thousands.
     """
     end = time.monotonic() + seconds
     passes = 0
@@ -91,7 +93,7 @@ def idle_passes(channels, seconds, *, use_poll=False):
 
 def limits(monkeypatch, first):
     """
-    Limits of a handshake, for a peer that must do something within one: three, for busy machines.
+    Three handshake limits: one is the peer's, the others allow for a busy machine.
     """
     for limit in (first, 2 * first, 4 * first):
         monkeypatch.setattr("txasynchat.compat.tls.HANDSHAKE_TIMEOUT", limit)
@@ -109,13 +111,15 @@ def still_serves(channels, listener):
     return running() == b"bye\n"
 
 
-# -- what is no handshake
+# -- bytes that are not a handshake
 
 
 @BOTH_WAYS
 @pytest.mark.parametrize("listens", [Listener, Starting])
 @pytest.mark.parametrize("what", HOSTILE)
-def test_what_is_no_handshake_ends_its_own_connection_only(channels, what, listens, use_poll):
+def test_bytes_that_are_not_a_handshake_end_only_their_connection(
+    channels, what, listens, use_poll
+):
     listener = listens(channels, server_context())
 
     def send():
@@ -137,7 +141,7 @@ def test_what_is_no_handshake_ends_its_own_connection_only(channels, what, liste
 
 
 @EACH_VERSION
-def test_a_peer_that_stops_at_any_byte_is_gone_after_the_limit_and_costs_nothing(
+def test_peer_that_stops_at_any_byte_is_disconnected_and_costs_nothing(
     channels, monkeypatch, version
 ):
     listener = Listener(channels, server_context(version))
@@ -180,7 +184,7 @@ def test_a_peer_that_stops_at_any_byte_is_gone_after_the_limit_and_costs_nothing
 
 @pytest.mark.slow
 @EACH_VERSION
-def test_a_peer_that_stops_within_its_last_flight_is_gone_too(channels, monkeypatch, version):
+def test_peer_that_stops_within_its_last_flight_is_disconnected_too(channels, monkeypatch, version):
     listener = Listener(channels, server_context(version))
 
     def shake(sock, count):
@@ -203,7 +207,7 @@ def test_a_peer_that_stops_within_its_last_flight_is_gone_too(channels, monkeypa
 
 
 @pytest.mark.parametrize("poll", [asyncore.poll, asyncore.poll2])
-def test_passes_by_hand_end_a_stalled_handshake_too(channels, monkeypatch, poll):
+def test_stalled_handshake_times_out_in_passes_by_hand_too(channels, monkeypatch, poll):
     monkeypatch.setattr("txasynchat.compat.tls.HANDSHAKE_TIMEOUT", 0.2)
     listener = Listener(channels, server_context())
     with raw(listener.address):
@@ -216,9 +220,7 @@ def test_passes_by_hand_end_a_stalled_handshake_too(channels, monkeypatch, poll)
 
 
 @BOTH_WAYS
-def test_handshakes_that_come_together_leave_everybody_else_his_turn(
-    channels, monkeypatch, use_poll
-):
+def test_simultaneous_handshakes_do_not_delay_other_channels(channels, monkeypatch, use_poll):
     monkeypatch.setattr(handshake_budget, "seconds", 0.0)  # one step in each pass
     listener = Listener(channels, server_context())
     hello = memory().hello()
@@ -252,7 +254,7 @@ def test_handshakes_that_come_together_leave_everybody_else_his_turn(
 
 
 @EACH_VERSION
-def test_records_of_one_byte_are_slow_and_good(channels, version):
+def test_records_of_one_byte_are_accepted(channels, version):
     listener = Listener(channels, server_context(version))
 
     def run():
@@ -268,7 +270,7 @@ def test_records_of_one_byte_are_slow_and_good(channels, version):
     assert running() == b"hello\n"
 
 
-def test_a_hello_in_records_of_one_byte_is_good(channels):
+def test_hello_in_records_of_one_byte_is_accepted(channels):
     listener = Listener(channels, server_context())
 
     def run():
@@ -285,7 +287,7 @@ def test_a_hello_in_records_of_one_byte_is_good(channels):
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 6, 100, 1_000, 16_384, 16_411, 65_536])
-def test_every_chunking_of_the_wire_is_the_same_to_the_handler(channels, size):
+def test_any_split_of_the_wire_gives_the_handler_the_same_calls(channels, size):
     text = b"".join(b"%d %s\n" % (number, b"x" * (number * 37 % 900)) for number in range(60))
     text += b"y" * 20_000 + b"\n"
     listener = Listener(channels, server_context())
@@ -320,10 +322,10 @@ def test_renegotiation_of_tls_1_2_is_refused(channels):
     assert handler.lines == [b"hello"]
     ((what, error),) = handler.events
     assert what == "error"
-    assert "alert" in str(error).lower()  # the client's, who would not go on without
+    assert "alert" in str(error).lower()  # the client's, which would not continue without it
 
 
-def test_a_thousand_key_updates_are_followed(channels):
+def test_thousand_key_updates_are_followed(channels):
     listener = Listener(channels, server_context())
 
     def run():
@@ -343,7 +345,7 @@ def test_a_thousand_key_updates_are_followed(channels):
     assert handler.socket.truncated
 
 
-def test_who_asks_for_key_updates_and_reads_none_fills_no_memory(channels, monkeypatch):
+def test_peer_that_requests_key_updates_and_reads_none_fills_no_memory(channels, monkeypatch):
     monkeypatch.setattr("txasynchat.compat._tls_socket.MOST_UNSENT", 10_000)
 
     class Small(Listener):
@@ -438,7 +440,7 @@ AFTERWARDS = [after_the_handshake, within_a_record, after_a_message, after_close
 @BOTH_WAYS
 @pytest.mark.parametrize("end", [socket.socket.close, reset], ids=["FIN", "RST"])
 @pytest.mark.parametrize("stage", [*HANDSHAKE, *AFTERWARDS], ids=lambda stage: stage.__name__)
-def test_who_leaves_at_any_stage_is_told_of_once(channels, stage, end, use_poll):
+def test_disconnect_at_any_stage_is_reported_once(channels, stage, end, use_poll):
     listener = Listener(channels, server_context())
 
     def run():
@@ -460,7 +462,7 @@ def test_who_leaves_at_any_stage_is_told_of_once(channels, stage, end, use_poll)
             assert handler.socket.truncated
     elif event != ("close",):
         assert isinstance(event[1], (ssl.SSLError, ConnectionError))
-    else:  # in poll mode a lost connection is handle_close's, as ever
+    else:  # in poll mode a lost connection calls handle_close, as in the stdlib
         assert use_poll
     assert list(channels.values()) == [listener]
 
@@ -468,7 +470,7 @@ def test_who_leaves_at_any_stage_is_told_of_once(channels, stage, end, use_poll)
 @BOTH_WAYS
 @pytest.mark.parametrize("end", [socket.socket.close, reset], ids=["FIN", "RST"])
 @pytest.mark.parametrize("stage", HANDSHAKE, ids=lambda stage: stage.__name__)
-def test_a_handler_that_leaves_a_failed_channel_open_is_told_of_the_end(
+def test_handler_that_leaves_a_failed_channel_open_learns_of_the_end(
     channels, stage, end, use_poll
 ):
     listener = Listener(channels, server_context(), Logging)
@@ -490,7 +492,7 @@ def test_a_handler_that_leaves_a_failed_channel_open_is_told_of_the_end(
 
 class Deaf(Logging):
     """
-    Closes nothing, ever.
+    Never closes anything.
     """
 
     def handle_close(self):
@@ -513,7 +515,7 @@ def test_a_handler_that_never_closes_costs_next_to_nothing(channels, use_poll):
 
 
 @BOTH_WAYS
-def test_a_client_that_leaves_its_failed_channel_open_is_told_of_the_end(channels, use_poll):
+def test_client_that_leaves_its_failed_channel_open_learns_of_the_end(channels, use_poll):
     listener = Listener(channels, server_context())
     client = Logging(map=channels)
     client.create_socket()
@@ -525,7 +527,7 @@ def test_a_client_that_leaves_its_failed_channel_open_is_told_of_the_end(channel
 
 
 @BOTH_WAYS
-def test_a_peer_that_left_before_it_was_accepted_is_told_of(channels, use_poll):
+def test_peer_that_closed_before_it_was_accepted_is_reported(channels, use_poll):
     listener = Starting(channels, server_context())
     reset(raw(listener.address))
     drive(channels, is_over(listener), use_poll=use_poll)
@@ -535,8 +537,8 @@ def test_a_peer_that_left_before_it_was_accepted_is_told_of(channels, use_poll):
 
 @BOTH_WAYS
 @pytest.mark.parametrize("data", [b"", b"x", b"one\ntwo\n"])
-def test_an_end_that_comes_with_the_last_data_is_told_at_once(channels, data, use_poll):
-    """No other byte will come: the peer waits for our close_notify."""
+def test_end_that_arrives_with_the_last_data_is_reported_at_once(channels, data, use_poll):
+    """No other byte will arrive, because the peer waits for our close_notify."""
     listener = Listener(channels, server_context())
 
     def run():
@@ -594,7 +596,7 @@ def test_an_end_waits_for_a_handler_that_does_not_read(channels):
         listener.close()
 
 
-def test_what_a_handler_leaves_when_it_fails_does_not_wait_for_more(channels):
+def test_data_left_by_a_failed_handler_does_not_wait_for_more(channels):
     class Failing(Logging):
         ac_in_buffer_size = 4
 
@@ -616,7 +618,7 @@ def test_what_a_handler_leaves_when_it_fails_does_not_wait_for_more(channels):
     assert listener.handlers[0].lines == [b"aaa", b"bbb", b"ccc"]
 
 
-def test_a_reset_while_nothing_is_read_and_much_is_to_be_sent_ends_the_wait(channels):
+def test_reset_ends_a_channel_that_does_not_read_and_has_output_queued(channels):
     class Sending(Lines):
         def readable(self):
             return not self.lines
@@ -644,7 +646,7 @@ def test_a_reset_while_nothing_is_read_and_much_is_to_be_sent_ends_the_wait(chan
 
 
 @BOTH_WAYS
-def test_a_peer_that_never_answers_close_notify_keeps_nothing(channels, use_poll):
+def test_peer_that_never_answers_close_notify_keeps_nothing_open(channels, use_poll):
     listener = Listener(channels, server_context())
     client = memory()
 
@@ -677,10 +679,8 @@ def test_a_peer_that_never_answers_close_notify_keeps_nothing(channels, use_poll
         ),
     ],
 )
-def test_a_peer_that_reads_slowly_gets_the_last_bytes_all_the_same(
-    channels, monkeypatch, use_poll, send_buffer
-):
-    """A large buffer is not writable for longer than the limit, while the peer empties it."""
+def test_slow_reader_still_gets_the_last_bytes(channels, monkeypatch, use_poll, send_buffer):
+    """A large buffer stays unwritable for longer than the limit while the peer empties it."""
     monkeypatch.setattr("txasynchat.compat._tls_socket.CLOSE_TIMEOUT", 0.5)
 
     class Leaving(Lines):
@@ -739,7 +739,7 @@ def is_over_or_closed(listener):
 
 @pytest.mark.parametrize("cut", range(1, 24))
 @BOTH_WAYS
-def test_plaintext_behind_starttls_is_never_handled_wherever_it_is_cut(channels, cut, use_poll):
+def test_plaintext_after_starttls_is_never_handled_at_any_split(channels, cut, use_poll):
     class Upgrading(Lines):
         def line_received(self, line):
             if line == b"STARTTLS":
@@ -764,8 +764,8 @@ def test_plaintext_behind_starttls_is_never_handled_wherever_it_is_cut(channels,
 
 
 @pytest.mark.parametrize("early", ["nothing", "a hello"])
-def test_tls_begins_behind_a_full_queue_by_itself(channels, early):
-    """Nothing else comes that would give the handshake a push."""
+def test_tls_begins_by_itself_after_a_full_queue(channels, early):
+    """No other event would start the handshake."""
     handler, theirs = pair(channels, Lines)
     handler.push(b"x" * 3_000_000)
     assert handler.producer_fifo
@@ -791,7 +791,7 @@ def test_tls_begins_behind_a_full_queue_by_itself(channels, early):
 
 
 @BOTH_WAYS
-def test_a_peer_that_never_reads_what_comes_before_tls_is_gone_after_the_limit(channels, use_poll):
+def test_peer_that_never_reads_the_plaintext_is_disconnected_after_the_limit(channels, use_poll):
     handler, theirs = pair(channels, Lines)
     handler.push(b"x" * 3_000_000)
     start_tls(handler, server_context(), handshake_timeout=0.2)
@@ -803,7 +803,7 @@ def test_a_peer_that_never_reads_what_comes_before_tls_is_gone_after_the_limit(c
 
 
 @pytest.mark.parametrize("poll", [asyncore.poll, asyncore.poll2])
-def test_passes_by_hand_end_it_too(channels, poll):
+def test_peer_that_never_reads_the_plaintext_is_disconnected_in_passes_by_hand_too(channels, poll):
     handler, theirs = pair(channels, Lines)
     handler.push(b"x" * 3_000_000)
     start_tls(handler, server_context(), handshake_timeout=0.2)
@@ -816,13 +816,13 @@ def test_passes_by_hand_end_it_too(channels, poll):
 
 
 @BOTH_WAYS
-def test_a_peer_that_reads_slowly_what_comes_before_tls_gets_there(channels, use_poll):
+def test_peer_that_reads_the_plaintext_slowly_completes_the_handshake(channels, use_poll):
     def read(theirs, size):
         while size:
             size -= len(theirs.recv(min(size, 65536)))
 
     def run(theirs, limit):
-        # It takes longer than the limit, each piece does not.
+        # The whole takes longer than the limit, each piece does not.
         slowest = 0.0
         for size in (*[500_000] * 16, 2_000_000):
             began = time.monotonic()
@@ -838,7 +838,7 @@ def test_a_peer_that_reads_slowly_what_comes_before_tls_gets_there(channels, use
         except OSError:
             if max(slowest, time.monotonic() - began) < limit / 2:
                 raise
-            return None  # not slow, but stopped: by a machine that is busy
+            return None  # not slow but stopped, by a busy machine
 
     for limit in (0.5, 1.0, 2.0):
         handler, theirs = pair(channels, Lines)
@@ -856,8 +856,8 @@ def test_a_peer_that_reads_slowly_what_comes_before_tls_gets_there(channels, use
 
 
 @pytest.mark.parametrize("checks_names", [True, False])
-def test_a_context_for_clients_is_refused_when_listening_begins(channels, checks_names):
-    """With what to write instead, and by the same exception in each release of Python."""
+def test_client_context_is_refused_when_listening_begins(channels, checks_names):
+    """The error names what to write instead, and is the same in each release of Python."""
     context = client_context()
     context.check_hostname = checks_names
     with pytest.raises(ssl.SSLError, match=r"PROTOCOL_TLS_CLIENT.*Purpose\.CLIENT_AUTH"):
@@ -865,8 +865,8 @@ def test_a_context_for_clients_is_refused_when_listening_begins(channels, checks
 
 
 @pytest.mark.parametrize("checks_names", [True, False])
-def test_a_context_for_clients_is_refused_where_a_server_starts_tls(channels, checks_names):
-    """The connection stays as it was, in plain."""
+def test_client_context_is_refused_where_a_server_starts_tls(channels, checks_names):
+    """The connection stays in plain."""
     context = client_context()
     context.check_hostname = checks_names
     handler, theirs = pair(channels, Lines)
@@ -885,7 +885,7 @@ def test_a_context_for_clients_is_refused_where_a_server_starts_tls(channels, ch
 
 class Forgetting(Lines):
     """
-    Keeps no exception, and with it no frame.
+    Keeps no exception, so no frame either.
     """
 
     def handle_error(self):
@@ -931,9 +931,9 @@ def test_hostile_connections_leave_no_memory_behind(channels):
 
     survive(200)
     gc.collect()
-    # What the traceback of a test that failed keeps is none of this one's business.
+    # What the traceback of a failed test keeps alive does not count here.
     kept = [one for one in gc.get_objects() if isinstance(one, ssl.SSLObject)]
-    gc.disable()  # nothing may need it
+    gc.disable()  # nothing may keep the memory
     try:
         sizes = [resident()]
         for _ in range(3):

@@ -35,7 +35,7 @@ class Sending(asyncore.dispatcher_with_send):
 
 
 class Quiet(Lines):
-    """Answers nothing by itself."""
+    """Sends no answers."""
 
     def line_received(self, line):
         pass
@@ -127,7 +127,7 @@ from_elsewhere = pytest.mark.parametrize("where", ["from_a_handler", "from_a_thr
 @pytest.mark.parametrize(("kind", "fill"), [(Quiet, append), (Sending, add)])
 @from_elsewhere
 @pytest.mark.parametrize("version", VERSIONS)
-def test_a_queue_that_is_filled_from_elsewhere_is_sent_at_once(version, where, kind, fill):
+def test_queue_filled_from_outside_is_sent_at_once(version, where, kind, fill):
     with Served(kind, version) as served:
         for number in range(20):
             getattr(served, where)(lambda: fill(served.channel, b"x" * 1_000))
@@ -140,8 +140,8 @@ def test_a_queue_that_is_filled_from_elsewhere_is_sent_at_once(version, where, k
 )
 @from_elsewhere
 @pytest.mark.parametrize("version", VERSIONS)
-def test_what_the_system_did_not_take_of_it_follows_at_once(version, where, kind, send):
-    """TLS has taken all of it: nothing is left in the channel's queue."""
+def test_bytes_the_system_did_not_take_follow_at_once(version, where, kind, send):
+    """TLS has taken everything: the channel's queue is empty."""
     with Served(kind, version, SO_SNDBUF=4_096) as served:
         for _ in range(5):
             getattr(served, where)(lambda: send(served.channel, b"x" * 60_000))
@@ -160,7 +160,7 @@ def test_what_the_system_did_not_take_of_it_follows_at_once(version, where, kind
     ids=["push", "producer_fifo", "send", "out_buffer"],
 )
 @pytest.mark.parametrize("version", VERSIONS)
-def test_threads_lose_and_repeat_and_mix_nothing(version, kind, send, answered):
+def test_data_of_several_threads_is_not_lost_repeated_or_mixed(version, kind, send, answered):
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
 
@@ -196,7 +196,7 @@ def test_threads_lose_and_repeat_and_mix_nothing(version, kind, send, answered):
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_threads_that_push_while_tls_begins_have_their_data_encrypted(version):
-    """The switch to TLS has its place in the queue, and what is pushed behind it waits for it."""
+    """The switch to TLS is an item of the queue, and data pushed after it waits for it."""
     ours, theirs = socket.socketpair()
     theirs.settimeout(LIMIT)
     channels = {}
@@ -223,8 +223,8 @@ def test_threads_that_push_while_tls_begins_have_their_data_encrypted(version):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("version", VERSIONS)
-def test_another_thread_may_close_while_the_channel_sends_and_receives(version):
-    """TLS is ended in order all the same: what came is whole records, and then close_notify."""
+def test_channel_may_be_closed_by_another_thread_while_it_sends_and_receives(version):
+    """TLS still ends in order: the peer gets whole records, and then close_notify."""
     for _ in range(20):
         with Served(Quiet, version) as served:
             closing = threading.Event()

@@ -1,5 +1,5 @@
 """
-Channels whose program wrapped their socket in TLS itself, by `ssl` or by pyOpenSSL.
+Channels whose socket the program itself wrapped in TLS, by `ssl` or by pyOpenSSL.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ def by_pyopenssl(sock):
 
 
 class Counted:
-    """Counts the events that it meets."""
+    """Counts its events."""
 
     handed = 0
 
@@ -56,7 +56,7 @@ class Counted:
 
 
 class Chat(Counted, asynchat.async_chat):
-    """Answers lines with lines; its first words come before the handshake."""
+    """Answers lines; its greeting is queued before the handshake."""
 
     def __init__(self, sock, channels):
         super().__init__(sock, channels)
@@ -105,7 +105,7 @@ class Bare(Counted, asyncore.dispatcher):
 
 
 class Shaking(Bare):
-    """Shakes hands in both handlers, by the socket's own method."""
+    """Performs the handshake in both handlers, by the socket's own method."""
 
     is_secure = False
 
@@ -126,7 +126,7 @@ class Shaking(Bare):
 
 
 class Quiet(Bare):
-    """Has nothing to say of its own."""
+    """Sends nothing by itself."""
 
     def __init__(self, sock, channels):
         super().__init__(sock, channels)
@@ -134,7 +134,7 @@ class Quiet(Bare):
 
 
 class ShakingQuietly(Quiet, Shaking):
-    """Shakes hands by the socket's own method, in the handler that meets an event."""
+    """Performs the handshake by the socket's own method, in the handler of the event."""
 
 
 def by_loop(channels, done, *, use_poll):
@@ -192,7 +192,7 @@ def ends():
 
 @pytest.fixture
 def local_ends():
-    """The same where the system takes no more until the peer has read."""
+    """The same, where the system accepts no more until the peer reads."""
     near, far = socket.socketpair()
     near.settimeout(LIMIT)
     far.setblocking(False)
@@ -218,7 +218,7 @@ def talk(sock, tls, greeting):
 @each_wrap
 @each_drive
 @pytest.mark.parametrize("handler", [Chat, Greeter])
-def test_chats_over_a_socket_that_the_program_wrapped_talk(channels, ends, drive, wrap, handler):
+def test_chats_over_a_socket_wrapped_by_the_program_work(channels, ends, drive, wrap, handler):
     """The 3.11 modules close the channel at the first record that has not come whole."""
     near, far = ends
     chat = handler(wrap(far), channels)
@@ -232,7 +232,7 @@ def test_chats_over_a_socket_that_the_program_wrapped_talk(channels, ends, drive
 @each_wrap
 @each_drive
 @pytest.mark.parametrize("handler", [Bare, Shaking])
-def test_dispatchers_over_a_socket_that_the_program_wrapped_talk(
+def test_dispatchers_over_a_socket_wrapped_by_the_program_work(
     channels, ends, drive, wrap, handler
 ):
     """Their own buffers, and their own handshakes, work in either handler."""
@@ -256,10 +256,8 @@ def echo(sock, tls):
 @each_wrap
 @each_drive
 @pytest.mark.parametrize("handler", [Greeter, Bare, Shaking])
-def test_a_write_that_wants_a_read_waits_for_it_without_a_spin(
-    channels, ends, drive, wrap, handler
-):
-    """The first words of a server wait for the client's hello, and the processor rests."""
+def test_write_that_needs_a_read_waits_without_spinning(channels, ends, drive, wrap, handler):
+    """A server's greeting waits for the client's hello, without using the processor."""
     near, far = ends
     greeter = handler(wrap(far), channels)
     passes(drive, channels, lambda: greeter.handed)
@@ -273,10 +271,8 @@ def test_a_write_that_wants_a_read_waits_for_it_without_a_spin(
 @each_wrap
 @each_drive
 @pytest.mark.parametrize("handler", [Chat, Quiet, ShakingQuietly])
-def test_a_read_that_wants_a_write_waits_for_it_without_a_spin(
-    channels, local_ends, drive, wrap, handler
-):
-    """A handshake whose answer finds the system's buffer full goes on when there is room."""
+def test_read_that_needs_a_write_waits_without_spinning(channels, local_ends, drive, wrap, handler):
+    """A handshake that finds the system's buffer full continues when there is room."""
     near, far = local_ends
     plain = fill(far)
     tls = memory()
@@ -301,7 +297,7 @@ def test_a_read_that_wants_a_write_waits_for_it_without_a_spin(
 
 @each_wrap
 @pytest.mark.parametrize("use_poll", [False, True], ids=["select", "poll"])
-def test_recv_says_that_there_is_nothing_yet(channels, ends, wrap, use_poll):
+def test_recv_raises_when_there_is_nothing_yet(channels, ends, wrap, use_poll):
     """An empty answer would read as the end of the stream."""
     near, far = ends
     met = []
@@ -333,8 +329,8 @@ def test_recv_says_that_there_is_nothing_yet(channels, ends, wrap, use_poll):
 
 
 @each_wrap
-def test_a_real_error_of_tls_still_closes_the_channel(channels, ends, wrap):
-    """Only what says "wait" is no error."""
+def test_real_tls_error_still_closes_the_channel(channels, ends, wrap):
+    """Only a request to wait is not an error."""
     near, far = ends
     chat = Chat(wrap(far), channels)
     near.sendall(b"GET / HTTP/1.1\r\n\r\n")
@@ -344,8 +340,8 @@ def test_a_real_error_of_tls_still_closes_the_channel(channels, ends, wrap):
 
 
 @pytest.mark.parametrize("use_poll", [False, True], ids=["select", "poll"])
-def test_a_listener_whose_handler_shakes_hands_too_early_hears_of_it(channels, use_poll):
-    """It has no TLS that could wait: dropped, the error would lose a connection without a word."""
+def test_listener_whose_handler_handshakes_too_early_gets_the_error(channels, use_poll):
+    """A listener has no TLS to wait for; without the error a connection would vanish silently."""
     errors = []
 
     class Hasty(asyncore.dispatcher):
@@ -372,7 +368,7 @@ def memory():
 
 
 def passes(drive, channels, begun):
-    """Drive until something came, then for so long that a spin would show."""
+    """Drive until something arrives, then long enough that a spin would show."""
     drive(channels, begun)
     end = time.monotonic() + 0.15
     drive(channels, lambda: time.monotonic() > end)

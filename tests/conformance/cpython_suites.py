@@ -124,7 +124,7 @@ async_chat.set_terminator = _long_set_terminator
 
 
 class _Outcomes(unittest.TestResult):
-    """Remembers what became of each test, by its id."""
+    """Records the outcome of each test, by its id."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ class _Outcomes(unittest.TestResult):
         self.why: dict[str, str] = {}
 
     def _note(self, test, outcome, why="") -> None:
-        # The class that a skipped class or a failed setUpClass leaves is an id like any other.
+        # The class of a skipped class or a failed setUpClass is an id like any other.
         self.outcome[test.id()] = outcome
         if why:
             self.why[test.id()] = why
@@ -176,7 +176,7 @@ def _put_in_place(implementation: str, folder: Path) -> None:
         for name in "asyncore", "asynchat":
             sys.modules[f"test.support.{name}"] = sys.modules[name]
             setattr(test.support, name, sys.modules[name])
-        # smtpd's copy there (in another place from release to release) stands on those two.
+        # smtpd's copy there (its place differs between releases) is built on those two.
 
 
 def _compiled_from(module: ModuleType) -> list[str]:
@@ -207,13 +207,13 @@ def _wanted(suite: unittest.TestSuite, only: str | None) -> Iterator[unittest.Te
 
 
 def run_suite(job: dict) -> dict:
-    """Run one suite here, in this process, and say what became of each test."""
+    """Run one suite in this process, and report the outcome of each test."""
     folder = Path(job["stdlib"])
     from_311, only = SUITES[job["suite"]]
     _put_in_place(job["implementation"], folder)
     name = f"test.{job['suite']}"
     if from_311:
-        if job["suite"] == "test_smtpd":  # imports a helper that lies beside it
+        if job["suite"] == "test_smtpd":  # imports a helper beside it
             sys.modules["test.mock_socket"] = stdlib_modules.load_file(
                 "test.mock_socket", folder / "test" / "mock_socket.py"
             )
@@ -230,7 +230,7 @@ def run_suite(job: dict) -> dict:
 
 
 def child(job: dict, report: str) -> None:
-    """The whole of a child process; its report is a file, for the tests print what they like."""
+    """The main function of a child process; its report is a file, because the tests print to stdout."""
     sys.path.insert(0, job["package"])
     Path(report).write_text(json.dumps(run_suite(job)), encoding="utf-8")
     # Threads that a broken copy left behind must not hold the process.
@@ -268,11 +268,11 @@ class Run:
         )
 
     def failures(self) -> list[str]:
-        """Ids of the tests that did not go well."""
+        """Ids of the tests that did not pass."""
         return [name for name, kind in self.outcome.items() if kind in {"failed", "error"}]
 
     def carry_out(self, folder: Path, limit: float = LIMIT) -> Run:
-        """Run it in a child process, in an empty directory of its own."""
+        """Run it in a child process, in its own empty directory."""
         began = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="cpython-suite-") as scratch:
             report = Path(scratch, "report.json")
@@ -347,7 +347,7 @@ def _usable(python: str, suites: list[str]) -> tuple[list[str], str]:
 
 
 def _broken_copy(scratch: Path, name: str) -> Path:
-    """A folder with the package in it, spoiled as the mutant of that name says."""
+    """Make a folder with a copy of the package, broken as the mutant of that name says."""
     file, code, _ = MUTANTS[name]
     folder = Path(tempfile.mkdtemp(dir=scratch))
     shutil.copytree(
@@ -359,7 +359,7 @@ def _broken_copy(scratch: Path, name: str) -> Path:
 
 
 def check_mutants(python: str, folder: Path, pool: ThreadPoolExecutor) -> list[str]:
-    """Each broken copy must be noticed by its suite; returns those that were not."""
+    """Check that each broken copy is noticed by its suite; return those that were not."""
     missed = []
     with tempfile.TemporaryDirectory(prefix="broken-facade-") as scratch:
         runs = {

@@ -75,7 +75,7 @@ def parting(expected: History, got: History) -> int | None:
 
 @dataclass
 class Report:
-    """What a comparison of many programs came to."""
+    """The result of a comparison of many programs."""
 
     differences: list[str]
     repairs: Counter

@@ -73,7 +73,7 @@ _ACT_WEIGHTS = list(ACTS.values())
 
 _LINES = (b"a\n", b"bb\r\n", b"\n", b"abc", b"a\r\nb\r\nc", b"x" * 30 + b"\n", b"\r", b"aaab")
 _TERMINATORS = (b"\n", b"\r\n", b"a", 1, 4, 9, None, b"", 0)
-_POLLRDHUP: int = getattr(select, "POLLRDHUP", 0x2000)  # PyPy gives Linux's figure no name
+_POLLRDHUP: int = getattr(select, "POLLRDHUP", 0x2000)  # PyPy has no name for Linux's value
 _TRACEBACK = re.compile(r"channel (<\S+)[^(]*\((.*?):(.*?) \[.*", re.DOTALL)
 
 
@@ -134,7 +134,7 @@ class World:
         self.null = os.open(os.devnull, os.O_RDONLY)
         self.extra: list[socket.socket] = []
         self.spare = [self._prepare(*socket.socketpair()) for _ in range(3)]
-        # One listener that nobody serves, to connect to, and one address that refuses.
+        # One listener that accepts nothing, to connect to, and one address that refuses.
         self.target = socket.create_server(("127.0.0.1", 0))
         with socket.create_server(("127.0.0.1", 0)) as gone:
             self.refusing = gone.getsockname()
@@ -205,11 +205,11 @@ class World:
         channel.connect(self.refusing if rng.random() < 0.25 else self.target.getsockname())
 
     def hold(self, number: int | None) -> None:
-        """Keep a descriptor that a handler has just closed from being given out in this pass."""
+        """Keep the number of a descriptor that a handler just closed from being reused in this pass."""
         if number is not None and self.passes:
             with contextlib.suppress(OSError):
                 os.fstat(number)
-                return  # still open: nothing was closed, or somebody has it already
+                return  # still open: nothing was closed, or the number is already reused
             os.dup2(self.null, number)
             self.held.append(number)
 
@@ -219,18 +219,18 @@ class World:
         self.history.append((getattr(channel, "name", channel), *what))
 
     def draw(self, channel, event: str) -> random.Random:
-        """The same decisions for the same call, whatever other channels did before it."""
+        """Draw the same decisions for the same call, whatever other channels did before it."""
         self.calls[channel.name, event] += 1
         return random.Random(
             f"{self.seed} {channel.name} {event} {self.calls[channel.name, event]}"
         )
 
     def event(self, channel, event: str, *what) -> None:
-        """A handler was called: record it, and do what the program does there."""
+        """Record a handler's call, and do what the program does there."""
         if self.passes and self.stale_at is None:
             number, depth = self.passes[-1]
             if channel.born >= number and self.depth == depth and event != "accepted":
-                # Nobody can have asked about this descriptor in this pass: it was not there.
+                # No channel can have been asked for this descriptor in this pass: it was not open.
                 self.stale_at = len(self.history)
         self.note(channel, event, *what)
         rng = self.draw(channel, event)
@@ -248,7 +248,7 @@ class World:
         return rng.choice(self.channels)
 
     def act(self, channel, rng: random.Random, event: str) -> None:
-        """One act of a handler, or of the program between passes (`event` is then empty)."""
+        """Perform one act of a handler, or of the program between passes (`event` is then empty)."""
         if not self.acts_left:
             return
         self.acts_left -= 1
@@ -315,7 +315,7 @@ class World:
             with contextlib.suppress(OSError, AttributeError):
                 channel.socket.shutdown(socket.SHUT_WR)
         elif act == "close the socket only" and channel.socket is not None:
-            # A low number would soon be something else's, and the program about that.
+            # A low number would soon be reused, and the program would test that instead.
             if channel.socket.fileno() >= CHANNELS:
                 channel.socket.close()
         elif act == "new channel" and len(self.channels) < 9 and self.spare:
@@ -353,7 +353,7 @@ class World:
     # -- the script -------------------------------------------------------------------------
 
     def one_pass(self, how: str) -> None:
-        """One pass of the loop, or of poll called directly; what leaves it goes on."""
+        """Run one pass of the loop, or of poll called directly; exceptions propagate."""
         self.pass_count += 1
         self.passes.append((self.pass_count, self.depth))
         try:
@@ -383,11 +383,11 @@ class World:
     def _note_error(self, where: str, error: BaseException) -> None:
         if isinstance(error, KeyboardInterrupt) and not error.args:
             raise error  # from the keyboard, not from a program
-        # An OSError of the system has another text than one of a handler: the type is enough.
+        # The text of an OSError of the system differs from that of a handler's: the type is enough.
         self.note("script", where, type(error).__name__)
 
     def peer_step(self, rng: random.Random) -> None:
-        """Something happens at the far end of a channel, and is waited for."""
+        """Make something happen at the far end of a channel, and wait for it."""
         channel = rng.choice(self.channels)
         if channel.accepting:
             with contextlib.suppress(OSError):
@@ -420,7 +420,7 @@ class World:
             before = _pending(ours) if number >= 0 else 0
             sent = peer.send(rng.choice(_LINES) * rng.choice((1, 1, 1, 2, 5)))
             if number >= 0 and ours.family == socket.AF_INET:
-                # What lies behind an urgent mark is not counted: hence the bound.
+                # Bytes after an urgent mark are not counted: hence the bound.
                 for _ in range(50):
                     if _pending(ours) >= before + sent:
                         break
@@ -455,7 +455,7 @@ class World:
             poll.poll(200)
 
     def run(self) -> list[tuple]:
-        """Carry the program out; returns its history, the state at the end included."""
+        """Run the program; return its history, including the state at the end."""
         rng = self.rng
         try:
             for _ in range(rng.randint(1, 4)):
@@ -527,7 +527,7 @@ class _Silent:
 KINDS = ("chat", "plain", "buffered", "listener", "connector", "pipe", "datagram")
 KIND_WEIGHTS = (10, 4, 4, 3, 4, 2, 1)
 
-#: How a class is written: its own predicates or the base class's; which hooks it overrides.
+#: How a class is written: with its own predicates or the base class's, and which hooks.
 STYLES = ("bare", "full", "predicates", "full predicates", "forgets to close", "own error")
 
 _classes: dict[int, dict] = {}

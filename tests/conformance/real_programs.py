@@ -126,8 +126,8 @@ PROGRAMS = {
     ),
 }
 
-#: Runs first in every process: the names mean what the environment says, and it tells which
-#: code they ended up as.
+#: Runs first in every process: the names mean what the environment says, and it reports which
+#: code they refer to.
 _SITE = """
 import atexit, os, sys
 sys.path.insert(0, {here!r})
@@ -144,12 +144,12 @@ atexit.register(_tell)
 
 
 class Unavailable(Exception):
-    """A package cannot be had; the text says why."""
+    """A package is not available; the text says why."""
 
 
 @dataclass
 class Run:
-    """What one run of one program's tests came to."""
+    """The result of one run of one program's tests."""
 
     outcome: dict[str, str]
     files: set[str]
@@ -196,7 +196,7 @@ class Installation:
             )  # fmt: skip
             archive = next(self.sdist.glob("*.tar.gz"))
             subprocess.run(["tar", "xzf", archive.name], cwd=self.sdist, check=True)
-        # Last, for the folder says that all went well.
+        # Last, because the folder means that all went well.
         self._pip("install", "-q", "--target", str(self.packages), *self.program.requirements)
 
     def _tests(self) -> tuple[Path, list[str]]:

@@ -54,7 +54,7 @@ class Caller:
         self.load = load
         self.rng = rng
         self.sock: socket.socket | None = None
-        self.life = 0  # timers belong to one connection, or to one rest between two
+        self.life = 0  # timers belong to one connection, or to one pause between two
 
     def open(self) -> None:
         """Connect and decide what this connection will be like."""
@@ -96,7 +96,7 @@ class Caller:
         self.write()
 
     def write(self) -> None:
-        """Send one piece; come back for the next when the socket takes it."""
+        """Send one piece; schedule the next for when the socket takes it."""
         if self.outgoing:
             piece = self.outgoing.popleft()
             try:
@@ -112,13 +112,13 @@ class Caller:
         self.spoken()
 
     def spoken(self) -> None:
-        """All is sent. What now depends on the way this connection ends."""
+        """Everything is sent: do what this connection's way to end asks for."""
         if self.rounds > 0:
             if not self.expected:
                 self.load.after(self.rng.uniform(0, 1.5), self)
             return
         if self.way == "half-close" and not self.eof_sent:
-            # The answers still have to come, although this side says no more.
+            # The answers must still arrive, although this side sends no more.
             self.eof_sent = True
             self.sock.shutdown(socket.SHUT_WR)
         elif self.way == "orderly" and not self.expected and not self.eof_sent:
@@ -128,7 +128,7 @@ class Caller:
             self.load.after(self.rng.uniform(0, 0.05), self)
 
     def wake(self) -> None:
-        """The time that this connection, or the empty slot, waited for has come."""
+        """Continue after the delay of this connection, or of the empty slot."""
         try:
             self._next()
         except OSError as error:
@@ -148,7 +148,7 @@ class Caller:
             self.speak()
 
     def ready(self, events: int) -> None:
-        """The socket can be read or written."""
+        """Act on a socket that can be read or written."""
         try:
             if events & select.POLLOUT:
                 if not self.outgoing and self.rounds > 0 and not self.expected:
@@ -161,7 +161,7 @@ class Caller:
             self.lost(type(error).__name__)
 
     def read(self) -> None:
-        """Take answers; each must be the next one expected."""
+        """Read answers; each must be the next one expected."""
         try:
             data = self.sock.recv(65536)
         except BlockingIOError:
@@ -189,12 +189,12 @@ class Caller:
                 self.spoken()
 
     def lost(self, why: str) -> None:
-        """Something that must not happen to a connection that plays by the rules."""
+        """Report what must not happen to a connection that follows the rules."""
         self.load.wrong[f"{self.way}: {why}"] += 1
         self.gone()
 
     def gone(self) -> None:
-        """Close, and use the slot again a little later."""
+        """Close, and reuse the slot a little later."""
         self.load.forget(self)
         self.sock.close()
         self.sock = None
@@ -204,7 +204,7 @@ class Caller:
 
 
 class Load:
-    """All slots in one loop around epoll, or poll."""
+    """All slots, in one loop around epoll or poll."""
 
     def __init__(self, ports: list[int], connections: int, seed: int) -> None:
         self.ports = ports
@@ -246,7 +246,7 @@ class Load:
         self.callers.pop(number, None)
 
     def run(self, seconds: float, grace: float) -> dict:
-        """Keep the slots busy for so long, then give them time to end; returns what happened."""
+        """Keep the slots busy for so long, then give them time to end; return what happened."""
         stop = time.monotonic() + seconds
         most = 0
         while True:
@@ -295,7 +295,7 @@ def server_classes(modules: stdlib_modules.Modules):
         def found_terminator(self):
             words = self._get_data().split(b" ")
             if self.waiting:
-                # Answers keep their order: what comes behind a question waits for it.
+                # Answers keep their order: lines after a question wait for it.
                 self.later.append(b" ".join(words))
             elif words[0] == b"quit":
                 self.close_when_done()
@@ -381,7 +381,7 @@ def _descriptors() -> dict[str, str]:
 
 
 def _delayed_calls() -> list[str]:
-    """Delayed calls of every Twisted reactor in this process, whoever made it."""
+    """Delayed calls of every Twisted reactor in this process."""
     base = sys.modules.get("twisted.internet.base")
     if base is None:
         return []
@@ -401,7 +401,7 @@ class Soak:
 
     def _serve(self, number: int, socket_map: dict) -> None:
         try:
-            # Every thread its own way to call the loop.
+            # Every thread calls the loop in its own way.
             use_poll = self.always_poll or number == 1
             if number == 2:
                 while socket_map:
@@ -412,7 +412,7 @@ class Soak:
             self.died.append(f"thread {number}: {type(error).__name__}: {error}")
 
     def warm_up(self) -> None:
-        """Make what is made once a process (imports, a reactor) before anything is counted."""
+        """Make what a process makes once (imports, a reactor) before anything is counted."""
         socket_map: dict = {}
         server = self.Server(socket_map)
         self.modules.asyncore.loop(0, map=socket_map, count=1)
@@ -439,7 +439,7 @@ class Soak:
             self.wrong.append("too few connections were open at once for the figure to mean much")
 
     def _empty(self, maps: list[dict], threads: list[threading.Thread], seconds: float) -> None:
-        """The peers are gone; close the listeners from outside, and see that loops end."""
+        """After the peers are gone, close the listeners from outside; the loops must end."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and any(len(m) > 1 for m in maps):
             threads[0].join(0.05)
@@ -454,7 +454,7 @@ class Soak:
                 self.wrong.append(f"{thread.name} is still in its loop, its map empty")
 
     def run(self, options: argparse.Namespace) -> list[str]:
-        """Serve, let the load loose, inspect; returns what was wrong."""
+        """Serve, start the load, inspect; return what was wrong."""
         self.warm_up()
         gc.collect()
         descriptors, threads_before = _descriptors(), set(threading.enumerate())
@@ -472,7 +472,7 @@ class Soak:
         self.wrong += self.died
         for error, count in self.Line.errors.items():
             print(f"handlers saw {count} times: {error}")
-            # A peer that resets may be noticed as an error of the channel; nothing else may.
+            # Only a peer's reset may be noticed as an error of the channel.
             if "Connection reset" not in error and "Broken pipe" not in error:
                 self.wrong.append(f"{count} times in a handler: {error}")
         del thread, threads
@@ -483,7 +483,7 @@ class Soak:
         for _ in range(3):
             gc.collect()
         left = {n: what for n, what in _descriptors().items() if n not in descriptors}
-        # Numbers may have changed hands; the count and the kinds are what matters.
+        # Numbers may have been reused; the count and the kinds matter.
         if len(_descriptors()) > len(descriptors):
             self.wrong.append(f"{len(left)} descriptors left: {sorted(left.values())[:10]}")
         extra = [t.name for t in threading.enumerate() if t not in threads]

@@ -81,7 +81,7 @@ def find_stdlib(*, with_tests: bool = False) -> Path | None:
 
 @contextlib.contextmanager
 def standing_in(**modules: ModuleType | None):
-    """For the length of a ``with``, let these names import as these modules (None: no module)."""
+    """Within a ``with``, let these names import as these modules (None: no module)."""
     before = {name: sys.modules.get(name) for name in modules}
     sys.modules.update({name: module for name, module in modules.items() if module is not None})
     try:

@@ -22,7 +22,7 @@ _numbers = itertools.count(1_000_000)
 
 
 class Wire:
-    """As much of a socket as a channel needs to read chunks; numbered, but no descriptor."""
+    """As much of a socket as a channel needs to read chunks; it has a number, but no descriptor."""
 
     def __init__(self, chunks: list[bytes]) -> None:
         self.chunks = chunks
@@ -116,7 +116,7 @@ def handler_class(async_chat: type) -> type:
             self.allowed -= 1
             act = rng.random()
             if act < 0.55 and counting:
-                # The stdlib goes on to subtract from whatever was set: a TypeError, or a
+                # The stdlib then subtracts from whatever was set: a TypeError, or a
                 # count that is too small or negative. Not compared.
                 return
             if act < 0.5:
@@ -150,7 +150,7 @@ def handler_class(async_chat: type) -> type:
 
 
 def trace(reader: type, seed: int) -> list[object]:
-    """Everything one handler was told about one stream."""
+    """All calls of one handler for one stream."""
     rng = random.Random(seed)
     data = bytes(rng.choices(ALPHABET, weights=(5, 3, 2, 2), k=rng.randint(0, 160)))
     chunks = cut(data, rng)
@@ -164,7 +164,7 @@ def trace(reader: type, seed: int) -> list[object]:
         while chunks or at_end:
             try:
                 handler.handle_read()
-            except ValueError:  # what act() raises, and nothing else
+            except ValueError:  # only what act() raises
                 handler.trace.append("raised")
             if at_end:
                 break
@@ -176,7 +176,7 @@ def trace(reader: type, seed: int) -> list[object]:
 
 def differences(reference: type, candidate: type, seeds: range) -> list[str]:
     """
-    Where two async_chat classes tell their handlers different things.
+    Find where two async_chat classes call their handlers differently.
 
     Args:
         reference: the class that is right by definition.

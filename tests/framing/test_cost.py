@@ -1,5 +1,5 @@
 """
-What a `Framer` costs: time that grows with the bytes and no faster, and memory only for what waits.
+What a `Framer` costs: time that grows linearly, and memory only for bytes that wait.
 """
 
 import sys
@@ -10,7 +10,7 @@ import pytest
 from txasynchat.framing import Framer, Overflow
 from txasynchat.terminators import LengthPrefix
 
-# 16 times the input takes 16 times the time; a second look at all bytes for each message would
+# 16 times the input takes 16 times the time; searching all bytes again for each message would
 # take 256 times. CPU time of this thread alone, the least of several runs.
 GROWTH = 16
 ALLOWED = 60
@@ -75,7 +75,7 @@ def count_two(counter):
     counter.framer.set_terminator(2)
 
 
-# Each makes its input of size n, and gives what to run on it and what must come out of that.
+# Each makes its input of size n, and returns what to run on it and the expected result.
 
 
 def tiny_frames_in_one_chunk(n):
@@ -200,13 +200,13 @@ def near_misses_of_long_terminators(n):
         (an_over_long_message_in_parts, 4_000),
         (an_over_long_message_of_several_delimiters_in_parts, 2_000),
         (near_misses_of_a_long_terminator, 2_000),
-        # Enough that one and the same way of the interpreter to search is taken for both sizes.
+        # Large enough that the interpreter searches both sizes in the same way.
         (near_misses_of_a_long_terminator_in_one_chunk, 32_000),
         (near_misses_of_long_terminators, 2_000),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
-def test_the_time_grows_with_the_bytes_and_no_faster(shape, size):
+def test_time_grows_linearly_with_the_bytes(shape, size):
     small = least_seconds(shape(size))
     large = least_seconds(shape(GROWTH * size))
     assert large < ALLOWED * small, f"{small * 1000:.1f} ms, then {large * 1000:.1f} ms"
@@ -226,7 +226,7 @@ def least_seconds(run):
     ("terminator", "data", "then"),
     [(b"\n", b"\n", None), (1, b"a", lambda counter: counter.framer.set_terminator(1))],
 )
-def test_a_million_frames_in_one_chunk_need_no_stack(terminator, data, then):
+def test_million_frames_in_one_chunk_do_not_recurse(terminator, data, then):
     counter = receive([data * 1_000_000], terminator, then=then)
     assert counter.messages == 1_000_000
 
@@ -235,7 +235,7 @@ def test_a_million_frames_in_one_chunk_need_no_stack(terminator, data, then):
 
 
 def chunk_of(data):
-    """A new object, which nobody else refers to."""
+    """A new object, to which nothing else refers."""
     return bytes(bytearray(data))
 
 
@@ -255,7 +255,7 @@ def chunk_of(data):
     ],
     ids=repr,
 )
-def test_a_framer_that_waits_keeps_no_chunk_alive(terminator, end, whole):
+def test_waiting_framer_keeps_no_chunk_alive(terminator, end, whole):
     framer = Framer(terminator, whole=whole)
     counter = Counter(framer)
     begin = b"\0\1a" * 20_000 if isinstance(terminator, LengthPrefix) else b"aa\r\n" * 20_000
@@ -266,7 +266,7 @@ def test_a_framer_that_waits_keeps_no_chunk_alive(terminator, end, whole):
 
 
 @pytest.mark.counts_references
-def test_a_framer_that_skips_keeps_no_chunk_alive():
+def test_skipping_framer_keeps_no_chunk_alive():
     framer = Framer(b"\r\n", limit=10, overflow=Overflow.SKIP)
     counter = Counter(framer)
     chunk = chunk_of(b"a" * 1000 + b"\r")
@@ -278,7 +278,7 @@ def test_a_framer_that_skips_keeps_no_chunk_alive():
 
 
 @pytest.mark.counts_references
-def test_a_closed_framer_keeps_no_chunk_alive():
+def test_closed_framer_keeps_no_chunk_alive():
     framer = Framer(b"\n", limit=10, whole=True)
     chunk = chunk_of(b"a\n" * 1000 + b"a" * 1000)
     before = sys.getrefcount(chunk)
@@ -289,7 +289,7 @@ def test_a_closed_framer_keeps_no_chunk_alive():
 
 @pytest.mark.parametrize("limit", [None, 100])
 @pytest.mark.traces_memory
-def test_a_stream_without_end_is_not_kept(limit):
+def test_stream_without_terminators_is_not_kept(limit):
     import tracemalloc
 
     framer = Framer(None, limit=limit)
@@ -306,7 +306,7 @@ def test_a_stream_without_end_is_not_kept(limit):
 
 
 @pytest.mark.traces_memory
-def test_a_length_prefix_does_not_make_an_over_long_body_be_kept_whole():
+def test_over_long_body_with_a_length_prefix_is_not_kept_whole():
     import tracemalloc
 
     framer = Framer(LengthPrefix("!I", limit=1000), overflow=Overflow.DELIVER, whole=True)

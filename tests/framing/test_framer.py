@@ -1,5 +1,7 @@
 """
-What a `Framer` does, one behaviour a test; `test_framing_properties` is about any bytes and cuts.
+What a `Framer` does, one behaviour a test; `test_properties` covers any bytes and cuts.
+
+Also covers `framing.overlong` and `framing.receivers`.
 """
 
 import pytest
@@ -61,7 +63,7 @@ def raise_boom(*args):
     raise Boom
 
 
-def test_data_is_passed_on_as_it_comes_but_for_what_may_begin_the_terminator():
+def test_data_is_delivered_as_it_arrives_except_a_possible_terminator_start():
     calls = Calls(Framer(b"\r\n"))
     assert calls.receive(b"abc", b"de\r", b"\r", b"\n") == [
         ("collect", b"abc"),
@@ -76,12 +78,12 @@ def test_an_empty_message_is_found_without_a_call_with_data():
 
 
 @pytest.mark.parametrize("nothing", [None, b"", 0])
-def test_without_terminator_everything_is_passed_on_and_no_limit_is_broken(nothing):
+def test_without_terminator_the_limit_does_not_apply_to_delivered_data(nothing):
     calls = Calls(Framer(nothing, limit=3))
     assert calls.receive(b"", b"abcdef", b"", b"g") == [("collect", b"abcdef"), ("collect", b"g")]
 
 
-def test_a_number_counts_down_and_is_zero_when_the_message_is_found():
+def test_number_counts_down_to_zero_at_the_end_of_the_message():
     framer = Framer(5)
     seen = []
     calls = Calls(framer, found=lambda: seen.append(framer.terminator))
@@ -91,7 +93,7 @@ def test_a_number_counts_down_and_is_zero_when_the_message_is_found():
     assert seen == [0]
 
 
-def test_what_ended_the_message_can_be_asked():
+def test_framer_knows_what_ended_the_message():
     framer = Framer((b"\n", b"\r\n"))
     seen = []
     calls = Calls(framer, found=lambda: seen.append(framer.matched))
@@ -101,7 +103,7 @@ def test_what_ended_the_message_can_be_asked():
     assert seen == [b"\r\n", b"\n", b"\r\n", None]
 
 
-def test_a_terminator_set_in_a_handler_holds_for_what_follows():
+def test_terminator_set_in_a_handler_applies_to_what_follows():
     framer = Framer(b"\n")
     sizes = iter([3, b"|", None])
     calls = Calls(framer, found=lambda: framer.set_terminator(next(sizes)))
@@ -130,13 +132,13 @@ def test_a_pause_takes_effect_before_the_next_message(whole):
     assert framer.buffer == b"c\n"
 
 
-def test_a_message_paused_in_its_last_piece_is_still_ended():
+def test_message_paused_in_its_last_piece_still_ends():
     framer = Framer(b"\n")
     calls = Calls(framer, collect=lambda _: framer.pause())
     assert calls.receive(b"a\nb\n") == [("collect", b"a"), "found"]
 
 
-def test_a_pause_that_is_taken_back_in_the_same_handler_changes_nothing():
+def test_pause_undone_in_the_same_handler_changes_nothing():
     framer = Framer(b"\n")
     calls = Calls(framer, found=lambda: (framer.pause(), framer.resume()))
     assert calls.receive(b"a\nb\n") == [("collect", b"a"), "found", ("collect", b"b"), "found"]
@@ -187,7 +189,7 @@ def test_nothing_follows_a_close_in_the_middle_of_a_message(terminator, data):
     assert framer.buffer == b""
 
 
-def test_the_buffer_holds_what_is_not_yet_passed_on():
+def test_buffer_holds_what_is_not_yet_delivered():
     framer = Framer(b"\n")
     seen = []
     look = lambda *_: seen.append(framer.buffer)  # noqa: E731 it is one
@@ -196,7 +198,7 @@ def test_the_buffer_holds_what_is_not_yet_passed_on():
     assert framer.buffer == b""
 
 
-def test_clear_drops_every_chunk_that_waits():
+def test_clear_drops_every_waiting_chunk():
     framer = Framer(b"\n", whole=True)
     calls = Calls(framer)
     framer.pause()
@@ -208,7 +210,7 @@ def test_clear_drops_every_chunk_that_waits():
     assert calls.log == [("message", b"x")]
 
 
-def test_bytes_fed_in_a_handler_follow_what_was_there():
+def test_bytes_fed_in_a_handler_follow_those_already_buffered():
     for whole in (False, True):
         framer = Framer(b"\n", whole=whole)
         more = iter([b"c\n"])
@@ -219,7 +221,7 @@ def test_bytes_fed_in_a_handler_follow_what_was_there():
         assert messages == [b"a", b"c", b"b"]
 
 
-def test_after_an_exception_a_piece_is_still_there_and_an_ended_message_is_gone():
+def test_exception_keeps_a_piece_and_drops_an_ended_message():
     framer = Framer(b"\n")
     with pytest.raises(Boom):
         Calls(framer, collect=raise_boom).receive(b"a\nb\n")
@@ -229,7 +231,7 @@ def test_after_an_exception_a_piece_is_still_there_and_an_ended_message_is_gone(
     assert framer.buffer == b"b\nc\n"
 
 
-def test_clear_drops_what_waits_and_what_is_kept_of_a_message():
+def test_clear_drops_waiting_bytes_and_the_unfinished_message():
     framer = Framer(b"\n", whole=True, limit=4)
     calls = Calls(framer)
     calls.receive(b"abc")
@@ -241,14 +243,14 @@ def test_clear_drops_what_waits_and_what_is_kept_of_a_message():
 
 
 @pytest.mark.parametrize("name", ["collect", "found"])
-def test_clear_in_a_handler_drops_what_is_behind_the_message(name):
+def test_clear_in_a_handler_drops_what_follows_the_message(name):
     framer = Framer(b"\n", limit=3)
     calls = Calls(framer, **{name: lambda *_: framer.clear()})
     log = calls.receive(b"abc\nb\nc", b"\n", b"def\n")
     assert messages_of(log) == [b"abc", b"", b"def"]
 
 
-def test_clear_in_the_middle_of_a_prefixed_message_begins_with_a_prefix():
+def test_after_clear_inside_a_prefixed_message_a_prefix_is_next():
     framer = Framer(LengthPrefix("B"), whole=True)
     calls = Calls(framer)
     calls.receive(b"\5ab")
@@ -280,7 +282,7 @@ def every_cut(data):
 
 @pytest.mark.parametrize("whole", [False, True], ids=["pieces", "whole"])
 @pytest.mark.parametrize(("terminator", "end"), LINE_ENDS)
-def test_a_message_as_long_as_the_limit_passes_however_it_is_cut(whole, terminator, end):
+def test_message_as_long_as_the_limit_is_delivered_at_any_split(whole, terminator, end):
     for chunks in every_cut(b"abcd" + end):
         framer = Framer(terminator, limit=4, whole=whole)
         log = Calls(framer).receive(*chunks)
@@ -291,7 +293,7 @@ def test_a_message_as_long_as_the_limit_passes_however_it_is_cut(whole, terminat
 
 @pytest.mark.parametrize("whole", [False, True], ids=["pieces", "whole"])
 @pytest.mark.parametrize(("terminator", "end"), LINE_ENDS)
-def test_a_byte_more_is_too_long_however_it_is_cut(whole, terminator, end):
+def test_message_one_byte_over_the_limit_is_too_long_at_any_split(whole, terminator, end):
     for chunks in every_cut(b"abcde" + end + b"f"):
         framer = Framer(terminator, limit=4, whole=whole)
         log = Calls(framer).receive(*chunks)
@@ -301,7 +303,7 @@ def test_a_byte_more_is_too_long_however_it_is_cut(whole, terminator, end):
         assert b"".join(call[1] for call in log[:-1]) == (b"" if whole else b"abcd")
 
 
-def test_the_error_shows_128_bytes_at_most_and_its_text_none():
+def test_error_holds_at_most_128_bytes_and_its_text_none():
     log = Calls(Framer(b"\n", limit=1000)).receive(b"x" * 100, b"y" * 100, b"z" * 1000)
     assert error_of(log) == (1000, 1001, b"x" * 100 + b"y" * 28)
     assert str(log[-1][1]) == "message of at least 1001 bytes, limit 1000"
@@ -310,7 +312,7 @@ def test_the_error_shows_128_bytes_at_most_and_its_text_none():
 @pytest.mark.parametrize(
     ("terminator", "data"), [(1 << 31, b"a"), (LengthPrefix("!I", limit=100), b"\x80\0\0\0")]
 )
-def test_an_announced_length_above_the_limit_is_refused_at_once(terminator, data):
+def test_announced_length_above_the_limit_is_refused_at_once(terminator, data):
     framer = Framer(terminator, limit=100)
     assert error_of(Calls(framer).receive(data)) == (100, 1 << 31, b"")
     assert framer.closed
@@ -324,7 +326,7 @@ def test_a_length_prefix_has_its_own_limit():
 
 
 @pytest.mark.parametrize("whole", [False, True], ids=["pieces", "whole"])
-def test_a_skipped_message_ends_at_the_terminator_that_was_in_force(whole):
+def test_skipped_message_ends_at_the_terminator_then_in_force(whole):
     framer = Framer(b"\n", limit=3, overflow=Overflow.SKIP, whole=whole)
     calls = Calls(framer, overflowed=lambda _: framer.set_terminator(b"|"))
     log = calls.receive(b"too long|and more", b"|\nab", b"c|")
@@ -334,7 +336,7 @@ def test_a_skipped_message_ends_at_the_terminator_that_was_in_force(whole):
 
 
 @pytest.mark.parametrize("whole", [False, True], ids=["pieces", "whole"])
-def test_a_skipped_number_of_bytes_is_followed_by_what_the_hook_set(whole):
+def test_after_a_skipped_number_of_bytes_the_hooks_terminator_applies(whole):
     framer = Framer(6, limit=3, overflow=Overflow.SKIP, whole=whole)
     seen = []
 
@@ -348,7 +350,7 @@ def test_a_skipped_number_of_bytes_is_followed_by_what_the_hook_set(whole):
     assert log[1:] == ([("message", b"ab")] if whole else [("collect", b"ab"), "found"])
 
 
-def test_without_terminator_too_much_is_dropped_until_one_is_set():
+def test_without_terminator_bytes_over_the_limit_are_dropped_until_one_is_set():
     for chunks in every_cut(b"abcdefgh"):
         framer = Framer(None, limit=3, overflow=Overflow.SKIP, whole=True)
         calls = Calls(framer)
@@ -357,7 +359,7 @@ def test_without_terminator_too_much_is_dropped_until_one_is_set():
         assert calls.receive(b"i\n")[1:] == [("message", b"i")]
 
 
-def test_a_terminator_set_when_too_much_came_without_one_holds_for_the_rest():
+def test_terminator_set_after_an_overflow_without_one_applies_to_the_rest():
     for chunks in every_cut(b"abcdef\ngh\n"):
         framer = Framer(None, limit=3, overflow=Overflow.SKIP, whole=True)
         calls = Calls(framer, overflowed=lambda _: framer.set_terminator(b"\n"))  # noqa: B023
@@ -380,7 +382,7 @@ def test_an_exception_in_the_hook_leaves_the_policy_in_force():
         assert [call[1] for call in calls.log[1:]] == [*rest, b"ok"]
 
 
-def test_an_over_long_message_delivered_whole_comes_in_parts_as_long_as_the_limit():
+def test_over_long_message_is_delivered_in_parts_as_long_as_the_limit():
     framer = Framer(b"\n", limit=4, overflow=Overflow.DELIVER, whole=True)
     log = Calls(framer).receive(b"123", b"4567", b"89\nab\n12345\n")
     assert [call[1] for call in log if call[0] == "message"] == [
@@ -412,7 +414,7 @@ def test_a_part_whose_handler_raised_is_not_delivered_again():
     assert calls.log[1:] == [("message", part) for part in (b"ab", b"cd", b"e", b"f")]
 
 
-def test_a_limit_lowered_in_mid_message_is_broken_by_its_next_byte():
+def test_limit_lowered_in_mid_message_is_exceeded_by_the_next_byte():
     framer = Framer(b"\n", limit=10)
     calls = Calls(framer)
     calls.receive(b"12345")
@@ -422,7 +424,7 @@ def test_a_limit_lowered_in_mid_message_is_broken_by_its_next_byte():
     assert len(calls.log) == 2
 
 
-def test_a_smaller_limit_of_a_prefix_set_in_mid_message_delivers_nothing_twice():
+def test_prefix_with_a_smaller_limit_set_in_mid_message_delivers_nothing_twice():
     framer = Framer(b"\n", limit=6, overflow=Overflow.DELIVER, whole=True)
     prefix = LengthPrefix("B", limit=2)
     calls = Calls(framer, overflowed=lambda _: framer.set_terminator(prefix))
@@ -434,7 +436,7 @@ def test_a_smaller_limit_of_a_prefix_set_in_mid_message_delivers_nothing_twice()
 
 
 @pytest.mark.parametrize("whole", [False, True], ids=["pieces", "whole"])
-def test_prefixed_frames_follow_each_other_however_they_are_cut(whole):
+def test_prefixed_frames_follow_each_other_at_any_split(whole):
     for chunks in every_cut(b"\0\3abc\0\0\0\1d"):
         framer = Framer(LengthPrefix("!H"), whole=whole)
         log = Calls(framer).receive(*chunks)
@@ -449,7 +451,7 @@ def test_a_terminator_set_between_prefix_and_body_takes_the_body():
     assert calls.receive(b"ab\ncd") == [("collect", b"ab"), "found", ("collect", b"cd")]
 
 
-def test_a_kind_of_length_prefix_works_as_one():
+def test_subclass_of_length_prefix_works():
     class Netlike(LengthPrefix):
         pass
 
@@ -457,7 +459,7 @@ def test_a_kind_of_length_prefix_works_as_one():
     assert log == [("message", b"ab"), ("message", b"c"), ("message", b"d")]
 
 
-def test_of_several_delimiters_the_first_to_end_wins_and_then_the_longest():
+def test_delimiter_that_ends_first_wins_and_then_the_longest():
     framer = Framer((b"end", b"<end", b"\n", b"\r\n"), whole=True)
     seen = []
     calls = Calls(framer, message=lambda message: seen.append((message, framer.matched)))
@@ -483,7 +485,7 @@ def test_get_terminator_is_asked_on_each_round():
     assert calls.log.count("found") == 3
 
 
-def test_in_message_tells_whether_the_end_of_one_is_awaited():
+def test_in_message_is_true_while_a_message_is_unfinished():
     framer = Framer(b"\r\n")
     calls = Calls(framer)
     assert not framer.in_message

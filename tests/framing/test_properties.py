@@ -165,7 +165,7 @@ class Recorder:
 
     def take_turn(self):
         turn = self.turn = self.turn + 1
-        # Where over-long messages come in parts, nobody can tell their ends.
+        # Where over-long messages arrive in parts, their ends cannot be told.
         if not (self.framer.whole and self.framer.overflow is Overflow.DELIVER):
             self.framer.set_terminator(self.terminators[turn % len(self.terminators)])
         if turn in self.pauses:
@@ -192,7 +192,7 @@ class Recorder:
         return [*self.events, ("unfinished", b"".join(self.parts))]
 
     def insist(self, deliver):
-        """Go on after each exception of the handler."""
+        """Continue after each exception of the handler."""
         while True:
             try:
                 return deliver()
@@ -247,7 +247,7 @@ some_turns = st.sets(st.integers(1, 12), max_size=4)
 limits = st.sampled_from([None, None, 0, 1, 2, 5, 12, 60, 130])
 
 
-# The fast way's window and pause: as they are, and so small that short streams cross them.
+# The fast way's window and pause: as they are, and so small that short streams exceed them.
 sizes = st.sampled_from([(16_384, 8), (11, 1)])
 
 
@@ -287,7 +287,7 @@ def test_any_split_of_the_same_bytes_gives_the_same_messages_and_the_same_error(
     cuts=cuts,
     whole=st.booleans(),
 )
-def test_the_messages_are_those_of_split(data, delimiter, cuts, whole):
+def test_messages_are_those_of_bytes_split(data, delimiter, cuts, whole):
     recorder = Recorder(Framer(delimiter, whole=whole), [delimiter])
     events = recorder.play(cut(data, cuts))
     messages = [event[1] for event in events if event[0] == "message"]

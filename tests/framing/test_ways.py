@@ -4,6 +4,8 @@ The short ways of a `Framer` deliver what the reference, `StepwiseFramer`, deliv
 Both get the same random script: bytes and cuts, a limit and its policy, and handlers that change
 terminators, feed, pause, raise and close, at random; on the facade's framer they also replace the
 buffer and deliver, nested. The logs of their calls, and the states they end in, must be equal.
+
+Also covers `framing.stepwise`.
 """
 
 import random
@@ -50,7 +52,7 @@ class Boom(Exception):
 
 class Script:
     """
-    A random life of a framer: the same for the same seed.
+    Random calls of a framer: the same for the same seed.
     """
 
     def __init__(self, kind, seed, actions):
@@ -62,7 +64,7 @@ class Script:
             any_terminator(draw),
             **{} if issubclass(kind, LegacyFramer) else any_policy(draw),
         )
-        # Most handlers mean no harm; some do something in nearly every call.
+        # Most handlers are harmless; some do something in nearly every call.
         self.busy = draw.choice([0.0, 0.05, 0.2, 0.8])
         self.log = []
         self.depth = 0
@@ -93,7 +95,7 @@ class Script:
 
     def state(self):
         framer = self.framer
-        # A prefix that was read has no meaning for another terminator.
+        # A prefix that was read means nothing to another terminator.
         body = framer._body if framer._seen is framer.terminator else None
         kept = bytes(framer._kept or b"")
         return (
@@ -223,7 +225,7 @@ def cut(data, draw, longest):
 
 @pytest.fixture(params=[(16_384, 8), (5, 1)], ids=["usual sizes", "tiny sizes"], autouse=True)
 def sizes(request, monkeypatch):
-    """A batch's window and the pause after it: as they are, and such that short streams cross them."""
+    """A batch's window and the pause after it: as they are, and tiny for short streams."""
     window, settle = request.param
     monkeypatch.setattr(framer, "WINDOW", window)
     monkeypatch.setattr(framer, "SETTLE", settle)

@@ -1,3 +1,3 @@
 """
-What test files share: certificates, handlers that take notes, peers of other makes and of none.
+What test files share: certificates, handlers that take notes, and peers of every kind.
 """

@@ -18,7 +18,7 @@ from txasynchat.compat import asynchat, asyncore
 AUTHORITY = trustme.CA()
 ISSUED = AUTHORITY.issue_cert("localhost", "127.0.0.1")
 VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
-LIMIT = 20  # seconds after which a test has failed
+LIMIT = 20  # seconds until a test has failed
 
 
 def server_context(version=None):
@@ -94,7 +94,7 @@ class Listener(asyncore.dispatcher):
 
 def drive(channels, done, *, use_poll=False):
     """
-    Run passes until *done* says so.
+    Run passes until *done* returns true.
     """
     end = time.monotonic() + LIMIT
     while not done():
@@ -104,11 +104,11 @@ def drive(channels, done, *, use_poll=False):
 
 class InThread(threading.Thread):
     """
-    A blocking client; what it returned, or raised, is the result.
+    A blocking client in a thread; its return value, or exception, is the result.
     """
 
     def __init__(self, client, *arguments):
-        super().__init__(daemon=True)  # a test that failed must not wait for it at the end
+        super().__init__(daemon=True)  # a failed test must not wait for it at the end
         self.call = client, arguments
         self.result = None
         self.start()

@@ -1,5 +1,5 @@
 """
-A handler on every kind of transport, native or legacy, and clients that read as they like.
+A handler on every kind of transport, native or legacy, and clients that read at any speed.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from txasynchat.compat import LegacyFactory, served
 from txasynchat.endpoints import SecureServerEndpoint
 from txasynchat.tls.layer import TLSLayer
 
-#: What is below a handler.
+#: The transport below a handler.
 KINDS = ("tcp", "unix", "secure", "ssl")
 NATIVE = tuple(f"native {kind}" for kind in KINDS)
 SERVED = tuple(f"served {kind}" for kind in KINDS)
 
 
 class Client:
-    """A blocking socket; each method is run in a thread, and ends."""
+    """A blocking socket; each method is run in a thread, and has a time limit."""
 
     def __init__(self, address, kind, receive_buffer=4_096):
         family = socket.AF_UNIX if kind == "unix" else socket.AF_INET
@@ -38,7 +38,7 @@ class Client:
         self.kind = kind
 
     def connect(self):
-        """Connect, and shake hands where there is TLS."""
+        """Connect, and perform the handshake where there is TLS."""
         self.socket.connect(self.address)
         if self.kind in {"secure", "ssl"}:
             context = client_context()
@@ -47,7 +47,7 @@ class Client:
             )
 
     def ask(self):
-        """Connect, and say one line."""
+        """Connect, and send one line."""
         self.connect()
         self.socket.sendall(b"go\n")
 
@@ -55,7 +55,7 @@ class Client:
         self.socket.close()
 
     def read_to_the_end(self, rate=None):
-        """Read so many bytes a second; return their number, and how they ended."""
+        """Read so many bytes a second; return their number, and how the stream ended."""
         count = 0
         began = time.monotonic()
         pace = threading.Event()
@@ -75,7 +75,7 @@ class KindsCase(TestCase):
     seconds = 5.0
 
     def limits(self, seconds):
-        """Let every limit on the end of a connection be so long."""
+        """Set every limit on the end of a connection to so many seconds."""
         self.patch(AsyncChat, "close_timeout", seconds)
         self.patch(TLSLayer, "close_timeout", seconds / 2)
         self.patch(TLSLayer, "flush_timeout", seconds)

@@ -50,7 +50,7 @@ def in_thread(target, *args, **kwargs):
 
 
 def until(condition, what="what was waited for"):
-    """For the few things that another thread does and nobody announces."""
+    """Poll for a condition that another thread brings about without an event."""
     deadline = time.monotonic() + LIMIT
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not come"
@@ -58,13 +58,13 @@ def until(condition, what="what was waited for"):
 
 
 def waits(channels):
-    """Whether a loop() sits in its wait."""
+    """Return whether a loop() is waiting."""
     driver = _loop.driver_of(channels)
     return driver is not None and driver.waiting
 
 
 def reactor_thread(reactor, call, *args):
-    """Call it in a thread of the reactor's."""
+    """Call it in a thread of the reactor's pool."""
     from twisted.internet.threads import deferToThreadPool
 
     return deferToThreadPool(reactor, reactor.getThreadPool(), call, *args)

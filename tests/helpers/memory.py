@@ -1,5 +1,5 @@
 """
-A chat in memory: a handler that remembers, and a transport that can be full.
+A chat in memory: a handler that records, and a transport that can be full.
 """
 
 import sys
@@ -15,7 +15,7 @@ from txasynchat import AsyncChat
 
 
 class Chat(AsyncChat):
-    """Lines, each of them remembered; what is to be done with one is the test's choice."""
+    """Records each line, and does with it what the test chooses."""
 
     terminator = b"\n"
 
@@ -46,7 +46,7 @@ class Chat(AsyncChat):
 
 
 class Memory(StringTransport):
-    """A transport that says how often it was written to, and can be full."""
+    """A transport that records its writes, and can be full."""
 
     def __init__(self):
         super().__init__()
@@ -80,7 +80,7 @@ class Memory(StringTransport):
 
 @implementer(IPushProducer)
 class Pushing:
-    """A producer that notes what it is told."""
+    """A producer that records its calls."""
 
     def __init__(self, chat):
         self.chat = chat

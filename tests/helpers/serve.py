@@ -1,9 +1,9 @@
 """
-A server on the reactor that is named: every way of ours to speak TLS, each on a port of its own.
+A server on the reactor that is named: each of our ways to speak TLS, on its own port.
 
     python serve.py REACTOR CERTIFICATE FOLDER
 
-REACTOR is epoll, poll, select or asyncio, or private: one that is nobody's global reactor. Prints the
+REACTOR is epoll, poll, select or asyncio, or private: one that is not installed. Prints the
 places as JSON, then serves until its standard input ends.
 """
 
@@ -58,7 +58,7 @@ def main():
             self.push(message + b"\n")
 
     class POP3(Echo):
-        """As much of POP3 as the openssl program needs for its -starttls pop3 (RFC 2595)."""
+        """The part of POP3 that the openssl program needs for its -starttls pop3 (RFC 2595)."""
 
         def handle_connect(self):
             self.push(b"+OK ready\r\n")

@@ -37,13 +37,13 @@ VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
 @cache
 def authority() -> trustme.CA:
-    """The authority that everybody trusts here."""
+    """The authority that the tests trust."""
     return trustme.CA()
 
 
 @cache
 def stranger() -> trustme.CA:
-    """Another one, that nobody knows."""
+    """An authority that the tests do not trust."""
     return trustme.CA()
 
 
@@ -75,7 +75,7 @@ def write(folder: Path, certificate: trustme.LeafCert, name: str = "server") -> 
 
 
 def self_signed(name: str = HOST) -> bytes:
-    """A certificate that vouches for itself, and its key."""
+    """A self-signed certificate, and its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = dt.datetime.now(dt.UTC)
@@ -98,7 +98,7 @@ def self_signed(name: str = HOST) -> bytes:
 
 
 class Notes(AsyncChat):
-    """Echoes lines, and notes what it is told, in the order of it."""
+    """Echoes lines, and notes its calls in order."""
 
     terminator = b"\n"
 
@@ -138,7 +138,7 @@ def client_context(version: str | None = None, **files) -> ssl.SSLContext:
 def stdlib_client(
     port: int | str | socket.socket, context: ssl.SSLContext, name: str | None = HOST
 ) -> ssl.SSLSocket:
-    """Connect, unless there is a connection already, and shake hands."""
+    """Connect, unless there is a connection already, and perform the handshake."""
     if isinstance(port, str):
         plain = socket.socket(socket.AF_UNIX)
         plain.settimeout(PATIENCE)
@@ -167,7 +167,7 @@ def read_line(client: socket.socket) -> bytes:
 def talk(
     port: int | str | socket.socket, context: ssl.SSLContext, line: bytes = b"hello\n"
 ) -> bytes:
-    """One line there and back, and an orderly end; blocking."""
+    """Send one line, read its echo, and end in order; blocking."""
     with stdlib_client(port, context) as client:
         client.sendall(line)
         answer = read_line(client)
@@ -194,7 +194,7 @@ def use_certificate(context) -> None:
 
 
 def in_memory_handshake(context: ssl.SSLContext, options: ServerOptions) -> ssl.SSLSession | None:
-    """Shake hands without a network; return the session that the client can come back with."""
+    """Perform a handshake without a network; return the session that the client can resume."""
     server = options.serverConnectionForTLS(None)
     server.set_accept_state()
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()

@@ -1,5 +1,5 @@
 """
-TLS by hand: clients as bytes on the wire, and what no client of any library sends.
+TLS by hand: clients as bytes on the wire, and bytes that no library's client sends.
 
 Nothing here needs Twisted: both the native side and the facade are tried with it.
 """
@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 PATIENCE = 20.0
 
-#: What is no handshake: each must end its own connection, and that one only.
+#: Bytes that are not a handshake: each must end its own connection, and only that one.
 HOSTILE = {
     "plain HTTP": b"GET / HTTP/1.1\r\nHost: chat.example.org\r\n\r\n",
     "plain SMTP": b"EHLO chat.example.org\r\n",
@@ -50,7 +50,7 @@ def _more(sock):
 
 
 class Memory:
-    """A client of the standard library, by hand: what it would send, as bytes."""
+    """A client of the standard library on memory buffers: what it would send, as bytes."""
 
     def __init__(self, context, hostname):
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -66,7 +66,7 @@ class Memory:
         raise AssertionError("a client waits after its hello")
 
     def shake(self, sock):
-        """The handshake up to our last flight, which is returned instead of sent."""
+        """Perform the handshake up to our last flight, which is returned instead of sent."""
         sock.sendall(self.hello())
         while True:
             self.incoming.write(_more(sock))
@@ -82,7 +82,7 @@ class Memory:
                 return self.outgoing.read()
 
     def finish(self, sock):
-        """The whole handshake, or what is left of it."""
+        """Perform the handshake, or the rest of it."""
         while True:
             try:
                 self.tls.do_handshake()
@@ -104,7 +104,7 @@ class Memory:
         return self.outgoing.read()
 
     def read(self, sock, size):
-        """So many bytes of plain text, or what comes before the end."""
+        """Read so many bytes of plain text, or all before the end."""
         data = b""
         while len(data) < size and not self.ended:
             try:
@@ -122,13 +122,13 @@ class Memory:
 
 
 def one_byte_records(hello):
-    """A hello in as many records as it has bytes."""
+    """Cut a hello into as many records as it has bytes."""
     body = hello[5:]
     return b"".join(b"\x16\x03\x01\0\1" + body[at : at + 1] for at in range(len(body)))
 
 
 def raw(address):
-    """A plain connection to a port of this host, or to an address."""
+    """Open a plain connection to a port of this host, or to an address."""
     if isinstance(address, int):
         address = ("127.0.0.1", address)
     sock = socket.create_connection(address, PATIENCE)
@@ -137,7 +137,7 @@ def raw(address):
 
 
 def raw_from(host, port):
-    """A plain connection to a port of this host, from another of its addresses."""
+    """Open a plain connection to a port of this host, from another of its addresses."""
     return socket.create_connection(("127.0.0.1", port), PATIENCE, source_address=(host, 0))
 
 
@@ -148,7 +148,7 @@ def reset(sock):
 
 
 def drain(sock):
-    """What comes until the other side ends the connection, in order or not."""
+    """Read until the other side ends the connection, orderly or not."""
     data = b""
     with sock, contextlib.suppress(ConnectionResetError):
         while piece := sock.recv(65536):
@@ -167,7 +167,7 @@ class TrafficKeys:
 
     @classmethod
     def shake(cls, sock, context, hostname):
-        """Shake hands in TLS 1.3, then take over what is sent."""
+        """Perform a TLS 1.3 handshake, then take over the sending side."""
         with tempfile.NamedTemporaryFile() as log:
             context.keylog_filename = log.name
             memory = Memory(context, hostname)
@@ -190,7 +190,7 @@ class TrafficKeys:
         self.start(self.expand(b"traffic upd", self.hash.digest_size))
 
     def key_updates(self, count):
-        """So many key updates, each of which asks for one in return."""
+        """Return so many key updates, each of which asks for one in return."""
         records = []
         for _ in range(count):
             records.append(self.record(22, b"\x18\0\0\1\1"))
@@ -205,7 +205,7 @@ class TrafficKeys:
 
 
 def ask_for_renegotiation(port):
-    """What ``openssl s_client`` says after a line was echoed, and it was told to renegotiate 1.2."""
+    """Return what ``openssl s_client`` prints after an echoed line and a request to renegotiate 1.2."""
     with subprocess.Popen(
         ["openssl", "s_client", "-connect", f"127.0.0.1:{port}", "-tls1_2"],
         stdin=subprocess.PIPE,

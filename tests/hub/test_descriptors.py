@@ -1,5 +1,5 @@
 """
-Numbers of our own that a program closed, and perhaps uses itself since.
+Descriptors of ours that a program closed, and whose numbers it may use since.
 """
 
 import os
@@ -15,7 +15,7 @@ from txasynchat.hub.descriptors import Owned, Pollers
 
 @pytest.fixture
 def stranger(tmp_path):
-    """Opens a file on a number that is free, and tells whether it still is that of the file."""
+    """Open a file on a free number; return whether the number still is that file's."""
     opened = {}
 
     def put_on(number):
@@ -32,7 +32,7 @@ def stranger(tmp_path):
         os.close(number)
 
 
-def test_a_descriptor_is_ours_until_its_number_is_anothers(stranger):
+def test_descriptor_is_ours_until_its_number_is_reused(stranger):
     ours = Owned(socket.socket().detach())
     assert ours.is_ours()
     os.close(ours.number)
@@ -64,7 +64,7 @@ def test_the_ends_of_a_pipe_are_known_by_each_other():
 
 
 @pytest.mark.skipif(not hasattr(select, "epoll"), reason="epoll(7) is Linux's")
-def test_a_number_given_out_anew_was_lost_by_its_former_poller():
+def test_reused_number_is_lost_to_its_former_poller():
     ours = Pollers()
     first = select.epoll()
     ours.hold(first)
@@ -105,8 +105,8 @@ for log in logs:
 
 
 @pytest.mark.parametrize("beside", ["nothing", "reactor"])
-def test_files_on_numbers_that_were_ours_are_whole_at_the_end_of_the_program(tmp_path, beside):
-    """A poller that is deallocated would close its number, whoever has it, before the file is."""
+def test_files_on_numbers_that_were_ours_are_complete_at_exit(tmp_path, beside):
+    """A deallocated poller would close its number before the file that has it now is flushed."""
     done = subprocess.run(
         [sys.executable, "-c", LAST_WORDS, str(tmp_path), beside],
         capture_output=True,

@@ -1,5 +1,7 @@
 """
 The hub and its pollers on real descriptors, alone and inside every kind of reactor.
+
+Also covers `hub.hosts` and `hub.pollers`.
 """
 
 import asyncio
@@ -48,7 +50,7 @@ def ends():
     b.close()
 
 
-def test_what_is_watched_is_reported_and_nothing_else(hub, ends):
+def test_only_watched_events_are_reported(hub, ends):
     a, b = ends
     hub.watch(a.fileno(), READ)
     assert hub.wait(0) == []
@@ -72,7 +74,7 @@ class NumbersPoller(PollPoller):
 
 
 @pytest.mark.parametrize("hub", [new_poller, PollPoller, NumbersPoller], indirect=True)
-def test_a_wait_for_ever_ends_with_an_event_or_a_wake_up(hub, ends):
+def test_unlimited_wait_ends_with_an_event_or_a_wake_up(hub, ends):
     a, b = ends
     hub.watch(a.fileno(), READ)
     b.send(b"x")
@@ -82,7 +84,7 @@ def test_a_wait_for_ever_ends_with_an_event_or_a_wake_up(hub, ends):
     assert hub.wait(None) == []
 
 
-def test_a_limit_cuts_the_batch(hub):
+def test_limit_bounds_the_batch(hub):
     pairs = [socket.socketpair() for _ in range(5)]
     for a, _ in pairs:
         hub.watch(a.fileno(), WRITE)
@@ -104,7 +106,7 @@ def test_urgent_data_is_reported(hub):
         assert hub.wait(LIMIT) == [(b.fileno(), URGENT)]
 
 
-def test_a_number_re_used_behind_its_back_is_registered_again(hub):
+def test_number_reused_unnoticed_is_registered_again(hub):
     a, b = socket.socketpair()
     c, d = socket.socketpair()
     number = a.detach()
@@ -172,8 +174,8 @@ def test_descriptors_above_1023(hub, ends):
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-@pytest.mark.parametrize("hub", [new_poller], indirect=True)  # poll(2) can not tell once
-def test_a_hang_up_that_nobody_wants_is_silenced_until_something_happens(hub):
+@pytest.mark.parametrize("hub", [new_poller], indirect=True)  # poll(2) cannot report it once
+def test_unwanted_hang_up_is_silenced_until_something_happens(hub):
     read, write = os.pipe()
     os.set_blocking(read, False)
     try:
@@ -192,14 +194,14 @@ def test_a_hang_up_that_nobody_wants_is_silenced_until_something_happens(hub):
         os.close(read)
 
 
-def test_a_registration_that_lives_on_in_another_process_ends(hub):
+def test_registration_that_another_process_keeps_alive_is_removed(hub):
     """A dup'ed descriptor keeps a closed one in epoll, where it can no longer be named."""
     a, b = socket.socketpair()
     copy = os.dup(a.fileno())
     number = a.fileno()
     try:
         hub.watch(number, READ)
-        hub.masks.pop(number)  # what a close without forget() comes to
+        hub.masks.pop(number)  # the effect of a close without forget()
         a.close()
         b.send(b"x")
         for fd, _ in hub.wait(LIMIT):
@@ -238,13 +240,13 @@ def test_a_wake_up_does_not_hide_events(hub, ends):
     assert hub.wait(LIMIT) == [(a.fileno(), READ)]
 
 
-def test_a_child_of_fork_has_a_poller_of_its_own(ends):
+def test_forked_child_has_its_own_poller(ends):
     a, b = ends
     hub = Hub()
     hub.watch(a.fileno(), READ)
     pid = os.fork()
     if pid == 0:
-        # Everything here happens in the child, and must not touch the parent's registrations.
+        # All this happens in the child, and must not touch the parent's registrations.
         status = 1
         try:
             hub.watch(a.fileno(), WRITE)
@@ -262,7 +264,7 @@ def test_a_child_of_fork_has_a_poller_of_its_own(ends):
     hub.close()
 
 
-def test_closing_gives_everything_back():
+def test_close_releases_everything():
     before = len(os.listdir("/dev/fd"))
     hub = Hub()
     assert len(os.listdir("/dev/fd")) > before
@@ -273,7 +275,7 @@ def test_closing_gives_everything_back():
 
 
 @pytest.mark.counts_references
-def test_a_forgotten_hub_gives_everything_back():
+def test_unreferenced_hub_releases_everything():
     before = len(os.listdir("/dev/fd"))
     forgotten = Hub()
     del forgotten
@@ -332,7 +334,7 @@ def test_a_reactor_is_told_when_something_is_ready(reactor, hub, ends):
     b.send(b"x")
     turn_until(reactor, lambda: seen)
     assert seen == [(a.fileno(), READ)]
-    # What is watched while it is attached counts as well.
+    # Descriptors watched while it is attached count as well.
     c, d = socket.socketpair()
     with c, d:
         hub.watch(c.fileno(), WRITE)
@@ -369,16 +371,16 @@ def test_an_asyncio_event_loop_is_told_when_something_is_ready(hub, ends):
     asyncio.run(main())
 
 
-def test_only_reactors_and_event_loops_are_hosts(hub):
+def test_host_must_be_a_reactor_or_an_event_loop(hub):
     with pytest.raises(TypeError, match="neither"):
         hub.attach(object(), lambda: None)
 
 
-def test_what_a_reactor_gets_is_a_descriptor():
+def test_reader_added_to_a_reactor_is_a_descriptor():
     assert verifyObject(IReadWriteDescriptor, HostedDescriptor(1, lambda: None))
 
 
-def test_the_names_of_events_are_the_ones_of_poll():
+def test_events_have_the_names_of_poll():
     for ours, theirs in (("READ", "POLLIN"), ("WRITE", "POLLOUT"), ("URGENT", "POLLPRI")):
         assert getattr(hubs, ours) == getattr(select, theirs)
 
@@ -415,7 +417,7 @@ for use_poll in (False, True):
 """
 
 
-def test_a_program_with_neither_epoll_nor_poll_is_served_by_select():
+def test_select_is_used_where_epoll_and_poll_are_missing():
     """As eventlet's monkey_patch() leaves the select module."""
     program = EVENTLET
     if importlib.util.find_spec("eventlet") is None:
@@ -439,7 +441,7 @@ def test_a_program_with_neither_epoll_nor_poll_is_served_by_select():
 
 @pytest.fixture(params=[new_poller, PollPoller], ids=["nested", "flat"])
 def own(request):
-    """A hub, and the numbers that it opened."""
+    """A hub, and the descriptors that it opened."""
     hub = Hub(request.param)
     numbers = {hub.fileno(), hub.waker, pipe_end(hub)} - {-1}
     yield SimpleNamespace(hub=hub, numbers=numbers)
@@ -447,12 +449,12 @@ def own(request):
 
 
 def pipe_end(hub):
-    """What is written to by a wake-up, where something is."""
+    """The descriptor that a wake-up writes to, if there is one."""
     return hub._waker._write.number if hub.fileno() < 0 else -1
 
 
 class Strangers:
-    """What the program opens on the numbers that it freed, and whether it is touched."""
+    """What the program opens on the numbers that it freed, and whether the hub touches it."""
 
     KINDS = ("nothing", "files", "sockets", "readable sockets")
 
@@ -513,7 +515,7 @@ def put_in_its_place(request):
 
 
 def first_event(hub):
-    """As an owner waits: what is nobody's is silenced."""
+    """Wait as an owner does: an event that has no owner is silenced."""
     for _ in range(5):
         for fd, bits in hub.wait(LIMIT):
             if fd in hub.masks:
@@ -522,7 +524,7 @@ def first_event(hub):
     return None
 
 
-def test_it_goes_on_with_new_descriptors(own, ends, put_in_its_place):
+def test_hub_continues_with_new_descriptors(own, ends, put_in_its_place):
     hub = own.hub
     a, b = ends
     hub.watch(a.fileno(), READ)
@@ -546,8 +548,8 @@ def test_it_goes_on_with_new_descriptors(own, ends, put_in_its_place):
 @pytest.mark.parametrize("own", [new_poller], indirect=True)
 @pytest.mark.parametrize("put_in_its_place", Strangers.KINDS, indirect=True)
 @pytest.mark.parametrize("call", ["wait", "watch", "verify", "wake"])
-def test_an_error_tells_as_well(own, ends, put_in_its_place, call):
-    """Nobody has to look first, but where the program has another poller on that number."""
+def test_any_call_notices_closed_descriptors(own, ends, put_in_its_place, call):
+    """No check is needed first, unless the program has another poller on that number."""
     hub = own.hub
     a, b = ends
     hub.watch(a.fileno(), READ)
@@ -565,7 +567,7 @@ def test_an_error_tells_as_well(own, ends, put_in_its_place, call):
     assert strangers.are_untouched()
 
 
-def test_its_end_leaves_alone_what_is_on_its_numbers(own, put_in_its_place):
+def test_close_leaves_reused_numbers_alone(own, put_in_its_place):
     strangers = put_in_its_place(own.numbers)
     own.hub.close()
     del own.hub._poller
@@ -573,7 +575,7 @@ def test_its_end_leaves_alone_what_is_on_its_numbers(own, put_in_its_place):
     assert strangers.are_untouched()
 
 
-def test_a_wake_up_writes_nothing_to_what_is_on_its_numbers(own, put_in_its_place):
+def test_wake_up_writes_nothing_to_reused_numbers(own, put_in_its_place):
     strangers = put_in_its_place(own.numbers)
     thread = threading.Thread(target=own.hub.wake)
     thread.start()
@@ -585,9 +587,7 @@ def test_a_wake_up_writes_nothing_to_what_is_on_its_numbers(own, put_in_its_plac
 
 
 @pytest.mark.parametrize("make_poller", [new_poller, PollPoller], ids=["nested", "flat"])
-def test_a_wake_up_while_it_starts_again_writes_nothing_to_who_has_its_old_numbers(
-    make_poller, monkeypatch
-):
+def test_wake_up_during_a_restart_writes_nothing_to_reused_numbers(make_poller, monkeypatch):
     """Another thread was about to write; the number is re-used before it does."""
     about_to_write = threading.Event()
     started_again = threading.Event()
@@ -635,7 +635,7 @@ def test_a_wake_up_while_it_starts_again_writes_nothing_to_who_has_its_old_numbe
 
 
 @pytest.mark.nests_pollers
-def test_a_hub_on_the_number_of_another_is_not_taken_for_it(ends):
+def test_hub_on_the_number_of_another_is_told_apart(ends):
     """All epoll descriptors look alike; the kernel gives a number to one at a time."""
     a, b = ends
     first = Hub()
@@ -652,7 +652,7 @@ def test_a_hub_on_the_number_of_another_is_not_taken_for_it(ends):
     second.close()
 
 
-def test_a_channel_on_the_number_that_was_its_wakers_is_served(own):
+def test_channel_on_the_former_number_of_a_waker_is_served(own):
     """The program closes what it does not know, and connects again."""
     hub = own.hub
     number = hub.waker
@@ -672,11 +672,11 @@ def test_a_channel_on_the_number_that_was_its_wakers_is_served(own):
         hub.forget(number)
         os.close(number)
     if former >= 0:
-        os.close(former)  # nothing showed that it still was a hub's, so the hub let it be
+        os.close(former)  # nothing showed that it still was a hub's, so the hub left it alone
 
 
-def test_a_signal_handler_may_wake_it_at_any_time(own):
-    """Whatever the hub is doing: it must not wait for itself."""
+def test_signal_handler_may_wake_the_hub_at_any_time(own):
+    """The hub must not deadlock on its own lock."""
     hub = own.hub
     before = signal.signal(signal.SIGALRM, lambda *_: hub.wake())
     end = time.monotonic() + 0.3
@@ -697,7 +697,7 @@ def test_a_signal_handler_may_wake_it_at_any_time(own):
 
 
 @pytest.mark.nests_pollers
-def test_many_hubs_cost_a_descriptor_each():
+def test_each_hub_takes_one_descriptor():
     hubs = [Hub()]
     before = len(os.listdir("/dev/fd"))
     hubs += [Hub() for _ in range(10)]
@@ -710,7 +710,7 @@ def test_many_hubs_cost_a_descriptor_each():
 
 
 @pytest.mark.parametrize("put_in_its_place", ["nothing", "files", "sockets"], indirect=True)
-def test_a_reactor_goes_on_with_the_new_descriptors(reactor, own, ends, put_in_its_place):
+def test_reactor_continues_with_the_new_descriptors(reactor, own, ends, put_in_its_place):
     hub = own.hub
     a, b = ends
     seen = []
@@ -738,8 +738,8 @@ def test_a_reactor_goes_on_with_the_new_descriptors(reactor, own, ends, put_in_i
 
 
 @pytest.mark.nests_pollers
-def test_a_reader_of_the_program_on_its_number_stays_in_the_reactor(reactor, ends):
-    """What a reactor goes by is the number: not every number is the hub's to take out."""
+def test_reader_of_the_program_on_a_reused_number_stays_in_the_reactor(reactor, ends):
+    """A reactor identifies readers by number, and this number is no longer the hub's."""
     if isinstance(reactor, AsyncioSelectorReactor):
         pytest.skip("asyncio does not know whose a number is")
     a, b = ends
@@ -761,8 +761,8 @@ def test_a_reader_of_the_program_on_its_number_stays_in_the_reactor(reactor, end
 
 
 @pytest.mark.parametrize("hub", [PollPoller], indirect=True)
-def test_what_another_thread_forgets_is_taken_out_of_the_reactor_by_its_own(reactor, hub, ends):
-    """Reactors are not for several threads; the number is a stranger's by then."""
+def test_reactor_thread_removes_what_another_thread_forgets(reactor, hub, ends):
+    """Reactors are not thread-safe; by then the number belongs to something else."""
     a, _ = ends
     turns = []
     hub.watch(a.fileno(), READ)

@@ -1,5 +1,5 @@
 """
-How a wait in another thread is ended, and what happens to that when a program closes descriptors.
+How a wait in another thread is ended, also after a program closed the descriptors.
 """
 
 import os
@@ -30,7 +30,7 @@ def waker(poller):
     one.close()
 
 
-def test_a_wait_in_another_thread_ends(poller, waker):
+def test_wake_up_ends_a_wait_in_another_thread(poller, waker):
     found = []
     thread = threading.Thread(target=lambda: found.extend(poller.poll(LIMIT, 10)))
     thread.start()
@@ -39,7 +39,7 @@ def test_a_wait_in_another_thread_ends(poller, waker):
     assert [number for number, _ in found] == [waker.number]
 
 
-def test_it_rings_until_it_is_hushed(poller, waker):
+def test_waker_is_readable_until_it_is_hushed(poller, waker):
     assert poller.poll(0, 10) == []
     waker.ring(poller)
     waker.ring(poller)
@@ -49,7 +49,7 @@ def test_it_rings_until_it_is_hushed(poller, waker):
     assert poller.poll(0, 10) == []
 
 
-def test_pollers_that_nest_share_one():
+def test_nested_pollers_share_one_waker():
     first = new_waker(nests=True)
     second = new_waker(nests=True)
     assert first is second
@@ -59,14 +59,14 @@ def test_pollers_that_nest_share_one():
     assert not second.is_ours()
 
 
-def test_each_of_the_others_has_its_own():
+def test_other_pollers_have_their_own_waker():
     first, second = new_waker(nests=False), new_waker(nests=False)
     assert first.number != second.number
     first.close()
     second.close()
 
 
-def test_one_that_was_closed_by_the_program_is_not_used_again():
+def test_waker_closed_by_the_program_is_not_reused():
     first = new_waker(nests=True)
     os.close(first.number)
     second = new_waker(nests=True)
@@ -77,7 +77,7 @@ def test_one_that_was_closed_by_the_program_is_not_used_again():
     second.close()
 
 
-def test_one_that_was_closed_by_the_program_says_so(poller, waker):
+def test_waker_closed_by_the_program_reports_it(poller, waker):
     assert waker.is_in(poller)
     with socket.socket() as stranger:
         os.dup2(stranger.fileno(), waker.number)
@@ -93,7 +93,7 @@ def test_one_that_was_closed_by_the_program_says_so(poller, waker):
 
 @pytest.mark.nests_pollers
 @pytest.mark.parametrize("poller", [new_poller], indirect=True)
-def test_a_poller_of_the_program_on_the_number_of_ours_is_noticed_and_stays_as_it_is(poller, waker):
+def test_programs_poller_on_a_reused_number_is_noticed_and_left_alone(poller, waker):
     stranger = new_poller()
     os.dup2(stranger.fileno(), poller.fileno())
     assert not waker.is_in(poller)

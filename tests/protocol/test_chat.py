@@ -1,5 +1,7 @@
 """
 `AsyncChat` in memory: messages, and where they end.
+
+Also covers `protocol.hooks` and `protocol.settings`.
 """
 
 import dataclasses
@@ -26,7 +28,7 @@ class TestInterfaces:
         "interface",
         [IProtocol, IPushProducer, IConsumer, IHalfCloseableProtocol, IHandshakeListener],
     )
-    def test_what_is_declared_is_there(self, interface):
+    def test_implements_the_declared_interfaces(self, interface):
         assert verifyObject(interface, AsyncChat())
 
 
@@ -38,7 +40,7 @@ class TestMessages:
         chat.dataReceived(b"o\n\n")
         assert chat.events == ["connect", b"one", b"two", b""]
 
-    def test_two_calls_for_who_wants_the_pieces(self):
+    def test_collect_incoming_data_and_found_terminator_get_the_pieces(self):
         class Pieces(AsyncChat):
             terminator = b"\r\n"
 
@@ -56,7 +58,7 @@ class TestMessages:
         chat.dataReceived(b"\n\r\n")
         assert events == [b"on", b"e", "end", b"two", "end", "end"]
 
-    def test_found_terminator_alone_with_the_collected_data(self):
+    def test_collected_data_is_available_without_collect_incoming_data(self):
         class Collected(AsyncChat):
             terminator = b"\n"
 
@@ -70,7 +72,7 @@ class TestMessages:
         assert lines == [b"one", b"two", b""]
         assert chat.incoming == []
 
-    def test_a_handler_with_neither_is_told_so(self):
+    def test_handler_with_neither_hook_gets_an_error(self):
         class Neither(AsyncChat):
             terminator = b"\n"
 
@@ -106,7 +108,7 @@ class TestMessages:
         chat.dataReceived(b"\n" * 1_000_000)
         assert count == 1_000_000
 
-    def test_bytes_that_come_before_the_handlers_may_run_are_kept(self):
+    def test_bytes_received_before_handlers_may_run_are_kept(self):
         class Eager(Chat):
             @override
             def connectionMade(self):
@@ -116,7 +118,7 @@ class TestMessages:
         connected(chat)
         assert chat.events == ["connect", b"early"]
 
-    def test_bytes_that_come_while_a_handler_runs_wait_for_it(self):
+    def test_bytes_received_while_a_handler_runs_wait_for_it(self):
         def nested(chat, message):
             if message == b"1":
                 chat.dataReceived(b"3\n")
@@ -138,7 +140,7 @@ class TestTerminators:
         chat.dataReceived(data)
         return chat.messages
 
-    def test_as_a_class_attribute_of_a_class_a_subclass_and_its_subclass(self):
+    def test_terminator_as_a_class_attribute_is_inherited(self):
         class First(Chat):
             terminator = b";"
 
@@ -151,7 +153,7 @@ class TestTerminators:
         assert self.message_of(First) == self.message_of(Second) == [b"one", b"two"]
         assert self.message_of(Third) == [b"", b"ne;tw"]
 
-    def test_of_a_class_mixed_in(self):
+    def test_terminator_of_a_mixin_applies(self):
         class Semicolon:
             terminator = b";"
 
@@ -166,7 +168,7 @@ class TestTerminators:
         chat.terminator = b"x"
         assert chat.get_terminator() == b"x"
 
-    def test_assigned_or_set_before_the_connection_or_in_a_handler(self):
+    def test_terminator_may_be_set_before_the_connection_or_in_a_handler(self):
         class Assigned(Chat):
             def __init__(self):
                 super().__init__()
@@ -184,13 +186,13 @@ class TestTerminators:
         for cls in (Assigned, Connecting, Twisted):
             assert self.message_of(cls) == [b"one", b"two"]
 
-    def test_of_one_object_does_not_touch_another(self):
+    def test_terminator_of_one_object_does_not_affect_another(self):
         one, other = Chat(), Chat()
         one.terminator = b";"
         assert other.terminator == b"\n"
         assert Chat().terminator == b"\n"
 
-    def test_wrong_ones_are_refused_where_they_are_written(self):
+    def test_wrong_terminators_are_refused_where_they_are_set(self):
         with pytest.raises(TypeError, match="'text'"):
 
             class Wrong(AsyncChat):
@@ -199,7 +201,7 @@ class TestTerminators:
         with pytest.raises(ValueError, match="-1"):
             Chat().terminator = -1
 
-    def test_prefixes_and_tuples(self):
+    def test_terminator_may_be_a_length_prefix_or_a_tuple(self):
         class Prefixed(Chat):
             terminator = LengthPrefix("!B")
 
@@ -212,7 +214,7 @@ class TestTerminators:
         chat.dataReceived(b"one!")
         assert chat.matched_terminator == b"!"
 
-    def test_no_init_need_be_called(self):
+    def test_init_need_not_be_called(self):
         class Bare(AsyncChat):
             terminator = b"\n"
 
@@ -228,7 +230,7 @@ class TestTerminators:
         chat.dataReceived(b"x\n")
         assert seen == [b"x"]
 
-    def test_dataclasses_and_attrs_classes(self):
+    def test_handlers_may_be_dataclasses_or_attrs_classes(self):
         @dataclasses.dataclass
         class Data(AsyncChat):
             terminator = b"\n"
@@ -253,7 +255,7 @@ class TestTerminators:
             assert chat.seen == [b"x"]
             assert transport.value() == b"y"
 
-    def test_names_that_applications_use_may_be_used(self):
+    def test_attributes_may_have_names_that_are_common_in_applications(self):
         class Idioms(Chat):
             def __init__(self, addr):
                 super().__init__()
@@ -272,7 +274,7 @@ class TestTerminators:
 
 
 class TestLimits:
-    def test_set_after_the_terminator_they_hold_all_the_same(self):
+    def test_limits_set_after_the_terminator_apply(self):
         class Late(Chat):
             def __init__(self):
                 super().__init__()
@@ -285,7 +287,7 @@ class TestLimits:
         chat.dataReceived(b"four\nfit\n")
         assert chat.events == ["connect", ("too long", 4), b"fit"]
 
-    def test_a_last_word_is_sent_before_the_end(self):
+    def test_bytes_pushed_in_message_too_long_are_sent_before_the_close(self):
         class LastWord(Chat):
             max_message_length = 3
 
@@ -305,7 +307,7 @@ class TestLimits:
         assert event["kind"] == "MessageTooLong"
         assert "four" not in repr(event)
 
-    def test_an_exception_in_the_hook_is_one_of_a_handler(self):
+    def test_exception_in_message_too_long_counts_as_a_handlers(self):
         class Failing(Chat):
             max_message_length = 3
 
@@ -322,7 +324,7 @@ class TestLimits:
         assert transport.disconnecting
         assert chat.events == ["connect", ("error", RuntimeError)]
 
-    def test_the_default_limit_and_none(self):
+    def test_default_limit_is_16_kib_and_none_removes_it(self):
         chat = Chat()
         connected(chat)
         chat.dataReceived(b"x" * 16_384 + b"\n")

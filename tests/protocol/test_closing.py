@@ -1,5 +1,7 @@
 """
 `AsyncChat` in memory: handlers that raise, and how a connection ends.
+
+Also covers `protocol.reports`.
 """
 
 import pytest
@@ -17,7 +19,7 @@ class TestHandlersThatRaise:
         "where",
         ["connectionMade", "handle_connect", "collect_incoming_data", "found_terminator"],
     )
-    def test_logged_once_asked_once_and_what_was_pushed_is_sent(self, where):
+    def test_exception_is_logged_once_and_pushed_bytes_are_sent(self, where):
         def fail(chat, *_arguments):
             chat.push(b"before")
             raise ValueError("in the handler")
@@ -67,7 +69,7 @@ class TestHandlersThatRaise:
         assert chat.state is State.CLOSED
 
     @pytest.mark.parametrize("ending", ["close", "abort", "close_when_done", "discard_buffers"])
-    def test_handle_error_may_end_it_otherwise(self, ending):
+    def test_handle_error_may_end_the_connection_differently(self, ending):
         class Ending(Chat):
             def handle_error(self):
                 getattr(self, ending)()
@@ -81,7 +83,7 @@ class TestHandlersThatRaise:
         assert transport.disconnecting
         assert transport.aborted is (ending == "abort")
 
-    def test_what_is_no_exception_leaves(self):
+    def test_system_exit_propagates_and_delivery_continues(self):
         def leave(chat, message):
             raise SystemExit(3)
 
@@ -117,7 +119,7 @@ class TestClosing:
         chat.dataReceived(b"1\n2\n")
         assert chat.events == ["connect", b"1"]
 
-    def test_messages_go_on_after_close_when_done_as_in_asynchat(self):
+    def test_messages_are_delivered_after_close_when_done_as_in_asynchat(self):
         chat = Chat(lambda chat, message: (chat.push(message), chat.close_when_done()))
         transport = connected(chat)
         chat.dataReceived(b"1\n2\n3\n")
@@ -130,7 +132,7 @@ class TestClosing:
     @pytest.mark.parametrize(
         ("ending", "told"), [("close", False), ("abort", False), ("close_when_done", True)]
     )
-    def test_handle_close_is_for_who_did_not_close(self, ending, told):
+    def test_handle_close_is_called_unless_the_handler_closed(self, ending, told):
         chat = Chat()
         transport = connected(chat)
         getattr(chat, ending)()
@@ -151,8 +153,8 @@ class TestClosing:
             ("nothing", ["close", ("end", None)]),
         ],
     )
-    def test_every_end_is_told_once_and_last(self, ending, expected):
-        """A table of members that `handle_end` leaves keeps nobody who is gone."""
+    def test_handle_end_is_called_once_and_last(self, ending, expected):
+        """A table that members leave in `handle_end` keeps no departed member."""
 
         class Member(Chat):
             def nothing(self):
@@ -169,8 +171,8 @@ class TestClosing:
         assert chat.events == ["connect", *expected]
 
     @pytest.mark.parametrize("where", ["connectionMade", "handle_connect", "handle_close"])
-    def test_the_end_is_told_when_a_hook_raised(self, where):
-        """Half a beginning, or a farewell that fails, leaves nobody in the table."""
+    def test_handle_end_is_called_after_another_hook_raised(self, where):
+        """A failure in `handle_connect` or `handle_close` leaves no member in the table."""
 
         def fail(chat, *_):
             raise ValueError(where)
@@ -203,7 +205,7 @@ class TestClosing:
     @pytest.mark.parametrize(
         "where", ["connectionMade", "handle_connect", "message_received", "handle_close"]
     )
-    def test_from_every_handler(self, ending, where):
+    def test_close_works_from_every_handler(self, ending, where):
         def end(chat, *_arguments):
             chat.push(b"x")
             getattr(chat, ending)()
@@ -223,7 +225,7 @@ class TestClosing:
         assert chat.state is State.CLOSED
 
     @pytest.mark.parametrize("ending", ["close", "abort", "close_when_done"])
-    def test_before_the_connection(self, ending):
+    def test_close_works_before_the_connection(self, ending):
         chat = Chat()
         chat.push(b"x")
         getattr(chat, ending)()
@@ -233,7 +235,7 @@ class TestClosing:
         assert transport.value() == (b"" if ending == "abort" else b"x")
         assert "connect" not in chat.events
 
-    def test_every_call_after_the_loss_is_harmless(self):
+    def test_every_call_after_the_connection_is_lost_is_harmless(self):
         closed = []
 
         def produce():
@@ -280,8 +282,8 @@ class TestClosing:
         assert not chat.connected
 
     @pytest.mark.parametrize("ending", ["close", "abort", "close_when_done"])
-    def test_while_paused(self, ending):
-        """A transport that was let go is not asked to read."""
+    def test_closing_while_paused_does_not_resume_reading(self, ending):
+        """A transport that is closing is not asked to read."""
         chat = Chat(lambda chat, message: (chat.pause(), chat.push(b"x"), getattr(chat, ending)()))
         transport = connected(chat)
         chat.dataReceived(b"1\n2\n")
@@ -289,7 +291,7 @@ class TestClosing:
         assert transport.disconnecting
         assert chat.messages[0] == b"1"
 
-    def test_connected_as_twisted_has_it(self):
+    def test_connected_is_true_until_the_connection_is_lost(self):
         chat = Chat()
         assert not chat.connected
         connected(chat)
@@ -299,7 +301,7 @@ class TestClosing:
         lose(chat)
         assert not chat.connected
 
-    def test_discard_buffers_drops_both_ways(self):
+    def test_discard_buffers_drops_input_and_output(self):
         chat = Chat(lambda chat, message: chat.discard_buffers() if message == b"2" else None)
         transport = connected(chat)
         transport.room = 1
@@ -313,7 +315,7 @@ class TestClosing:
         assert chat.messages == [b"1", b"2", b"5"]
         assert transport.value() == b"fullnew"
 
-    def test_discard_buffers_while_closing_closes(self):
+    def test_discard_buffers_while_closing_completes_the_close(self):
         chat = Chat()
         transport = connected(chat)
         transport.room = 1
@@ -326,7 +328,7 @@ class TestClosing:
         assert transport.disconnecting
         assert transport.value() == b"full"
 
-    def test_a_transport_that_is_lost_at_once(self):
+    def test_transport_may_be_lost_inside_the_close_call(self):
         chat = Chat(lambda chat, message: (chat.push(b"x"), chat.abort()))
         transport = StringTransportWithDisconnection()
         transport.protocol = chat
@@ -338,7 +340,7 @@ class TestClosing:
         assert chat.events == ["connect", b"1"]
         assert chat.state is State.CLOSED
 
-    def test_lost_while_a_handler_runs(self):
+    def test_connection_lost_while_a_handler_runs_stops_delivery(self):
         def lost(chat, message):
             lose(chat, ConnectionLost)
             chat.push(b"late")
@@ -351,7 +353,7 @@ class TestClosing:
         assert chat.events == ["connect", b"1", "close"]
         assert transport.value() == b""
 
-    def test_at_the_end_of_the_peer_the_answers_are_sent_then_it_closes(self):
+    def test_after_the_peers_end_the_answers_are_sent_before_the_close(self):
         chat = Chat(lambda chat, message: chat.push(message))
         transport = connected(chat)
         chat.dataReceived(b"1\n2\nunfinished")
@@ -359,7 +361,7 @@ class TestClosing:
         assert transport.value() == b"12"
         assert transport.disconnecting
 
-    def test_at_the_end_of_the_peer_a_paused_handler_has_its_time(self):
+    def test_after_the_peers_end_a_paused_handler_may_resume(self):
         chat = Chat(lambda chat, message: chat.pause())
         transport = connected(chat)
         chat.dataReceived(b"1\n2\n")
@@ -373,7 +375,7 @@ class TestClosing:
         assert transport.disconnecting
         assert transport.value() == b"answer 1answer 2"
 
-    def test_close_when_idle_ends_after_a_message_that_is_not_answered(self):
+    def test_close_when_idle_closes_after_an_unanswered_message(self):
         chat = Chat()
         transport = connected(chat)
         chat.dataReceived(b"the last mess")
@@ -383,7 +385,7 @@ class TestClosing:
         assert chat.messages == [b"the last message"]
         assert transport.disconnecting
 
-    def test_at_the_end_of_the_peer_a_producer_goes_on(self):
+    def test_after_the_peers_end_a_producer_continues(self):
         chat = Chat()
         transport = connected(chat)
         transport.room = 1
@@ -408,7 +410,7 @@ class TestCloseTimeout:
         return chat, transport
 
     @pytest.mark.parametrize("ending", ["close", "close_when_done"])
-    def test_a_peer_that_takes_nothing_is_cut(self, ending):
+    def test_peer_that_reads_nothing_is_aborted(self, ending):
         chat, transport = self.closing(close_timeout=5)
         getattr(chat, ending)()
         assert not transport.disconnecting
@@ -422,7 +424,7 @@ class TestCloseTimeout:
         assert event["error"] == "no progress for 5 s while closing, 300000 bytes dropped"
         assert chat.clock.getDelayedCalls() == []
 
-    def test_a_peer_that_takes_little_but_something_is_not_cut(self):
+    def test_peer_that_reads_slowly_is_not_aborted(self):
         chat, transport = self.closing(close_timeout=5)
         chat.close_when_done()
         for _ in range(4):
@@ -436,7 +438,7 @@ class TestCloseTimeout:
         lose(chat)
         assert chat.clock.getDelayedCalls() == []
 
-    def test_a_transport_that_does_not_close_is_cut(self):
+    def test_transport_that_does_not_close_is_aborted(self):
         chat = Chat()
         chat.clock = Clock()
         transport = connected(chat)
@@ -445,13 +447,13 @@ class TestCloseTimeout:
         chat.clock.advance(10)
         assert transport.aborted
 
-    def test_none_waits_for_ever(self):
+    def test_close_timeout_of_none_waits_for_ever(self):
         chat, transport = self.closing(close_timeout=None)
         chat.close()
         assert chat.clock.getDelayedCalls() == []
         assert not transport.aborted
 
-    def test_a_producer_that_is_never_done_does_not_keep_a_closing_connection(self):
+    def test_unfinished_producer_does_not_keep_a_closing_connection(self):
         chat = Chat()
         chat.clock = Clock()
         transport = connected(chat)

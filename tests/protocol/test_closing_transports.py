@@ -4,6 +4,8 @@ How a connection of `AsyncChat` ends, on every transport that Twisted has, bare 
 A *peer* is the other end of a connection: a bare socket, descriptor or process, which does what it
 is told in a thread of the reactor's pool. Each transport has a function that makes a connection and
 returns the peer.
+
+Also covers `pipes`.
 """
 
 import contextlib
@@ -58,17 +60,17 @@ from txasynchat.endpoints import SecureServerEndpoint
 from txasynchat.errors import TruncatedConnection
 
 pytestmark = [
-    # Twisted's own endpoints hand over certificates in a way that pyOpenSSL will not take for long.
+    # Twisted's own endpoints pass certificates in a way that pyOpenSSL deprecates.
     pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning"),
-    # Twisted forks for a terminal; a process that runs tests for another has a thread for that.
+    # Twisted forks for a terminal, and a worker process of the tests has a second thread.
     pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
 ]
 
-#: Seconds in which everything that is waited for must have happened.
+#: Seconds: the limit of every wait.
 PATIENCE = 20.0
 #: Bytes that take more than one write to send.
 MUCH = 1_000_000
-#: As many as a peer may read that reads to the end.
+#: The number of bytes for a peer that reads to the end.
 ALL = 1 << 30
 #: More than any transport and the operating system hold for a peer that does not read.
 FLOOD = 7_000_000
@@ -254,7 +256,7 @@ for line in control.makefile("rb"):
         self.do("os.close(1)")
 
     def close(self):
-        """It exits at the end of its instructions."""
+        """The process exits at the end of its instructions."""
         self.lines.close()
         self.control.close()
 
@@ -424,11 +426,11 @@ TRANSPORTS = {
     "process-terminal": over_a_terminal_of_a_process,
     "memory": in_memory,
 }
-#: A terminal has one descriptor, which nobody can close by half; nor does Twisted's transport in
-#: memory know of it.
+#: A terminal has one descriptor, which cannot be half-closed; nor does Twisted's transport in
+#: memory support that.
 HALF_CLOSING = ["tcp", "unix", "secure", "ssl", "stdio-pipes", "stdio-secure", "process"]
 OVER_TLS = ["secure", "ssl", "stdio-secure"]
-#: They report that a peer was killed as a loss. The others, over pipes or standard input and output,
+#: They report a killed peer as a loss. The others, over pipes or standard input and output,
 #: have one descriptor for each direction, and report their ends.
 BREAKING = ["tcp", "unix", "serial", "process-terminal", "memory"]
 #: They live in a reactor.
@@ -510,7 +512,7 @@ async def connect(case, transport, policy, begin=lambda chat: None, **settings):
 
 
 async def ended(chat, *hooks):
-    """Wait for the end: everybody was told of it once, and nobody counts the connection any more."""
+    """Wait for the end: each hook was called once, and the connection is no longer counted."""
     await chat.gone.addTimeout(PATIENCE, reactor)
     for _ in range(5):  # what comes too often comes soon
         await deferLater(reactor, 0)
@@ -520,7 +522,7 @@ async def ended(chat, *hooks):
 
 
 async def left(peer):
-    """Let the peer go as well."""
+    """Close the peer as well."""
     peer.close()
     await reaped(peer)
 
@@ -550,7 +552,7 @@ async def test_close_ends_the_connection(case, transport, policy):
 
 
 @on()
-async def test_close_when_done_sends_everything_that_waits(case, transport, policy):
+async def test_close_when_done_sends_the_whole_queue(case, transport, policy):
     """A megabyte is on its way when the connection closes; all of it arrives."""
     chat, peer = await connect(case, transport, policy)
     chat.push(b"x" * MUCH)
@@ -562,7 +564,7 @@ async def test_close_when_done_sends_everything_that_waits(case, transport, poli
 
 
 @on()
-async def test_abort_ends_at_once_whatever_waits(case, transport, policy):
+async def test_abort_discards_the_queue_and_ends_at_once(case, transport, policy):
     """Megabytes wait for a peer that reads nothing: the connection is gone all the same."""
     chat, peer = await connect(case, transport, policy)
     chat.push(b"x" * FLOOD)
@@ -573,8 +575,8 @@ async def test_abort_ends_at_once_whatever_waits(case, transport, policy):
 
 
 @on()
-async def test_a_server_that_has_waited_long_enough_ends_it(case, transport, policy):
-    """As at its `stop_timeout`."""
+async def test_abort_by_the_server_ends_a_connection_with_output_queued(case, transport, policy):
+    """As after `stop_timeout`."""
     chat, peer = await connect(case, transport, policy)
     chat.push(b"x" * FLOOD)
     connections, _ = chat.counts
@@ -584,8 +586,8 @@ async def test_a_server_that_has_waited_long_enough_ends_it(case, transport, pol
 
 
 @on(*(name for name in TRANSPORTS if name != "process-terminal"))
-async def test_closing_as_soon_as_it_is_open(case, transport, policy):
-    """A handler may have no use for a connection."""
+async def test_handler_may_close_in_handle_connect(case, transport, policy):
+    """As a handler does that turns its client away."""
     for method in ("close", "close_when_done", "abort"):
         chat, peer = await connect(case, transport, policy, begin=methodcaller(method))
         await left(peer)
@@ -609,8 +611,8 @@ async def test_an_exception_of_a_handler_is_logged_once_and_ends_the_connection(
 
 
 @on()
-async def test_the_peer_closes(case, transport, policy):
-    """What it said before is handled."""
+async def test_everything_is_delivered_before_the_peers_close(case, transport, policy):
+    """What the peer sent before is handled."""
     chat, peer = await connect(case, transport, policy)
     await in_thread(peer.say, b"one\n")
     assert await in_thread(peer.read, 4) == b"one\n"
@@ -621,8 +623,8 @@ async def test_the_peer_closes(case, transport, policy):
 
 
 @on(*HALF_CLOSING)
-async def test_the_peer_has_said_all_and_still_reads(case, transport, policy):
-    """It gets every answer, and then the end."""
+async def test_half_closed_peer_gets_every_answer(case, transport, policy):
+    """And then the end of the stream."""
     chat, peer = await connect(case, transport, policy)
     await in_thread(peer.say, b"one\ntwo\nunfinished")
     await in_thread(peer.finish)
@@ -634,8 +636,8 @@ async def test_the_peer_has_said_all_and_still_reads(case, transport, policy):
 
 
 @on()
-async def test_the_peer_is_killed_while_much_waits_for_it(case, transport, policy):
-    """It had not read anything."""
+async def test_peer_killed_with_output_queued_ends_the_connection(case, transport, policy):
+    """The peer had not read anything."""
     chat, peer = await connect(case, transport, policy)
     if transport != "memory":
         chat.push(b"x" * FLOOD)
@@ -649,7 +651,7 @@ async def test_the_peer_is_killed_while_much_waits_for_it(case, transport, polic
 
 
 @on(*WITH_A_CLOCK)
-async def test_a_peer_that_never_reads_is_given_up(case, transport, policy):
+async def test_peer_that_never_reads_is_aborted(case, transport, policy):
     """After `close_timeout` seconds without progress, with that as the reason."""
     chat, peer = await connect(case, transport, policy, close_timeout=0.2)
     chat.push(b"x" * FLOOD)
@@ -660,10 +662,10 @@ async def test_a_peer_that_never_reads_is_given_up(case, transport, policy):
 
 
 @on(*WITH_A_CLOCK)
-async def test_a_peer_that_never_reads_is_given_up_when_all_is_in_its_buffer(
+async def test_peer_that_never_reads_is_aborted_although_the_transport_is_empty(
     case, transport, policy
 ):
-    """As much was sent as the operating system takes: the transport holds nothing any more."""
+    """Everything is in the operating system's buffer: the transport holds nothing."""
     chat, peer = await connect(case, transport, policy, close_timeout=0.2)
     descriptor = transports.writing_end(chat.transport).fileno()
     with contextlib.suppress(BlockingIOError):
@@ -678,7 +680,7 @@ async def test_a_peer_that_never_reads_is_given_up_when_all_is_in_its_buffer(
 
 
 @on("stdio-pipes")
-async def test_a_peer_that_reads_no_more_ends_the_connection(case, transport, policy):
+async def test_peer_that_closes_its_input_ends_the_connection(case, transport, policy):
     """Standard output is closed, standard input is not; what had been said is handled first."""
     chat, peer = await connect(case, transport, policy)
     chat.pause()
@@ -691,8 +693,8 @@ async def test_a_peer_that_reads_no_more_ends_the_connection(case, transport, po
 
 
 @on("process")
-async def test_a_process_that_closes_its_input_is_heard_to_the_end(case, transport, policy):
-    """It has no use for any: many programs have not."""
+async def test_process_that_closes_its_input_is_read_to_its_end(case, transport, policy):
+    """As many programs do that need no input."""
     chat, peer = await connect(case, transport, policy)
     heard = Deferred()
     chat.message_received = heard.callback
@@ -705,10 +707,10 @@ async def test_a_process_that_closes_its_input_is_heard_to_the_end(case, transpo
 
 
 @on("process")
-async def test_the_end_comes_when_something_is_to_be_sent_to_a_process_that_closed_its_input(
+async def test_sending_to_a_process_that_closed_its_input_ends_the_connection(
     case, transport, policy
 ):
-    """The process lives on, and nothing would ever answer."""
+    """The process lives on, and would never answer."""
     for moment in ("later", "before", "in a handler"):
         chat, peer = await connect(case, transport, policy, close_timeout=0.2)
         if moment == "before":
@@ -735,7 +737,7 @@ async def test_the_last_words_of_a_process_arrive(case, transport, policy):
 
 
 @on("stdio-pipes", "process", "tcp", "unix")
-async def test_who_ends_only_the_sending_still_hears(case, transport, policy):
+async def test_half_closing_side_still_receives(case, transport, policy):
     """The peer reads to the end, and answers then."""
     chat, peer = await connect(case, transport, policy)
     chat.push(b"that is all\n")
@@ -754,8 +756,8 @@ async def test_who_ends_only_the_sending_still_hears(case, transport, policy):
 
 
 @on("process", "process-terminal")
-async def test_a_process_has_no_address(case, transport, policy):
-    """In the log it has a number."""
+async def test_process_is_logged_by_its_number(case, transport, policy):
+    """It has no address."""
     with capturedLogs() as logs:
         chat, peer = await connect(case, transport, policy)
         assert chat.addr is None
@@ -771,7 +773,7 @@ async def test_a_process_has_no_address(case, transport, policy):
 async def test_a_process_sees_the_end_of_its_input_before_its_output_is_closed(
     case, transport, policy
 ):
-    """What it still says is no error to it, also after an abort."""
+    """Its later output causes it no error, even after an abort."""
     for method in ("close", "close_when_done", "abort"):
         chat, peer = await connect(case, transport, policy)
         getattr(chat, method)()
@@ -783,8 +785,10 @@ async def test_a_process_sees_the_end_of_its_input_before_its_output_is_closed(
 
 
 @on("process")
-async def test_a_process_that_lives_on_is_hung_up_on(case, transport, policy):
-    """It does not mind the end of its input; after a while its output is closed too."""
+async def test_output_of_a_process_that_ignores_the_end_of_its_input_is_closed(
+    case, transport, policy
+):
+    """The process lives on; its output is closed after `close_timeout`."""
     for method in ("close", "abort"):
         chat, peer = await connect(case, transport, policy, close_timeout=0.2)
         getattr(chat, method)()
@@ -795,8 +799,8 @@ async def test_a_process_that_lives_on_is_hung_up_on(case, transport, policy):
 
 
 @on("process-terminal")
-async def test_what_was_sent_to_a_terminal_is_read_before_it_is_hung_up(case, transport, policy):
-    """The operating system destroys what waits in one."""
+async def test_terminal_is_closed_only_after_its_output_was_read(case, transport, policy):
+    """The operating system discards what waits in a closed terminal."""
     chat, peer = await connect(case, transport, policy, close_timeout=0.5)
     chat.push(b"quit\n")
     chat.close()
@@ -858,7 +862,7 @@ print(f"{len(factory.connections)} left", file=report)
 
 @pytest.fixture(params=POLICIES)
 def program(request, tmp_path):
-    """The program; what it reported is asked for when it has exited, which must be soon."""
+    """The program, and a function that waits until it exits and returns its report."""
     report = tmp_path / "report"
     command = [sys.executable, "-c", PROGRAM, report, request.param]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
@@ -899,8 +903,8 @@ def test_a_program_ends_when_nobody_reads_its_output(program):
     assert ends() == ENDED
 
 
-def test_a_program_answers_what_it_was_told_before_its_input_ended(program):
-    """And exits then."""
+def test_program_answers_all_its_input_before_it_exits(program):
+    """It exits when its input ends."""
     process, ends = program
     process.stdin.write(b"one\ntwo\nunfinished")
     process.stdin.close()
@@ -908,8 +912,8 @@ def test_a_program_answers_what_it_was_told_before_its_input_ended(program):
     assert ends() == ENDED
 
 
-def test_a_program_that_aborts_is_gone(program):
-    """Whatever waits for a parent that does not read."""
+def test_program_exits_at_once_when_it_aborts(program):
+    """Even with output queued for a parent that does not read."""
     process, ends = program
     process.stdin.write(b"abort\n")
     process.stdin.flush()

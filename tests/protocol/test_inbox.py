@@ -25,7 +25,7 @@ def test_nothing_is_delivered_before_the_connection_is_open():
 
 
 @pytest.mark.parametrize("reason", REASONS)
-def test_the_end_of_one_reason_is_not_the_end_of_another(reason):
+def test_each_reason_holds_delivery_until_it_ends_itself(reason):
     inbox = opened()
     for each in REASONS:
         setattr(inbox, each, True)
@@ -40,7 +40,7 @@ def test_the_end_of_one_reason_is_not_the_end_of_another(reason):
 
 
 @pytest.mark.parametrize("reason", ["paused", "choked"])
-def test_the_transport_is_told_to_read_or_not_only_when_that_is_news(reason):
+def test_transport_is_paused_and_resumed_only_on_a_change(reason):
     inbox = opened()
     transport = StringTransport()
     setattr(inbox, reason, True)
@@ -52,7 +52,7 @@ def test_the_transport_is_told_to_read_or_not_only_when_that_is_news(reason):
     assert transport.producerState == "producing"
 
 
-def test_what_comes_after_the_end_is_read():
+def test_transport_reads_again_after_the_end():
     inbox = opened()
     transport = StringTransport()
     inbox.paused = True
@@ -62,7 +62,7 @@ def test_what_comes_after_the_end_is_read():
     assert transport.producerState == "producing"
 
 
-def test_what_arrived_while_handlers_ran_stands_behind_what_the_framer_has():
+def test_bytes_received_while_handlers_ran_follow_those_in_the_framer():
     inbox = opened()
     inbox.framer.feed(b"1")
     inbox.keep(b"2")
@@ -77,7 +77,7 @@ def test_what_arrived_while_handlers_ran_stands_behind_what_the_framer_has():
 
 
 @pytest.mark.parametrize("data", [b"", b"unfinished"])
-def test_whether_an_end_threw_something_away_is_remembered(data):
+def test_inbox_remembers_whether_an_end_discarded_bytes(data):
     inbox = opened()
     inbox.framer.feed(data)
     inbox.discard()

@@ -178,10 +178,10 @@ changes = st.builds(
     changes=changes,
     cuts=st.sets(st.integers(1, 50), max_size=50),
 )
-def test_a_change_holds_from_the_next_byte_on_at_every_split(
+def test_changed_limit_applies_from_the_next_byte_at_any_split(
     kind, data, limit, overflow, changes, cuts
 ):
-    """Whoever raises a limit after the login gets the longer message, in whatever packets it comes."""
+    """A limit raised after the login applies to the next message, however the packets are cut."""
     limit = None if limit == "none" else limit
     chat = kind(limit, overflow, changes)
     chat.makeConnection(StringTransport())
@@ -192,7 +192,7 @@ def test_a_change_holds_from_the_next_byte_on_at_every_split(
 
 
 @pytest.mark.parametrize("cuts", [(), (1,), (2,), (1, 2)])
-def test_what_fitted_the_limit_is_one_part_when_the_hook_lowers_it(cuts):
+def test_message_up_to_the_limit_stays_one_part_when_the_hook_lowers_it(cuts):
     """It does not matter that the rest came in the same packet."""
     chat = Whole(2, Overflow.DELIVER, Changes({}, {}, {1: (1, None)}))
     chat.makeConnection(StringTransport())
@@ -228,8 +228,8 @@ def connect(chat):
 @pytest.mark.parametrize(
     "chunks", [[b"3\nabc\n11\n"], [b"3\nabc\n11", b"\n"], [b"3\nabc\n", b"11\n"]]
 )
-def test_a_number_above_the_limit_is_too_long_before_a_byte_of_it_comes(overflow, chunks):
-    """A peer that announces too much is told so at once, not when it sends."""
+def test_number_above_the_limit_is_too_long_before_any_byte_arrives(overflow, chunks):
+    """A peer that announces too much gets its error at once, not when it sends."""
     chat = connect(Numbers())
     chat.overflow = overflow
     for chunk in chunks:
@@ -242,13 +242,13 @@ def test_a_number_above_the_limit_is_too_long_before_a_byte_of_it_comes(overflow
         == {
             Overflow.CLOSE: [],
             Overflow.SKIP: [b"next"],
-            Overflow.DELIVER: [b"x" * 10, b"xnext"],  # the hook set another end for it
+            Overflow.DELIVER: [b"x" * 10, b"xnext"],  # the hook set another terminator for it
         }[overflow]
     )
 
 
 @pytest.mark.parametrize("way", ["method", "attribute"])
-def test_so_is_one_that_is_set_from_outside(way):
+def test_number_above_the_limit_set_outside_a_handler_is_too_long_at_once(way):
     chat = connect(Numbers())
     chat.overflow = Overflow.SKIP
     if way == "method":
@@ -264,7 +264,7 @@ def test_so_is_one_that_is_set_from_outside(way):
     assert chat.events[1:] == [(10, 12, b"")]
 
 
-def test_one_that_is_set_before_the_connection_is_told_of_when_it_opens():
+def test_number_above_the_limit_set_before_the_connection_is_reported_when_it_opens():
     chat = Numbers()
     chat.set_terminator(11)
     assert chat.events == []
@@ -280,7 +280,7 @@ def test_a_number_above_the_limit_in_a_class_body_is_refused():
     type("Handler", (Numbers,), {"terminator": LengthPrefix("B", limit=20)})
 
 
-def test_a_length_prefix_has_its_own_limit_whatever_is_changed():
+def test_changed_limit_does_not_affect_a_length_prefix():
     class Frames(Numbers):
         terminator = LengthPrefix("B", limit=5)
         overflow = Overflow.SKIP
@@ -316,7 +316,7 @@ class Lines(AsyncChat):
         self.events.append(error.limit)
 
 
-def test_overflow_set_in_the_hook_decides_for_that_message():
+def test_overflow_set_in_the_hook_applies_to_that_message():
     class Lenient(Lines):
         overflow = Overflow.CLOSE
         max_message_length = 3
@@ -334,7 +334,7 @@ def test_overflow_set_in_the_hook_decides_for_that_message():
 
 
 @pytest.mark.parametrize("wrong", [0, -1, "100", 1.5, True])
-def test_a_limit_that_makes_no_sense_is_refused_where_it_is_set(wrong):
+def test_invalid_limit_is_refused_where_it_is_set(wrong):
     chat = connect(Lines())
     with pytest.raises(
         (TypeError, ValueError), match=r"Lines.max_message_length must be a whole number"
@@ -343,7 +343,7 @@ def test_a_limit_that_makes_no_sense_is_refused_where_it_is_set(wrong):
     assert chat.max_message_length == 16_384
 
 
-def test_they_read_as_what_is_in_force():
+def test_attributes_read_as_the_limits_in_force():
     class Heir(Lines):
         max_message_length = 3
 
@@ -358,7 +358,7 @@ def test_they_read_as_what_is_in_force():
     assert chat.max_message_length == 3
 
 
-def test_set_on_a_class_later_they_hold_for_its_later_connections(monkeypatch):
+def test_limits_set_on_a_class_later_apply_to_later_connections(monkeypatch):
     class Parent(Lines):
         max_message_length = 3
 
@@ -375,7 +375,7 @@ def test_set_on_a_class_later_they_hold_for_its_later_connections(monkeypatch):
     assert (before.events, after.events) == ([b"abc", 1], [2, 1])
 
 
-def test_they_may_be_fields_slots_properties_or_of_a_class_mixed_in():
+def test_limits_may_be_fields_slots_properties_or_from_a_mixin():
     @dataclasses.dataclass
     class Fields(Lines):
         max_message_length: int = 3

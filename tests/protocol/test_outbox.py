@@ -13,7 +13,7 @@ from txasynchat.protocol.outbox import Outbox, Phase
 
 
 class Owner(SimpleNamespace):
-    """A producer that does nothing but stand there."""
+    """A producer that only holds its place in the queue."""
 
     def __init__(self, transport, **settings):
         super().__init__(
@@ -33,7 +33,7 @@ def opened(owner):
     return outbox
 
 
-def test_nothing_is_written_before_the_transport_takes_bytes():
+def test_nothing_is_written_before_the_transport_is_open():
     owner = Owner(StringTransport())
     outbox = Outbox()
     outbox.push(b"early")
@@ -55,7 +55,7 @@ def test_nothing_is_written_while_the_transport_is_full():
     assert outbox.taken == 0
 
 
-def test_nothing_is_written_to_a_transport_that_was_let_go():
+def test_nothing_is_written_to_a_released_transport():
     owner = Owner(StringTransport())
     outbox = opened(owner)
     outbox.depart(owner.transport)
@@ -66,7 +66,7 @@ def test_nothing_is_written_to_a_transport_that_was_let_go():
     assert outbox.phase is Phase.DEPARTED
 
 
-def test_a_transport_that_has_no_use_for_a_producer_is_told_of():
+def test_transport_that_stops_its_producer_at_once_is_reported():
     class Ended(StringTransport):
         @override
         def registerProducer(self, producer, streaming):
@@ -78,7 +78,7 @@ def test_a_transport_that_has_no_use_for_a_producer_is_told_of():
     assert not outbox.flush(owner)
 
 
-def test_what_stands_before_a_producer_that_fails_is_written():
+def test_bytes_queued_before_a_failing_producer_are_written():
     def fails():
         yield b"2"
         raise ValueError

@@ -1,5 +1,7 @@
 """
 `AsyncChat` in memory: what is sent, and back-pressure both ways.
+
+Also covers `protocol.sending`.
 """
 
 import io
@@ -19,13 +21,13 @@ from txasynchat import State, simple_producer
 
 
 class TestOutput:
-    def test_all_that_one_chunk_makes_is_one_write(self):
+    def test_answers_to_one_chunk_are_one_write(self):
         chat = Chat(lambda chat, message: (chat.push(message), chat.push(b"!")))
         transport = connected(chat)
         chat.dataReceived(b"a\nb\nc\n")
         assert transport.writes == [b"a!b!c!"]
 
-    def test_what_is_pushed_before_and_on_connecting_is_one_write(self):
+    def test_bytes_pushed_before_and_in_handle_connect_are_one_write(self):
         class Greeting(Chat):
             @override
             def connectionMade(self):
@@ -39,14 +41,14 @@ class TestOutput:
         chat.push(b"1")
         assert connected(chat).writes == [b"1234"]
 
-    def test_what_is_pushed_from_elsewhere_goes_at_once(self):
+    def test_bytes_pushed_outside_a_handler_are_written_at_once(self):
         chat = Chat()
         transport = connected(chat)
         chat.push(b"a")
         chat.push(b"b")
         assert transport.writes == [b"a", b"b"]
 
-    def test_what_is_pushed_when_the_transport_wrote_at_once_keeps_its_place(self):
+    def test_transport_may_deliver_inside_a_write(self):
         class Loop(Memory):
             @override
             def write(self, data):
@@ -82,7 +84,7 @@ class TestOutput:
         chat.push(b"6")
         assert transport.value() == b"1" + b"2" * 1_000 + b"3456"
 
-    def test_a_transport_with_nothing_but_itransport_will_do(self):
+    def test_transport_needs_only_itransport(self):
         @implementer(ITransport)
         class Minimal:
             disconnected = False
@@ -126,14 +128,14 @@ class TestOutput:
         chat.abort()
         assert transport.disconnected
 
-    def test_the_user_may_write_to_the_transport_too(self):
+    def test_application_may_write_to_the_transport_too(self):
         chat = Chat(lambda chat, message: chat.transport.write(b"<" + message + b">"))
         transport = connected(chat)
         chat.dataReceived(b"x\n")
         chat.push(b"y")
         assert transport.value() == b"<x>y"
 
-    def test_an_idle_transport_has_no_producer_and_may_get_another(self):
+    def test_idle_transport_has_no_producer_and_accepts_another(self):
         chat = Chat(lambda chat, message: chat.push(message))
         transport = connected(chat)
         chat.dataReceived(b"x\n")
@@ -144,7 +146,7 @@ class TestOutput:
         assert transport.value() == b"xfile"
         assert transport.producer is None
 
-    def test_a_transport_closed_by_the_handler_still_gets_what_was_pushed(self):
+    def test_bytes_pushed_before_the_handler_closes_the_transport_are_sent(self):
         def last(chat, message):
             chat.push(b"bye")
             chat.transport.loseConnection()
@@ -158,7 +160,7 @@ class TestOutput:
 
 
 class TestBackPressure:
-    def test_nothing_is_taken_while_the_transport_is_full(self):
+    def test_nothing_is_taken_from_the_queue_while_the_transport_is_full(self):
         asked = []
 
         def produce():
@@ -178,7 +180,7 @@ class TestBackPressure:
         assert transport.value() == b"x" * 655_360
         assert transport.producer is None
 
-    def test_delivery_and_reading_stop_above_high_water_and_go_on_at_low_water(self):
+    def test_delivery_and_reading_stop_above_high_water_and_resume_at_low_water(self):
         chat = Chat(lambda chat, message: chat.push(message * 100))
         chat.high_water, chat.low_water = 1_000, 200
         transport = connected(chat)
@@ -227,7 +229,7 @@ class TestBackPressure:
         assert transport.reads is reads
 
     def test_a_small_high_water_holds_within_one_chunk(self):
-        """Looked at before ac_out_buffer_size bytes have come together."""
+        """It is checked before `ac_out_buffer_size` bytes have accumulated."""
         chat = Chat(lambda chat, message: chat.push(b"x" * 10_000))
         chat.high_water = 50_000
         transport = connected(chat)
@@ -270,7 +272,7 @@ class TestBackPressure:
     @pytest.mark.parametrize("limit", [100, 1_000, 100_000])
     @pytest.mark.parametrize("when", ["before", "in a handler", "later"])
     def test_one_push_above_the_limit_is_an_error_at_the_call(self, limit, when):
-        """It is no slow reader's fault: the call raises, and the connection goes on."""
+        """The slow reader is not at fault: the call raises, and the connection stays open."""
 
         def too_much(chat, message=b""):
             chat.push(b"1")
@@ -300,7 +302,7 @@ class TestBackPressure:
         assert transport.value() == b"1" + b"2" * (limit - 1)
         assert chat.state is State.OPEN
 
-    def test_no_limits_for_who_wants_none(self):
+    def test_limits_of_none_are_unlimited(self):
         chat = Chat(lambda chat, message: chat.push(bytes(1 << 20)))
         chat.max_unsent = chat.high_water = None
         transport = connected(chat)
@@ -311,7 +313,7 @@ class TestBackPressure:
         assert chat.unsent == 20 << 20
         assert transport.reads
 
-    def test_a_large_piece_that_a_producer_was_asked_for_is_no_excess(self):
+    def test_large_piece_from_a_producer_does_not_count_as_unsent(self):
         chat = Chat()
         transport = connected(chat)
         transport.room = 1
@@ -321,7 +323,7 @@ class TestBackPressure:
         transport.make_room()
         assert len(transport.value()) == (20 << 20) + 1
 
-    def test_a_pause_holds_from_the_next_message_on(self):
+    def test_pause_applies_from_the_next_message(self):
         chat = Chat(lambda chat, message: chat.pause() if message == b"2" else None)
         transport = connected(chat)
         chat.dataReceived(b"1\n2\n3\n4")
@@ -335,7 +337,7 @@ class TestBackPressure:
         assert transport.reads
         assert not chat.paused
 
-    def test_resume_inside_the_handler_that_paused(self):
+    def test_handler_may_resume_after_it_paused(self):
         def both(chat, message):
             chat.pause()
             chat.resume()
@@ -346,7 +348,7 @@ class TestBackPressure:
         assert chat.messages == [b"1", b"2", b"3"]
         assert transport.reads
 
-    def test_ten_thousand_pairs_of_pause_and_resume(self):
+    def test_ten_thousand_pairs_of_pause_and_resume_lose_nothing(self):
         chat = Chat(lambda chat, message: chat.pause())
         connected(chat)
         chat.dataReceived(b"x\n" * 10_000)
@@ -354,7 +356,7 @@ class TestBackPressure:
             chat.resume()
         assert len(chat.messages) == 10_000
 
-    def test_ten_thousand_pairs_inside_one_handler_and_from_each_message(self):
+    def test_ten_thousand_pairs_inside_handlers_lose_nothing(self):
         def pairs(chat, message):
             for _ in range(10 if message else 0):
                 chat.pause()
@@ -366,7 +368,7 @@ class TestBackPressure:
         assert len(chat.messages) == 10_000
         assert transport.reads
 
-    def test_a_pause_before_the_connection_holds(self):
+    def test_pause_before_the_connection_applies(self):
         chat = Chat()
         chat.pause()
         transport = connected(chat)
@@ -376,7 +378,7 @@ class TestBackPressure:
         chat.resume()
         assert chat.events == ["connect", b"x"]
 
-    def test_a_pause_that_ends_before_the_connection_holds_nothing(self):
+    def test_pause_that_ends_before_the_connection_has_no_effect(self):
         chat = Chat()
         chat.pause()
         chat.resume()
@@ -399,8 +401,8 @@ class TestBackPressure:
         assert chat.messages == [b"held"]
         assert transport.value() == b"held"
 
-    def test_high_water_holds_nothing_once_the_connection_is_closing(self):
-        """What is pushed now is dropped; and a peer that is not read may not read either."""
+    def test_high_water_does_not_hold_delivery_while_closing(self):
+        """What is pushed now is dropped, and a peer whose input is not read may stop reading."""
         chat = Chat(lambda chat, message: chat.push(message))
         transport = connected(chat)
         transport.room = 1
@@ -416,7 +418,7 @@ class TestBackPressure:
         assert transport.value() == b"full" + bytes(100_000)
         assert transport.disconnecting
 
-    def test_what_waits_for_the_connection_may_be_more_than_high_water(self):
+    def test_bytes_queued_before_the_connection_may_exceed_high_water(self):
         chat = Chat()
         chat.push(bytes(1_000_000))
         transport = connected(chat)

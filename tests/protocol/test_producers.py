@@ -60,7 +60,7 @@ class TestTwistedProducers:
         assert transport.value() == b"1234"
         assert transport.producer is None
 
-    def test_several_and_bytes_between_them_keep_their_order(self):
+    def test_producers_and_bytes_between_them_keep_their_order(self):
         chat = Chat()
         transport = connected(chat)
         first, second = Pushing(chat), Pushing(chat)
@@ -77,7 +77,7 @@ class TestTwistedProducers:
         chat.unregisterProducer()
         assert transport.value() == b"1<2>ppp"
 
-    def test_file_sender(self):
+    def test_file_sender_may_be_pushed(self):
         chat = Chat()
         transport = connected(chat)
         sent = FileSender().beginFileTransfer(io.BytesIO(b"x" * 100_000), chat)
@@ -85,7 +85,7 @@ class TestTwistedProducers:
         assert transport.value() == b"x" * 100_000 + b"end"
         assert sent.called
 
-    def test_each_is_stopped_when_the_connection_is_lost(self):
+    def test_every_producer_is_stopped_when_the_connection_is_lost(self):
         chat = Chat()
         transport = connected(chat)
         transport.room = 1
@@ -100,7 +100,7 @@ class TestTwistedProducers:
         assert pull.calls == ["stop"]
         assert lost.called
 
-    def test_one_that_comes_too_late_is_stopped_at_once(self):
+    def test_producer_pushed_after_the_end_is_stopped_at_once(self):
         for end in (Chat.close, Chat.abort, Chat.close_when_done, lose):
             chat = Chat()
             transport = connected(chat)
@@ -116,7 +116,7 @@ class TestTwistedProducers:
             chat.unregisterProducer()
             assert chat.dropped == 4
 
-    def test_close_when_done_waits_for_them(self):
+    def test_close_when_done_waits_for_producers(self):
         chat = Chat()
         transport = connected(chat)
         chat.push_with_producer(Pushing(chat))
@@ -128,7 +128,7 @@ class TestTwistedProducers:
         assert transport.disconnecting
         assert transport.value() == b"still"
 
-    def test_one_that_fails_when_paused_ends_its_connection_only(self):
+    def test_producer_that_fails_when_paused_ends_only_its_connection(self):
         class Failing(Pushing):
             @override
             def pauseProducing(self):
@@ -148,7 +148,7 @@ class TestTwistedProducers:
 
 
 class TestFailingProducers:
-    def test_what_was_before_is_sent_and_the_connection_closes(self):
+    def test_bytes_before_a_failing_producer_are_sent_and_the_connection_closes(self):
         def produce():
             yield b"good "
             raise ValueError("bad row")
@@ -169,7 +169,7 @@ class TestFailingProducers:
         assert chat.events == ["connect", ("error", ProducerError)]
         assert chat.dropped == len(b"behind")
 
-    def test_the_log_shows_where_it_failed(self):
+    def test_log_shows_where_the_producer_failed(self):
         """Of a generator, of one with ``more()``, and of one that fails when it is stopped."""
 
         class Failing:
@@ -206,7 +206,7 @@ class TestFailingProducers:
         (event,) = logs
         assert "in unstoppable" in event["log_failure"].getTraceback()
 
-    def test_those_behind_it_are_told(self):
+    def test_producers_behind_a_failing_one_are_stopped(self):
         closed = []
 
         def waiting():
@@ -229,7 +229,7 @@ class TestFailingProducers:
         with pytest.raises(StopIteration):
             next(behind)
 
-    def test_handle_error_may_push_a_last_word(self):
+    def test_handle_error_may_push_a_final_message(self):
         class Apologetic(Chat):
             def handle_error(self):
                 self.push(b"sorry")
@@ -241,7 +241,7 @@ class TestFailingProducers:
         assert transport.value() == b"sorry"
         assert transport.disconnecting
 
-    def test_in_the_middle_of_a_chunk(self):
+    def test_producer_may_fail_in_the_middle_of_a_chunk(self):
         def produce(chat, message):
             chat.push_with_producer(iter([message, 3]))
 
@@ -255,7 +255,7 @@ class TestFailingProducers:
         assert chat.messages == [b"a", b"b", b"c"]
 
     @pytest.mark.parametrize("ending", ["close", "abort", "close_when_done", "discard_buffers"])
-    def test_one_may_end_everything_while_it_is_asked(self, ending):
+    def test_producer_may_close_the_connection_while_it_is_asked(self, ending):
         ended = []
 
         def produce():

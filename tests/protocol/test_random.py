@@ -17,7 +17,7 @@ from txasynchat import State, simple_producer
 
 
 class Erratic(Chat):
-    """Does something random in each handler, and keeps the books."""
+    """Does something random in each handler, and records what it did."""
 
     terminator = b"\n"
 
@@ -99,7 +99,7 @@ class TestRandomPrograms:
         while fed < len(lines):
             action = chance.randrange(6)
             if action < 3:
-                # What a transport that is not to be read holds back, as a socket does.
+                # What a paused transport holds back, as a socket does.
                 if transport.reads:
                     size = chance.randrange(1, 20)
                     chat.dataReceived(lines[fed : fed + size])
@@ -141,7 +141,7 @@ class TestRandomPrograms:
 
 
 class Chaotic(Erratic):
-    """Fails and breaks off as well."""
+    """Also raises and aborts."""
 
     def __init__(self, chance):
         super().__init__(chance)

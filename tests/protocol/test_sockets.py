@@ -42,17 +42,17 @@ from typing_extensions import override
 from txasynchat import AsyncChat, HandshakeFailed, State
 from txasynchat.protocol import reports
 
-# Twisted's own endpoints hand over certificates in a way that pyOpenSSL will not take for long.
+# Twisted's own endpoints pass certificates in a way that pyOpenSSL deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")
 
 ROOT = Path(__file__).resolve().parents[2]
 MIB = 1 << 20
-#: Seconds in which every client of these tests must have seen what it waits for.
+#: Seconds: the limit of every client's wait.
 PATIENCE = 20.0
 
 
 class Line(AsyncChat):
-    """Answers each line with itself; tells the test when it is gone."""
+    """Echoes each line; tells the test when its connection is lost."""
 
     terminator = b"\n"
 
@@ -160,13 +160,13 @@ def tls_endpoint(case):
 
 
 class HalfCloseTests(SocketCase):
-    async def test_answers_come_before_the_end(self):
+    async def test_answers_arrive_before_the_end(self):
         address, chats = await self.serve(Line)
         assert await self.converse(address, b"a\nb\nunfinished") == b"a\nb\n"
         await chats[0].gone
         assert chats[0].events == [b"a", b"b", "close"]
 
-    async def test_many_answers_to_a_peer_that_reads_later(self):
+    async def test_late_reader_gets_many_answers(self):
         class Large(Line):
             def message_received(self, message):
                 self.push(message * 1_000 + b"\n")
@@ -175,7 +175,7 @@ class HalfCloseTests(SocketCase):
         answer = await self.converse(address, b"0123456789\n" * 1_000)
         assert answer == (b"0123456789" * 1_000 + b"\n") * 1_000
 
-    async def test_a_producer_goes_on_to_its_end(self):
+    async def test_producer_runs_to_its_end(self):
         class Producing(Line):
             def message_received(self, message):
                 self.push_with_producer(bytes(65_536) for _ in range(100))
@@ -183,7 +183,7 @@ class HalfCloseTests(SocketCase):
         address, _ = await self.serve(Producing)
         assert await self.converse(address, b"go\n") == bytes(6_553_600)
 
-    async def test_under_a_policy_as_well(self):
+    async def test_half_close_works_under_a_policy(self):
         for wrap in (
             WrappingFactory,
             lambda factory: TimeoutFactory(factory, PATIENCE),
@@ -195,7 +195,7 @@ class HalfCloseTests(SocketCase):
             await chats[0].gone
             assert chats[0].events == [b"a", b"b", "close"]
 
-    async def test_over_a_unix_socket(self):
+    async def test_half_close_works_over_a_unix_socket(self):
         path = self.mktemp()
         address, chats = await self.serve(Line, endpoint=UNIXServerEndpoint(reactor, path))
         assert await self.converse(address, b"a\nb\n") == b"a\nb\n"
@@ -204,7 +204,7 @@ class HalfCloseTests(SocketCase):
 
 
 class LastWordTests(SocketCase):
-    """What is said last arrives, also at a peer that is still sending."""
+    """The last bytes arrive, even at a peer that is still sending."""
 
     def talk_on(self, client, size):
         """Send one endless line before looking at any answer, as simple clients do."""
@@ -225,20 +225,20 @@ class LastWordTests(SocketCase):
         for chat in chats:
             await chat.gone
 
-    async def test_of_message_too_long(self):
+    async def test_reply_of_message_too_long_arrives(self):
         class Limited(Line):
             def message_too_long(self, error):
                 self.push(b"too long\n")
 
         with capturedLogs() as logs:
             await self.check(Limited, b"too long\n")
-        # One a second, with the number of those before it that were not logged.
+        # One a second, with the number suppressed before it.
         told = [event for event in logs if event.get("kind") == "MessageTooLong"]
         assert 1 <= len(told) < 10
         not_yet_told = reports.peer_errors.count("MessageTooLong")
         assert sum(1 + event["suppressed"] for event in told) + not_yet_told == 10
 
-    async def test_of_a_handler_that_closes(self):
+    async def test_reply_of_a_handler_that_closes_arrives(self):
         class Closing(Line):
             terminator = 1_000
 
@@ -248,7 +248,7 @@ class LastWordTests(SocketCase):
 
         await self.check(Closing, b"bye\n")
 
-    async def test_of_a_handler_that_closes_when_done(self):
+    async def test_reply_of_a_handler_that_closes_when_done_arrives(self):
         class Closing(Line):
             terminator = 1_000
 
@@ -260,7 +260,7 @@ class LastWordTests(SocketCase):
 
         await self.check(Closing, b"bye\n")
 
-    async def test_of_a_handler_that_fails(self):
+    async def test_reply_of_a_handler_that_raises_arrives(self):
         class Failing(Line):
             terminator = 1_000
 
@@ -274,7 +274,7 @@ class LastWordTests(SocketCase):
         await self.check(Failing, b"before\nsorry\n")
         assert len(self.flushLoggedErrors(ValueError)) == 10
 
-    async def test_of_a_paused_handler_that_closes(self):
+    async def test_reply_of_a_paused_handler_that_closes_arrives(self):
         class Pausing(Line):
             terminator = 1_000
 
@@ -285,8 +285,8 @@ class LastWordTests(SocketCase):
 
         await self.check(Pausing, b"bye\n")
 
-    async def test_after_a_long_answer_that_the_peer_reads_when_it_has_said_all(self):
-        """Messages go on until the end; were they not read, neither side would move."""
+    async def test_reply_arrives_after_a_long_answer_that_the_peer_reads_late(self):
+        """Input is read until the end, or neither side would make progress."""
 
         class Answering(Line):
             close_timeout = 3.0
@@ -334,20 +334,20 @@ class LastWordTests(SocketCase):
         for chat in chats:
             await chat.gone
 
-    async def test_to_a_peer_that_talks_on_while_it_reads_a_long_answer(self):
+    async def test_reply_reaches_a_peer_that_sends_while_it_reads_a_long_answer(self):
         await self.talk_and_read(MIB)
 
-    async def test_to_a_peer_that_talks_on_while_the_transport_has_the_rest(self):
+    async def test_reply_reaches_a_peer_that_sends_while_the_transport_holds_the_rest(self):
         await self.talk_and_read(60_000)
 
-    async def test_under_a_policy(self):
+    async def test_reply_arrives_under_a_policy(self):
         class Limited(Line):
             def message_too_long(self, error):
                 self.push(b"too long\n")
 
         await self.check(Limited, b"too long\n", WrappingFactory)
 
-    async def test_over_tls(self):
+    async def test_reply_arrives_over_tls(self):
         class Limited(Line):
             def message_too_long(self, error):
                 self.push(b"too long\n")
@@ -367,7 +367,7 @@ class LastWordTests(SocketCase):
         for chat in chats:
             await chat.gone
 
-    async def test_a_peer_that_never_ends_is_not_waited_for_longer_than_the_limit(self):
+    async def test_peer_that_never_stops_sending_is_cut_off_after_the_limit(self):
         class Limited(Line):
             close_timeout = 0.3
 
@@ -385,7 +385,7 @@ class LastWordTests(SocketCase):
         await chats[0].gone
         assert chats[0].events == ["close"]
 
-    async def test_a_peer_that_falls_silent_is_not_waited_for_longer_than_the_limit(self):
+    async def test_peer_that_falls_silent_is_cut_off_after_the_limit(self):
         class Limited(Line):
             close_timeout = 0.3
             max_message_length = 10
@@ -405,7 +405,7 @@ class LastWordTests(SocketCase):
             await chats[0].gone
         assert [event["kind"] for event in logs if "kind" in event] == ["MessageTooLong"]
 
-    async def test_without_anything_unread_the_end_comes_at_once(self):
+    async def test_close_is_immediate_when_nothing_is_unread(self):
         class Once(Line):
             close_timeout = None
 
@@ -454,7 +454,7 @@ class SlowReaderTests(SocketCase):
         first = await deferToThread(client.read, MIB)
         assert first == bytes(MIB)
         (chat,) = chats
-        # What the kernel holds for both ends is not ours, and is limited by it.
+        # The kernel's buffers of both ends are not ours, and limited by it.
         kernel = chat.transport.socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) + 8 * MIB
         assert asked[0] < MIB + kernel
         left = self.size - MIB
@@ -527,8 +527,8 @@ class SlowReaderTests(SocketCase):
         assert source.most_unsent <= 131_072
         await chats[0].gone
 
-    async def test_requests_wait_for_a_peer_that_does_not_read_and_none_is_lost(self):
-        """Each line of two bytes makes an answer of 10,000."""
+    async def test_requests_of_a_peer_that_does_not_read_wait_and_none_is_lost(self):
+        """Each line of two bytes gets an answer of 10,000."""
 
         class Amplifying(Line):
             most_unsent = 0
@@ -571,7 +571,7 @@ class SlowReaderTests(SocketCase):
         assert len(chats[0].events) == 1
         assert chats[0].most_unsent <= 65_536 + 65_536 + 10_000
 
-    async def test_beyond_the_hard_limit_the_connection_is_aborted_and_the_others_live(self):
+    async def test_connection_above_max_unsent_is_aborted_and_others_continue(self):
         class Broadcast(Line):
             max_unsent = MIB
 
@@ -594,7 +594,7 @@ class SlowReaderTests(SocketCase):
         assert kinds == ["UnsentLimitExceeded"]
         assert chats[0].events == ["close"]
 
-    async def test_a_stuck_peer_is_cut_while_closing_and_a_slow_one_is_not(self):
+    async def test_stalled_peer_is_aborted_while_closing_and_a_slow_one_is_not(self):
         class Closing(Line):
             close_timeout = 1.0
 
@@ -625,7 +625,7 @@ class SlowReaderTests(SocketCase):
 
 
 class WriteTests(SocketCase):
-    async def test_the_answers_to_one_chunk_are_one_system_call_and_need_no_turn(self):
+    async def test_answers_to_one_chunk_are_one_system_call_in_the_same_iteration(self):
         class Counting:
             def __init__(self, real):
                 self.real = real
@@ -659,7 +659,7 @@ class WriteTests(SocketCase):
         assert sum(sent) == 600
         assert len(sent) == len([message for message in sent if message]) <= 6
 
-    async def test_what_the_system_does_not_take_follows_in_order(self):
+    async def test_bytes_the_system_does_not_take_follow_in_order(self):
         class Large(Line):
             def message_received(self, message):
                 for number in range(50):
@@ -672,7 +672,7 @@ class WriteTests(SocketCase):
         answer = await self.converse(address, b"go\n")
         assert answer.replace(b"by hand", b"") == expected + b"end"
 
-    async def test_a_peer_that_resets_in_the_middle_is_no_error(self):
+    async def test_reset_in_the_middle_is_not_logged_as_an_error(self):
         class Sending(Line):
             def message_received(self, message):
                 self.events.append(message)
@@ -695,7 +695,7 @@ class WriteTests(SocketCase):
 
 
 class ManyClientsTests(SocketCase):
-    async def test_whatever_clients_do_each_gets_its_answers_and_none_is_left(self):
+    async def test_clients_that_behave_at_random_get_their_answers_and_leave_nothing(self):
         class Busy(Line):
             """Answers each line by a push or a producer, some of them later."""
 
@@ -758,7 +758,7 @@ class ManyClientsTests(SocketCase):
 
 class GarbageTests(SocketCase):
     async def freed(self, wrap):
-        """Not by the garbage collector, which servers with many connections meet as pauses."""
+        """Not by the garbage collector, whose runs are pauses in a server with many connections."""
         references = []
 
         class Quick(AsyncChat):
@@ -793,8 +793,8 @@ class GarbageTests(SocketCase):
 
 
 class PolicyTests(SocketCase):
-    async def test_a_timeout_closes_an_idle_connection_over_tls_too(self):
-        """A transport with a producer would wait for it for ever."""
+    async def test_timeout_closes_an_idle_tls_connection(self):
+        """A transport that has a producer would wait for that without end."""
         endpoint, context = tls_endpoint(self)
         address, chats = await self.serve(
             Line, lambda factory: TimeoutFactory(factory, 2), endpoint
@@ -829,7 +829,7 @@ class PolicyTests(SocketCase):
         await chats[0].gone
         assert chats[0].events == ["close"]
 
-    async def test_a_client_that_an_endpoint_connects_hears_of_the_half_close(self):
+    async def test_client_connected_by_an_endpoint_learns_of_a_half_close(self):
         """Twisted puts a protocol of its own in between, which claims one interface at a time."""
         for wrap in (lambda factory: factory, WrappingFactory):
             listener = socket.create_server(("127.0.0.1", 0))
@@ -855,7 +855,7 @@ class PolicyTests(SocketCase):
             await client.gone
             assert client.events == ["close"]
 
-    async def test_a_twisted_client_may_be_one_too(self):
+    async def test_async_chat_may_be_a_client(self):
         address, chats = await self.serve(Line)
 
         class Asking(Line):
@@ -1086,8 +1086,8 @@ class EndTests(SocketCase):
         address, chats = await self.serve(Member, endpoint=endpoint)
         return address, chats, members, ended
 
-    async def test_of_those_who_are_put_out(self):
-        """Eight come, three are aborted and one is closed: four are in the table."""
+    async def test_handle_end_is_called_for_aborted_and_closed_connections(self):
+        """Eight connect, three are aborted and one is closed: four remain in the table."""
         address, chats, members, ended = await self.serve_members()
         for count in range(1, 9):
             client = self.client(address)
@@ -1101,8 +1101,8 @@ class EndTests(SocketCase):
         assert members == chats[4:]
         assert ended == [None] * 4
 
-    async def test_of_a_failed_handshake(self):
-        """A scanner that does not speak TLS is not kept for ever."""
+    async def test_handle_end_is_called_after_a_failed_handshake(self):
+        """A scanner that does not speak TLS leaves nothing behind."""
         endpoint, _ = tls_endpoint(self)
         address, chats, members, ended = await self.serve_members(endpoint)
         await self.converse(address, b"GET / HTTP/1.0\r\n\r\n")

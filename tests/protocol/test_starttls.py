@@ -1,5 +1,7 @@
 """
 STARTTLS: what comes in the clear is never taken for what comes through TLS, wherever it is cut.
+
+Also covers `tls.leftovers`.
 """
 
 import contextlib
@@ -118,8 +120,8 @@ class Servers(unittest.TestCase):
         await gatherResults([handler.closed for handler in server.handlers])
         return server.handlers[-1]
 
-    async def test_what_is_no_choice_for_leftovers_is_not_taken_for_one(self):
-        """Or they would be fed to TLS, by who wanted to refuse them."""
+    async def test_invalid_leftovers_is_refused(self):
+        """Otherwise a misspelt "reject" would feed them to TLS."""
 
         class Misspelt(Chat):
             leftovers = "refuse"
@@ -141,7 +143,7 @@ class Servers(unittest.TestCase):
         self.assertEqual(await in_thread(run), b"go\n'refuse' is not a valid Leftovers")
         await self.finished(server)
 
-    async def test_in_the_clear_before_and_through_tls_after(self):
+    async def test_messages_are_in_the_clear_before_and_encrypted_after(self):
         for version in support.VERSIONS:
             server = await self.serve()
 
@@ -159,7 +161,7 @@ class Servers(unittest.TestCase):
             self.assertEqual(kinds, ["connect", b"hello", b"STARTTLS", "secure", b"hello", "close"])
             self.assertIsNone(handler.close_reason)
 
-    async def test_what_is_glued_behind_the_command_is_rejected_at_every_split(self):
+    async def test_bytes_that_follow_the_command_are_rejected_at_any_split(self):
         attack = b"STARTTLS\nEVIL\n"
         for cut in range(1, len(attack) + 1):
             server = await self.serve()
@@ -168,7 +170,7 @@ class Servers(unittest.TestCase):
                 with raw(server.port) as sock:
                     sock.sendall(attack[:cut])
                     if cut > 8:
-                        # Whatever is glued on in the same segment.
+                        # Whatever follows in the same segment.
                         return drain(sock) if cut > 9 else None
                     sock.sendall(attack[cut:])
                     return drain(sock)
@@ -182,7 +184,7 @@ class Servers(unittest.TestCase):
                 self.assertGreater(handler.close_reason.count, 0)
             self.assertEqual(handler.notes[-1], "close")
 
-    async def test_what_comes_after_the_answer_goes_to_tls_and_ends_it(self):
+    async def test_plaintext_after_the_answer_fails_the_handshake(self):
         for kind in (Chat, Feeding):
             server = await self.serve(kind)
 
@@ -199,7 +201,7 @@ class Servers(unittest.TestCase):
             self.assertEqual(handler.heard(), [b"STARTTLS"])
             self.assertIs(type(handler.close_reason), errors.HandshakeFailed)
 
-    async def test_fed_plaintext_fails_the_handshake_at_every_split(self):
+    async def test_fed_plaintext_fails_the_handshake_at_any_split(self):
         attack = b"STARTTLS\nEVIL\n" + b"EVIL\n" * 4
         for cut in range(1, len(attack)):
             server = await self.serve(Feeding)
@@ -216,7 +218,7 @@ class Servers(unittest.TestCase):
             self.assertEqual(handler.heard(), [b"STARTTLS"])
             self.assertIs(type(handler.close_reason), errors.HandshakeFailed)
 
-    async def test_a_hello_behind_the_command_is_fed_at_every_split(self):
+    async def test_hello_that_follows_the_command_is_fed_at_any_split(self):
         """A client that does not wait: with `FEED` that works, and a command in TLS is heard once."""
         whole = len(self.hello_of()[1])
         cuts = [*range(1, 20), *range(20, whole, whole // 25), whole + 8]
@@ -256,7 +258,7 @@ class Servers(unittest.TestCase):
             tls.do_handshake()
         return tls, outgoing.read(), incoming, outgoing
 
-    async def test_what_was_collected_in_the_clear_is_forgotten(self):
+    async def test_data_collected_in_the_clear_is_discarded(self):
         class Collecting(Chat):
             def found_terminator(self):
                 data = self._get_data()
@@ -272,7 +274,7 @@ class Servers(unittest.TestCase):
         self.assertEqual(await in_thread(upgrade_and_talk, server.port), b"hello\n")
         await self.finished(server)
 
-    async def test_what_was_queued_before_goes_out_in_the_clear_and_the_rest_through_tls(self):
+    async def test_output_queued_before_is_in_the_clear_and_the_rest_encrypted(self):
         size = 1 << 20
 
         class Queueing(Chat):
@@ -352,7 +354,7 @@ class Servers(unittest.TestCase):
         self.assertEqual(await in_thread(run), (b"go\npart 3\npart 2\npart 1\n", b"secret\n"))
         await self.finished(server)
 
-    async def test_while_delivery_is_paused_the_handshake_goes_on_and_delivery_does_not(self):
+    async def test_handshake_continues_while_delivery_is_paused(self):
         class Paused(Chat):
             def begin(self):
                 self.pause()
@@ -374,7 +376,7 @@ class Servers(unittest.TestCase):
         (handler,) = server.handlers
         while handler.tls is None:
             await task.deferLater(reactor, 0.001)
-        for _ in range(20):  # turns in which it might be delivered
+        for _ in range(20):  # iterations in which it might be delivered
             await task.deferLater(reactor, 0.001)
         self.assertEqual(handler.heard(), [b"STARTTLS"])
         self.assertTrue(handler.paused)
@@ -413,7 +415,7 @@ class Servers(unittest.TestCase):
         (logged,) = self.flushLoggedErrors(RuntimeError)
         self.assertIn("already speaks TLS", str(logged.value))
 
-    async def test_on_a_connection_that_began_with_tls_it_is_an_error(self):
+    async def test_start_tls_on_a_tls_connection_is_an_error(self):
         server = await Server(self, server_options()).listen()
         client = await in_thread(support.stdlib_client, server.port, client_context())
         (handler,) = server.handlers
@@ -426,7 +428,7 @@ class Servers(unittest.TestCase):
             await in_thread(lambda: client.unwrap().close())
         await handler.closed
 
-    async def test_on_a_closing_connection_nothing_happens(self):
+    async def test_start_tls_on_a_closing_connection_does_nothing(self):
         server = await self.serve()
         with await in_thread(raw, server.port) as sock:
             await in_thread(lambda: (sock.sendall(b"x\n"), read_line(sock)))
@@ -436,7 +438,7 @@ class Servers(unittest.TestCase):
             self.assertEqual(await in_thread(drain, sock), b"")
         await handler.closed
 
-    async def test_a_peer_that_does_not_begin_is_gone_after_the_limit(self):
+    async def test_peer_that_does_not_begin_is_disconnected_after_the_limit(self):
         class Hasty(Chat):
             options = server_options(handshake_timeout=0.2)
 
@@ -451,7 +453,7 @@ class Servers(unittest.TestCase):
         handler = await self.finished(server)
         self.assertIs(type(handler.close_reason), errors.HandshakeTimedOut)
 
-    async def test_a_peer_that_never_reads_what_comes_before_is_gone_after_the_limit(self):
+    async def test_peer_that_never_reads_the_plaintext_is_disconnected_after_the_limit(self):
         class Deaf(Chat):
             options = server_options(handshake_timeout=0.2)
             before = b"x" * 20_000_000
@@ -465,7 +467,7 @@ class Servers(unittest.TestCase):
             await handler.closed
         self.assertIs(type(handler.close_reason), errors.HandshakeTimedOut)
 
-    async def test_a_peer_that_reads_slowly_what_comes_before_gets_there(self):
+    async def test_peer_that_reads_the_plaintext_slowly_completes_the_handshake(self):
         class Large(Chat):
             options = server_options(handshake_timeout=0.5)
             before = b"x" * 40_000_000
@@ -480,7 +482,7 @@ class Servers(unittest.TestCase):
                     size -= len(sock.recv(min(size, 65536)))
 
             begun = reactor.seconds()
-            # It takes longer than the limit, each piece does not. The last ones wait in the system,
+            # The whole takes longer than the limit, no piece does. The last ones wait in the system,
             # where the handshake's own time has begun.
             for _ in range(15):
                 await in_thread(read, 1_000_000)
@@ -518,7 +520,7 @@ class Servers(unittest.TestCase):
         self.assertEqual(handler.notes, ["connect", b"STARTTLS", "close"])
         self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
 
-    async def test_below_a_policy_wrapper(self):
+    async def test_start_tls_works_below_a_policy_wrapper(self):
         server = await self.serve(wrap=WrappingFactory)
         self.assertEqual(await in_thread(upgrade_and_talk, server.port), b"secret hello\n")
         await self.finished(server)
@@ -547,7 +549,7 @@ class Clients(unittest.TestCase):
     async def connect(self, port, handler):
         return await connectProtocol(TCP4ClientEndpoint(reactor, "127.0.0.1", port), handler)
 
-    async def test_our_client_upgrades_on_our_server(self):
+    async def test_client_upgrades_on_our_server(self):
         server = await Server(self, None, handler=Chat, plain=True).listen()
         client = Asking()
         await self.connect(server.port, client)
@@ -562,7 +564,7 @@ class Clients(unittest.TestCase):
         self.assertIsNone(client.close_reason)
         self.assertIsNone(server.handlers[0].close_reason)
 
-    async def test_our_client_upgrades_on_a_unix_socket(self):
+    async def test_client_upgrades_on_a_unix_socket(self):
         path = self.mktemp()
         factory = Factory.forProtocol(Chat)
         factory.noisy = False
@@ -575,7 +577,7 @@ class Clients(unittest.TestCase):
         await client.closed
         self.assertIsNone(client.close_reason)
 
-    async def test_a_response_glued_behind_the_servers_answer_is_rejected_at_every_split(self):
+    async def test_bytes_that_follow_the_servers_answer_are_rejected_at_any_split(self):
         listener = socket.create_server(("127.0.0.1", 0))
         self.addCleanup(listener.close)
         attack = b"go\nEVIL\n"
@@ -619,7 +621,7 @@ class Clients(unittest.TestCase):
 class InMemory(unittest.TestCase):
     """Both sides without a reactor; and what cannot be upgraded."""
 
-    def test_both_sides_over_a_wire_in_memory(self):
+    def test_both_sides_upgrade_in_memory(self):
         class Answering(Chat):
             options = server_options()
 
@@ -636,7 +638,7 @@ class InMemory(unittest.TestCase):
         self.assertIsNone(server.close_reason)
         self.assertTrue(server.closed.called)
 
-    def test_nothing_is_delivered_in_the_clear_while_what_was_queued_drains(self):
+    def test_nothing_is_delivered_in_the_clear_while_the_queue_drains(self):
         """Delivery was held for the queue above its mark; below that it stays held for TLS."""
 
         class Full(StringTransport):
@@ -671,11 +673,11 @@ class InMemory(unittest.TestCase):
                 client.start_tls(wrong)
         pump.flush()
 
-    def test_before_the_connection_is_open_it_is_an_error(self):
+    def test_start_tls_before_the_connection_is_an_error(self):
         with self.assertRaises(RuntimeError):
             AsyncChat().start_tls(server_options())
 
-    def test_on_a_transport_that_cannot_be_told_of_another_protocol_it_is_an_error(self):
+    def test_start_tls_on_a_transport_whose_protocol_cannot_change_is_an_error(self):
         chat = AsyncChat()
         chat.makeConnection(StringTransport())
         with self.assertRaises(RuntimeError):

@@ -36,7 +36,7 @@ class Clock:
 
 
 class Served:
-    """Options that look at their files in each handshake, and what they log."""
+    """Options that check their files in each handshake, and what they log."""
 
     def __init__(self, credentials, **arguments):
         self.options = ServerOptions(credentials, reload_interval=1e-9, **arguments)
@@ -52,7 +52,7 @@ class Served:
             self.taken_up.append(event["source"])
 
     def shake(self, name=HOST, context=None):
-        """Return the serial number of the certificate that a client gets, None if it is refused."""
+        """Return the serial number of the certificate that a client gets, or None if refused."""
         context = client_context() if context is None else context
         context.check_hostname = False
         server = self.options.serverConnectionForTLS(self)
@@ -132,7 +132,7 @@ def is_empty(path, content):
 
 
 def cannot_be_opened(path, content):
-    """The process has as many descriptors open as it may have."""
+    """Let the process reach its limit of open descriptors."""
     path.write_bytes(content)
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, before[1]))
@@ -185,7 +185,7 @@ def limits_and_user_are_restored():
 
 @pytest.fixture
 def folder():
-    """A folder that other users may enter."""
+    """Make a folder that other users may enter."""
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o755)
         yield Path(name)
@@ -219,7 +219,7 @@ def test_renewed_pair_is_used_as_soon_as_its_last_file_is_good(folder, serve, la
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_renewed_file_of_both_is_used_as_soon_as_it_is_good(folder, serve, fault):
+def test_renewed_file_with_certificate_and_key_is_used_as_soon_as_it_is_good(folder, serve, fault):
     old, new = issue(), issue()
     file = folder / "both.pem"
     file.write_bytes(pem(old))
@@ -278,9 +278,7 @@ def test_renewed_authorities_of_clients_are_used_as_soon_as_they_are_good(folder
     assert served.taken_up == [str(file)]
 
 
-def test_certificate_that_is_not_valid_yet_is_used_from_the_moment_it_is(
-    folder, serve, monkeypatch
-):
+def test_certificate_that_is_not_valid_yet_is_used_once_it_is(folder, serve, monkeypatch):
     old = issue()
     new = issue(not_after=datetime.now(UTC) + timedelta(days=3000))
     files = support.write(folder, old)

@@ -70,7 +70,7 @@ ALPN = {"protocols": (b"chat/2", b"chat/1")}
 MADE_UP = "post-quantum key share"  # the newest releases of OpenSSL send real ones
 MANY = [f"chat/{number}" for number in range(500)]
 
-#: What makes each hello special: how it is made, and the fields that differ from the usual ones.
+#: How each hello is made, and its fields that differ from the usual ones.
 HELLOS = {
     "ssl": (of_stdlib, {}),
     "ssl, 1.2": (partial(of_stdlib, "1.2"), ONLY_1_2),
@@ -174,7 +174,7 @@ def cut(data, places):
 
 
 @pytest.mark.parametrize("name", HELLOS)
-def test_fields_are_those_that_the_client_was_told_to_send(name):
+def test_fields_are_those_that_the_client_sends(name):
     data, expected = bytes_of(name), USUAL | HELLOS[name][1]
     hello = read(data)
     assert {field: getattr(hello, field) for field in expected} == expected
@@ -298,7 +298,7 @@ def test_records_of_one_byte_give_the_same_hello():
     st.binary(max_size=50),
     st.lists(st.integers(0, 5000), max_size=5),
 )
-def test_bytes_after_a_hello_are_kept_and_not_parsed(name, more, places):
+def test_bytes_after_a_hello_are_kept_unparsed(name, more, places):
     data = bytes_of(name)
     reader = HelloReader()
     for piece in cut(data + more, places):
@@ -306,7 +306,7 @@ def test_bytes_after_a_hello_are_kept_and_not_parsed(name, more, places):
     assert reader.complete
     assert reader.hello() == read(data)
     assert reader.received == data + more
-    # In the same record as well.
+    # Also in the same record.
     joined = data[:3] + vector(2, data[5:] + more) + b"more"
     assert read(joined) == read(data)
 
@@ -432,7 +432,7 @@ def test_malformed_message_is_refused_with_the_reason(message, complaint):
 
 
 @pytest.mark.parametrize("what", HOSTILE)
-def test_hostile_input_is_refused(what):
+def test_hostile_hello_is_refused(what):
     found = outcome([HOSTILE[what]])
     # A well-formed hello of an old version: refusing it is up to OpenSSL.
     allowed = {"an SSLv3 hello": 0x0300}

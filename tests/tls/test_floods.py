@@ -1,6 +1,8 @@
 """
 Floods of clients that start a TLS connection and do not continue: others are served, and the number of
 unfinished handshakes is bounded.
+
+Also covers `tls.greeting`, `tls.handshakes` and `tls.pending`.
 """
 
 import contextlib
@@ -80,7 +82,7 @@ class Floods(unittest.TestCase):
     timeout = 120
 
     def attack(self, port, count, data=b"", addresses=None):
-        """Connect so often, from one address or from *addresses*, and send *data* only."""
+        """Open so many connections, from one address or from *addresses*, and send only *data*."""
         socks = []
         for address in itertools.islice(addresses or itertools.repeat(THEIRS), count):
             sock = raw_from(address, port)
@@ -92,7 +94,7 @@ class Floods(unittest.TestCase):
         return socks
 
     async def serve(self, way, **arguments):
-        """Listen; return the port, and what limits its handshakes."""
+        """Listen; return the port, and the object that limits its handshakes."""
         options = server_options(**arguments)
         limit = options.limit
         factory = Factory.forProtocol(Notes)
@@ -140,7 +142,7 @@ class Floods(unittest.TestCase):
                     began = time.monotonic()
                     await self.talk(port)
                     self.assertLess(time.monotonic() - began, PROMPTLY, (way, what, addresses))
-                    # And no attacker had to be evicted for it.
+                    # No attacker had to be evicted for it.
                     self.assertEqual(len(limit.pending), 60, (way, what, addresses))
                     for sock in socks:
                         sock.close()
@@ -160,7 +162,7 @@ class Floods(unittest.TestCase):
                 for sock in socks:
                     sock.close()
 
-    async def test_flood_from_many_addresses_evicts_whoever_kept_the_server_waiting_longest(self):
+    async def test_flood_from_many_addresses_evicts_the_longest_waiting_client(self):
         port, limit = await self.serve("secure", max_pending=20)
         first = self.attack(port, 20, addresses=many_addresses())
         await until(lambda: len(limit.pending) == 20)
@@ -196,7 +198,7 @@ class Floods(unittest.TestCase):
         self.assertEqual(server.handlers[0].notes, ["close"])
 
     async def test_openssl_is_not_started_before_the_hello_is_complete(self):
-        """It would take 30 KB for each silent client."""
+        """OpenSSL would take 30 KB for each silent client."""
 
         def engines():
             return sum(isinstance(one, Connection) for one in gc.get_objects())
@@ -231,7 +233,7 @@ class Floods(unittest.TestCase):
         await gatherResults([handler.closed for handler in server.handlers])
         self.assertEqual(len(options.limit.pending), 0)
 
-    async def test_clients_silent_after_starttls_of_a_served_handler_count_too(self):
+    async def test_clients_silent_after_starttls_of_a_served_handler_count_as_pending(self):
         self.patch(_tls_socket, "default_limit", lambda: 5)
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         leaf().configure_cert(context)
@@ -262,7 +264,7 @@ class Floods(unittest.TestCase):
 
 
 class Named:
-    """A connection with a name."""
+    """A pending connection with a name."""
 
     def __init__(self, name, evicted):
         self.name = name
@@ -273,12 +275,12 @@ class Named:
 
 
 class Parts(unittest.SynchronousTestCase):
-    """The parts by themselves, with a clock of their own."""
+    """The parts alone, with their own clock."""
 
     def members(self, names, evicted=()):
         return {name: Named(name, evicted) for name in names}
 
-    def test_largest_network_is_evicted_from_and_its_longest_waiting_member_first(self):
+    def test_longest_waiting_member_of_the_largest_network_is_evicted_first(self):
         evicted = []
         pending = Pending(4)
         one = self.members("abcdefg", evicted)
@@ -298,7 +300,7 @@ class Parts(unittest.SynchronousTestCase):
         self.assertEqual((len(pending), pending._counts), (0, {}))
 
     def test_member_can_be_discarded_while_the_lock_is_held(self):
-        """As the garbage collector may do at any moment."""
+        """The garbage collector may do so at any moment."""
         pending = Pending(2)
         one = self.members("abc")
         pending.add(one["a"], None)
@@ -327,7 +329,7 @@ class Parts(unittest.SynchronousTestCase):
         self.assertEqual([len(one) for one in networks], [1] * len(same))
         self.assertEqual(len(set().union(*networks)), len(same))
 
-    def test_default_leaves_half_of_the_descriptors_for_finished_handshakes(self):
+    def test_default_limit_leaves_half_of_the_descriptors_for_finished_handshakes(self):
         before = resource.getrlimit(resource.RLIMIT_NOFILE)
         self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, before)
         resource.setrlimit(resource.RLIMIT_NOFILE, (600, before[1]))
@@ -344,7 +346,7 @@ class Parts(unittest.SynchronousTestCase):
         if limit.enter(member, (host, 1), self.clock, lambda: self.admitted.append(member.name)):
             self.admitted.append(member.name)
 
-    def test_addresses_take_turns_in_the_queue(self):
+    def test_queue_alternates_between_addresses(self):
         limit = self.limit(1)
         one = self.members("abcdef")
         for name, host in zip("abcdef", ["1", "1", "1", "1", "2", "3"], strict=True):

@@ -1,5 +1,7 @@
 """
-Peers that stop, vanish, or send what they should not: how long they stay, and what they cost.
+Peers that stop, vanish, or send what they should not: how long they are kept, and at what cost.
+
+Also covers `tls.layer`.
 """
 
 import contextlib
@@ -46,7 +48,7 @@ def memory_client(version=None):
 
 
 def read_answers(client):
-    """What `Notes` answers to the lines of `Closing.end`."""
+    """Read what `Notes` answers to the lines of `Closing.end`."""
     answers = b""
     while answers != b"one\ntwo\n":
         answers += client.recv(100)
@@ -56,9 +58,9 @@ class StoppedHandshakes(unittest.TestCase):
     timeout = 90
 
     @pytest.mark.slow
-    async def test_a_peer_that_stops_at_any_byte_is_gone_after_the_limit_and_costs_nothing(self):
+    async def test_peer_that_stops_at_any_byte_is_disconnected_and_costs_nothing(self):
         for version in support.VERSIONS:
-            # The more time, the busier this machine is: half a second of quiet must be left.
+            # A busier machine needs more time: half a second without work must remain.
             for limit in (1.5, 3.0, 6.0):
                 if await self.check_stopped(version, limit):
                     break
@@ -66,7 +68,7 @@ class StoppedHandshakes(unittest.TestCase):
                 self.fail("this machine is too busy")
 
     async def check_stopped(self, version, limit):
-        """Whether all peers had stopped in time; what follows from that is asserted."""
+        """Return whether all peers stopped in time; if they did, assert what follows."""
         options = server_options(handshake_timeout=limit, max_handshakes=None)
         server = await Server(self, options).listen()
 
@@ -81,7 +83,7 @@ class StoppedHandshakes(unittest.TestCase):
             # And with the last flight, cut off at each byte of its records' beginning.
             for count in range(0, 64, 4):
                 sock = raw(server.port)
-                with contextlib.suppress(ConnectionError):  # late, as is found out below
+                with contextlib.suppress(ConnectionError):  # late, as is checked below
                     flight = memory_client(version).shake(sock)
                     sock.sendall(flight[: min(count, len(flight) - 1)])
                 socks.append(sock)
@@ -106,7 +108,7 @@ class StoppedHandshakes(unittest.TestCase):
             self.assertLess(used, 0.3 * idle)
         return in_time
 
-    async def test_a_client_too_gives_up(self):
+    async def test_client_times_out_too(self):
         silent = socket.create_server(("127.0.0.1", 0))
         self.addCleanup(silent.close)
         options = ClientOptions(HOST, trust(), handshake_timeout=0.2)
@@ -117,7 +119,7 @@ class StoppedHandshakes(unittest.TestCase):
         await handler.closed
         self.assertEqual(handler.notes, ["close"])
 
-    async def test_a_cancelled_connection_is_closed(self):
+    async def test_cancelled_connection_attempt_is_closed(self):
         silent = socket.create_server(("127.0.0.1", 0))
         self.addCleanup(silent.close)
         handler = Notes()
@@ -129,14 +131,14 @@ class StoppedHandshakes(unittest.TestCase):
         await self.assertFailure(connecting, CancelledError)
 
     def stall(self, port, count):
-        """Clients whose hello is whole, and that do not answer the server's."""
+        """Connect clients that send a whole hello and do not answer the server's."""
         stalled = [raw(port) for _ in range(count)]
         for sock in stalled:
             self.addCleanup(sock.close)
             sock.sendall(memory_client().hello())
         return stalled
 
-    async def test_the_rest_waits_for_those_in_flight(self):
+    async def test_further_handshakes_wait_for_those_in_progress(self):
         server = await Server(self, server_options(max_handshakes=2)).listen()
         limit = server.options.limit
         limit.patience = 60.0
@@ -153,7 +155,7 @@ class StoppedHandshakes(unittest.TestCase):
         await gatherResults([handler.closed for handler in server.handlers])
         self.assertEqual((limit.in_flight, limit.waiting), (0, 0))
 
-    async def test_those_that_stall_keep_nobody_out_for_long(self):
+    async def test_stalled_handshakes_do_not_block_others_for_long(self):
         server = await Server(self, server_options(max_handshakes=2)).listen()
         server.options.limit.patience = 0.2
         stalled = self.stall(server.port, 6)
@@ -163,7 +165,7 @@ class StoppedHandshakes(unittest.TestCase):
         await gatherResults([handler.closed for handler in server.handlers])
         self.assertEqual((server.options.limit.in_flight, server.options.limit.waiting), (0, 0))
 
-    async def test_who_waits_too_long_is_gone_too(self):
+    async def test_client_that_waits_too_long_is_disconnected(self):
         server = await Server(
             self, server_options(max_handshakes=1, handshake_timeout=0.3)
         ).listen()
@@ -178,7 +180,7 @@ class StoppedHandshakes(unittest.TestCase):
 class Closing(unittest.TestCase):
     timeout = 60
 
-    async def test_a_peer_that_never_answers_close_notify_is_gone_after_the_limit(self):
+    async def test_peer_that_never_answers_close_notify_is_disconnected_after_the_limit(self):
         server = await Server(self, server_options(close_timeout=0.3)).listen()
 
         def shake():
@@ -204,7 +206,7 @@ class Closing(unittest.TestCase):
 
         self.assertEqual(await in_thread(rest), b"")
 
-    async def test_a_peer_that_reads_nothing_is_gone_after_the_flush_limit(self):
+    async def test_peer_that_reads_nothing_is_disconnected_after_the_flush_limit(self):
         server = await Server(self, server_options(close_timeout=0.2, flush_timeout=0.6)).listen()
         client = await in_thread(support.stdlib_client, server.port, client_context())
         self.addCleanup(client.close)
@@ -218,8 +220,8 @@ class Closing(unittest.TestCase):
         self.assertIs(type(handler.close_reason), errors.CloseTimedOut)
         self.assertGreater(handler.close_reason.count, 0)
 
-    async def test_any_protocol_is_closed_in_time(self):
-        """Not only `AsyncChat`: the limits belong to the transport."""
+    async def test_connection_of_any_protocol_is_closed_in_time(self):
+        """The limits belong to the transport, not to `AsyncChat`."""
 
         class Blob(Protocol):
             def __init__(self):
@@ -258,7 +260,7 @@ class Closing(unittest.TestCase):
         self.assertEqual(handler.notes[-1], "close")
         return handler.close_reason
 
-    async def test_an_orderly_end(self):
+    async def test_close_notify_is_an_orderly_end(self):
         def finish(client):
             read_answers(client)
             client.unwrap().close()
@@ -269,14 +271,14 @@ class Closing(unittest.TestCase):
 
     async def test_fin_without_close_notify_is_a_truncation(self):
         def finish(client):
-            read_answers(client)  # bytes that nobody read would make it a reset
+            read_answers(client)  # unread bytes would make it a reset
             client.close()
 
         for version in support.VERSIONS:
             reason = await self.end(finish, version)
             self.assertIs(type(reason), errors.TruncatedConnection)
 
-    async def test_a_reset_is_a_truncation(self):
+    async def test_reset_is_a_truncation(self):
         def reset(client):
             read_answers(client)
             wire.reset(client)
@@ -284,8 +286,8 @@ class Closing(unittest.TestCase):
         reason = await self.end(reset)
         self.assertIs(type(reason), errors.TruncatedConnection)
 
-    async def test_what_is_queued_is_still_sent_after_the_peers_half_of_the_close(self):
-        """The peer says that it will send no more, and reads on (RFC 8446, section 6.1)."""
+    async def test_queued_output_is_sent_after_the_peers_close_notify(self):
+        """The peer ends its sending and continues to read (RFC 8446, section 6.1)."""
 
         class Late(Notes):
             def message_received(self, message):
@@ -313,7 +315,7 @@ class Closing(unittest.TestCase):
 
 
 class Telling(LineOnlyReceiver):
-    """A protocol that is none of ours."""
+    """A protocol that is not an `AsyncChat`."""
 
     delimiter = b"\n"
 
@@ -330,7 +332,7 @@ class Telling(LineOnlyReceiver):
 
 
 class Stock(unittest.TestCase):
-    """An `AsyncChat` has the same limits, and is told the same, on Twisted's own TLS endpoints."""
+    """An `AsyncChat` has the same limits, and gets the same errors, on Twisted's own TLS endpoints."""
 
     timeout = 60
 
@@ -352,14 +354,14 @@ class Stock(unittest.TestCase):
         self.addCleanup(port.stopListening)
         return port.getHost().port, handlers
 
-    async def test_a_handshake_that_stops_ends(self):
+    async def test_stopped_handshake_times_out(self):
         port, handlers = await self.serve(handshake_timeout=0.2)
         await in_thread(drain, raw(port))
         (handler,) = handlers
         await handler.closed
         self.assertIs(type(handler.close_reason), errors.HandshakeTimedOut)
 
-    async def test_a_peer_that_never_answers_close_notify_is_gone(self):
+    async def test_peer_that_never_answers_close_notify_is_disconnected(self):
         port, handlers = await self.serve(close_timeout=0.2)
         client = await in_thread(support.stdlib_client, port, client_context())
         self.addCleanup(client.close)
@@ -370,7 +372,7 @@ class Stock(unittest.TestCase):
         await handler.closed
         self.assertLess(time.monotonic() - began, 2.0)
 
-    async def test_a_truncated_connection_is_told_from_one_that_ended(self):
+    async def test_truncation_is_distinguished_from_an_orderly_end(self):
         port, handlers = await self.serve()
         for finish, reason in ((None, errors.TruncatedConnection), (True, type(None))):
 
@@ -386,7 +388,7 @@ class Stock(unittest.TestCase):
             self.assertEqual(handler.notes[1:], ["connect", b"hello", "close"])
             self.assertIs(type(handler.close_reason), reason)
 
-    async def test_our_options_are_as_strict_there(self):
+    async def test_our_options_are_as_strict_on_twisteds_endpoints(self):
         options = server_options(alpn=(b"chat/1",), require_alpn=True, strict_names=True)
         refused = {
             "no protocol": (HOST, []),
@@ -420,13 +422,13 @@ class Stock(unittest.TestCase):
             self.assertEqual(await in_thread(run, HOST, ["chat/1"]), b"hello\n")
             for what, (name, protocols) in refused.items():
                 if base is Telling and what == "no protocol":
-                    continue  # that is looked at after the handshake, which is Twisted's there
+                    continue  # this is checked after the handshake, which is Twisted's there
                 self.assertEqual(await in_thread(run, name, protocols), b"", (base, what))
             for handler in handlers:
                 with contextlib.suppress(Error, ConnectionLost, ConnectionDone, ConnectionAborted):
                     await handler.closed
 
-    async def test_a_subclass_of_twisteds_is_left_alone(self):
+    async def test_subclass_of_twisteds_transport_is_left_alone(self):
         class Theirs(BufferingTLSTransport):
             pass
 
@@ -448,7 +450,7 @@ def openssl_connections():
 class Hostile(unittest.TestCase):
     timeout = 90
 
-    async def test_what_is_no_handshake_ends_that_connection_only(self):
+    async def test_bytes_that_are_not_a_handshake_end_only_their_connection(self):
         before = openssl_connections()
         server = await Server(self, server_options(handshake_timeout=1.0)).listen()
         good = await in_thread(support.stdlib_client, server.port, client_context())
@@ -479,10 +481,10 @@ class Hostile(unittest.TestCase):
         await server.handlers[0].closed
         self.assertEqual((server.options.limit.in_flight, server.options.limit.waiting), (0, 0))
         await task.deferLater(reactor, 0)  # we are still inside of a connectionLost
-        # The log may keep handlers for a while, and these their layers, but nothing of OpenSSL's.
+        # The log may keep handlers for a while, and they their layers, but no OpenSSL object.
         self.assertEqual([one for one in openssl_connections() if one not in before], [])
 
-    async def test_records_of_one_byte_are_slow_and_good(self):
+    async def test_records_of_one_byte_are_accepted(self):
         for version in support.VERSIONS:
             server = await Server(self, server_options()).listen()
 
@@ -497,7 +499,7 @@ class Hostile(unittest.TestCase):
             self.assertEqual(await in_thread(run), b"hello\n")
             await server.handlers[0].closed
 
-    async def test_a_hello_in_records_of_one_byte_is_good(self):
+    async def test_hello_in_records_of_one_byte_is_accepted(self):
         server = await Server(self, server_options()).listen()
 
         def run():
@@ -522,8 +524,8 @@ class Hostile(unittest.TestCase):
         self.assertEqual(await in_thread(run), b"hello\n")
         await server.handlers[0].closed
 
-    async def test_every_chunking_of_the_wire_is_the_same_to_the_handler(self):
-        """The layer counts records; wherever the bytes are cut, nothing may be left lying."""
+    async def test_any_split_of_the_wire_gives_the_handler_the_same_calls(self):
+        """The layer counts records; wherever the bytes are cut, none may stay unread."""
         for size in (1, 2, 3, 4, 5, 6, 7, 100, 1_000, 16_384, 16_411):
             server = await Server(self, server_options()).listen()
 
@@ -560,7 +562,7 @@ class Hostile(unittest.TestCase):
         await handler.closed
         self.assertEqual(handler.notes[2:], [b"hello", "close"])
 
-    async def test_a_thousand_key_updates_are_followed_or_end_that_connection_only(self):
+    async def test_thousand_key_updates_are_followed_or_end_only_their_connection(self):
         server = await Server(self, server_options()).listen()
 
         def run():
@@ -582,7 +584,7 @@ class Hostile(unittest.TestCase):
         self.assertEqual(await in_thread(support.talk, server.port, client_context()), b"hello\n")
         await server.handlers[1].closed
 
-    async def test_who_asks_for_key_updates_and_reads_none_is_gone(self):
+    async def test_peer_that_requests_key_updates_and_reads_none_is_disconnected(self):
         self.patch(layer, "_UNASKED", 10_000)
 
         class Small(Notes):
@@ -612,9 +614,9 @@ class Hostile(unittest.TestCase):
 
 
 class Parts(unittest.TestCase):
-    """The parts, with a clock of their own."""
+    """The parts alone, with their own clock."""
 
-    def test_steps_have_their_share_of_a_turn(self):
+    def test_handshake_steps_have_a_budget_per_iteration(self):
         clock = task.Clock()
         turns = Scheduler(clock)
         turns.budget.seconds = 0.0  # every step uses it up
@@ -626,7 +628,7 @@ class Parts(unittest.TestCase):
         clock.advance(0)
         self.assertEqual(ran, [0, 1, "something else", 2])
 
-    def test_who_leaves_while_it_waits_is_not_admitted(self):
+    def test_client_that_closes_while_it_waits_is_not_admitted(self):
         clock = task.Clock()
         limit = HandshakeLimit(1, None)
         admitted = []

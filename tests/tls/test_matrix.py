@@ -37,7 +37,7 @@ OURS = {"1.2": Version.TLS_1_2, "1.3": Version.TLS_1_3}
 
 
 class Program:
-    """A running serve.py, and where it listens."""
+    """A running serve.py, and the addresses it listens on."""
 
     def __init__(self, name, folder):
         certificate = folder / "server.pem"
@@ -214,17 +214,17 @@ class Matrix(unittest.TestCase):
         self.assertEqual(await in_thread(program.stop), (0, ""))
         self.assertEqual(played, (7 if name == "private" else 8) * 8)
 
-    def test_on_epoll(self):
+    def test_every_client_talks_to_every_server_on_epoll(self):
         return Deferred.fromCoroutine(self.play("epoll"))
 
-    def test_on_poll(self):
+    def test_every_client_talks_to_every_server_on_poll(self):
         return Deferred.fromCoroutine(self.play("poll"))
 
-    def test_on_select(self):
+    def test_every_client_talks_to_every_server_on_select(self):
         return Deferred.fromCoroutine(self.play("select"))
 
-    def test_on_asyncio(self):
+    def test_every_client_talks_to_every_server_on_asyncio(self):
         return Deferred.fromCoroutine(self.play("asyncio"))
 
-    def test_on_a_private_reactor(self):
+    def test_every_client_talks_to_every_server_on_a_private_reactor(self):
         return Deferred.fromCoroutine(self.play("private"))

@@ -1,5 +1,7 @@
 """
-Handshakes, certificates and ends of TLS: real sockets, real OpenSSL, clients of other makes.
+Handshakes, certificates and ends of TLS: real sockets, real OpenSSL, other libraries' clients.
+
+Also covers `tls.options`.
 """
 
 import contextlib
@@ -49,7 +51,7 @@ from txasynchat.tls.certificates import Loaded
 class Talk(unittest.TestCase):
     timeout = 60
 
-    async def test_handle_secure_then_handle_connect_then_data_in_both_versions(self):
+    async def test_handle_secure_precedes_handle_connect_and_data_in_both_versions(self):
         for version in support.VERSIONS:
             server = await Server(self, server_options()).listen()
             handler = server.next()
@@ -77,8 +79,8 @@ class Talk(unittest.TestCase):
         self.assertIsNone(server.handlers[0].close_reason)
         self.assertEqual(client.notes[0][1].peer_certificate, _x509(leaf()))
 
-    async def test_a_protocol_that_raises_before_the_handshake_has_no_connection(self):
-        """Nor does its client wait for anything."""
+    async def test_protocol_that_raises_before_the_handshake_is_disconnected(self):
+        """Its client is disconnected at once."""
         lost = Deferred()
 
         class Failing(Protocol):
@@ -98,7 +100,7 @@ class Talk(unittest.TestCase):
         await handler.closed
         self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
 
-    async def test_the_hook_comes_through_policy_wrappers(self):
+    async def test_handle_secure_is_called_through_policy_wrappers(self):
         server = await Server(
             self, server_options(), wrap=lambda f: WrappingFactory(WrappingFactory(f))
         ).listen()
@@ -156,7 +158,7 @@ class Upgrading(Notes):
 
 
 class Verification(unittest.TestCase):
-    """Each failure is its own error, and nothing was connected, let alone delivered."""
+    """Each failure is its own error; no handler is connected, and nothing is delivered."""
 
     timeout = 60
 
@@ -175,7 +177,7 @@ class Verification(unittest.TestCase):
         self.assertEqual(other.notes, ["close"])
         return error, other.close_reason
 
-    async def test_a_certificate_for_another_name(self):
+    async def test_certificate_for_another_name_is_refused(self):
         error, _ = await self.refused(
             errors.WrongName,
             server_options(credentials=credentials("other.example.org")),
@@ -183,14 +185,14 @@ class Verification(unittest.TestCase):
         )
         self.assertIn(HOST, str(error))
 
-    async def test_a_certificate_for_another_address(self):
+    async def test_certificate_for_another_address_is_refused(self):
         await self.refused(
             errors.WrongName,
             server_options(credentials=credentials("127.0.0.2")),
             ClientOptions("127.0.0.1", trust()),
         )
 
-    async def test_an_address_is_verified_too(self):
+    async def test_ip_address_is_verified_too(self):
         server = await Server(self, server_options()).listen()
         client = await connect(server.port, ClientOptions("127.0.0.1", trust()), Notes())
         self.assertIsNone(client.tls.server_name)
@@ -226,7 +228,7 @@ class Verification(unittest.TestCase):
         for name in ("wrong.example.org", "127.0.0.2"):
             for how, who, refusal in (
                 (endpoint, ClientOptions(name, trust()), errors.WrongName),
-                # Who connects is told of everything as an error of this package.
+                # Every failure to connect is an error of this package.
                 (endpoint, twisted(name), errors.HandshakeFailed),
                 (of_string, name, errors.WrongName),
                 (after_starttls, ClientOptions(name, trust()), errors.WrongName),
@@ -245,14 +247,14 @@ class Verification(unittest.TestCase):
             await handler.closed
             self.assertNotIn(b"secret", handler.notes)
 
-    async def test_a_certificate_that_vouches_for_itself(self):
+    async def test_self_signed_certificate_is_refused(self):
         await self.refused(
             errors.SelfSigned,
             server_options(credentials=Credentials(support.self_signed())),
             ClientOptions(HOST, trust()),
         )
 
-    async def test_a_certificate_of_an_authority_nobody_knows(self):
+    async def test_certificate_of_an_unknown_authority_is_refused(self):
         foreign = support.stranger().issue_cert(HOST)
         _, told = await self.refused(
             errors.UnknownAuthority,
@@ -264,10 +266,10 @@ class Verification(unittest.TestCase):
     async def test_the_systems_authorities_are_the_default(self):
         await self.refused(errors.UnknownAuthority, server_options(), ClientOptions(HOST))
 
-    async def test_an_expired_certificate(self):
+    async def test_expired_certificate_is_refused(self):
         server = server_options()
         expired = support.authority().issue_cert(HOST, not_after=datetime(2020, 1, 1, tzinfo=UTC))
-        # No server of ours would start with it, so it is put in place of the good one.
+        # No server of ours would start with it, so it replaces the good one later.
         loaded = Loaded(
             load_pem_x509_certificates(expired.cert_chain_pems[0].bytes()),
             load_pem_private_key(expired.private_key_pem.bytes(), None),
@@ -280,7 +282,7 @@ class Verification(unittest.TestCase):
         )
         self.assertIn("expired", str(told))
 
-    async def test_a_client_without_the_certificate_that_is_required(self):
+    async def test_client_without_the_required_certificate_is_refused(self):
         for version in Version:
             options = server_options(
                 client_certificate=ClientCertificate.REQUIRED, client_authorities=trust()
@@ -301,7 +303,7 @@ class Verification(unittest.TestCase):
             if version is Version.TLS_1_3:
                 self.assertIs(type(client.close_reason), errors.MissingClientCertificate)
 
-    async def test_a_client_certificate_of_an_unknown_authority(self):
+    async def test_client_certificate_of_an_unknown_authority_is_refused(self):
         options = server_options(
             client_certificate=ClientCertificate.OPTIONAL, client_authorities=trust()
         )
@@ -315,7 +317,7 @@ class Verification(unittest.TestCase):
         self.assertIs(type(handler.close_reason), errors.UnknownAuthority)
         self.assertEqual(handler.notes, ["close"])
 
-    async def test_a_client_certificate_reaches_the_hook(self):
+    async def test_client_certificate_reaches_handle_secure(self):
         certificate = support.authority().issue_cert("someone@example.org")
         for mode in (ClientCertificate.OPTIONAL, ClientCertificate.REQUIRED):
             options = server_options(client_certificate=mode, client_authorities=trust())
@@ -395,7 +397,7 @@ class Names(unittest.TestCase):
             self.assertIs(type(handler.close_reason), errors.UnknownServerName)
             self.assertEqual(handler.notes, ["close"])
 
-    async def test_no_name_at_all_is_no_unknown_name(self):
+    async def test_client_that_sends_no_name_is_accepted_when_strict(self):
         server = await Server(self, self.options(strict_names=True)).listen()
         self.assertEqual(await self.names(server, None), {"first.example.org"})
 
@@ -427,32 +429,32 @@ class Protocols(unittest.TestCase):
             (self.handler,) = server.handlers
             await self.handler.closed
 
-    async def test_the_servers_preference_is_taken(self):
+    async def test_server_preference_decides(self):
         self.assertEqual(await self.agree(["chat/1", "chat/2"]), ("chat/2", b"hello\n"))
         self.assertEqual(self.handler.notes[0][1].alpn, b"chat/2")
 
-    async def test_no_common_protocol_is_refused(self):
+    async def test_lack_of_a_common_protocol_is_refused(self):
         with self.assertRaises(ssl.SSLError) as refused:
             await self.agree(["http/1.1"])
         self.assertIn("no application protocol", str(refused.exception).lower().replace("_", " "))
         self.assertIs(type(self.handler.close_reason), errors.NoCommonProtocol)
 
-    async def test_no_common_protocol_is_accepted_if_not_strict(self):
+    async def test_lack_of_a_common_protocol_is_accepted_if_not_strict(self):
         self.assertEqual(await self.agree(["http/1.1"], strict_alpn=False), (None, b"hello\n"))
 
-    async def test_a_client_that_offers_none_is_accepted_unless_one_is_required(self):
+    async def test_client_that_offers_no_protocol_is_accepted_by_default(self):
         self.assertEqual(await self.agree([]), (None, b"hello\n"))
         self.assertIsNone(self.handler.notes[0][1].alpn)
 
-    async def test_a_client_that_offers_none_is_refused_if_one_is_required(self):
-        # It learns of it behind its own handshake.
+    async def test_client_that_offers_no_protocol_is_refused_if_one_is_required(self):
+        # It learns of it after its own handshake.
         with contextlib.suppress(OSError):
             _, answered = await self.agree([], require_alpn=True)
             self.assertEqual(answered, b"")
         self.assertIs(type(self.handler.close_reason), errors.NoCommonProtocol)
         self.assertEqual(self.handler.notes, ["close"])
 
-    async def test_a_client_refuses_a_server_that_takes_none(self):
+    async def test_client_refuses_a_server_that_selects_no_protocol(self):
         server = await Server(self, server_options()).listen()
         handler = Notes()
         options = ClientOptions(HOST, trust(), alpn=(b"chat/1",))
@@ -485,11 +487,11 @@ class Sessions(unittest.TestCase):
         finally:
             await gatherResults([handler.closed for handler in server.handlers])
 
-    async def test_who_comes_back_shakes_hands_in_full(self):
+    async def test_returning_client_makes_a_full_handshake(self):
         for version in support.VERSIONS:
             self.assertFalse(await self.reused(version))
 
-    async def test_with_sessions_the_handshake_is_shorter(self):
+    async def test_sessions_shorten_the_handshake(self):
         for version in support.VERSIONS:
             self.assertTrue(await self.reused(version, sessions=True))
             self.assertTrue(
@@ -503,7 +505,7 @@ class Sessions(unittest.TestCase):
 
 
 class Start(unittest.TestCase):
-    """What is wrong with our own files is told when the options are made."""
+    """Faults of our own files raise when the options are made."""
 
     def setUp(self):
         self.folder = Path(self.mktemp())
@@ -516,34 +518,34 @@ class Start(unittest.TestCase):
         self.assertIsInstance(raised.exception, ValueError)
         return str(raised.exception)
 
-    def test_a_missing_certificate(self):
+    def test_missing_certificate_is_named(self):
         self.assertEqual(
             self.complaint(self.folder / "none.pem", self.key),
             f"{self.folder.absolute()}/none.pem: No such file or directory",
         )
 
-    def test_a_missing_key(self):
+    def test_missing_key_is_named(self):
         self.assertEqual(
             self.complaint(self.certificate, self.folder / "none.key"),
             f"{self.folder.absolute()}/none.key: No such file or directory",
         )
 
-    def test_a_file_that_is_a_folder(self):
+    def test_folder_in_place_of_a_file_is_named(self):
         self.assertIn("Is a directory", self.complaint(self.folder, self.key))
 
-    def test_a_file_that_has_no_certificate(self):
+    def test_file_without_a_certificate_is_named(self):
         self.assertEqual(
             self.complaint(self.key, self.key),
             f"{self.key.absolute()}: has no certificate in PEM",
         )
 
-    def test_a_file_that_has_no_key(self):
+    def test_file_without_a_key_is_named(self):
         self.assertEqual(
             self.complaint(self.certificate),
             f"{self.certificate.absolute()}: has no private key in PEM",
         )
 
-    def test_a_key_that_is_another_certificates(self):
+    def test_key_of_another_certificate_is_refused(self):
         _, other = support.write(self.folder, support.authority().issue_cert(HOST), "other")
         self.assertEqual(
             self.complaint(self.certificate, other),
@@ -551,7 +553,7 @@ class Start(unittest.TestCase):
             f" {self.certificate.absolute()}",
         )
 
-    def test_a_key_with_a_pass_phrase(self):
+    def test_key_with_a_pass_phrase_is_refused(self):
         key = load_pem_private_key(self.key.read_bytes(), None)
         self.key.write_bytes(
             key.private_bytes(
@@ -560,14 +562,14 @@ class Start(unittest.TestCase):
         )
         self.assertIn("remove its pass phrase", self.complaint(self.certificate, self.key))
 
-    def test_a_certificate_that_has_expired(self):
+    def test_own_expired_certificate_is_refused(self):
         expired = support.authority().issue_cert(HOST, not_after=datetime(2020, 1, 1, tzinfo=UTC))
         files = support.write(self.folder, expired, "expired")
         self.assertEqual(
             self.complaint(*files), f"{files[0].absolute()}: expired at 2020-01-01 00:00 UTC"
         )
 
-    def test_trust_roots_that_are_none(self):
+    def test_invalid_trust_roots_are_refused(self):
         complaint = self.complaint(
             self.certificate,
             self.key,
@@ -576,7 +578,7 @@ class Start(unittest.TestCase):
         )
         self.assertIn("ca.pem: No such file", complaint)
 
-    def test_arguments_that_contradict_each_other(self):
+    def test_contradictory_arguments_are_refused(self):
         for wrong in (
             {"client_certificate": ClientCertificate.REQUIRED},
             {"client_authorities": trust()},
@@ -588,7 +590,7 @@ class Start(unittest.TestCase):
             with self.assertRaises(ValueError):
                 server_options(**wrong)
 
-    def test_a_host_name_that_is_none(self):
+    def test_invalid_host_name_is_refused(self):
         for wrong in ("\N{SNOWMAN WITHOUT SNOW} .. ", " ", "*", "*.example.org", "a:443"):
             with self.assertRaisesRegex(ValueError, "not a host name"):
                 ClientOptions(wrong, trust())
@@ -596,7 +598,7 @@ class Start(unittest.TestCase):
             with self.assertRaisesRegex(ValueError, "hostname must be a str"):
                 ClientOptions(wrong, trust())
 
-    def test_an_international_host_name(self):
+    def test_international_host_name_is_accepted(self):
         self.assertEqual(
             ClientOptions("b\xfccher.example", trust())._server_name, b"xn--bcher-kva.example"
         )
@@ -649,7 +651,7 @@ class Renewal(unittest.TestCase):
         self.assertEqual(await in_thread(still), b"hello\n")
         await gatherResults([handler.closed for handler in server.handlers])
 
-    async def test_a_half_written_pair_keeps_the_old_one_and_is_logged_once(self):
+    async def test_half_written_pair_is_logged_once_and_the_old_one_stays_in_use(self):
         logged = []
 
         def note(event):
@@ -681,7 +683,7 @@ class Renewal(unittest.TestCase):
         self.assertEqual(await in_thread(self.serial, server.port), _x509(self.new).serial_number)
         await gatherResults([handler.closed for handler in server.handlers])
 
-    async def test_a_certificate_for_a_name_is_renewed_too(self):
+    async def test_certificate_for_a_name_is_renewed_too(self):
         second = support.authority().issue_cert("second.example.org")
         files = support.write(self.folder, second, "second")
         options = server_options(

@@ -60,7 +60,7 @@ def main() -> None:
     serve(ChatFactory(Shout), "tcp:8007:interface=127.0.0.1")
 
 
-# Neither a class of protocols nor a factory.
+# Neither a protocol class nor a factory.
 ChatFactory(int)  # type: ignore[arg-type]
 Server(reactor, Shout, ["tcp:8007"])  # type: ignore[arg-type]
 Server(reactor, ChatFactory(Shout), [8007])  # type: ignore[list-item]

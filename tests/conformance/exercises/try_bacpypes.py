@@ -21,7 +21,7 @@ TaskManager()
 
 
 class End(Client):
-    """The top of a stack: hands what arrives to a function."""
+    """The top of a stack: passes what arrives to a function."""
 
     def __init__(self, director, handle):
         super().__init__()
@@ -37,7 +37,7 @@ def _answer(end, pdu):
 
 
 def _run(spin=0.2):
-    """Run until stop() is called; an error says so where nobody called it in time."""
+    """Run until stop() is called; raise an error if that takes too long."""
     too_late = []
 
     def give_up():
@@ -93,7 +93,7 @@ def test_a_stream_carries_more_than_fits_into_one_send():
     assert answer == b"X" * 3_000_000
 
 
-def test_a_refused_connection_is_told():
+def test_refused_connection_is_reported():
     errors = []
 
     class Director(TCPClientDirector):

@@ -30,7 +30,7 @@ def _pump(things, until, seconds=10):
             thing()
 
 
-def test_players_hear_each_other():
+def test_players_receive_each_others_messages():
     game = Game()
     address = game.socket.getsockname()
     heard = [[], [], []]
@@ -60,7 +60,7 @@ def test_players_hear_each_other():
     game.close()
 
 
-def test_a_refused_connection_is_told():
+def test_refused_connection_is_reported():
     end = EndPoint(("127.0.0.1", 1))
     end.DoConnect()
     errors = []

@@ -34,7 +34,7 @@ def test_created_files_are_seen_in_order(tmp_path):
     assert not asyncore.socket_map
 
 
-def test_two_threads_with_private_maps(tmp_path):
+def test_two_threads_work_with_private_maps(tmp_path):
     folders = [tmp_path / "a", tmp_path / "b"]
     seen = [[], []]
     maps = [{}, {}]
