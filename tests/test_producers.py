@@ -1,5 +1,7 @@
 """
 The output queue alone: what comes out, in which order, and when producers are asked.
+
+Also covers `outputqueue`.
 """
 
 import io
