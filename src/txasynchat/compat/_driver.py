@@ -211,12 +211,12 @@ class MapDriver:
 
     def start(self, poll_mode: bool) -> None:
         """
-        A ``loop()`` begins: the next pass is a full one, unless all is as the last one left it.
+        A ``loop()`` begins: its first pass is a full one.
 
-        Programs that call ``loop(count=1)`` in a circle would have nothing but full passes otherwise.
+        Between two calls, and before a nested one, a program may have changed anything with no method
+        called, such as closed a socket; the standard library notices in the next pass.
         """
-        if poll_mode is not self._wants.poll_mode or not self._entries.are_current():
-            self.distrust()
+        self.distrust()
         self._wants.poll_mode = poll_mode
 
     def distrust(self) -> None:
