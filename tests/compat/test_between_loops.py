@@ -295,3 +295,18 @@ def test_predicate_set_on_an_idle_channel_applies_within_a_tenth_of_a_second(cha
     near.send(b"y")
     asyncore.loop(0, map=channels, count=3)
     assert chat.got == []
+
+
+@pytest.mark.parametrize("use_poll", [False, True], ids=["select", "poll"])
+def test_predicate_set_between_two_calls_applies_in_the_second(channels, pair, use_poll):
+    written = []
+
+    class Writing(Chat):
+        def handle_write(self):
+            written.append(1)
+
+    chat = Writing(pair()[1], channels)
+    asyncore.loop(0, use_poll, channels, 1)
+    chat.writable = lambda: True
+    asyncore.loop(0, use_poll, channels, 1)
+    assert written == [1]

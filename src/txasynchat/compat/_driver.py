@@ -7,9 +7,10 @@ when another thread changed something; in between it sees to what is due: channe
 newcomers, handshakes that last too long, one full pass.
 
 A ``loop()`` whose map has the same channels as at the end of the last one goes on with its passes,
-and with its time.  What was changed meanwhile of a steady channel, with no method called, is found
-by the next full pass, at most 100 ms after the last.  Between two calls of ``loop()`` neither the map
-nor what is in it is kept alive.
+and with its time.  A socket that was closed and a predicate that was put on a channel are noticed at
+once; what else was changed meanwhile of a steady channel, with no method called, is found by the next
+full pass, at most 100 ms after the last.  Between two calls of ``loop()`` neither the map nor what is
+in it is kept alive.
 
 This module does not know who is asked and why, nor what an event means.
 """
@@ -211,12 +212,17 @@ class MapDriver:
 
     def start(self, poll_mode: bool) -> None:
         """
-        A ``loop()`` begins: its first pass is a full one.
+        A ``loop()`` begins: its first pass is a full one, unless all is as the last one left it.
 
-        Between two calls, and before a nested one, a program may have changed anything with no method
-        called, such as closed a socket; the standard library notices in the next pass.
+        Programs that call ``loop(count=1)`` in a circle would have nothing but full passes otherwise. A
+        nested one begins in the middle of a dispatch, where handlers may have changed anything.
         """
-        self.distrust()
+        if (
+            self.depth > 1
+            or poll_mode is not self._wants.poll_mode
+            or not self._entries.are_current()
+        ):
+            self.distrust()
         self._wants.poll_mode = poll_mode
 
     def distrust(self) -> None:

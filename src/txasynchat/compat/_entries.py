@@ -20,7 +20,8 @@ from contextlib import suppress
 from operator import is_
 from typing import TYPE_CHECKING, Any
 
-from txasynchat.compat._interest import ALWAYS
+from txasynchat.compat._attributes import socket_of
+from txasynchat.compat._interest import ALWAYS, are_steady, is_closed
 from txasynchat.compat._newcomers import Newcomers
 
 if TYPE_CHECKING:
@@ -197,20 +198,26 @@ class Entries:
 
     def are_current(self) -> bool:
         """
-        Return whether the map, which may be another one by now, has the channels of the entries.
+        Return whether the map, which may be another one by now, has the channels of the entries, their
+        sockets are open, and those of the steady ones have the predicates of our own classes.
 
-        Those that are always asked are left to the next pass, which looks at them.
+        Those that are always asked may be others: the next pass looks at them.
         """
         known = self.known
+        always = self.always
         try:
             current = copy_of(self.channels)
         except Exception:  # noqa: BLE001 - not a mapping: a full pass raises what has to be raised
             return False
         if list(current) != list(known):
             return False
-        if len(self.always) == len(known):
-            return True
-        return all(map(is_, current.values(), [entry.ref() for entry in known.values()]))
+        if always:
+            if any(is_closed(socket_of(current[fd])) for fd in always):
+                return False
+            known = {fd: entry for fd, entry in known.items() if fd not in always}
+            current = {fd: current[fd] for fd in known}
+        refs = [entry.ref() for entry in known.values()]
+        return all(map(is_, current.values(), refs)) and are_steady(current.values())
 
     def clear(self) -> None:
         """

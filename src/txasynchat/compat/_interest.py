@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from txasynchat.compat._attributes import own, socket_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 __all__ = [
     "ALWAYS",
     "STEADY",
     "LayeredSocket",
+    "are_steady",
     "ask_layer",
+    "is_closed",
     "is_open",
     "kind_of",
     "pending_of",
@@ -147,6 +149,31 @@ def kind_of(channel: Any) -> int:
     except Exception:  # noqa: BLE001 - one of the program's own, whatever that is and does
         return ALWAYS
     return STEADY
+
+
+def are_steady(channels: Iterable[Any]) -> bool:
+    """
+    Return whether each of *channels*, which were `STEADY`, has such predicates still, and a socket that
+    is open.  None of them is asked.
+    """
+    try:
+        for channel in channels:
+            if (
+                channel.socket._closed
+                or channel.readable.__func__ not in _steady
+                or channel.writable.__func__ not in _steady
+            ):
+                return False
+    except Exception:  # noqa: BLE001 - see kind_of
+        return False
+    return True
+
+
+def is_closed(sock: Any) -> bool:
+    """
+    Return whether *sock* is an ordinary socket that was closed; ``fileno()`` costs ten times as much.
+    """
+    return type(sock) is socket.socket and sock._closed  # type: ignore[attr-defined] # the flag behind it
 
 
 def pending_of(sock: Any) -> int:
