@@ -136,11 +136,13 @@ class Framer(StepwiseFramer):
                 self._buffer = b""
                 return
             receiver.collect_incoming_data(piece)
-            if self._open_for is delimiter and (limit is None or self._count >= SAMPLE):
-                self._count = total
-                self._buffer = b""
-            else:
+            if self._open_for is not delimiter:
                 self._piece_passed(piece, delimiter, 0)
+                return
+            if limit is not None and self._count < SAMPLE:
+                self._kept = (self._kept or bytearray()) + piece[: SAMPLE - self._count]
+            self._count = total
+            self._buffer = b""
 
     def _open(self, delimiter: bytes) -> bool:
         """

@@ -132,9 +132,7 @@ class CurrentMessage(ReceivedBytes):
             return
         if terminator:
             if self._limit is not None and self._count < SAMPLE:
-                if self._kept is None:
-                    self._kept = bytearray()
-                self._kept += piece[: SAMPLE - self._count]
+                self._kept = (self._kept or bytearray()) + piece[: SAMPLE - self._count]
             self._count += len(piece)
         self._position += len(piece)
 
