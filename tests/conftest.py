@@ -205,3 +205,11 @@ def _open_descriptors() -> dict[int, str]:
     if reserved is not None:
         opened.pop(reserved.fileno(), None)
     return opened
+
+
+@pytest.fixture(params=[(16_384, 8), (5, 1)], ids=["usual sizes", "tiny sizes"])
+def sizes(request, monkeypatch):
+    """A batch's window and pause: as they are, and so small that short streams exceed them."""
+    from helpers.framers import set_sizes
+
+    set_sizes(monkeypatch, *request.param)

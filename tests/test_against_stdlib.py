@@ -23,7 +23,7 @@ from twisted.internet.testing import StringTransport
 import stdlib_modules
 from txasynchat import AsyncChat
 from txasynchat.compat._framer import LegacyFramer
-from txasynchat.framing import Framer, framer
+from txasynchat.framing import Framer
 
 FOLDER = stdlib_modules.find_stdlib()
 if FOLDER is None:
@@ -248,14 +248,6 @@ def compare_until_error(ours, seeds, actions):
         else:
             assert log[:error] == expected[:error], f"seed {seed}"
             assert set(log[error:-1]) == {"--"}, f"seed {seed}: calls after an exception"
-
-
-@pytest.fixture(params=[(16_384, 8), (5, 1)], ids=["usual sizes", "tiny sizes"])
-def sizes(request, monkeypatch):
-    """The fast way's window and pause: as they are, and so small that short streams exceed them."""
-    window, settle = request.param
-    monkeypatch.setattr(framer, "WINDOW", window)
-    monkeypatch.setattr(framer, "SETTLE", settle)
 
 
 @pytest.mark.usefixtures("sizes")

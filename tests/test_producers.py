@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typing_extensions import override
 
+from helpers.memory import Pushing
 from txasynchat import FileProducer, OutputQueue, ProducerError, simple_producer
 from txasynchat.outputqueue import EMPTY_PIECES
 
@@ -39,40 +40,20 @@ class More:
         return piece
 
 
-class Pushing:
-    """A push producer with Twisted's methods; it writes when the test says so."""
-
-    def __init__(self, queue):
-        self.queue = queue
-        self.calls = []
-
-    @override
-    def pauseProducing(self):
-        self.calls.append("pause")
-
-    @override
-    def resumeProducing(self):
-        self.calls.append("resume")
-
-    @override
-    def stopProducing(self):
-        self.calls.append("stop")
-
-
 class Pulling(Pushing):
     """A pull producer that writes one piece per call."""
 
-    def __init__(self, queue, *pieces):
-        super().__init__(queue)
+    def __init__(self, consumer, *pieces):
+        super().__init__(consumer)
         self.pieces = list(pieces)
 
     @override
     def resumeProducing(self):
         self.calls.append("resume")
         if self.pieces:
-            self.queue.write(self.pieces.pop(0))
+            self.consumer.write(self.pieces.pop(0))
         else:
-            self.queue.unregister()
+            self.consumer.unregister()
 
 
 class TestOrder:

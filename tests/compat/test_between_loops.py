@@ -12,13 +12,13 @@ import weakref
 
 import pytest
 
+from helpers.loops import both_modes
 from txasynchat.compat import _asking as asking
 from txasynchat.compat import asynchat, asyncore
 
 LIMIT = 10.0
 
 pytestmark = pytest.mark.usefixtures("each_way")
-both_modes = pytest.mark.parametrize("use_poll", [False, True], ids=["select", "poll"])
 
 
 class Reader(asyncore.dispatcher):
@@ -48,14 +48,6 @@ class Chat(asynchat.async_chat):
 
 
 both_kinds = pytest.mark.parametrize("kind", [Reader, Chat])
-
-
-@pytest.fixture
-def channels():
-    """A private map, closed at the end."""
-    own = {}
-    yield own
-    asyncore.close_all(own, ignore_all=True)
 
 
 @pytest.fixture

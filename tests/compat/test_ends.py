@@ -9,21 +9,12 @@ import time
 
 import pytest
 
+from helpers.loops import both_modes
 from txasynchat.compat import _backoff as backoff
 from txasynchat.compat import asyncore
 from txasynchat.hub import HANGUP, Hub
 
 LIMIT = 10.0
-
-both_modes = pytest.mark.parametrize("use_poll", [False, True], ids=["select", "poll"])
-
-
-@pytest.fixture
-def channels():
-    """A private map, closed at the end."""
-    own = {}
-    yield own
-    asyncore.close_all(own, ignore_all=True)
 
 
 @pytest.fixture(params=["best", "poll", "select"])

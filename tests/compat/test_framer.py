@@ -4,35 +4,8 @@ What legacy handlers may do to the buffer inside a call; the order of calls is `
 
 import pytest
 
+from helpers.framers import Calls
 from txasynchat.compat._framer import LegacyFramer
-
-
-class Calls:
-    """
-    Writes down the calls, and does in each what the test put there.
-    """
-
-    def __init__(self, framer, **actions):
-        self.framer = framer
-        self.actions = actions
-        self.log = []
-
-    def collect_incoming_data(self, data):
-        self._call("collect", data)
-
-    def found_terminator(self):
-        self._call("found")
-
-    def _call(self, name, *args):
-        self.log.append((name, *args) if args else name)
-        action = self.actions.get(name)
-        if action is not None:
-            action(*args)
-
-    def receive(self, *chunks):
-        for chunk in chunks:
-            self.framer.receive(self, chunk)
-        return self.log
 
 
 def test_replaced_buffer_is_delivered_next():

@@ -7,14 +7,11 @@ import threading
 import time
 from contextlib import contextmanager
 
-import pytest
-
+from helpers.loops import both_modes
 from txasynchat.compat import _driver as driving
 from txasynchat.compat import _newcomers, asyncore
 
 LIMIT = 10.0
-
-both_modes = pytest.mark.parametrize("use_poll", [False, True], ids=["select", "poll"])
 
 
 class Passes(asyncore.dispatcher):
@@ -51,14 +48,6 @@ class Client(asyncore.dispatcher):
 
     def handle_write(self):
         self.out = self.out[self.send(self.out) :]
-
-
-@pytest.fixture
-def channels():
-    """A private map, closed at the end."""
-    own = {}
-    yield own
-    asyncore.close_all(own, ignore_all=True)
 
 
 @contextmanager

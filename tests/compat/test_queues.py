@@ -17,13 +17,12 @@ import pytest
 from twisted.internet import task
 from twisted.trial.unittest import TestCase
 
+from helpers.loops import both_modes
 from txasynchat.compat import _asking as asking
 from txasynchat.compat import asynchat, asyncore, attach
 from txasynchat.compat._queues import Fifo, OutBuffer
 
 LIMIT = 10.0
-
-both_modes = pytest.mark.parametrize("use_poll", [False, True], ids=["select", "poll"])
 
 
 @pytest.fixture

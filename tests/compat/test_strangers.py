@@ -13,19 +13,10 @@ from unittest import mock
 import pytest
 from OpenSSL import SSL
 
+from helpers.loops import both_modes
 from txasynchat.compat import asynchat, asyncore
 
 LIMIT = 10.0
-
-both_modes = pytest.mark.parametrize("use_poll", [False, True], ids=["select", "poll"])
-
-
-@pytest.fixture
-def channels():
-    """A private map, closed at the end."""
-    own = {}
-    yield own
-    asyncore.close_all(own, ignore_all=True)
 
 
 class Lines(asynchat.async_chat):

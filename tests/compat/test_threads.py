@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
+from helpers.loops import both_modes
 from txasynchat.compat import _driver as driving
 from txasynchat.compat import _interest, _loop, asyncore
 from txasynchat.hub import Hub
@@ -144,9 +145,6 @@ def run_churns(channels, kinds, seconds, raised):
 def own_kinds(*kinds):
     trouble = []
     return trouble, [type(kind.__name__, (kind,), {"trouble": trouble}) for kind in kinds]
-
-
-both_modes = pytest.mark.parametrize("use_poll", [False, True], ids=["select", "poll"])
 
 
 @pytest.mark.usefixtures("restless", "make_poller")

@@ -18,13 +18,6 @@ from helpers.wire import Memory
 from txasynchat.compat import asynchat, asyncore, attach
 
 
-@pytest.fixture
-def channels():
-    mapping = {}
-    yield mapping
-    asyncore.close_all(mapping, ignore_all=True)
-
-
 def by_ssl(sock):
     return server_context().wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
 

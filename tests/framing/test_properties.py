@@ -7,7 +7,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from txasynchat.framing import Framer, Overflow, framer
+from helpers.framers import set_sizes
+from txasynchat.framing import Framer, Overflow
 from txasynchat.terminators import LengthPrefix
 
 
@@ -249,11 +250,6 @@ limits = st.sampled_from([None, None, 0, 1, 2, 5, 12, 60, 130])
 
 # The fast way's window and pause: as they are, and so small that short streams exceed them.
 sizes = st.sampled_from([(16_384, 8), (11, 1)])
-
-
-def set_sizes(patch, window, settle):
-    patch.setattr(framer, "WINDOW", window)
-    patch.setattr(framer, "SETTLE", settle)
 
 
 @pytest.mark.parametrize("whole", [False, True], ids=["pieces", "whole"])

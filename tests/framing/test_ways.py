@@ -13,9 +13,11 @@ import random
 import pytest
 
 from txasynchat.compat._framer import LegacyFramer
-from txasynchat.framing import Framer, Overflow, framer
+from txasynchat.framing import Framer, Overflow
 from txasynchat.framing.stepwise import StepwiseFramer
 from txasynchat.terminators import LengthPrefix
+
+pytestmark = pytest.mark.usefixtures("sizes")
 
 CASES = 3_000
 DEPTH = 3
@@ -221,14 +223,6 @@ def cut(data, draw, longest):
         chunks.append(data[:size])
         data = data[size:]
     return chunks
-
-
-@pytest.fixture(params=[(16_384, 8), (5, 1)], ids=["usual sizes", "tiny sizes"], autouse=True)
-def sizes(request, monkeypatch):
-    """A batch's window and the pause after it: as they are, and tiny for short streams."""
-    window, settle = request.param
-    monkeypatch.setattr(framer, "WINDOW", window)
-    monkeypatch.setattr(framer, "SETTLE", settle)
 
 
 @pytest.mark.parametrize("actions", [ORDERLY, DISORDERLY], ids=["orderly", "disorderly"])

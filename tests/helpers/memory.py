@@ -82,8 +82,8 @@ class Memory(StringTransport):
 class Pushing:
     """A producer that records its calls."""
 
-    def __init__(self, chat):
-        self.chat = chat
+    def __init__(self, consumer):
+        self.consumer = consumer
         self.calls = []
 
     @override

@@ -44,8 +44,6 @@ _COUNTING: Final = object()
 #: Bytes split at once: enough to make the split cheap per message, little enough that splitting in
 #: vain (the handler changed the terminator at once) is cheap as well.
 WINDOW: Final = 16_384
-
-
 #: Messages, at least, that are looked for one by one after something disturbed a batch.
 SETTLE: Final = 8
 
