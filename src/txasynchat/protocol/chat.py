@@ -370,6 +370,9 @@ class AsyncChat(Sending, Protocol):
         """
         if self._state is _CLOSING or self._state is _CLOSED:
             return
+        if self._delivering and self._inbox.undelivered:
+            # The peer did not wait for the answer, so more may come when the connection is closed.
+            self._inbox.overran = True
         self._set_state(_CLOSING)
         self._unchoke()
         self._pushed()

@@ -119,6 +119,7 @@ class Closing:
             and transports.can_half_close(transport)
             and (
                 inbox.discarded
+                or inbox.overran
                 or bool(transports.unsent_bytes(transport))
                 or transports.has_unread_bytes(transport)
             )

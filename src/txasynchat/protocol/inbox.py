@@ -32,6 +32,7 @@ class Inbox:
         shut: the connection is not open yet, or not any more.
         peer_finished: the peer will send no more.
         discarded: something was thrown away.
+        overran: there was more behind the message whose handler asked to close.
         kept: what arrived while handlers were running; None for nothing.
         reading: the transport was last told to read.
     """
@@ -41,6 +42,7 @@ class Inbox:
         "discarded",
         "framer",
         "kept",
+        "overran",
         "paused",
         "peer_finished",
         "reading",
@@ -51,7 +53,7 @@ class Inbox:
     def __init__(self, framer: Framer) -> None:
         self.framer = framer
         self.paused = self.choked = self.suspended = False
-        self.peer_finished = self.discarded = False
+        self.peer_finished = self.discarded = self.overran = False
         self.shut = True
         self.kept: list[bytes] | None = None
         self.reading = True
