@@ -1,7 +1,7 @@
 """
 What a `Framer` does, one behaviour a test; `test_properties` covers any bytes and cuts.
 
-Also covers `framing.overlong`, `framing.message`, `framing.buffer` and `framing.receivers`.
+Also covers `framing.overlong` and `framing.receivers`.
 """
 
 import pytest

@@ -64,7 +64,7 @@ class LegacyFramer(Framer):
         Pass on what can be passed on. Inside a handler it goes on where the outer delivery is.
         """
         self._disturb()
-        self._deliver(receiver, get_terminator)  # type: ignore[arg-type] # as in receive
+        super().deliver(receiver, get_terminator)  # type: ignore[arg-type] # as in receive
 
     def _piece_passed(self, piece: bytes, terminator: Any, held: int) -> None:
         if terminator:

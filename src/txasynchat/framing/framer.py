@@ -26,16 +26,15 @@ from __future__ import annotations
 from operator import length_hint
 from typing import TYPE_CHECKING, Any, Final
 
-from txasynchat.framing.overlong import SAMPLE, Overflow
+from txasynchat.framing.overlong import SAMPLE
 from txasynchat.framing.stepwise import StepwiseFramer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from txasynchat.framing.receivers import Receiver
-    from txasynchat.terminators import Terminator
 
-__all__ = ["Framer", "Overflow"]
+__all__ = ["Framer"]
 
 # In place of the delimiter for which a short way is open: there is none, or it is for numbers.
 _CLOSED: Final = object()
@@ -55,15 +54,7 @@ class Framer(StepwiseFramer):
 
     __slots__ = ("_batch", "_collecting", "_messages", "_open_for", "_unsettled")
 
-    def __init__(
-        self,
-        terminator: Terminator = None,
-        *,
-        limit: int | None = None,
-        overflow: Overflow = Overflow.CLOSE,
-        whole: bool = False,
-    ) -> None:
-        super().__init__(terminator, limit=limit, overflow=overflow, whole=whole)
+    def _prepare(self) -> None:
         # The delimiter for which the short way of `receive` is open, or one of the objects above.
         self._open_for: Any = _CLOSED
         # Messages of a batch, what walks over them until something disturbs that, and the one in
@@ -86,7 +77,7 @@ class Framer(StepwiseFramer):
             delimiter = self.terminator
             if type(delimiter) is not bytes or not self._open(delimiter):
                 self.feed(data)
-                self._deliver(receiver)
+                StepwiseFramer.deliver(self, receiver)
                 return
         self._buffer = data
         message, found, rest = data.partition(delimiter)
@@ -109,7 +100,9 @@ class Framer(StepwiseFramer):
             else:
                 self._end_passed(receiver, message, delimiter, len(message))
         if self._buffer or self._announced:
-            self._deliver(receiver)
+            StepwiseFramer.deliver(
+                self, receiver
+            )  # `LegacyFramer.deliver` would leave the short way
 
     def _receive_part(
         self, receiver: Receiver, piece: bytes, delimiter: bytes, found: bytes

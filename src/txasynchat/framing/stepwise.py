@@ -1,16 +1,19 @@
 """
 The reference framer: one piece of a message after the other. No I/O here, no Twisted, no clock.
 
-Nothing searches the same bytes twice, or recurses. So the cost is linear in the number of bytes, times
-the length of the terminator in the worst case, which the application chooses and the peer does not.
+Nothing re-slices the rest of the buffer for a message, searches the same bytes twice, or recurses. So
+the cost is linear in the number of bytes, times the length of the terminator in the worst case, which
+the application chooses and the peer does not.
+
+The order of calls is that of the standard library's ``asynchat.async_chat.handle_read``, and a piece
+whose handler raised stays in the buffer, as it does there.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from txasynchat.framing.message import CurrentMessage
-from txasynchat.framing.overlong import ENDLESS, PASSED_ON, Overflow, drop
+from txasynchat.framing.overlong import ENDLESS, PASSED_ON, SAMPLE, Overflow, drop, too_long
 from txasynchat.terminators import (
     LengthPrefix,
     Terminator,
@@ -22,12 +25,16 @@ from txasynchat.terminators import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from txasynchat.errors import MessageTooLong
     from txasynchat.framing.receivers import Receiver
 
 __all__ = ["StepwiseFramer"]
 
+# CPython compares numbers up to this one faster than greater ones.
+_ORDINARY: Final = (1 << 30) - 1
 
-class StepwiseFramer(CurrentMessage):
+
+class StepwiseFramer:
     """
     The received bytes that were not yet passed on, and the terminator they are cut by.
 
@@ -51,7 +58,11 @@ class StepwiseFramer(CurrentMessage):
         overflow: as above; may be changed at any moment.
     """
 
-    __slots__ = ("_seen",)
+    __slots__ = (
+        *("_backlog", "_buffer", "_position", "_searched", "_seen"),
+        *("_announced", "_body", "_count", "_kept", "_limit", "_longest", "_over_long"),
+        *("closed", "matched", "overflow", "paused", "terminator", "whole"),
+    )
 
     def __init__(
         self,
@@ -61,9 +72,31 @@ class StepwiseFramer(CurrentMessage):
         overflow: Overflow = Overflow.CLOSE,
         whole: bool = False,
     ) -> None:
-        super().__init__(check_terminator(terminator), limit, overflow, whole=whole)
-        # The terminator of the latest round, to which _searched and _body belong.
+        self.terminator: Any = check_terminator(terminator)
+        self.overflow = overflow
+        self.whole = whole
+        self.matched: bytes | None = None
+        self.paused = self.closed = False
+        # What is left: _buffer from _position on, then _backlog. No delimiter begins in the buffer
+        # before _searched. That and _body belong to _seen, the terminator of the latest round.
+        self._buffer = b""
+        self._backlog: list[bytes] | None = None
+        self._position = self._searched = 0
         self._seen = self.terminator
+        # Of the current message: bytes passed on or kept; these, if the message is to be whole, or
+        # else the first of them, for the error; bytes of a prefixed body still to come, None before
+        # the prefix.
+        self._count = 0
+        self._kept: bytearray | None = None
+        self._body: int | None = None
+        # It broke the limit: PASSED_ON, or what ends its dropping.
+        self._over_long: Any = None
+        # The terminator was set to a number above the limit, and nobody was told yet.
+        self._announced = False
+        self._limit = limit
+        # Numbers set as the terminator up to this one are within the limit.
+        self._longest = _ORDINARY if limit is None else min(limit, _ORDINARY)
+        self._prepare()
 
     def set_terminator(self, terminator: Terminator) -> bool:
         """
@@ -90,6 +123,58 @@ class StepwiseFramer(CurrentMessage):
         return self._announced
 
     @property
+    def limit(self) -> int | None:
+        """
+        The longest message accepted; may be changed at any moment, and holds from the next byte on.
+
+        So a message that is longer already breaks a lowered limit with its next byte, be it one of
+        the delimiter. One that broke the limit before is not judged again.
+        """
+        return self._limit
+
+    @limit.setter
+    def limit(self, limit: int | None) -> None:
+        if limit != self._limit:
+            self._disturb()
+            if self._limit is None and not self.whole:
+                self._kept = (
+                    None  # the first bytes are gone; the error shows what comes from now on
+                )
+            self._limit = limit
+            self._longest = _ORDINARY if limit is None else min(limit, _ORDINARY)
+
+    # -- bytes in
+
+    def feed(self, data: bytes) -> None:
+        """
+        Append received bytes; nothing is delivered. May be called from inside any handler.
+        """
+        if self.closed or not data:
+            return
+        if self._buffer:
+            self._disturb()
+        if self._position < len(self._buffer) or self._backlog:
+            if self._backlog is None:
+                self._backlog = [data]
+            else:
+                self._backlog.append(data)
+        else:
+            self._buffer = data
+            self._position = self._searched = 0
+
+    @property
+    def buffer(self) -> bytes:
+        """
+        The bytes that are not yet passed on, as ``async_chat.ac_in_buffer`` would hold them now.
+
+        Inside ``collect_incoming_data`` the piece itself is still among them; inside
+        ``found_terminator`` the message and its terminator are gone.
+        """
+        self._disturb()
+        self._join()
+        return self._buffer
+
+    @property
     def in_message(self) -> bool:
         """
         A message has begun and its end has not come, or bytes wait to be delivered.
@@ -102,6 +187,39 @@ class StepwiseFramer(CurrentMessage):
             or self._backlog
             or self._position < len(self._buffer)
         )
+
+    def pause(self) -> None:
+        """
+        Deliver nothing from the next message or piece on; a message just ending is still ended.
+        """
+        self.paused = True
+        self._disturb()
+
+    def resume(self) -> None:
+        """
+        Allow delivery again; it goes on with the next `deliver`, or at once inside a running one.
+        """
+        self.paused = self.closed
+
+    def clear(self) -> None:
+        """
+        Drop every byte that was not yet passed on, and the beginning of a message that is kept.
+
+        What arrives next is taken as the beginning of a message; a number set as the terminator
+        goes on counting down.
+        """
+        self._disturb()
+        self._buffer = b""
+        self._position = self._searched = 0
+        self._backlog = self._body = None
+        self._end_message()
+
+    def close(self) -> None:
+        """
+        Drop everything, now and in future; not even a message just ending is ended.
+        """
+        self.clear()
+        self.closed = self.paused = True
 
     # -- events out
 
@@ -126,9 +244,6 @@ class StepwiseFramer(CurrentMessage):
             Exception: whatever a handler raised. The state is then the one that ``asynchat`` leaves:
                 a piece whose handler raised is still in the buffer.
         """
-        self._deliver(receiver, get_terminator)
-
-    def _deliver(self, receiver: Receiver, get_terminator: Callable[[], Any] | None = None) -> None:
         while not self.paused:
             if self._backlog:
                 self._join()
@@ -165,6 +280,16 @@ class StepwiseFramer(CurrentMessage):
             self._over_long = None
 
     # -- for short ways beside the reference
+
+    def _prepare(self) -> None:
+        """
+        The last step of ``__init__``.
+        """
+
+    def _disturb(self) -> None:
+        """
+        Something happens that a short way does not expect: make the position exact.
+        """
 
     def _deliver_many(self, receiver: Receiver, terminator: Any) -> bool:  # noqa: ARG002 there is none
         """
@@ -265,5 +390,168 @@ class StepwiseFramer(CurrentMessage):
         self._end_message()
         self.matched = matched
         if (result := receiver.message_received(piece)) is not None:
+            self._returned(receiver, result)
+        return True
+
+    # -- internals: the buffer and the current message
+
+    def _join(self) -> None:
+        """
+        Make what is left one `bytes` object that begins at position 0.
+        """
+        position = self._position
+        if self._backlog:
+            self._buffer = b"".join((memoryview(self._buffer)[position:], *self._backlog))
+            self._backlog = None
+        elif position:
+            self._buffer = self._buffer[position:]
+        self._searched = max(0, self._searched - position)
+        self._position = 0
+
+    def _keep(self, piece: bytes) -> None:
+        if self._kept is None:
+            self._kept = bytearray(piece)
+        else:
+            self._kept += piece
+        self._count += len(piece)
+
+    def _pass_unfinished(
+        self, receiver: Receiver, piece: bytes, terminator: Any, held: int
+    ) -> None:
+        """
+        Pass on or keep a piece that only *held* bytes follow, and no end of the message.
+        """
+        if self.whole:
+            self._keep(piece)
+            self._position += len(piece)
+        else:
+            receiver.collect_incoming_data(piece)
+            self._piece_passed(piece, terminator, held)
+
+    def _piece_passed(self, piece: bytes, terminator: Any, held: int) -> None:  # noqa: ARG002 see LegacyFramer
+        """
+        Count a piece, and cut it off.
+        """
+        if self.closed:
+            return
+        if terminator:
+            if self._limit is not None and self._count < SAMPLE:
+                self._kept = (self._kept or bytearray()) + piece[: SAMPLE - self._count]
+            self._count += len(piece)
+        self._position += len(piece)
+
+    def _end_passed(
+        self, receiver: Receiver, piece: bytes, matched: bytes | None, total: int
+    ) -> bool:
+        """
+        End a message of *total* bytes whose last *piece* was passed on; return whether to go on.
+        """
+        if self.closed:
+            return False
+        self._position += len(piece) + len(matched or b"")
+        begin = None
+        if matched and self._limit is not None and total > self._limit and self._over_long is None:
+            begin = bytes(self._kept or b"") + piece  # it was lowered just now
+        self._count = 0
+        self._kept = self._over_long = None
+        self.matched = matched
+        if begin is not None and self._limit is not None:
+            self._tell(receiver, too_long(self._limit, None, begin))
+            if self.overflow is not Overflow.DELIVER:
+                return not self.closed
+        if (result := receiver.found_terminator()) is not None:
+            self._returned(receiver, result)
+        return True
+
+    def _count_down(self, terminator: Any, length: int) -> None:
+        """
+        Count *length* bytes of a message of known length.
+        """
+        if isinstance(terminator, int):
+            # A handler that put a delimiter in place of a running count meets the TypeError here,
+            # as it does in asynchat.
+            self.terminator -= length
+        elif self._body is not None:
+            self._body -= length
+
+    def _end_message(self) -> None:
+        self._count = 0
+        self._kept = self._over_long = None
+
+    def _returned(self, receiver: Receiver, result: object) -> None:
+        receiver.hook_returned(result)
+
+    # -- messages that are too long
+
+    def _overflow(
+        self, receiver: Receiver, terminator: Any, limit: int, announced: int | None
+    ) -> bool:
+        """
+        The current message is longer than *limit*; return whether to go on.
+        """
+        self._disturb()
+        self._announced = False
+        position = self._position
+        # How much of it the limit still allows; none, where it was lowered in mid-message.
+        allowed = max(0, limit - self._count)
+        if announced is None and allowed:
+            # A message comes up to its limit, or is kept up to it, however it was cut. A handler may
+            # change anything, so what follows is looked at anew.
+            piece = self._buffer[position : position + allowed]
+            self._pass_unfinished(receiver, piece, terminator, 0)
+            return True
+        begin = bytes((self._kept or b"")[:SAMPLE])
+        if announced is None:
+            begin += self._buffer[position : position + 1]
+        current = self.terminator
+        counts = announced is not None and isinstance(terminator, int)
+        if counts:
+            self.terminator = 0  # what the hook sets is for what comes after the message
+        end = self._body if announced is not None and not counts else terminator
+        self._over_long = PASSED_ON
+        try:
+            self._tell(receiver, too_long(limit, announced, begin))
+        finally:
+            if self._over_long is not PASSED_ON:
+                pass  # a close or the hook dropped it
+            elif self.overflow is Overflow.DELIVER:
+                if counts and self.terminator == 0:
+                    self.terminator = current
+            else:
+                self._end_message()
+                self._body = None
+                if end:
+                    self._over_long = end
+                else:
+                    # The byte that is too many, however it was cut; then everything, until a
+                    # terminator is set.
+                    self._position += 1
+                    self._over_long = ENDLESS if self.terminator is current else None
+        return not self.closed
+
+    def _tell(self, receiver: Receiver, error: MessageTooLong) -> None:
+        """
+        Call the hook, and close where that is what follows.
+        """
+        try:
+            receiver.overflowed(error)
+        finally:
+            if self.overflow is Overflow.CLOSE:
+                self.close()
+
+    def _pass_part(self, receiver: Receiver, terminator: Any, length: int, room: int) -> bool:
+        """
+        Pass on as much of an over-long message as the limit allows at once; return whether to go on.
+        """
+        position = self._position
+        part = self._buffer[position : position + room]
+        if self._kept is not None:
+            part = bytes(self._kept) + part
+            self._kept = None
+        self._position = position + room
+        self._searched = position + length
+        self._count += room
+        self._count_down(terminator, room)
+        if (result := receiver.message_received(part)) is not None:
             self._returned(receiver, result)
         return True
