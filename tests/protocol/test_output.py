@@ -1,7 +1,5 @@
 """
 `AsyncChat` in memory: what is sent, and back-pressure both ways.
-
-Also covers `protocol.sending`.
 """
 
 import io

@@ -11,10 +11,8 @@ what arrives while handlers run waits in an `Inbox`, which also knows what holds
 handlers are done, as one write.
 
 *Closing.* One method changes the `State`. CLOSING takes nothing new, sends what is queued, and then
-closes the transport; see `txasynchat.protocol.closing`. The application, a mixin or a policy may call
-``loseConnection`` or ``loseWriteConnection`` of the transport. The transport asks us first
-(`endings.let_protocol_end`), so what is queued is sent before the end, in limited time. What others
-write to the transport goes behind what is queued in the same way.
+closes the transport; see `txasynchat.protocol.closing`. Where others end the connection or write to the
+transport, it asks us first (`endings.let_protocol_end`).
 
 Handlers may push, pause, close or fail at any moment, and so may producers that are asked meanwhile.
 Each of these only notes that something changed; `_settle` acts on it, until nothing changes any more.
@@ -26,32 +24,20 @@ import enum
 import sys
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from twisted.internet.interfaces import (
-    IConsumer,
-    IHalfCloseableProtocol,
-    IHandshakeListener,
-    IPushProducer,
-)
+from twisted.internet import interfaces
 from twisted.internet.protocol import Protocol, connectionDone
 from typing_extensions import override
 from zope.interface import implementer
 
-from txasynchat import endings, ranges, transports
-from txasynchat.errors import (
-    ConnectionReset,
-    MessageTooLong,
-    PeerError,
-    ProducerError,
-    StoppedByServer,
-    UnsentLimitExceeded,
-)
+from txasynchat import endings, errors, ranges, transports
 from txasynchat.framing import Overflow
 from txasynchat.handlers import check_threads
+from txasynchat.producers import Buffer
 from txasynchat.protocol import closing, reports, settings
+from txasynchat.protocol.hooks import Hooks
 from txasynchat.protocol.inbox import Inbox
 from txasynchat.protocol.outbox import HalfClose, Outbox, Phase
-from txasynchat.protocol.sending import Sending
-from txasynchat.protocol.starttls import Upgrade, is_for_client
+from txasynchat.protocol.starttls import Upgrade
 from txasynchat.tls import layer as tlslayer
 from txasynchat.tls.layer import TLSInfo
 from txasynchat.tls.leftovers import Leftovers
@@ -61,9 +47,8 @@ if TYPE_CHECKING:
 
     from twisted.python.failure import Failure
 
-    from txasynchat.errors import ChatError
     from txasynchat.framing import Framer
-    from txasynchat.terminators import Terminator
+    from txasynchat.producers import Producer
 
 __all__ = ["AsyncChat", "State"]
 
@@ -93,15 +78,16 @@ _READY = Phase.READY
 _DEPARTED = Phase.DEPARTED
 
 
-@implementer(IPushProducer, IConsumer, IHalfCloseableProtocol, IHandshakeListener)
-class AsyncChat(Sending, Protocol):
+@implementer(interfaces.IPushProducer, interfaces.IConsumer)
+@implementer(interfaces.IHalfCloseableProtocol, interfaces.IHandshakeListener)
+class AsyncChat(Hooks, Protocol):
     """
     A connection that speaks in messages: ``asynchat.async_chat`` as a Twisted protocol.
 
     Override either `message_received`, or `collect_incoming_data` and `found_terminator`; and set a
     terminator, as the class attribute or by `set_terminator` in `handle_connect` or ``__init__``.
-    A subclass need not call ``__init__`` of this class, and is free to define ``connectionMade``; one
-    that overrides ``connectionLost`` calls ``super()``.
+    A subclass need not call ``__init__`` or ``connectionMade`` of this class; one that overrides
+    ``connectionLost`` calls ``super()``.
 
     All methods belong to the reactor's thread; other threads use ``reactor.callFromThread``. Under
     ``python -X dev`` the methods that an application calls raise `RuntimeError` in any other thread.
@@ -117,10 +103,12 @@ class AsyncChat(Sending, Protocol):
     #: Why the connection did not end in order: what the peer did, what happened to it, or
     #: `StoppedByServer`. None if it ended in order, if this side ended it (by `abort`, or because a
     #: handler raised), or if it has not ended. `handle_close` may read it; `handle_end` is given it.
-    close_reason: ChatError | None = None
+    close_reason: errors.ChatError | None = None
 
-    # What may be set and overridden is in `txasynchat.protocol.hooks`; what takes output is in
-    # `txasynchat.protocol.sending`.
+    #: Bytes that were dropped, because they were pushed after the connection began to close.
+    dropped: int = 0
+
+    # What may be set and overridden is in `txasynchat.protocol.hooks`.
 
     #: `get_terminator` is overridden, and is asked.
     _asks: ClassVar[bool] = False
@@ -138,7 +126,8 @@ class AsyncChat(Sending, Protocol):
     _delivering: bool
     _unsettled: bool
     _redeliver: bool
-    #: Each chunk is settled: `get_terminator` is overridden, or the connection closes when it is idle.
+    #: The fast path of ``dataReceived`` is closed: the connection is not open, or closes when it is
+    #: idle, or `get_terminator` is overridden.
     _settles: bool
     _close_when_idle: bool
     #: `close` or `abort` was called.
@@ -161,31 +150,30 @@ class AsyncChat(Sending, Protocol):
         chat._inbox = Inbox(chat._framer)
         chat._outbox = Outbox()
         chat._delivering = chat._unsettled = chat._redeliver = False
-        chat._settles = cls._asks
+        chat._settles = True
         chat._close_when_idle = chat._close_requested = False
         chat._upgrade = chat._closing = chat._incoming = None
         return chat
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         """
-        Check ``terminator = …`` in a class body: the terminator that a connection begins with.
+        Check what the class body sets.
 
         Raises:
-            TypeError, ValueError: it is not a terminator, or is a number above `max_message_length`;
-                or a setting is out of its range.
+            TypeError, ValueError: ``terminator`` is not a terminator, or is a number above
+                `max_message_length`; or a setting is out of its range.
         """
         super().__init_subclass__(**arguments)
         ranges.check_class(cls, ranges.HANDLER)
-        cls._asks = cls.get_terminator is not AsyncChat.get_terminator
-        cls._hears_of_tls = cls.handle_secure is not AsyncChat.handle_secure
+        cls._asks = cls.get_terminator is not Hooks.get_terminator
+        cls._hears_of_tls = cls.handle_secure is not Hooks.handle_secure
         settings.check_terminator_of(cls)
 
     @classmethod
     def _set_up(cls) -> None:
         """
-        Prepare the class for its first connection, when decorators such as ``dataclass`` are done.
-
-        Called again when a setting was assigned to the class later.
+        Prepare the class for its first connection, after decorators such as ``dataclass``; and again
+        when a setting was assigned to the class later.
         """
         if settings.restore(cls, AsyncChat, ("terminator", "max_message_length", "overflow")):
             cls._computes = True
@@ -199,8 +187,6 @@ class AsyncChat(Sending, Protocol):
     def makeConnection(self, transport: Any) -> None:
         """
         Set up, call ``connectionMade``, and open the connection: at once, or after a TLS handshake.
-
-        All of it happens here, so that a subclass need not call ``super().connectionMade()``.
 
         Raises:
             RuntimeError: this object has, or had, another connection; the new one is aborted.
@@ -235,17 +221,16 @@ class AsyncChat(Sending, Protocol):
         """
         Deliver the messages in *data*, then write what they made the handlers push.
 
-        A fast path for when nothing is held: a line of 64 bytes and its answer, one at a time on 50
-        connections, cost a server 10.9 microseconds with it and 13.1 without (CPython 3.11).
+        A fast path: a line of 64 bytes and its answer, one at a time on 50 connections, cost a server
+        10.9 microseconds with it and 13.1 without (CPython 3.11).
         """
-        framer = self._framer
-        if framer.paused or self._delivering or self._settles:
+        if self._delivering or self._settles:
             self._receive_otherwise(data)
             return
         self._delivering = True
         try:
             try:
-                framer.receive(self, data)
+                self._framer.receive(self, data)  # which keeps the bytes where delivery is held
             except Exception:  # noqa: BLE001 it is the application's, and is logged
                 self._failed()
             outbox = self._outbox
@@ -258,17 +243,16 @@ class AsyncChat(Sending, Protocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """
         Stop the queued producers; call `handle_close`, unless the application closed, and `handle_end`.
-
-        A subclass that overrides this calls ``super()``.
         """
         if self._state is _CLOSED:
             return
         self._set_state(_CLOSED)
+        self.connected = False
         error = reason.value
-        if isinstance(error, PeerError):
+        if isinstance(error, errors.PeerError):
             self._report(error)
         elif self.close_reason is None and closing.broke_off(error, self.transport, self._outbox):
-            self.close_reason = ConnectionReset()
+            self.close_reason = errors.ConnectionReset()
         self._outbox.phase = _DEPARTED
         self._outbox.registered = False
         self._framer.close()
@@ -319,48 +303,128 @@ class AsyncChat(Sending, Protocol):
         if self._outbox.phase is Phase.WAITING:
             self._open_if_introduced()
 
-    # -- asynchat: called by the application
+    # -- IPushProducer: called by the transport
 
-    def set_terminator(self, term: Terminator) -> None:
+    def pauseProducing(self) -> None:  # noqa: N802
         """
-        Choose where the current message ends; holds for bytes not yet delivered.
-
-        May be called at any time, and from inside any handler. A number above `max_message_length`, as
-        a peer may have announced, is a message that is too long: `message_too_long` is called without
-        waiting for a byte of it. It is called here or, from inside a handler, when that has returned.
-
-        Args:
-            term: bytes to match literally; a positive number of bytes; ``None``, ``b""`` or ``0`` to
-                collect without end; a tuple of bytes, of which the match that ends first counts, and
-                the longest of those that end together; or a `LengthPrefix`.
+        The transport is full: take nothing more from the queue.
 
         Raises:
-            ValueError: *term* is a negative number.
-            TypeError: *term* is text, a bool, or of any other type.
-
-        Stdlib: asynchat.async_chat.set_terminator, which fails later, while reading.
+            RuntimeError: the application called it, and means `pause`.
         """
-        if self._framer.set_terminator(term) and self._outbox.phase is _READY:
-            self._go_on()
+        self._check_caller("pauseProducing", "pause() stops delivery and reading")
+        self._outbox.full = True
+        try:
+            self._outbox.pause()
+        except errors.ProducerError:
+            self._failed()
 
-    #: The terminator in force; in a class body, or as a field of a dataclass, the one that a connection
-    #: begins with. Assigning it is `set_terminator`, reading it `get_terminator`.
-    terminator: Any = settings.setting(None, "terminator", assign=set_terminator)
-
-    def get_terminator(self) -> Any:
+    def resumeProducing(self) -> None:  # noqa: N802
         """
-        Return the terminator; a number of bytes counts down, and is 0 at the end of its message.
-
-        A subclass may override this; it is then asked on each round, as in ``asynchat``.
+        The transport has room again.
         """
-        return self._framer.terminator
+        self._outbox.full = False
+        self._flush()
+
+    def stopProducing(self) -> None:  # noqa: N802
+        """
+        The transport takes nothing more; the loss of the connection, or of this half, follows.
+
+        Raises:
+            RuntimeError: the application called it, and means `abort`.
+        """
+        self._check_caller("stopProducing", "abort() ends the connection")
+        self._outbox.full = True
+        self._outbox.registered = False
+
+    # -- IConsumer: called by a Twisted producer whose turn in the queue it is
+
+    def registerProducer(self, producer: Any, streaming: bool) -> None:  # noqa: N802
+        """
+        Queue a Twisted producer, which then calls `write`, and at its end `unregisterProducer`.
+
+        So ``FileSender().beginFileTransfer(file, chat)`` works. It takes its turn in the queue, and
+        several may be registered. Once the connection is closing it is stopped at once.
+        """
+        self._outbox.register(producer, streaming)
+        if not self._outbox.closing:
+            self._pushed()
+
+    def unregisterProducer(self) -> None:  # noqa: N802
+        """
+        The registered producer whose turn it is has ended.
+        """
+        self._outbox.unregister()
+        self._pushed()
+
+    def write(self, data: bytes) -> None:
+        """
+        Take bytes of the registered producer whose turn it is; without one this is `push`.
+
+        Raises:
+            TypeError, ValueError: see `push`.
+        """
+        self._outbox.check_length(data, self.max_unsent)
+        if self._outbox.write(data):
+            self._pushed()
+        else:
+            self.push(data)
+
+    # -- asynchat: called by the application
+
+    def push(self, data: Buffer) -> None:
+        """
+        Send bytes after everything that is queued; a producer is better for large data.
+
+        What is pushed inside handlers is written when they have run, in one write. Once the connection
+        is closing it is dropped, and counted in `dropped`.
+
+        Raises:
+            TypeError: *data* is not bytes-like.
+            ValueError: *data* alone is longer than `max_unsent`.
+        """
+        outbox = self._outbox
+        if outbox.closing:
+            self.dropped += memoryview(data).nbytes
+            return
+        outbox.push(data)
+        if self._delivering and outbox.size < outbox.piece:
+            return
+        if self.max_unsent is not None and outbox.size > self.max_unsent:
+            try:
+                outbox.check_length(data, self.max_unsent)
+            except ValueError:
+                outbox.take_back()
+                raise
+        self._pushed()
+
+    def push_with_producer(
+        self,
+        producer: Producer | Buffer | interfaces.IPushProducer | interfaces.IPullProducer,
+    ) -> None:
+        """
+        Send what *producer* gives after everything that is queued; see `txasynchat.producers`.
+
+        It is asked only when the transport takes data. If it fails, what was queued before it is
+        sent, and the connection closes as after an exception in a handler. Once the connection is
+        closing it is never asked, and stopped at once.
+
+        Raises:
+            TypeError: *producer* is not a producer.
+        """
+        if isinstance(producer, Buffer):
+            self.push(producer)
+        else:
+            self._outbox.add(producer)
+            if not self._outbox.closing:
+                self._pushed()
 
     @settings.shown
-    def matched_terminator(self) -> bytes | None:
+    def unsent(self) -> int:
         """
-        The delimiter that ended the latest message; None where its length did.
+        Bytes that were pushed, and that the transport does not have yet.
         """
-        return self._framer.matched
+        return self._outbox.size
 
     def close_when_done(self) -> None:
         """
@@ -437,21 +501,12 @@ class AsyncChat(Sending, Protocol):
             TypeError: *options* is none of those above.
             ValueError: *leftovers* is not a `Leftovers`.
         """
-        is_client = is_for_client(options)
+        ways = self._inbox, self._outbox, self._abort, self._forget_input
+        upgrade = Upgrade(self, options, leftovers, *ways)
         if self._outbox.closing:
             return
         if self._upgrade is not None:
             raise RuntimeError("TLS was already started")
-        upgrade = Upgrade(
-            self,
-            self._inbox,
-            self._outbox,
-            options,
-            leftovers,
-            is_client=is_client,
-            abort=self._abort,
-            forget_input=self._forget_input,
-        )
         if upgrade.begin():
             self._upgrade = upgrade
             self._go_on()
@@ -482,7 +537,8 @@ class AsyncChat(Sending, Protocol):
         """
         if self._inbox.paused:
             self._inbox.paused = False
-            self._release()
+            if self._inbox.release():
+                self._go_on()
 
     @settings.shown
     def state(self) -> State:
@@ -518,10 +574,9 @@ class AsyncChat(Sending, Protocol):
 
     def _set_state(self, state: State) -> None:
         self._state = state
+        self._settles = state is not _OPEN or self._asks or self._close_when_idle
         if state is not _OPEN:
             self._outbox.close_when_done()
-        if state is _CLOSED:
-            self.connected = False
 
     def _open_if_introduced(self) -> None:
         """
@@ -553,9 +608,6 @@ class AsyncChat(Sending, Protocol):
             self._delivering = False
 
     def _close(self) -> None:
-        """
-        Deliver nothing more, send what is queued, and close.
-        """
         if self._state is _CLOSED:
             return
         self._inbox.discard()
@@ -563,7 +615,7 @@ class AsyncChat(Sending, Protocol):
         if not self._delivering:
             self._set_reading()
 
-    def _abort(self, error: PeerError | None = None) -> None:
+    def _abort(self, error: errors.PeerError | None = None) -> None:
         """
         Close now, because of *error* where there is one; the transport calls ``connectionLost``.
         """
@@ -595,7 +647,7 @@ class AsyncChat(Sending, Protocol):
         Log the exception that is being handled, ask `handle_error`, and close.
         """
         reports.handler_raised(self._log, self)
-        if isinstance(sys.exc_info()[1], ProducerError):
+        if isinstance(sys.exc_info()[1], errors.ProducerError):
             # What is queued behind it would follow a piece that is cut off.
             self._drop_output()
         try:
@@ -604,17 +656,14 @@ class AsyncChat(Sending, Protocol):
             reports.handler_raised(self._log, self, "{peer}: {handler}.handle_error raised")
         self._close()
 
-    def _report(self, error: PeerError) -> None:
-        """
-        Log a peer's mistake, and remember it if it ends the connection.
-        """
-        if not isinstance(error, MessageTooLong) or self.overflow is Overflow.CLOSE:
+    def _report(self, error: errors.PeerError) -> None:
+        if not isinstance(error, errors.MessageTooLong) or self.overflow is Overflow.CLOSE:
             self.close_reason = error
         reports.peer_erred(self._log, self, error)
 
     # -- internals: input
 
-    def overflowed(self, error: MessageTooLong) -> None:
+    def overflowed(self, error: errors.MessageTooLong) -> None:
         """
         Called by the framer when a message broke its limit; `message_too_long` is the hook.
         """
@@ -630,9 +679,6 @@ class AsyncChat(Sending, Protocol):
             self.close_reason = None
 
     def _receive_otherwise(self, data: bytes) -> None:
-        """
-        Take bytes when the fast path of ``dataReceived`` does not apply.
-        """
         if self._inbox.shut and self._state is not _CONNECTING:
             self._inbox.discarded = True
         elif self._delivering:
@@ -692,17 +738,14 @@ class AsyncChat(Sending, Protocol):
         else:
             self._set_reading()
 
-    def _release(self) -> None:
-        if self._inbox.release():
-            self._go_on()
-
     def _unchoke(self) -> None:
         """
         What waits to be sent is not a reason to hold delivery any more.
         """
         if self._inbox.choked:
             self._inbox.choked = False
-            self._release()
+            if self._inbox.release():
+                self._go_on()
 
     def _set_reading(self) -> None:
         if self._outbox.phase is _READY:
@@ -714,13 +757,19 @@ class AsyncChat(Sending, Protocol):
 
     # -- internals: output
 
+    def _check_caller(self, name: str, remedy: str) -> None:
+        if not self._outbox.registered and self._outbox.phase is not _DEPARTED:
+            raise RuntimeError(
+                f"{type(self).__qualname__}.{name}() is called by the transport, and stops output;"
+                f" {remedy}"
+            )
+
     def _drop_output(self, *, hold_back: bool = False) -> None:
         """
         Forget what is queued, and stop the producers; see `Outbox.stop`.
         """
-        errors = self._outbox.stop(hold_back=hold_back)
-        if errors:
-            reports.stopped_producers_raised(self._log, self, errors)
+        if raised := self._outbox.stop(hold_back=hold_back):
+            reports.stopped_producers_raised(self._log, self, raised)
 
     def _pushed(self) -> None:
         """
@@ -733,14 +782,10 @@ class AsyncChat(Sending, Protocol):
         self._check_level()
 
     def _check_level(self) -> None:
-        """
-        Hold delivery, let it go on, or abort, depending on how many bytes wait.
-        """
-        outbox = self._outbox
-        size = outbox.size
+        outbox, size = self._outbox, self._outbox.size
         if self.max_unsent is not None and size > self.max_unsent:
             if outbox.phase is not _DEPARTED:
-                self._abort(UnsentLimitExceeded(self.max_unsent, size))
+                self._abort(errors.UnsentLimitExceeded(self.max_unsent, size))
         elif self.high_water is not None and size > self.high_water:
             # While closing nothing is added, and a peer that we do not read from may stop reading too.
             if not (outbox.closing or self._inbox.choked):
@@ -759,7 +804,7 @@ class AsyncChat(Sending, Protocol):
         try:
             if not outbox.flush(self):
                 self._cannot_send()
-        except ProducerError:
+        except errors.ProducerError:
             self._failed()
         if self._state is _CLOSING:
             if outbox.phase is not _DEPARTED:
@@ -781,9 +826,8 @@ class AsyncChat(Sending, Protocol):
             False if it may be written at once, because nothing is queued, or because it is our own.
             What a policy in between writes is our own, which it delayed, unless a handler is running.
         """
-        if self._outbox.flushing or not self._outbox:
-            return False
-        if not self._delivering and self.transport is not transport:
+        own = not self._delivering and self.transport is not transport
+        if own or self._outbox.flushing or not self._outbox:
             return False
         AsyncChat.push(self, data)
         return True
@@ -809,7 +853,7 @@ class AsyncChat(Sending, Protocol):
         Called by a server that is stopping, and that ends this connection now.
         """
         if self.close_reason is None:
-            self.close_reason = StoppedByServer()
+            self.close_reason = errors.StoppedByServer()
 
     def _takes_closing(self) -> bool:
         """

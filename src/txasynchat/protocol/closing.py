@@ -20,6 +20,7 @@ is read and dropped, until the peer has closed as well or `close_timeout` has pa
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.error import ConnectionAborted, ConnectionLost
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["Closing", "broke_off", "sending_was_ended"]
 
 
+@dataclass(slots=True, eq=False)
 class Closing:
     """
     The end of one connection, from the call that asked for it until ``connectionLost``.
@@ -48,22 +50,13 @@ class Closing:
         abort: aborts the connection, because of an error where there is one.
     """
 
-    __slots__ = ("_abort", "_chat", "_inbox", "_lingers", "_outbox", "_stall")
-
-    def __init__(
-        self,
-        chat: Owner,
-        inbox: Inbox,
-        outbox: Outbox,
-        abort: Callable[[CloseTimedOut | None], None],
-    ) -> None:
-        self._chat = chat
-        self._inbox = inbox
-        self._outbox = outbox
-        self._abort = abort
-        # Only the sending was ended so far.
-        self._lingers = False
-        self._stall = StallWatch()
+    chat: Owner
+    inbox: Inbox
+    outbox: Outbox
+    abort: Callable[[CloseTimedOut | None], None]
+    #: Only the sending was ended so far.
+    _lingers: bool = field(default=False, init=False)
+    _stall: StallWatch = field(default_factory=StallWatch, init=False)
 
     def proceed(self) -> None:
         """
@@ -71,10 +64,10 @@ class Closing:
 
         Called whenever something was written.
         """
-        outbox = self._outbox
+        outbox = self.outbox
         if outbox.phase is Phase.DEPARTED:
             return
-        if outbox.finished and outbox.phase is Phase.READY and self._let_go(self._chat.transport):
+        if outbox.finished and outbox.phase is Phase.READY and self._let_go(self.chat.transport):
             return
         if not self._stall.waiting:
             self._watch()
@@ -84,15 +77,15 @@ class Closing:
         End the connection, or at first the sending alone; return whether nothing is left to do.
         """
         # From here on what arrives is read, and dropped.
-        self._inbox.close()
-        self._inbox.set_reading(transport)
-        self._outbox.depart(transport)
-        if self._must_linger():
+        self.inbox.close()
+        self.inbox.set_reading(transport)
+        self.outbox.depart(transport)
+        if self._must_linger(transport):
             self._lingers = True
             transport.loseWriteConnection()
             return False
         closes_by_itself = transports.closes_by_itself(transport)
-        transports.lose(transport, sent=self._outbox.taken > 0)
+        transports.lose(transport, sent=self.outbox.taken > 0)
         return closes_by_itself
 
     def peer_finished(self) -> None:
@@ -100,7 +93,7 @@ class Closing:
         The peer will send no more, so nothing is left to wait for.
         """
         if self._lingers:
-            self._chat.transport.loseConnection()
+            self.chat.transport.loseConnection()
 
     def cancel(self) -> None:
         """
@@ -108,12 +101,11 @@ class Closing:
         """
         self._stall.cancel()
 
-    def _must_linger(self) -> bool:
+    def _must_linger(self, transport: Any) -> bool:
         """
         Return whether closing now, or once everything is sent, might reset the connection.
         """
-        inbox = self._inbox
-        transport = self._chat.transport
+        inbox = self.inbox
         return (
             not inbox.peer_finished
             and transports.can_half_close(transport)
@@ -129,8 +121,8 @@ class Closing:
         """
         End the connection if the peer took nothing since the last look; else look again later.
         """
-        chat = self._chat
-        outbox = self._outbox
+        chat = self.chat
+        outbox = self.outbox
         transport = chat.transport
         limit = chat.close_timeout
         clock = chat.clock or transports.reactor_of(transport)
@@ -138,13 +130,14 @@ class Closing:
         counts = outbox.taken, unsent, unacknowledged
         if limit is None or not self._stall.stalled(clock, limit, self._watch, *counts):
             return
-        if outbox.phase is Phase.DEPARTED and not unsent and transports.waits_for_exit(transport):
+        departed = outbox.phase is Phase.DEPARTED
+        if departed and not unsent and transports.waits_for_exit(transport):
             # The process had time to read everything, and may live on without a connection.
-            self._abort(None)
-        elif outbox.phase is Phase.DEPARTED and unsent == 0:
+            self.abort(None)
+        elif departed and unsent == 0:
             endings.end(transport)
         else:
-            self._abort(CloseTimedOut(limit, outbox.size + (unsent or 0)))
+            self.abort(CloseTimedOut(limit, outbox.size + (unsent or 0)))
 
 
 def broke_off(error: BaseException | None, transport: Any, outbox: Outbox) -> bool:

@@ -10,6 +10,7 @@ from twisted.logger import Logger
 
 from txasynchat.framing import Framer, Overflow
 from txasynchat.protocol import reports, settings
+from txasynchat.protocol.outbox import Phase
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
 
     from txasynchat.errors import ChatError, MessageTooLong
+    from txasynchat.protocol.outbox import Outbox
+    from txasynchat.terminators import Terminator
     from txasynchat.tls.layer import TLSInfo
 
 __all__ = ["Hooks"]
@@ -56,8 +59,11 @@ class Hooks:
     _begins_with: ClassVar[tuple[Any, ...]]
     #: `max_message_length` or `overflow` is a property of a subclass.
     _computes: ClassVar[bool] = False
+    # The rest of `AsyncChat`, as far as it is used here.
     _framer: Framer
     _incoming: list[bytes] | None
+    _outbox: Outbox
+    _go_on: Callable[[], None]
 
     @classmethod
     def _make_framer(cls) -> Framer:
@@ -75,6 +81,49 @@ class Hooks:
             whole=cls.found_terminator is Hooks.found_terminator
             and cls.collect_incoming_data is Hooks.collect_incoming_data,
         )
+
+    # -- asynchat: where messages end
+
+    def set_terminator(self, term: Terminator) -> None:
+        """
+        Choose where the current message ends; holds for bytes not yet delivered.
+
+        May be called at any time, and from inside any handler. A number above `max_message_length`, as
+        a peer may have announced, is a message that is too long: `message_too_long` is called without
+        waiting for a byte of it. It is called here or, from inside a handler, when that has returned.
+
+        Args:
+            term: bytes to match literally; a positive number of bytes; ``None``, ``b""`` or ``0`` to
+                collect without end; a tuple of bytes, of which the match that ends first counts, and
+                the longest of those that end together; or a `LengthPrefix`.
+
+        Raises:
+            ValueError: *term* is a negative number.
+            TypeError: *term* is text, a bool, or of any other type.
+
+        Stdlib: asynchat.async_chat.set_terminator, which fails later, while reading.
+        """
+        if self._framer.set_terminator(term) and self._outbox.phase is Phase.READY:
+            self._go_on()
+
+    #: The terminator in force; in a class body, or as a field of a dataclass, the one that a connection
+    #: begins with. Assigning it is `set_terminator`, reading it `get_terminator`.
+    terminator: Any = settings.setting(None, "terminator", assign=set_terminator)
+
+    def get_terminator(self) -> Any:
+        """
+        Return the terminator; a number of bytes counts down, and is 0 at the end of its message.
+
+        A subclass may override this; it is then asked on each round, as in ``asynchat``.
+        """
+        return self._framer.terminator
+
+    @settings.shown
+    def matched_terminator(self) -> bytes | None:
+        """
+        The delimiter that ended the latest message; None where its length did.
+        """
+        return self._framer.matched
 
     # -- asynchat: overridden by the application
 

@@ -28,7 +28,7 @@ class Inbox:
         framer: cuts the messages; it is paused while any of the next four is true.
         paused: the application called `AsyncChat.pause`.
         choked: too much output waits.
-        suspended: TLS is about to begin.
+        suspended: TLS is about to begin: nothing more is delivered in the clear.
         shut: the connection is not open yet, or not any more.
         peer_finished: the peer will send no more.
         discarded: something was thrown away.
@@ -38,26 +38,16 @@ class Inbox:
     """
 
     __slots__ = (
-        "choked",
-        "discarded",
-        "framer",
-        "kept",
-        "overran",
-        "paused",
-        "peer_finished",
-        "reading",
-        "shut",
-        "suspended",
+        *("choked", "discarded", "framer", "kept", "overran", "paused", "peer_finished", "reading"),
+        *("shut", "suspended"),
     )
 
     def __init__(self, framer: Framer) -> None:
         self.framer = framer
         self.paused = self.choked = self.suspended = False
         self.peer_finished = self.discarded = self.overran = False
-        self.shut = True
         self.kept: list[bytes] | None = None
-        self.reading = True
-        framer.paused = True
+        self.shut = self.reading = framer.paused = True
 
     @property
     def held(self) -> bool:
@@ -116,7 +106,7 @@ class Inbox:
 
     def suspend(self) -> None:
         """
-        TLS is about to begin: deliver nothing more in the clear.
+        TLS is about to begin.
         """
         self.suspended = True
         self.framer.pause()

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from twisted.internet.interfaces import IReactorTime
 
+    from txasynchat.producers import Buffer
 
 __all__ = ["HalfClose", "Outbox", "Owner", "Phase"]
 
@@ -91,14 +92,7 @@ class Outbox(OutputQueue):
     """
 
     __slots__ = (
-        "_send_now",
-        "flushing",
-        "full",
-        "half_close",
-        "phase",
-        "piece",
-        "registered",
-        "taken",
+        *("_send_now", "flushing", "full", "half_close", "phase", "piece", "registered", "taken"),
         "writing_end",
     )
 
@@ -118,12 +112,22 @@ class Outbox(OutputQueue):
         Raises:
             TypeError: it is not a producer.
         """
-        if IPushProducer.providedBy(producer):
-            self.register(producer, True)
-        elif IPullProducer.providedBy(producer):
-            self.register(producer, False)
+        streaming = IPushProducer.providedBy(producer)
+        if streaming or IPullProducer.providedBy(producer):
+            self.register(producer, streaming)
         else:
             self.push_producer(producer)
+
+    def check_length(self, data: Buffer, limit: int | None) -> None:
+        """
+        Raise a ValueError if *data* alone is more than *limit*, which is what may ever wait.
+        """
+        length = memoryview(data).nbytes
+        if limit is not None and length > limit and not self.closing:
+            raise ValueError(
+                f"{length} bytes in one push exceed max_unsent, {limit}; send them with"
+                " push_with_producer()"
+            )
 
     @override
     def stop(self, *, hold_back: bool = False) -> list[Exception]:
@@ -242,8 +246,7 @@ class Outbox(OutputQueue):
 
     def _become_producer(self, owner: Owner) -> bool:
         """
-        Make *owner* the transport's producer, so that it hears when there is no room, and the transport
-        does not close before it; return whether the transport can still be written to.
+        Make *owner* the transport's producer; return whether the transport can still be written to.
         """
         register = getattr(owner.transport, "registerProducer", None)
         if register is None:

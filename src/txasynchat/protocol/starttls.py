@@ -19,6 +19,7 @@ One limit on time holds for the handshake, and for a peer that takes nothing of 
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.interfaces import (
@@ -39,58 +40,43 @@ if TYPE_CHECKING:
     from txasynchat.protocol.inbox import Inbox
     from txasynchat.protocol.outbox import Outbox, Owner
 
-__all__ = ["Upgrade", "is_for_client"]
+__all__ = ["Upgrade"]
 
 
+@dataclass(slots=True, eq=False)
 class Upgrade:
     """
-    A `start_tls` whose handshake is not over.
+    A `AsyncChat.start_tls` whose handshake is not over; its arguments are checked here.
 
     Args:
         chat: the protocol that TLS is put below.
         inbox, outbox: its two directions.
-        options, leftovers: see `AsyncChat.start_tls`.
-        is_client: what `is_for_client` returned for *options*.
         abort: aborts the connection because of an error.
         forget_input: drops what was received in the clear.
-
-    Raises:
-        RuntimeError, ValueError: see `AsyncChat.start_tls`.
     """
 
-    def __init__(  # noqa: PLR0913 it stands between them
-        self,
-        chat: Owner,
-        inbox: Inbox,
-        outbox: Outbox,
-        options: Any,
-        leftovers: Leftovers,
-        *,
-        is_client: bool,
-        abort: Callable[[HandshakeTimedOut | PlaintextAfterStartTLS], None],
-        forget_input: Callable[[], None],
-    ) -> None:
-        # What is not a member must not pass for one that is not REJECT.
-        leftovers = Leftovers(leftovers)
-        transport = chat.transport
-        if outbox.phase is not Phase.READY:
-            raise RuntimeError("the connection is not open yet")
-        if transports.tls_layer(transport) is not None:
-            raise RuntimeError("the connection already speaks TLS")
-        link = transports.link_to(transport, chat)
-        if link is None:
-            raise RuntimeError(f"TLS cannot be put on {transport!r}")
-        clock = chat.clock or transports.reactor_of(transport)
-        self._chat = chat
-        self._inbox = inbox
-        self._outbox = outbox
-        self._factory = TLSFactory(options, is_client, None, clock)
-        self._leftovers = leftovers
-        self._link = link
-        self._abort = abort
-        self._forget_input = forget_input
-        self._switched = False
-        self._stall = StallWatch()
+    chat: Owner
+    options: Any
+    leftovers: Leftovers
+    inbox: Inbox
+    outbox: Outbox
+    abort: Callable[[HandshakeTimedOut | PlaintextAfterStartTLS], None]
+    forget_input: Callable[[], None]
+    #: What was queued before the barrier is not sent yet.
+    waits: bool = field(default=True, init=False)
+    _is_client: bool = field(init=False)
+    _factory: TLSFactory = field(init=False)
+    _link: tuple[Any, str] = field(init=False)
+    _stall: StallWatch = field(default_factory=StallWatch, init=False)
+
+    def __post_init__(self) -> None:
+        self._is_client = IOpenSSLClientConnectionCreator.providedBy(self.options)
+        if self._is_client is IOpenSSLServerConnectionCreator.providedBy(self.options):
+            raise TypeError(
+                "options must be ServerOptions, ClientOptions or one of Twisted's connection creators"
+                f" for one side: {self.options!r:.80}"
+            )
+        self.leftovers = Leftovers(self.leftovers)  # no other object may pass for "not REJECT"
 
     def begin(self) -> bool:
         """
@@ -98,34 +84,27 @@ class Upgrade:
 
         Returns:
             False if the connection was aborted instead, because of what has arrived.
+
+        Raises:
+            RuntimeError: see `AsyncChat.start_tls`.
         """
+        chat = self.chat
+        transport = chat.transport
+        if self.outbox.phase is not Phase.READY:
+            raise RuntimeError("the connection is not open yet")
+        if transports.tls_layer(transport) is not None:
+            raise RuntimeError("the connection already speaks TLS")
+        link = transports.link_to(transport, chat)
+        if link is None:
+            raise RuntimeError(f"TLS cannot be put on {transport!r}")
+        self._link = link
+        clock = chat.clock or transports.reactor_of(transport)
+        self._factory = TLSFactory(self.options, self._is_client, None, clock)
         if self._rejects_leftovers():
             return False
-        self._inbox.suspend()
-        self._outbox.hold_back()
+        self.inbox.suspend()
+        self.outbox.hold_back()
         return True
-
-    def cancel(self) -> None:
-        """
-        The connection is lost, or TLS begins.
-        """
-        self._stall.cancel()
-
-    @property
-    def waits(self) -> bool:
-        """
-        What was queued before the barrier is not sent yet.
-        """
-        return not self._switched
-
-    def _rejects_leftovers(self) -> bool:
-        """
-        Abort the connection if it must not have received anything; return whether that happened.
-        """
-        if self._leftovers is Leftovers.REJECT and (received := self._inbox.undelivered):
-            self._abort(PlaintextAfterStartTLS(len(received)))
-            return True
-        return False
 
     def proceed(self) -> None:
         """
@@ -133,8 +112,8 @@ class Upgrade:
 
         Called whenever that may have changed, and no handler is running.
         """
-        outbox = self._outbox
-        if self._switched or outbox.phase is Phase.DEPARTED:
+        outbox = self.outbox
+        if not self.waits or outbox.phase is Phase.DEPARTED:
             return
         if not outbox.held_back:
             if not self._stall.waiting:
@@ -142,16 +121,16 @@ class Upgrade:
             return
         if self._rejects_leftovers():
             return
-        self._switched = True
+        self.waits = False
         self.cancel()
-        received = self._inbox.take_undelivered()
-        self._forget_input()
+        received = self.inbox.take_undelivered()
+        self.forget_input()
         outbox.go_on()
         # Until the handshake is done nothing is sent, and reading is not stopped.
-        chat = self._chat
+        chat = self.chat
         transport = chat.transport
         outbox.suspend(transport)
-        self._inbox.read_on(transport)
+        self.inbox.read_on(transport)
         layer = self._factory.protocol(self._factory, chat, False)
         setattr(*self._link, layer)
         chat.transport = layer
@@ -160,32 +139,28 @@ class Upgrade:
         if received:
             layer.dataReceived(received)
 
+    def cancel(self) -> None:
+        """
+        The connection is lost, or TLS begins.
+        """
+        self._stall.cancel()
+
+    def _rejects_leftovers(self) -> bool:
+        """
+        Abort the connection if it must not have received anything; return whether that happened.
+        """
+        if self.leftovers is Leftovers.REJECT and (received := self.inbox.undelivered):
+            self.abort(PlaintextAfterStartTLS(len(received)))
+            return True
+        return False
+
     def _watch(self) -> None:
         """
         Abort if the peer took nothing since the last look; else look again later.
         """
-        outbox = self._outbox
         limit = self._factory.handshake_timeout
-        clock = self._factory.clock
-        if limit is None or outbox.closing:
+        if limit is None or self.outbox.closing:
             return
-        counts = transports.outstanding_bytes(self._chat.transport)
-        if self._stall.stalled(clock, limit, self._watch, outbox.taken, *counts):
-            self._abort(HandshakeTimedOut(limit))
-
-
-def is_for_client(options: Any) -> bool:
-    """
-    Return whether *options* of TLS are for a client, and not for a server.
-
-    Raises:
-        TypeError: they are for neither, or for both.
-    """
-    client = IOpenSSLClientConnectionCreator.providedBy(options)
-    server = IOpenSSLServerConnectionCreator.providedBy(options)
-    if client is server:
-        raise TypeError(
-            "options must be ServerOptions, ClientOptions or one of Twisted's connection creators"
-            f" for one side: {options!r:.80}"
-        )
-    return client
+        counts = self.outbox.taken, *transports.outstanding_bytes(self.chat.transport)
+        if self._stall.stalled(self._factory.clock, limit, self._watch, *counts):
+            self.abort(HandshakeTimedOut(limit))
