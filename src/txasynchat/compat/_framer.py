@@ -47,8 +47,7 @@ class LegacyFramer(Framer):
         """
         Append received bytes. In ``collect_incoming_data`` they are where the cut will be made.
         """
-        if self._buffer:
-            self._disturb()
+        self._disturb()
         self._buffer = self._buffer[self._position :] + data
         self._position = self._searched = 0
 

@@ -77,14 +77,16 @@ class Framer(StepwiseFramer):
             delimiter = self.terminator
             if type(delimiter) is not bytes or not self._open(delimiter):
                 self.feed(data)
-                StepwiseFramer.deliver(self, receiver)
+                StepwiseFramer.deliver(self, receiver)  # `LegacyFramer` disturbs before it does
                 return
         self._buffer = data
         message, found, rest = data.partition(delimiter)
-        limit = self._limit
-        if rest or not found or self._count or (limit is not None and len(message) > limit):
+        if rest or not found or self._count or len(message) > self._longest:
             self._receive_part(receiver, message, delimiter, found)
-        elif self.whole:
+            if self._buffer or self._announced:
+                StepwiseFramer.deliver(self, receiver)
+            return
+        if self.whole:
             self._buffer = b""
             self.matched = delimiter
             if (result := receiver.message_received(message)) is not None:
@@ -99,10 +101,8 @@ class Framer(StepwiseFramer):
                     self._returned(receiver, result)
             else:
                 self._end_passed(receiver, message, delimiter, len(message))
-        if self._buffer or self._announced:
-            StepwiseFramer.deliver(
-                self, receiver
-            )  # `LegacyFramer.deliver` would leave the short way
+        if self._open_for is not delimiter:
+            StepwiseFramer.deliver(self, receiver)
 
     def _receive_part(
         self, receiver: Receiver, piece: bytes, delimiter: bytes, found: bytes

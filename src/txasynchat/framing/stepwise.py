@@ -117,7 +117,11 @@ class StepwiseFramer:
             return False
         terminator = check_terminator(terminator)
         limit = self._limit
-        self._announced = limit is not None and isinstance(terminator, int) and terminator > limit
+        if limit is not None and isinstance(terminator, int) and terminator > limit:
+            self._announced = True
+            self._disturb()
+        else:
+            self._announced = False
         if type(terminator) is not bytes or terminator != self.terminator:
             self.terminator = terminator
         return self._announced
@@ -151,8 +155,7 @@ class StepwiseFramer:
         """
         if self.closed or not data:
             return
-        if self._buffer:
-            self._disturb()
+        self._disturb()
         if self._position < len(self._buffer) or self._backlog:
             if self._backlog is None:
                 self._backlog = [data]
