@@ -42,9 +42,9 @@ def let_protocol_end(transport: Any) -> None:
     Make *transport* ask the protocol above it before the connection ends, whoever ends it.
 
     The protocol has two methods for that, ``_takes_closing`` and ``_takes_half_closing``. They return
-    True if the protocol will end the connection, or the sending, itself. It may have two more:
-    ``_takes_write`` returns True for bytes that it sends itself, behind what it has queued;
-    ``_takes_tls``, called before ``startTLS`` of the transport, sends what is queued, or raises.
+    True if the protocol will end the connection, or the sending, itself, once everything is sent. It
+    may have two more: ``_takes_write`` returns True for bytes that it sends itself, behind what it has
+    queued; ``_takes_tls``, called before ``startTLS``, sends in the clear what is queued, or raises.
 
     A `TLSLayer` asks by itself; Twisted's own TLS is left alone.
     """

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from itertools import islice
 from typing import Any, Final, cast
 
 from txasynchat.errors import ProducerError
@@ -74,9 +75,6 @@ class _Writer:
         return repr(self.producer)
 
     def write(self, data: bytes) -> None:
-        """
-        Take what the producer writes.
-        """
         self.written.append(data)
         self.size += len(data)
         if not self.streaming:
@@ -132,9 +130,6 @@ def _as_bytes(data: Any) -> bytes:
 def _as_more(producer: Any) -> Any:
     """
     Return *producer*, or an object that has ``more()`` in its place.
-
-    Raises:
-        TypeError: it is not a producer.
     """
     if callable(getattr(producer, "more", None)):
         return producer
@@ -166,30 +161,18 @@ class OutputQueue:
     """
 
     __slots__ = (
-        "_asked",
-        "_items",
-        "_next",
-        "_offset",
-        "_others",
-        "_piece",
-        "closing",
-        "finished",
-        "size",
+        *("_asked", "_items", "_next", "_offset", "_others", "_piece"),
+        *("closing", "finished", "size"),
     )
 
     def __init__(self) -> None:
         # Items before _next were taken. The one at _next gave _piece, if it is a producer; _offset
-        # bytes of that, or of the item itself, were taken.
+        # bytes of that, or of the item itself, were taken. So many _others are not bytes.
         self._items: list[Any] = []
-        self._next = 0
         self._piece = b""
-        self._offset = 0
         self._asked: Any = None
-        # How many of the items are not bytes.
-        self._others = 0
-        self.size = 0
-        self.closing = False
-        self.finished = False
+        self._next = self._offset = self._others = self.size = 0
+        self.closing = self.finished = False
 
     def __bool__(self) -> bool:
         """
@@ -274,8 +257,7 @@ class OutputQueue:
         """
         The registered producer whose turn it is has nothing more to write.
         """
-        writer = self._writer()
-        if writer is not None:
+        if (writer := self._writer()) is not None:
             writer.done = True
 
     def close_when_done(self) -> None:
@@ -289,7 +271,7 @@ class OutputQueue:
 
     def hold_back(self) -> None:
         """
-        Put a barrier into the queue: what is behind it is not taken before `go_on`.
+        Put a barrier into the queue: what is behind it is not taken before `go_on` removes it.
         """
         self._items.append(_BARRIER)
         self._others += 1
@@ -301,7 +283,7 @@ class OutputQueue:
         """
         Everything before the barrier is taken.
         """
-        return self._next < len(self._items) and self._items[self._next] is _BARRIER
+        return bool(self) and self._items[self._next] is _BARRIER
 
     def go_on(self) -> None:
         """
@@ -390,14 +372,13 @@ class OutputQueue:
         Raises:
             ProducerError: it failed; it is gone from the queue.
         """
-        if self._next < len(self._items):
-            item = self._items[self._next]
-            if type(item) is _Writer:
-                try:
-                    item.pause()
-                except Exception as error:
-                    self._forget(item)
-                    raise ProducerError(f"{item!r} raised {error!r}") from error
+        item = self._items[self._next] if self else None
+        if type(item) is _Writer:
+            try:
+                item.pause()
+            except Exception as error:
+                self._forget(item)
+                raise ProducerError(f"{item!r} raised {error!r}") from error
 
     def stop(self) -> list[Exception]:
         """
@@ -424,12 +405,8 @@ class OutputQueue:
     # -- internals
 
     def _writer(self) -> _Writer | None:
-        if self._others:
-            for index in range(self._next, len(self._items)):
-                item = self._items[index]
-                if type(item) is _Writer and not item.done:
-                    return item
-        return None
+        left = islice(self._items, self._next, None) if self._others else ()
+        return next((item for item in left if type(item) is _Writer and not item.done), None)
 
     def _pop(self) -> None:
         items = self._items
@@ -483,7 +460,7 @@ class OutputQueue:
         """
         Remove the front *producer*, which failed.
         """
-        if self._next < len(self._items) and self._items[self._next] is producer:
+        if self and self._items[self._next] is producer:
             self._pop()
         if isinstance(producer, _Told):
             # It may fail again; the first failure is the one that is reported.

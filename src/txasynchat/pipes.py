@@ -143,12 +143,10 @@ def read_what_is_there(transport: Any) -> None:
     if reader is None or reader.disconnected or reader.disconnecting:
         return
     try:
-        size = int.from_bytes(
-            fcntl.ioctl(reader.fileno(), termios.FIONREAD, bytes(4)), sys.byteorder
-        )
+        size = fcntl.ioctl(reader.fileno(), termios.FIONREAD, bytes(4))
     except OSError:  # standard input may be anything
         return
-    for _ in range(0, size, _READ):
+    for _ in range(0, int.from_bytes(size, sys.byteorder), _READ):
         # What this returns is about the end of the pipe, which the reactor finds out by itself.
         reader.doRead()
 

@@ -5,6 +5,7 @@ What may end a message: the kinds, their checks, and how each is found. No I/O h
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 import struct
 from typing import Any, TypeAlias
@@ -74,8 +75,7 @@ class LengthPrefix:
         """
         Return the length that stands at *position*; `size` bytes must be there.
         """
-        length: int = self._struct.unpack_from(buffer, position)[0]
-        return length
+        return int(self._struct.unpack_from(buffer, position)[0])
 
 
 #: What may end a message: a delimiter; a number of bytes; nothing (`None`, ``b""`` or ``0``: collect
@@ -110,13 +110,12 @@ def check_terminator(terminator: Any) -> Terminator:
                 raise ValueError(f"terminators in a tuple must not be empty: {terminator!r}")
         if not terminator:
             raise ValueError("a tuple of terminators must not be empty: ()")
-        for delimiter in terminator:
-            for other in terminator:
-                if other in delimiter[:-1]:
-                    raise ValueError(
-                        f"terminator {delimiter!r} can never match, because {other!r} ends before it:"
-                        f" {terminator!r}"
-                    )
+        for delimiter, other in itertools.product(terminator, repeat=2):
+            if other in delimiter[:-1]:
+                raise ValueError(
+                    f"terminator {delimiter!r} can never match, because {other!r} ends before it:"
+                    f" {terminator!r}"
+                )
         return tuple(terminator)
     raise TypeError(
         "terminator must be bytes, a number of bytes, None, a tuple of bytes or a LengthPrefix:"

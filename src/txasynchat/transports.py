@@ -133,12 +133,7 @@ def unsent_bytes(transport: Any) -> int | None:
     Count the bytes that transports hold and the operating system has not taken; None if unknown.
     """
     end = writing_end(transport)
-    return None if end is None else _unsent_by(end)
-
-
-def _unsent_by(end: Any) -> int:
-    count: int = len(end.dataBuffer) - end.offset + end._tempDataLen
-    return count
+    return None if end is None else int(len(end.dataBuffer) - end.offset + end._tempDataLen)
 
 
 def outstanding_bytes(transport: Any) -> tuple[int | None, int | None]:
@@ -186,14 +181,9 @@ def tls_layer(transport: Any) -> TLSMemoryBIOProtocol | None:
     A TCP transport that was told to ``startTLS`` has it above itself, as its protocol.
     """
     found = layers(transport)
-    for layer in found:
-        if isinstance(layer, TLSMemoryBIOProtocol):
-            return layer
     if getattr(found[-1], "TLS", False):
-        above = getattr(found[-1], "protocol", None)
-        if isinstance(above, TLSMemoryBIOProtocol):
-            return above
-    return None
+        found.append(getattr(found[-1], "protocol", None))
+    return next((one for one in found if isinstance(one, TLSMemoryBIOProtocol)), None)
 
 
 def when_secure(transport: Any, listener: Any) -> bool:
@@ -230,9 +220,6 @@ def when_introduced(transport: Any, then: Callable[[], None]) -> bool:
 
 
 def _introduce(layer: Any, then: Callable[[], None], data: bytes) -> None:
-    """
-    Pass bytes on to a proxied connection whose peer is not known yet.
-    """
     type(layer).dataReceived(layer, data)
     if layer._proxyInfo is not None and "dataReceived" in vars(layer):
         del layer.dataReceived
@@ -362,16 +349,13 @@ class _Refusals:
             self._observer(event)
             return
         if self._throttle.suppressed("refused") is not None:
-            refused, self._refused = self._refused, 0
-            self._observer(
-                event
-                | {
-                    "log_level": LogLevel.warn,
-                    "log_format": "no descriptor is left for {refused} connections, which are refused; "
-                    "raise the limit on open files (ulimit -n)",
-                    "refused": refused,
-                }
+            message = (
+                "no descriptor is left for {refused} connections, which are refused; "
+                "raise the limit on open files (ulimit -n)"
             )
+            details = {"log_level": LogLevel.warn, "log_format": message, "refused": self._refused}
+            self._refused = 0
+            self._observer(event | details)
 
 
 def closes_by_itself(transport: Any) -> bool:
@@ -381,15 +365,13 @@ def closes_by_itself(transport: Any) -> bool:
     A descriptor is closed once it is writable. It never is if it was just filled up and the peer does
     not read.
     """
-    end = writing_end(transport)
     if (
-        end is None
-        or _unsent_by(end)
+        unsent_bytes(transport) != 0
         or waits_for_exit(transport)
         or tls_layer(transport) is not None
     ):
         return False
-    descriptor = end.fileno()
+    descriptor = writing_end(transport).fileno()
     if descriptor < 0:  # it is closed
         return True
     if not hasattr(select, "poll"):
@@ -403,11 +385,8 @@ def lose(transport: Any, *, sent: bool) -> None:
     """
     Close *transport* when it has sent everything, if anything was *sent*; see `pipes.let_go`.
     """
-    if (
-        isinstance(transport, Connection)
-        or tls_layer(transport) is not None
-        or not pipes.let_go(transport, sent=sent)
-    ):
+    by_itself = isinstance(transport, Connection) or tls_layer(transport) is not None
+    if by_itself or not pipes.let_go(transport, sent=sent):
         transport.loseConnection()
 
 

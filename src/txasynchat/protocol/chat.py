@@ -259,7 +259,7 @@ class AsyncChat(Hooks, Protocol):
         self._drop_output()
         for ending in (self._closing, self._upgrade):
             if ending is not None:
-                ending.cancel()
+                ending.stall.cancel()
         self._closing = self._upgrade = None
         try:
             if not self._close_requested:
@@ -818,14 +818,28 @@ class AsyncChat(Hooks, Protocol):
         if self._upgrade is not None and not self._delivering:
             self._upgrade.proceed()
 
-    def _takes_write(self, transport: Any, data: bytes) -> bool:
-        """
-        Called by the transport when it is told to write: send that behind what is queued.
+    # -- internals: asked by the transport, see `endings.let_protocol_end`
 
-        Returns:
-            False if it may be written at once, because nothing is queued, or because it is our own.
-            What a policy in between writes is our own, which it delayed, unless a handler is running.
-        """
+    def _takes_closing(self) -> bool:
+        # What we are done with, or have nothing to send to yet, may close at once.
+        if self._outbox.phase is _DEPARTED or not (self._outbox.phase is _READY or self._outbox):
+            return False
+        self._close()
+        return True
+
+    def _takes_half_closing(self) -> bool:
+        outbox = self._outbox
+        if outbox.phase is _DEPARTED or outbox.half_close is HalfClose.DONE:
+            return False  # it was we who told it
+        if not outbox.closing:
+            outbox.half_close = HalfClose.WHEN_SENT
+            outbox.close_when_done()
+            self._unchoke()
+            self._pushed()
+        return True
+
+    def _takes_write(self, transport: Any, data: bytes) -> bool:
+        # What a policy in between writes is our own, which it delayed, unless a handler is running.
         own = not self._delivering and self.transport is not transport
         if own or self._outbox.flushing or not self._outbox:
             return False
@@ -833,12 +847,6 @@ class AsyncChat(Hooks, Protocol):
         return True
 
     def _takes_tls(self) -> None:
-        """
-        Called by the transport when it is told to start TLS: send in the clear what is queued.
-
-        Raises:
-            RuntimeError: not all of it can be sent now.
-        """
         self._flush()
         if self._outbox:
             raise RuntimeError(
@@ -854,37 +862,6 @@ class AsyncChat(Hooks, Protocol):
         """
         if self.close_reason is None:
             self.close_reason = errors.StoppedByServer()
-
-    def _takes_closing(self) -> bool:
-        """
-        Called by the transport when it is told to close: close in order, in limited time.
-
-        Returns:
-            False if it may close at once: we are done with it, or have nothing to send yet.
-        """
-        if self._outbox.phase is _DEPARTED or not (self._outbox.phase is _READY or self._outbox):
-            return False
-        self._close()
-        return True
-
-    def _takes_half_closing(self) -> bool:
-        """
-        Called by the transport when it is told to end the sending: do that once everything is sent.
-
-        What is pushed from now on is dropped; messages are delivered as before.
-
-        Returns:
-            False if it may do so at once, because it was we who told it.
-        """
-        outbox = self._outbox
-        if outbox.phase is _DEPARTED or outbox.half_close is HalfClose.DONE:
-            return False
-        if not outbox.closing:
-            outbox.half_close = HalfClose.WHEN_SENT
-            outbox.close_when_done()
-            self._unchoke()
-            self._pushed()
-        return True
 
     def _cannot_send(self) -> None:
         """

@@ -56,7 +56,8 @@ class Closing:
     abort: Callable[[CloseTimedOut | None], None]
     #: Only the sending was ended so far.
     _lingers: bool = field(default=False, init=False)
-    _stall: StallWatch = field(default_factory=StallWatch, init=False)
+    #: Cancelled when the connection is lost.
+    stall: StallWatch = field(default_factory=StallWatch, init=False)
 
     def proceed(self) -> None:
         """
@@ -69,7 +70,7 @@ class Closing:
             return
         if outbox.finished and outbox.phase is Phase.READY and self._let_go(self.chat.transport):
             return
-        if not self._stall.waiting:
+        if not self.stall.waiting:
             self._watch()
 
     def _let_go(self, transport: Any) -> bool:
@@ -94,12 +95,6 @@ class Closing:
         """
         if self._lingers:
             self.chat.transport.loseConnection()
-
-    def cancel(self) -> None:
-        """
-        The connection is lost.
-        """
-        self._stall.cancel()
 
     def _must_linger(self, transport: Any) -> bool:
         """
@@ -128,7 +123,7 @@ class Closing:
         clock = chat.clock or transports.reactor_of(transport)
         unsent, unacknowledged = transports.outstanding_bytes(transport)
         counts = outbox.taken, unsent, unacknowledged
-        if limit is None or not self._stall.stalled(clock, limit, self._watch, *counts):
+        if limit is None or not self.stall.stalled(clock, limit, self._watch, *counts):
             return
         departed = outbox.phase is Phase.DEPARTED
         if departed and not unsent and transports.waits_for_exit(transport):

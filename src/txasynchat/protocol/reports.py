@@ -45,26 +45,15 @@ _unawaited: WeakSet[type] = WeakSet()
 
 # Hooks that may be overridden, and whose results nobody waits for.
 _HOOKS = (
-    "connectionMade",
-    "handle_connect",
-    "handle_secure",
-    "message_received",
-    "collect_incoming_data",
-    "found_terminator",
-    "message_too_long",
-    "handle_shutdown",
-    "handle_error",
-    "handle_close",
-    "handle_end",
+    *("connectionMade", "handle_connect", "handle_secure", "handle_shutdown"),
+    *("message_received", "collect_incoming_data", "found_terminator", "message_too_long"),
+    *("handle_error", "handle_close", "handle_end"),
 )
 
 
 def _about(chat: Any) -> dict[str, Any]:
-    transport = chat.transport
-    return {
-        "peer": None if transport is None else transports.peer_name(transport),
-        "handler": type(chat).__qualname__,
-    }
+    peer = None if chat.transport is None else transports.peer_name(chat.transport)
+    return {"peer": peer, "handler": type(chat).__qualname__}
 
 
 def peer_erred(events: Logger, chat: Any, error: PeerError) -> None:
@@ -105,8 +94,9 @@ def stopped_producers_raised(events: Logger, chat: Any, errors: Iterable[Excepti
         try:
             raise error
         except Exception:  # noqa: BLE001 only to be logged with its traceback
-            message = "{peer}: a producer of {handler} raised when it was stopped"
-            failure(events, message, **_about(chat))
+            handler_raised(
+                events, chat, "{peer}: a producer of {handler} raised when it was stopped"
+            )
 
 
 def no_terminator(events: Logger, chat: Any) -> None:
@@ -114,15 +104,14 @@ def no_terminator(events: Logger, chat: Any) -> None:
     Warn, once for each class, that without a terminator ``message_received`` is never called.
     """
     cls = type(chat)
-    if cls in _without_terminator:
-        return
-    _without_terminator.add(cls)
-    events.warn(
-        "{handler} has message_received and no terminator, so that no message ever ends: set "
-        "terminator in the class, or by set_terminator in handle_connect{hint}",
-        handler=cls.__qualname__,
-        hint=" (delimiter is LineReceiver's name for it)" if hasattr(chat, "delimiter") else "",
-    )
+    if cls not in _without_terminator:
+        _without_terminator.add(cls)
+        events.warn(
+            "{handler} has message_received and no terminator, so that no message ever ends: set "
+            "terminator in the class, or by set_terminator in handle_connect{hint}",
+            handler=cls.__qualname__,
+            hint=" (delimiter is LineReceiver's name for it)" if hasattr(chat, "delimiter") else "",
+        )
 
 
 def unawaited_hooks(events: Logger, cls: type) -> None:

@@ -56,9 +56,8 @@ class Setting:
         self, value: Any, kept_as: str, *, assign: Callable[[Any, Any], None] | None = None
     ) -> None:
         self._value = value
-        self._kept_as = kept_as
+        self._name = self._kept_as = kept_as
         self._assign = assign
-        self._name = kept_as
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
@@ -119,18 +118,12 @@ def restore(cls: type, base: type, names: Iterable[str]) -> bool:
 
 def check_terminator_of(cls: Any) -> None:
     """
-    Check ``terminator = …`` in a class body: the terminator that a connection begins with.
-
-    Raises:
-        TypeError, ValueError: it is not a terminator, or is a number above ``max_message_length``.
+    Check ``terminator = …`` in a class body; see ``AsyncChat.__init_subclass__``.
     """
     terminator = cls.terminator
     # A descriptor, or a field of dataclasses or attrs, puts a value there later.
-    if hasattr(terminator, "__get__") or type(terminator).__module__.partition(".")[0] in {
-        "attr",
-        "attrs",
-        "dataclasses",
-    }:
+    made_by = type(terminator).__module__.partition(".")[0]
+    if hasattr(terminator, "__get__") or made_by in {"attr", "attrs", "dataclasses"}:
         return
     check_terminator(terminator)
     limit = cls.max_message_length

@@ -67,7 +67,8 @@ class Upgrade:
     _is_client: bool = field(init=False)
     _factory: TLSFactory = field(init=False)
     _link: tuple[Any, str] = field(init=False)
-    _stall: StallWatch = field(default_factory=StallWatch, init=False)
+    #: Cancelled when the connection is lost.
+    stall: StallWatch = field(default_factory=StallWatch, init=False)
 
     def __post_init__(self) -> None:
         self._is_client = IOpenSSLClientConnectionCreator.providedBy(self.options)
@@ -116,13 +117,13 @@ class Upgrade:
         if not self.waits or outbox.phase is Phase.DEPARTED:
             return
         if not outbox.held_back:
-            if not self._stall.waiting:
+            if not self.stall.waiting:
                 self._watch()
             return
         if self._rejects_leftovers():
             return
         self.waits = False
-        self.cancel()
+        self.stall.cancel()
         received = self.inbox.take_undelivered()
         self.forget_input()
         outbox.go_on()
@@ -138,12 +139,6 @@ class Upgrade:
         outbox.connect(layer)
         if received:
             layer.dataReceived(received)
-
-    def cancel(self) -> None:
-        """
-        The connection is lost, or TLS begins.
-        """
-        self._stall.cancel()
 
     def _rejects_leftovers(self) -> bool:
         """
@@ -162,5 +157,5 @@ class Upgrade:
         if limit is None or self.outbox.closing:
             return
         counts = self.outbox.taken, *transports.outstanding_bytes(self.chat.transport)
-        if self._stall.stalled(self._factory.clock, limit, self._watch, *counts):
+        if self.stall.stalled(self._factory.clock, limit, self._watch, *counts):
             self.abort(HandshakeTimedOut(limit))
