@@ -105,23 +105,13 @@ class _Writer:
             self.producer.stopProducing()
 
 
-class _Failed:
-    """
-    The place of a producer that failed after it had given something.
-    """
-
-    def __init__(self, error: ProducerError) -> None:
-        self._error = error
-
-    def more(self) -> bytes:
-        raise self._error
-
-
 #: Producers that are told when they are not needed any more.
 _Told = _Writer | _Pieces | FileProducer
 
 
 def _as_bytes(data: Any) -> bytes:
+    if type(data) is bytes:
+        return data
     if isinstance(data, Buffer):
         return bytes(data)
     raise TypeError(f"data must be bytes-like, not {type(data).__name__}: {data!r:.80}")
@@ -233,7 +223,7 @@ class OutputQueue:
             return
         self._items.append(writer)
         self._others += 1
-        if self._next < len(self._items) - 1:
+        if self._items[self._next] is not writer:
             writer.pause()
 
     def write(self, data: bytes) -> bool:
@@ -246,9 +236,7 @@ class OutputQueue:
         writer = self._writer()
         if writer is None:
             return False
-        if type(data) is not bytes:
-            data = _as_bytes(data)
-        if data:
+        if data := _as_bytes(data):
             self.size += len(data)
             writer.write(data)
         return True
@@ -336,6 +324,11 @@ class OutputQueue:
                 break
             elif item is _BARRIER:
                 break
+            elif type(item) is ProducerError:
+                if taken:
+                    break
+                self._pop()
+                raise item
             elif self._piece:
                 piece = self._piece[offset : offset + room]
                 self._offset = offset + len(piece)
@@ -348,8 +341,7 @@ class OutputQueue:
                 except ProducerError as error:
                     if not taken:
                         raise
-                    # What is already taken goes first.
-                    items.insert(self._next, _Failed(error))
+                    items.insert(self._next, error)  # what is already taken goes first
                     self._others += 1
                     break
                 if self._items is not items:

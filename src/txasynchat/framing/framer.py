@@ -39,6 +39,8 @@ __all__ = ["Framer"]
 # In place of the delimiter for which a short way is open: there is none, or it is for numbers.
 _CLOSED: Final = object()
 _COUNTING: Final = object()
+# One list for all that have no batch, which saves each idle connection 72 bytes; never changed.
+_NO_MESSAGES: Final[list[bytes]] = []
 
 #: Bytes split at once: enough to make the split cheap per message, little enough that splitting in
 #: vain (the handler changed the terminator at once) is cheap as well.
@@ -59,7 +61,7 @@ class Framer(StepwiseFramer):
         self._open_for: Any = _CLOSED
         # Messages of a batch, what walks over them until something disturbs that, and the one in
         # collect_incoming_data; and for how many messages nothing is split after a disturbance.
-        self._messages: list[bytes] = []
+        self._messages = _NO_MESSAGES
         self._batch: Iterator[bytes] | None = None
         self._collecting: bytes | None = None
         self._unsettled = 0
@@ -207,7 +209,7 @@ class Framer(StepwiseFramer):
                     self._disturb()
                 else:
                     self._batch = None
-                    self._messages = []
+                    self._messages = _NO_MESSAGES
         return True
 
     def _deliver_counted(self, receiver: Receiver, length: int) -> bool:
@@ -223,7 +225,7 @@ class Framer(StepwiseFramer):
         if not 0 < length <= self._longest or position + length > size:
             return False
         self._open_for = _COUNTING
-        while (end := position + length) <= size:
+        while self._open_for is _COUNTING and (end := position + length) <= size:
             message = buffer[position:end]
             if self.whole:
                 self._position = position = end
@@ -244,11 +246,7 @@ class Framer(StepwiseFramer):
             if result is not None:
                 self._returned(receiver, result)
             length = self.terminator
-            if (
-                type(length) is not int
-                or not 0 < length <= self._longest
-                or self._open_for is not _COUNTING
-            ):
+            if type(length) is not int or not 0 < length <= self._longest:
                 break
         return True
 
