@@ -335,7 +335,7 @@ class OtherFactoryTests(ServerTestCase):
         await ask(client, b"hello\n")
         client.transport.write(b"half")
         [wrapper] = server.connections
-        await until(lambda: wrapper.wrappedProtocol._framer.in_message)
+        await until(lambda: wrapper.wrappedProtocol._inbox.in_message)
         stopped = server.stopService()
         client.transport.write(b" and half\n")
         assert await client.lost == b"hello\nhalf and half\n"
@@ -621,7 +621,7 @@ class StopTests(ServerTestCase):
         await ask(client, b"hello\n")
         client.transport.write(b"half")
         [handler] = server.connections
-        await until(lambda: handler._framer.in_message)
+        await until(lambda: handler._inbox.in_message)
         stopped = server.stopService()
         assert not stopped.called
         client.transport.write(b" and half\n")
@@ -668,7 +668,7 @@ class StopTests(ServerTestCase):
         await ask(client, b"hello\n")
         client.transport.write(b"never ended")
         [handler] = server.connections
-        await until(lambda: handler._framer.in_message)
+        await until(lambda: handler._inbox.in_message)
         await server.stopService()
         await client.lost
         assert len(server.connections) == 0

@@ -5,23 +5,22 @@
 import pytest
 from twisted.internet.testing import StringTransport
 
-from txasynchat.framing import Framer
 from txasynchat.protocol.inbox import Inbox
 
-REASONS = ("paused", "choked", "suspended", "shut")
+REASONS = ("held", "choked", "suspended", "shut")
 
 
 def opened():
-    inbox = Inbox(Framer(b"\n"))
+    inbox = Inbox(b"\n")
     inbox.open()
     return inbox
 
 
 def test_nothing_is_delivered_before_the_connection_is_open():
-    inbox = Inbox(Framer(b"\n"))
-    assert inbox.framer.paused
+    inbox = Inbox(b"\n")
+    assert inbox.paused
     inbox.open()
-    assert not inbox.framer.paused
+    assert not inbox.paused
 
 
 @pytest.mark.parametrize("reason", REASONS)
@@ -29,17 +28,17 @@ def test_each_reason_holds_delivery_until_it_ends_itself(reason):
     inbox = opened()
     for each in REASONS:
         setattr(inbox, each, True)
-    inbox.framer.pause()
+    inbox.pause()
     for each in REASONS:
         setattr(inbox, each, each == reason)
     assert not inbox.release()
-    assert inbox.framer.paused
+    assert inbox.paused
     setattr(inbox, reason, False)
     assert inbox.release()
-    assert not inbox.framer.paused
+    assert not inbox.paused
 
 
-@pytest.mark.parametrize("reason", ["paused", "choked"])
+@pytest.mark.parametrize("reason", ["held", "choked"])
 def test_transport_is_paused_and_resumed_only_on_a_change(reason):
     inbox = opened()
     transport = StringTransport()
@@ -55,7 +54,7 @@ def test_transport_is_paused_and_resumed_only_on_a_change(reason):
 def test_transport_reads_again_after_the_end():
     inbox = opened()
     transport = StringTransport()
-    inbox.paused = True
+    inbox.held = True
     inbox.set_reading(transport)
     inbox.close()
     inbox.set_reading(transport)
@@ -64,7 +63,7 @@ def test_transport_reads_again_after_the_end():
 
 def test_bytes_received_while_handlers_ran_follow_those_in_the_framer():
     inbox = opened()
-    inbox.framer.feed(b"1")
+    inbox.feed(b"1")
     inbox.keep(b"2")
     inbox.keep(b"3")
     assert inbox.undelivered == b"123"
@@ -73,13 +72,13 @@ def test_bytes_received_while_handlers_ran_follow_those_in_the_framer():
     inbox.suspend()
     assert inbox.take_undelivered() == b"123"
     assert inbox.undelivered == b""
-    assert not inbox.framer.paused
+    assert not inbox.paused
 
 
 @pytest.mark.parametrize("data", [b"", b"unfinished"])
 def test_inbox_remembers_whether_an_end_discarded_bytes(data):
     inbox = opened()
-    inbox.framer.feed(data)
+    inbox.feed(data)
     inbox.discard()
     assert inbox.discarded is bool(data)
-    assert inbox.framer.closed
+    assert inbox.closed

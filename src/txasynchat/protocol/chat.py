@@ -4,8 +4,8 @@
 Theory of operation
 ===================
 
-*Input.* ``dataReceived`` gives the chunk to a `Framer`, which calls the handlers. Delivery never nests:
-what arrives while handlers run waits in an `Inbox`, which also knows what holds delivery.
+*Input.* ``dataReceived`` gives the chunk to an `Inbox`, which calls the handlers, and knows what holds
+delivery. Delivery never nests: what arrives while handlers run waits there.
 
 *Output.* `push` appends to an `Outbox`. What was pushed while one chunk was handled is written when the
 handlers are done, as one write.
@@ -35,7 +35,6 @@ from txasynchat.handlers import check_threads
 from txasynchat.producers import Buffer
 from txasynchat.protocol import closing, reports, settings
 from txasynchat.protocol.hooks import Hooks
-from txasynchat.protocol.inbox import Inbox
 from txasynchat.protocol.outbox import HalfClose, Outbox, Phase
 from txasynchat.protocol.starttls import Upgrade
 from txasynchat.tls import layer as tlslayer
@@ -47,8 +46,8 @@ if TYPE_CHECKING:
 
     from twisted.python.failure import Failure
 
-    from txasynchat.framing import Framer
     from txasynchat.producers import Producer
+    from txasynchat.protocol.inbox import Inbox
 
 __all__ = ["AsyncChat", "State"]
 
@@ -118,7 +117,6 @@ class AsyncChat(Hooks, Protocol):
     # keeps up to thirty attributes in the instance itself, if the first instances of a class have them.
     # Otherwise each connection has a dict, and reading any attribute takes longer.
     _state: State
-    _framer: Framer
     _inbox: Inbox
     _outbox: Outbox
     #: Handlers are running. They note here what has to be looked at when they have run: something
@@ -146,8 +144,7 @@ class AsyncChat(Hooks, Protocol):
             cls._set_up()
         chat = super().__new__(cls)
         chat._state = _CONNECTING
-        chat._framer = cls._make_framer()
-        chat._inbox = Inbox(chat._framer)
+        chat._inbox = cls._make_inbox()
         chat._outbox = Outbox()
         chat._delivering = chat._unsettled = chat._redeliver = False
         chat._settles = True
@@ -205,8 +202,8 @@ class AsyncChat(Hooks, Protocol):
             super().makeConnection(transport)  # type: ignore[no-untyped-call] # Twisted's, untyped
             ranges.check_owner(self, ranges.HANDLER, AsyncChat)
             if self._computes:
-                self._framer.limit = self.max_message_length
-                self._framer.overflow = self.overflow
+                self._inbox.limit = self.max_message_length
+                self._inbox.overflow = self.overflow
         except Exception:  # noqa: BLE001 it is the application's, and is logged
             self._failed()
         if self._outbox.phase is _DEPARTED:
@@ -230,7 +227,7 @@ class AsyncChat(Hooks, Protocol):
         self._delivering = True
         try:
             try:
-                self._framer.receive(self, data)  # which keeps the bytes where delivery is held
+                self._inbox.receive(self, data)  # which keeps the bytes where delivery is held
             except Exception:  # noqa: BLE001 it is the application's, and is logged
                 self._failed()
             outbox = self._outbox
@@ -255,7 +252,7 @@ class AsyncChat(Hooks, Protocol):
             self.close_reason = errors.ConnectionReset()
         self._outbox.phase = _DEPARTED
         self._outbox.registered = False
-        self._framer.close()
+        self._inbox.close()
         self._drop_output()
         for ending in (self._closing, self._upgrade):
             if ending is not None:
@@ -288,11 +285,13 @@ class AsyncChat(Hooks, Protocol):
         What has arrived is delivered first. A process may close its input because it needs none; that
         connection ends when there is something to send.
         """
-        # So the next attempt to send finds out; a request to close is not one.
-        self._outbox.full = False
-        if not closing.sending_was_ended(self.transport, self._outbox) and not (
-            self._state is _OPEN and not self._outbox and transports.waits_for_exit(self.transport)
-        ):
+        transport, outbox = self.transport, self._outbox
+        outbox.full = False  # so the next attempt to send finds out; a request to close is not one
+        end = outbox.writing_end or transports.writing_end(transport)
+        # TLS ends its own sending, and leaves the descriptor beneath it open.
+        if outbox.half_close is HalfClose.DONE or transports.writing_was_ended(transport, end):
+            return
+        if outbox or self._state is not _OPEN or not transports.waits_for_exit(transport):
             self._cannot_send()
 
     def handshakeCompleted(self) -> None:  # noqa: N802
@@ -528,15 +527,15 @@ class AsyncChat(Hooks, Protocol):
 
         Bytes that were already read wait, and so do those that TLS has decrypted.
         """
-        self._inbox.paused = True
+        self._inbox.held = True
         self._hold()
 
     def resume(self) -> None:
         """
         Deliver and read again: at once, or, from inside a handler, when it returns.
         """
-        if self._inbox.paused:
-            self._inbox.paused = False
+        if self._inbox.held:
+            self._inbox.held = False
             if self._inbox.release():
                 self._go_on()
 
@@ -552,7 +551,7 @@ class AsyncChat(Hooks, Protocol):
         """
         The application paused delivery.
         """
-        return self._inbox.paused
+        return self._inbox.held
 
     @settings.shown
     def tls(self) -> TLSInfo | None:
@@ -594,14 +593,14 @@ class AsyncChat(Hooks, Protocol):
             self._set_state(_OPEN)
         self._delivering = self._redeliver = True
         try:
-            if not self._framer.closed:
+            if not self._inbox.closed:
                 if first:
                     self._inbox.open()
                 if self._hears_of_tls and (info := TLSInfo.of(self.transport)) is not None:
                     self._call(self.handle_secure, info)
                 if first and self._state is _OPEN:
                     self._call(self.handle_connect)
-                    if self._framer.whole and not self._framer.terminator and not self._asks:
+                    if self._inbox.whole and not self._inbox.terminator and not self._asks:
                         reports.no_terminator(self._log, self)
             self._settle()
         finally:
@@ -685,7 +684,7 @@ class AsyncChat(Hooks, Protocol):
             self._inbox.keep(data)
             self._unsettled = True
         else:
-            self._framer.feed(data)
+            self._inbox.feed(data)
             if self._outbox.phase is _READY:
                 self._go_on()
 
@@ -719,20 +718,20 @@ class AsyncChat(Hooks, Protocol):
             if self._redeliver:
                 self._redeliver = False
                 try:
-                    self._framer.deliver(self, self.get_terminator if self._asks else None)
+                    inbox.deliver(self, self.get_terminator if self._asks else None)
                 except Exception:  # noqa: BLE001 it is the application's, and is logged
                     self._failed()
             if self._outbox or self._state is _CLOSING:
                 self._flush()
             if self._upgrade is not None:
                 self._upgrade.proceed()
-            if self._framer.paused or not inbox.reading:
+            if inbox.paused or not inbox.reading:
                 self._set_reading()
             if self._close_when_idle and self._state is _OPEN and inbox.idle:
                 self.close_when_done()
 
     def _hold(self) -> None:
-        self._framer.pause()
+        self._inbox.pause()
         if self._delivering:
             self._unsettled = True
         else:

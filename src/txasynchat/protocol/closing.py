@@ -28,7 +28,7 @@ from twisted.internet.error import ConnectionAborted, ConnectionLost
 from txasynchat import endings, transports
 from txasynchat.delivery import StallWatch
 from txasynchat.errors import CloseTimedOut
-from txasynchat.protocol.outbox import HalfClose, Phase
+from txasynchat.protocol.outbox import Phase
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from txasynchat.protocol.inbox import Inbox
     from txasynchat.protocol.outbox import Outbox, Owner
 
-__all__ = ["Closing", "broke_off", "sending_was_ended"]
+__all__ = ["Closing", "broke_off"]
 
 
 @dataclass(slots=True, eq=False)
@@ -145,13 +145,3 @@ def broke_off(error: BaseException | None, transport: Any, outbox: Outbox) -> bo
     # own losses by an error of its own.
     over = outbox.phase is Phase.DEPARTED or transports.tls_layer(transport) is not None
     return not over or bool(transports.unsent_bytes(transport))
-
-
-def sending_was_ended(transport: Any, outbox: Outbox) -> bool:
-    """
-    Return whether it was this side that ended the sending.
-    """
-    # TLS ends its own sending, and leaves the descriptor beneath it open.
-    return outbox.half_close is HalfClose.DONE or transports.writing_was_ended(
-        transport, outbox.writing_end or transports.writing_end(transport)
-    )

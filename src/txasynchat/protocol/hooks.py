@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from twisted.logger import Logger
 
-from txasynchat.framing import Framer, Overflow
+from txasynchat.framing import Overflow
 from txasynchat.protocol import reports, settings
+from txasynchat.protocol.inbox import Inbox
 from txasynchat.protocol.outbox import Phase
 
 if TYPE_CHECKING:
@@ -60,21 +61,18 @@ class Hooks:
     #: `max_message_length` or `overflow` is a property of a subclass.
     _computes: ClassVar[bool] = False
     # The rest of `AsyncChat`, as far as it is used here.
-    _framer: Framer
+    _inbox: Inbox
     _incoming: list[bytes] | None
     _outbox: Outbox
     _go_on: Callable[[], None]
 
     @classmethod
-    def _make_framer(cls) -> Framer:
-        """
-        Make the framer that a connection begins with.
-        """
+    def _make_inbox(cls) -> Inbox:
         terminator, limit, overflow = cls._begins_with
         if cls._computes:  # read when the connection is made
             limit = Hooks.max_message_length if isinstance(limit, property) else limit
             overflow = Hooks.overflow if isinstance(overflow, property) else overflow
-        return Framer(
+        return Inbox(
             terminator,
             limit=limit,
             overflow=overflow,
@@ -103,7 +101,7 @@ class Hooks:
 
         Stdlib: asynchat.async_chat.set_terminator, which fails later, while reading.
         """
-        if self._framer.set_terminator(term) and self._outbox.phase is Phase.READY:
+        if self._inbox.set_terminator(term) and self._outbox.phase is Phase.READY:
             self._go_on()
 
     #: The terminator in force; in a class body, or as a field of a dataclass, the one that a connection
@@ -116,14 +114,14 @@ class Hooks:
 
         A subclass may override this; it is then asked on each round, as in ``asynchat``.
         """
-        return self._framer.terminator
+        return self._inbox.terminator
 
     @settings.shown
     def matched_terminator(self) -> bytes | None:
         """
         The delimiter that ended the latest message; None where its length did.
         """
-        return self._framer.matched
+        return self._inbox.matched
 
     # -- asynchat: overridden by the application
 

@@ -1,35 +1,34 @@
 """
-`Inbox`: what arrived for a handler and is not delivered yet, and why.
+`Inbox`: a `Framer` that knows why it is paused, and keeps what arrives while handlers run.
 
 Delivery is held for reasons that come and go independently: the application paused it, too much output
 waits, TLS is about to begin, or the connection is not open. The first two stop reading from the
 transport as well. Reading is switched once, after the handlers have run, and only if it has to change.
-
-What arrives while handlers run is kept here, and the delivery that is going on picks it up.
 
 Knows nothing of output, nor of how a connection ends.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from txasynchat.framing import Framer
+from typing_extensions import override
+
+from txasynchat.framing import Framer
 
 __all__ = ["Inbox"]
 
 
-class Inbox:
+class Inbox(Framer):
     """
-    The input of one connection, on its way from the transport to a `Framer`.
+    The input of one connection.
 
     Attributes:
-        framer: cuts the messages; it is paused while any of the next four is true.
-        paused: the application called `AsyncChat.pause`.
+        held: the application called `AsyncChat.pause`.
         choked: too much output waits.
         suspended: TLS is about to begin: nothing more is delivered in the clear.
         shut: the connection is not open yet, or not any more.
+        paused: one of those.
         peer_finished: the peer will send no more.
         discarded: something was thrown away.
         overran: there was more behind the message whose handler asked to close.
@@ -38,36 +37,31 @@ class Inbox:
     """
 
     __slots__ = (
-        *("choked", "discarded", "framer", "kept", "overran", "paused", "peer_finished", "reading"),
+        *("choked", "discarded", "held", "kept", "overran", "peer_finished", "reading"),
         *("shut", "suspended"),
     )
 
-    def __init__(self, framer: Framer) -> None:
-        self.framer = framer
-        self.paused = self.choked = self.suspended = False
+    @override
+    def _prepare(self) -> None:
+        super()._prepare()
+        self.held = self.choked = self.suspended = False
         self.peer_finished = self.discarded = self.overran = False
         self.kept: list[bytes] | None = None
-        self.shut = self.reading = framer.paused = True
-
-    @property
-    def held(self) -> bool:
-        """
-        Delivery is held by anything but TLS that is about to begin.
-        """
-        return self.paused or self.choked or self.shut
+        self.shut = self.reading = self.paused = True
 
     @property
     def idle(self) -> bool:
         """
         Delivery is not held, and no message that can still end has begun.
         """
-        return not self.held and (self.peer_finished or not self.framer.in_message)
+        held = self.held or self.choked or self.shut
+        return not held and (self.peer_finished or not self.in_message)
 
     # -- bytes
 
     def keep(self, data: bytes) -> None:
         """
-        Take bytes that arrive while handlers run.
+        Take bytes that arrive while handlers run; the delivery that is going on feeds them.
         """
         if self.kept is None:
             self.kept = []
@@ -75,10 +69,10 @@ class Inbox:
 
     def feed_kept(self) -> None:
         """
-        Give the framer what was kept.
+        `feed` what was kept.
         """
         if self.kept is not None:
-            self.framer.feed(b"".join(self.kept))
+            self.feed(b"".join(self.kept))
             self.kept = None
 
     @property
@@ -86,13 +80,14 @@ class Inbox:
         """
         What arrived and is not delivered.
         """
-        return b"".join((self.framer.buffer, *(self.kept or ())))
+        return b"".join((self.buffer, *(self.kept or ())))
 
+    @override
     def clear(self) -> None:
         """
         Throw away what is `undelivered`; the next bytes begin a message.
         """
-        self.framer.clear()
+        super().clear()
         self.kept = None
 
     # -- holding delivery
@@ -109,7 +104,7 @@ class Inbox:
         TLS is about to begin.
         """
         self.suspended = True
-        self.framer.pause()
+        self.pause()
 
     def take_undelivered(self) -> bytes:
         """
@@ -123,28 +118,28 @@ class Inbox:
 
     def release(self) -> bool:
         """
-        Let the framer go on unless delivery is held; return whether it goes on.
+        `resume` unless delivery is held; return whether it goes on.
         """
-        if self.held or self.suspended:
+        if self.held or self.choked or self.shut or self.suspended:
             return False
-        self.framer.resume()
+        self.resume()
         return True
 
+    @override
     def close(self) -> None:
         """
         Deliver nothing more.
         """
         self.shut = True
-        self.framer.close()
+        super().close()
 
     def discard(self) -> None:
         """
-        Deliver nothing more, and remember whether that threw something away.
+        `close`, and remember whether that threw something away.
         """
-        if self.framer.in_message or self.undelivered:
+        if self.in_message or self.undelivered:
             self.discarded = True
         self.close()
-        self.kept = None
 
     # -- the transport
 
@@ -153,7 +148,7 @@ class Inbox:
         Tell the transport to read or to stop, if that is a change.
         """
         # What arrives after close() is read, and dropped.
-        reading = self.shut or not (self.paused or self.choked)
+        reading = self.shut or not (self.held or self.choked)
         if reading is self.reading or self.peer_finished:
             return
         self.reading = reading

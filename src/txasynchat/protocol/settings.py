@@ -2,7 +2,7 @@ r"""
 Class attributes of a handler that its connections keep elsewhere, and what is checked of them.
 
 A class says what its connections begin with (``terminator = b"\n"``). The same attribute of a
-connection is the value in force, which its framer keeps: reading and writing it there costs a message
+connection is the value in force, which its inbox keeps: reading and writing it there costs a message
 nothing.
 """
 
@@ -48,7 +48,7 @@ class Setting:
 
     Args:
         value: what connections begin with.
-        kept_as: the attribute of the framer that holds the value in force.
+        kept_as: the attribute of the inbox that holds the value in force.
         assign: called with a connection and a value, instead of setting that attribute.
     """
 
@@ -73,7 +73,7 @@ class Setting:
         return other
 
     def __get__(self, owner: Any, cls: Any = None) -> Any:
-        return self._value if owner is None else getattr(owner._framer, self._kept_as)
+        return self._value if owner is None else getattr(owner._inbox, self._kept_as)
 
     def __set__(self, owner: Any, value: Any) -> None:
         if self._assign is not None:
@@ -81,7 +81,7 @@ class Setting:
             return
         if self._name in ranges.HANDLER:
             ranges.HANDLER[self._name].check(f"{type(owner).__qualname__}.{self._name}", value)
-        setattr(owner._framer, self._kept_as, value)
+        setattr(owner._inbox, self._kept_as, value)
 
     def __delete__(self, owner: Any) -> None:
         self.__set__(owner, self._value)
