@@ -190,7 +190,7 @@ class OnAsyncChat(Script, AsyncChat):
 
     @property
     def ac_in_buffer(self):
-        return self._framer.buffer
+        return self._inbox.buffer
 
     def handle_read(self):
         self.dataReceived(self.recv(65536))

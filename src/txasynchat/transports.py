@@ -183,7 +183,10 @@ def tls_layer(transport: Any) -> TLSMemoryBIOProtocol | None:
     found = layers(transport)
     if getattr(found[-1], "TLS", False):
         found.append(getattr(found[-1], "protocol", None))
-    return next((one for one in found if isinstance(one, TLSMemoryBIOProtocol)), None)
+    for one in found:
+        if isinstance(one, TLSMemoryBIOProtocol):
+            return one
+    return None
 
 
 def when_secure(transport: Any, listener: Any) -> bool:

@@ -173,8 +173,9 @@ class StepwiseFramer:
         Inside ``collect_incoming_data`` the piece itself is still among them; inside
         ``found_terminator`` the message and its terminator are gone.
         """
-        self._disturb()
-        self._join()
+        if self._buffer or self._position:  # or nothing is left, and there is nothing to disturb
+            self._disturb()
+            self._join()
         return self._buffer
 
     @property

@@ -131,7 +131,8 @@ class Inbox(Framer):
         Deliver nothing more.
         """
         self.shut = True
-        super().close()
+        if not self.closed:
+            super().close()
 
     def discard(self) -> None:
         """

@@ -140,6 +140,8 @@ class Outbox(OutputQueue):
         Returns:
             What the producers raised when they were stopped.
         """
+        if not (self or hold_back):
+            return []
         closing = self.closing
         errors = super().stop()
         if hold_back:
