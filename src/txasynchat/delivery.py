@@ -13,6 +13,10 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+if sys.platform == "linux":
+    import fcntl
+    import termios
+
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
@@ -95,28 +99,18 @@ class StallWatch(Progress):
             self._timer.cancel()
 
 
-if sys.platform == "linux":
-    import fcntl
-    import termios
+def unacknowledged(sock: socket.socket) -> int | None:
+    """
+    Count the bytes that this system has taken and the peer's has not acknowledged.
 
-    def unacknowledged(sock: socket.socket) -> int | None:
-        """
-        Count the bytes that this system has taken and the peer's has not acknowledged.
-
-        Returns:
-            The number of bytes; None where the system does not say, or the socket is closed.
-        """
-        try:
-            # The kernel calls it SIOCOUTQ, and answers for TCP and Unix sockets.
-            answer = fcntl.ioctl(sock, termios.TIOCOUTQ, b"\0\0\0\0")
-        except (OSError, ValueError):
-            return None
-        return int.from_bytes(answer, sys.byteorder)
-
-else:
-
-    def unacknowledged(sock: socket.socket) -> int | None:  # noqa: ARG001 see above
-        """
-        Return None: no portable way is known to ask.
-        """
+    Returns:
+        The number of bytes; None where the system does not say, or the socket is closed.
+    """
+    if sys.platform != "linux":  # no portable way is known to ask
         return None
+    try:
+        # The kernel calls it SIOCOUTQ, and answers for TCP and Unix sockets.
+        answer = fcntl.ioctl(sock, termios.TIOCOUTQ, b"\0\0\0\0")
+    except (OSError, ValueError):
+        return None
+    return int.from_bytes(answer, sys.byteorder)

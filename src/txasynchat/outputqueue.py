@@ -324,7 +324,7 @@ class OutputQueue:
                 break
             elif item is _BARRIER:
                 break
-            elif type(item) is ProducerError:
+            elif isinstance(item, ProducerError):
                 if taken:
                     break
                 self._pop()

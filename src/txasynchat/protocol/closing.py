@@ -101,16 +101,11 @@ class Closing:
         Return whether closing now, or once everything is sent, might reset the connection.
         """
         inbox = self.inbox
-        return (
-            not inbox.peer_finished
-            and transports.can_half_close(transport)
-            and (
-                inbox.discarded
-                or inbox.overran
-                or bool(transports.unsent_bytes(transport))
-                or transports.has_unread_bytes(transport)
-            )
-        )
+        if inbox.peer_finished or not transports.can_half_close(transport):
+            return False
+        if inbox.discarded or inbox.overran:
+            return True
+        return bool(transports.unsent_bytes(transport)) or transports.has_unread_bytes(transport)
 
     def _watch(self) -> None:
         """

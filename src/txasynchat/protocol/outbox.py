@@ -238,12 +238,12 @@ class Outbox(OutputQueue):
         data = self.take_bytes()
         if not data:
             return False
+        self.taken += len(data)
         left = send_now(transport, data)
         if left:
             self.push(left)
-            self.taken += len(data) - len(left)
+            self.taken -= len(left)
             return False
-        self.taken += len(data)
         return True
 
     def _become_producer(self, owner: Owner) -> bool:
