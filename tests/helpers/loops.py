@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from txasynchat.compat import _backoff as backoff
 from txasynchat.compat import _loop, asynchat, asyncore
 
 LIMIT = 10.0
@@ -55,6 +56,27 @@ def until(condition, what="what was waited for"):
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not come"
         time.sleep(0.001)
+
+
+def check_that_it_rests(count, run_once, patience=backoff.PATIENCE):
+    """
+    Check that a channel that is told the same again and again is left alone in the end.
+
+    Args:
+        count: returns how often it was told.
+        run_once: runs the loop once, for at most half a second.
+        patience: so often it is told without delay.
+    """
+    deadline = time.monotonic() + LIMIT
+    while count() < backoff.PATIENCE:
+        assert time.monotonic() < deadline, f"it was told {count()} times"
+        run_once()
+    began, used = time.monotonic(), time.process_time()
+    while (elapsed := time.monotonic() - began) < 0.5:
+        run_once()
+    # The machine may have stopped for a while, which changes nothing of this.
+    assert count() <= patience + elapsed / backoff.PAUSE + 5
+    assert time.process_time() - used < 0.3
 
 
 def waits(channels):
