@@ -65,6 +65,13 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     return min(2 * (os.cpu_count() or 1), 8)
 
 
+def pytest_collection_finish() -> None:
+    """Let no collection of garbage look at what stays: the collected tests, and all modules."""
+    gc.collect()
+    if hasattr(gc, "freeze"):  # not on PyPy
+        gc.freeze()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     Spread the slow tests over the first half where several run at a time.
