@@ -21,8 +21,6 @@ class Deadlines:
             a key that was dropped since.)
     """
 
-    __slots__ = ("_heap", "_moments", "_numbers", "next")
-
     def __init__(self) -> None:
         self.next = math.inf
         self._moments: dict[Any, float] = {}

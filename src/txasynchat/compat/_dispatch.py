@@ -20,6 +20,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from txasynchat.compat._attributes import own, socket_of
+from txasynchat.compat._backoff import PATIENCE
 from txasynchat.compat._interest import LayeredSocket, pending_of
 from txasynchat.compat._wants import GONE
 from txasynchat.hub import ENDED, ERROR, HANGUP, READ, URGENT, WRITE, Events
@@ -27,8 +28,6 @@ from txasynchat.hub.pollers import unread
 
 if TYPE_CHECKING:
     from txasynchat.compat._asking import Asking
-    from txasynchat.compat._backoff import Backoff
-    from txasynchat.compat._entries import Entries
     from txasynchat.compat._wants import Wants
 
 __all__ = ["Dispatch"]
@@ -51,30 +50,17 @@ class Dispatch:
     Calls the handlers of the channels of a map.
 
     Args:
-        entries: the map and its table.
         wants: what the channels wait for.
         asking: is told who had an event.
-        backoff: counts who is told the same thing again and again.
         names: the globals of the facade's asyncore module.
     """
 
-    __slots__ = ("_asking", "_backoff", "_entries", "_last_heard", "_names", "_wants")
-
-    def __init__(
-        self,
-        entries: Entries,
-        wants: Wants,
-        asking: Asking,
-        backoff: Backoff,
-        names: dict[str, Any],
-    ) -> None:
-        self._entries = entries
+    def __init__(self, wants: Wants, asking: Asking, names: dict[str, Any]) -> None:
         self._wants = wants
+        self._entries = wants.entries
+        self._backoff = wants.backoff
         self._asking = asking
-        self._backoff = backoff
         self._names = names
-        # Who had an event in the last batch, if nobody looked at them again.
-        self._last_heard: list[Any] = []
 
     def expire(self, now: float) -> bool:
         """
@@ -123,16 +109,9 @@ class Dispatch:
                 else:
                     self._dispatch_selected(order, ready, changed)
             finally:
-                self._asking.heard(ready)
+                self._asking.recent.update(ready)
         finally:
             entries.batches.pop()
-
-    def release(self) -> None:
-        """
-        The outermost ``loop()`` ends: whatever happens to channels until the next is not reported.
-        """
-        self._asking.heard(dict.fromkeys(self._last_heard, READ))
-        self._last_heard = []
 
     # -- internals
 
@@ -144,9 +123,10 @@ class Dispatch:
             the rest in order.
         """
         ranks = self._entries.ranks
+        number = self._entries.number
         for fd in [fd for fd in ready if fd not in ranks]:
             del ready[fd]
-            self._wants.quiet(fd)
+            self._wants.hub.quiet(number(fd))
         return sorted(ready, key=lambda fd: ranks.get(fd, 0))
 
     def _dispatch_reads(self, order: list[Any], changed: set[Any]) -> None:
@@ -169,13 +149,12 @@ class Dispatch:
                     continue
                 read(channel)
         except BaseException:
-            self._asking.heard(dict.fromkeys(order, READ))
+            self._asking.recent.update(dict.fromkeys(order, READ))
             raise
         self._backoff.read(order)
-        self._last_heard = order
+        self._asking.passed_over = order
         # In a loop of its own: after a system call each instruction costs a multiple.
         known = entries.known
-        doubtful: dict[Any, int] = {}
         for fd in order:
             entry = known.get(fd)
             if entry is None:
@@ -198,9 +177,7 @@ class Dispatch:
                     continue
             elif type(sock) is _socket and not sock._closed:  # type: ignore[attr-defined] # as there
                 continue
-            doubtful[fd] = READ
-        if doubtful:
-            self._asking.heard(doubtful)
+            self._asking.recent[fd] = READ
 
     def _dispatch_selected(
         self, order: list[Any], ready: dict[Any, int], changed: set[Any]
@@ -210,7 +187,7 @@ class Dispatch:
         """
         channels = self._entries.channels
         number = self._entries.number
-        masks = self._wants.masks
+        masks = self._wants.hub.masks
         backoff = self._backoff
         reads = []
         writes = []
@@ -229,7 +206,7 @@ class Dispatch:
                 urgent.append(fd)
                 wanted = True
             if not wanted and fd not in changed:
-                self._wants.quiet(fd)
+                self._wants.hub.quiet(number(fd))
         for fds, name in ((reads, "read"), (writes, "write"), (urgent, "_exception")):
             if not fds:
                 continue
@@ -237,7 +214,7 @@ class Dispatch:
             for fd in fds:
                 channel = channels.get(fd)
                 if channel is not None and not (changed and fd in changed):
-                    told = backoff.ends(fd) if fds is reads else 0
+                    told = backoff.ends.get(fd, 0)
                     call(channel)
                     if fds is reads:
                         if ready[fd] & _LAST:
@@ -258,7 +235,7 @@ class Dispatch:
             if channel is None or (changed and fd in changed):
                 continue
             bits = ready[fd]
-            told = backoff.ends(fd)
+            told = backoff.ends.get(fd, 0)
             readwrite(channel, bits & ~ENDED)
             if bits & READ:
                 backoff.read((fd,))
@@ -272,11 +249,10 @@ class Dispatch:
         """
         Count that *channel* was told of the end of its stream: before this event, *told* times.
         """
-
-        def left() -> int:
-            return max(0, unread(self._entries.number(fd))) + pending_of(socket_of(channel))
-
-        if self._entries.channels.get(fd) is channel and self._backoff.end_unless_counted(
-            fd, told, left
-        ):
+        if self._entries.channels.get(fd) is not channel or self._backoff.ends.get(fd, 0) != told:
+            return  # it departed, or its recv() has counted
+        left = 0
+        if told >= PATIENCE:
+            left = max(0, unread(self._entries.number(fd))) + pending_of(socket_of(channel))
+        if self._backoff.end(fd, left):
             self._asking.rest(fd)

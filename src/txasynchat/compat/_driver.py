@@ -1,10 +1,9 @@
 """
 What drives a map of channels: a `MapDriver`, over a hub; `_loop` has one for each map.
 
-A pass asks the channels what they wait for (`_asking`), waits for that, and calls their handlers
-(`_dispatch`).  This module has the passes and the wait.  A wait ends by an event, by its timeout, or
-when another thread changed something; in between it sees to what is due: channels whose rest is over,
-newcomers, handshakes that last too long, one full pass.
+A pass asks the channels what they wait for (`_asking`), waits for that (`_waiting`), and calls their
+handlers (`_dispatch`).  What another thread reports meanwhile is noted, and wakes the wait; a handler's
+own changes are seen to when it has returned.
 
 A ``loop()`` whose map has the same channels as at the end of the last one goes on with its passes,
 and with its time.  A socket that was closed and a predicate that was put on a channel are noticed at
@@ -17,20 +16,16 @@ This module does not know who is asked and why, nor what an event means.
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from typing import Any
 
-from txasynchat.compat import _reactor
 from txasynchat.compat._asking import Asking
-from txasynchat.compat._backoff import Backoff
 from txasynchat.compat._dispatch import Dispatch
 from txasynchat.compat._entries import Entries
-from txasynchat.compat._every_pass import EveryPass
 from txasynchat.compat._waiting import Waiting
-from txasynchat.compat._wants import Wants
-from txasynchat.hub import Events, Hub
+from txasynchat.compat._wants import DIRECTIONS, Wants
+from txasynchat.hub import Hub
 
 __all__ = ["MapDriver"]
 
@@ -65,12 +60,10 @@ class MapDriver:
         self.thread = 0
         self.attachment: Any = None
         self._entries = Entries(channels)
-        self._backoff = Backoff()
-        self._wants = Wants(self._entries, self.hub, self._backoff)
-        self._every_pass = EveryPass(self._entries, self._wants, self._backoff)
-        self._asking = Asking(self._entries, self._wants, self._backoff, self._every_pass)
-        self._dispatch = Dispatch(self._entries, self._wants, self._asking, self._backoff, names)
-        self._waiting = Waiting(self.hub, self._has_news)
+        self._wants = Wants(self._entries, self.hub)
+        self._asking = Asking(self._wants)
+        self._dispatch = Dispatch(self._wants, self._asking, names)
+        self._waiting = Waiting(self._wants, self._asking, self._dispatch)
 
     # -- from any thread
 
@@ -89,7 +82,7 @@ class MapDriver:
         if self.depth and _get_ident() != self.thread:
             self._entries.newcomers.announce(fd)
         else:
-            self._entries.newcomers.drop(fd)
+            self._entries.newcomers.moments.pop(fd, None)
             self._asking.touched[fd] = None
         self.wake()
 
@@ -97,7 +90,7 @@ class MapDriver:
         """
         The channel under *fd* was taken out of the map; its descriptor is still open.
         """
-        self._entries.newcomers.drop(fd)
+        self._entries.newcomers.moments.pop(fd, None)
         if self._entries.batches and _get_ident() == self.thread:
             self._wants.drop(fd)  # by a handler: nothing else is under way
         else:
@@ -133,7 +126,7 @@ class MapDriver:
         """
         The channel under *fd* was told of the end of its stream, and is still in the map.
         """
-        if self._backoff.end(fd):
+        if self._wants.backoff.end(fd):
             self._asking.rest(fd)
 
     def rest(self, fd: Any) -> None:
@@ -151,7 +144,7 @@ class MapDriver:
             doing: "read" or "write"; it is called again when *wants* comes.
             wants: the other one.
         """
-        self._wants.exchange(fd, doing, wants)
+        self._wants.tls_waits[fd] = DIRECTIONS[doing], DIRECTIONS[wants]
         self.touch(fd)
 
     # -- the beginning and the end
@@ -175,8 +168,7 @@ class MapDriver:
             self.depth -= 1
             return False
         try:
-            self._dispatch.release()
-            self._every_pass.release()
+            self._asking.release()
             self._waiting.end()
         finally:
             self._entries.channels = {}  # it may be dropped by the program
@@ -206,7 +198,7 @@ class MapDriver:
         Give the hub's descriptors back.
         """
         self.hub.close()
-        self._entries.clear()
+        self._entries.sort({})
 
     # -- passes
 
@@ -239,8 +231,8 @@ class MapDriver:
             timeout: seconds, `None` for ever.
         """
         now = _monotonic()
-        full = self._get_ready(now)
-        events = self._wait(timeout, now, full)
+        full = self._waiting.prepare(now)
+        events = self._waiting.wait(timeout, now, full)
         if events:
             self._dispatch.dispatch(events)
 
@@ -256,7 +248,7 @@ class MapDriver:
         """
         self.thread = _get_ident()  # a reactor may run in another one than it was attached in
         wants = self._wants
-        self._get_ready(_monotonic())
+        self._waiting.prepare(_monotonic())
         if wants.closed:
             wants.refuse_closed()
         events = self.hub.wait(0.0, limit)
@@ -265,78 +257,4 @@ class MapDriver:
         if events:
             self._dispatch.dispatch(events)
             self._asking.refresh()
-        return self.hub.busy or wants.are_ready()
-
-    def _get_ready(self, now: float) -> bool:
-        """
-        See to what is due, and ask those whose answer may have changed.
-
-        Returns:
-            whether everyone was asked.
-        """
-        asking = self._asking
-        if now >= self._waiting.next_check:
-            self._waiting.check(now)
-        if now >= self._backoff.resting.next or self._entries.newcomers.moments:
-            asking.take_due(now)
-        if now >= self._wants.deadlines.next:
-            self._dispatch.expire(now)
-        if now >= asking.next_full:
-            asking.refresh_all()
-            return True
-        return asking.refresh()
-
-    def _wait(self, timeout: float | None, now: float, full: bool) -> Events:
-        """
-        Wait for events; *full* if everyone was asked just now.
-        """
-        deadline = math.inf if timeout is None else now + timeout
-        asking = self._asking
-        wants = self._wants
-        newcomers = self._entries.newcomers
-        resting = self._backoff.resting
-        while True:
-            if wants.closed:
-                wants.refuse_closed()
-            until = deadline
-            if not full and asking.next_full < until:
-                until = asking.next_full
-            until = min(until, resting.next, wants.deadlines.next)
-            if newcomers.moments or newcomers.has_news:
-                until = min(until, newcomers.next)
-            if until < deadline:
-                now = _monotonic()  # what is due does not wait for longer because asking took long
-            limit = None if until == math.inf else max(0.0, until - now)
-            if (wants.closed or wants.buffered) and wants.are_ready():
-                limit = 0.0
-            events = self._waiting.wait(limit)
-            if wants.closed or wants.buffered:
-                events = wants.with_ready(events)
-            if events or not self._entries.channels:
-                return events
-            now = _monotonic()
-            if now >= deadline:
-                return events
-            # Woken, or only half the wait is over, or the reactor had something to do.
-            if now >= resting.next or newcomers.moments:
-                asking.take_due(now)
-            if now >= wants.deadlines.next and self._dispatch.expire(now):
-                return []
-            if now >= asking.next_full and not full:
-                self._waiting.check(now)
-                asking.refresh_all(ask_always=False)
-                full = True
-            else:
-                asking.refresh(ask_always=_reactor.here() is not None)
-
-    def _has_news(self) -> object:
-        """
-        Return whether another thread changed something just now.
-        """
-        entries = self._entries
-        return (
-            self._asking.touched
-            or entries.departed
-            or entries.newcomers.has_news
-            or not entries.channels
-        )
+        return self.hub.busy or bool(wants.ready())
