@@ -62,7 +62,7 @@ CLASSIFY_SHARE = 100
 _BOTH = READ | WRITE
 
 _monotonic = time.monotonic
-_socket = socket.socket
+_socket: Any = socket.socket
 
 
 class Asking:
@@ -72,7 +72,6 @@ class Asking:
     Attributes:
         touched: who is to be asked before the next wait; with the end of its rest, if it begins one.
         recent: who had an event since it was asked, and may wait for another thing.
-        passed_over: who had an event in the last batch, and waited for the same as before.
         next_full: when everyone is asked.
     """
 
@@ -83,7 +82,8 @@ class Asking:
         self._resting = wants.backoff.resting
         self.touched: dict[Any, float | None] = {}
         self.recent: dict[Any, int] = {}
-        self.passed_over: list[Any] = []
+        # Who had an event in the last batch of mere reads.
+        self._last_read: list[Any] = []
         self.next_full = 0.0
         self._next_classify = 0.0
         # Of those that are asked on every pass: who was asked on the last, and the answers, None when
@@ -105,12 +105,43 @@ class Asking:
         """
         self.touched[fd] = _monotonic() + PAUSE
 
+    def look_again(self, fds: list[Any] | None = None) -> None:
+        """
+        Note who of *fds* may wait for another thing since it had a read event, and waited for no other.
+
+        Without *fds* it is those of the last time, because a ``loop()`` ended since.
+        """
+        if fds is None:
+            fds = self._last_read
+        self._last_read = fds
+        known = self._entries.known
+        for fd in fds:
+            entry = known.get(fd)
+            if entry is None:
+                continue
+            channel = entry.ref()
+            if channel is None:
+                continue
+            sock = socket_of(channel)
+            if entry.kind:
+                if (
+                    (
+                        not sock._closed
+                        if type(sock) is _socket
+                        else isinstance(sock, LayeredSocket) and sock.is_quiet
+                    )
+                    and channel.readable()
+                    and not channel.writable()
+                ):
+                    continue
+            elif type(sock) is _socket and not sock._closed:
+                continue
+            self.recent[fd] = READ
+
     def release(self) -> None:
         """
-        The outermost ``loop()`` ends: until the next, no channel is kept alive, nor reports anything.
+        The outermost ``loop()`` ends: until the next, no channel is kept alive.
         """
-        self.recent.update(dict.fromkeys(self.passed_over, READ))
-        self.passed_over = []
         self._asked = []
 
     def take_due(self, now: float) -> None:
@@ -170,7 +201,7 @@ class Asking:
                     and not classify
                     and masks.get(fd) == IDLE
                     and type(sock) is _socket
-                    and not sock._closed  # type: ignore[attr-defined] # see _ask_recent
+                    and not sock._closed
                     and ranks[fd] > rank
                     and channel.readable()
                     and not channel.writable()
@@ -233,7 +264,7 @@ class Asking:
             if type(sock) is not _socket:
                 if bits & READ and pending_of(sock):
                     wants.buffered[fd] = None
-            elif sock._closed:  # type: ignore[attr-defined] # fileno() costs ten times as much
+            elif sock._closed:  # fileno() costs ten times as much
                 self._answers = None
                 wants.hub.verify(entries.number(fd))
             if entry.kind:

@@ -162,26 +162,20 @@ class MapDriver:
         The reverse of `take`.
 
         Returns:
-            whether that was the outermost level, and nothing is driven any more.
+            whether to `close` it, because nothing is driven any more, and there are no channels for
+            another ``loop()``, or one of them or a key would be kept alive until then.
         """
         if self.depth > 1:
             self.depth -= 1
             return False
+        entries = self._entries
+        channels, entries.channels = entries.channels, {}  # it may be dropped by the program
         try:
             self._asking.release()
             self._waiting.end()
         finally:
-            self._entries.channels = {}  # it may be dropped by the program
             self.depth = 0  # from here on another thread may take it
-        return True
-
-    @property
-    def is_worth_keeping(self) -> bool:
-        """
-        Whether there are channels, and neither one of them nor a key is kept alive.
-        """
-        entries = self._entries
-        return bool(entries.channels) and not (entries.is_holding or entries.keys)
+        return not channels or entries.is_holding or bool(entries.keys)
 
     def go_on_in_child(self) -> None:
         """
@@ -216,6 +210,7 @@ class MapDriver:
         ):
             self.distrust()
         self._wants.poll_mode = poll_mode
+        self._asking.look_again()
 
     def distrust(self) -> None:
         """

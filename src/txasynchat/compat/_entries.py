@@ -26,8 +26,7 @@ from contextlib import suppress
 from operator import is_
 from typing import TYPE_CHECKING, Any
 
-from txasynchat.compat._attributes import socket_of
-from txasynchat.compat._interest import ALWAYS, are_steady, is_closed
+from txasynchat.compat._interest import ALWAYS, are_open, are_steady
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -261,8 +260,10 @@ class Entries:
             return False
         if list(current) != list(known):
             return False
+        if len(always) == len(known):
+            return are_open(current.values())
         if always:
-            if any(is_closed(socket_of(current[fd])) for fd in always):
+            if not are_open([current[fd] for fd in always]):
                 return False
             known = {fd: entry for fd, entry in known.items() if fd not in always}
             current = {fd: current[fd] for fd in known}

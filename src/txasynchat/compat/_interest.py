@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from txasynchat.compat._attributes import own, socket_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable
 
 __all__ = [
     "ALWAYS",
     "STEADY",
     "LayeredSocket",
+    "are_open",
     "are_steady",
     "ask_layer",
-    "is_closed",
     "is_open",
     "kind_of",
     "pending_of",
@@ -32,6 +32,8 @@ __all__ = [
 ALWAYS, STEADY = range(2)
 
 _F = TypeVar("_F", bound="Callable[..., Any]")
+_socket: Any = socket.socket
+
 # Predicates of our own; and whether the queue tells that one looks at, if it looks at one.
 _steady: dict[Any, Callable[[Any], bool] | None] = {}
 
@@ -169,11 +171,14 @@ def are_steady(channels: Iterable[Any]) -> bool:
     return True
 
 
-def is_closed(sock: Any) -> bool:
+def are_open(channels: Collection[Any]) -> bool:
     """
-    Return whether *sock* is an ordinary socket that was closed; ``fileno()`` costs ten times as much.
+    Return whether none of *channels* has an ordinary socket that was closed.
     """
-    return type(sock) is socket.socket and sock._closed  # type: ignore[attr-defined] # the flag behind it
+    try:  # the flag behind ``fileno()``, which costs ten times as much
+        return not [one for one in channels if type(one.socket) is _socket and one.socket._closed]
+    except Exception:  # noqa: BLE001 - one has no socket, or its __getattr__ does anything
+        return len(channels) < 2 or all(are_open([one]) for one in channels)
 
 
 def pending_of(sock: Any) -> int:
@@ -182,7 +187,7 @@ def pending_of(sock: Any) -> int:
 
     Every socket of the `ssl` module or pyOpenSSL counts, also behind a wrapper that delegates.
     """
-    if sock is None or type(sock) is socket.socket:
+    if sock is None or type(sock) is _socket:
         return 0
     try:
         count = sock.pending()
@@ -232,5 +237,5 @@ def is_open(channel: Any, fd: Any) -> bool:
     Whether *channel* has an ordinary socket that is open; of others only the system knows.
     """
     sock = socket_of(channel)
-    is_known = type(sock) is socket.socket or isinstance(sock, LayeredSocket)
+    is_known = type(sock) is _socket or isinstance(sock, LayeredSocket)
     return is_known and sock.fileno() == fd

@@ -126,12 +126,10 @@ def release(driver: MapDriver) -> None:
     """
     The reverse of `take`.
     """
-    is_worth_keeping = driver.is_worth_keeping
     if driver.release():
-        if not is_worth_keeping:
-            discard(driver)
-        elif _local.kept.driver is not driver:
-            _local.kept.keep(driver)
+        discard(driver)
+    elif _local.kept.driver is not driver:
+        _local.kept.keep(driver)
 
 
 def discard(driver: MapDriver) -> None:

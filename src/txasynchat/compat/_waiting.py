@@ -136,8 +136,9 @@ class Waiting:
         """
         The outermost ``loop()`` ends.
         """
-        self._hub.detach()
-        _reactor.rest()
+        if self._hub.attached:
+            self._hub.detach()
+            _reactor.rest()
 
     def _check(self, now: float) -> None:
         """
