@@ -139,10 +139,7 @@ class Asking:
             self.recent[fd] = READ
 
     def release(self) -> None:
-        """
-        The outermost ``loop()`` ends: until the next, no channel is kept alive.
-        """
-        self._asked = []
+        self._asked = []  # until the next ``loop()`` no channel is kept alive
 
     def take_due(self, now: float) -> None:
         """

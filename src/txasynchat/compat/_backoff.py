@@ -39,7 +39,8 @@ class Backoff:
     """
     How often the channels of a map were told, and which of them rest.
 
-    What counts returns whether the channel has to rest.  `end` and `drop` are for any thread.
+    What counts how often a channel was told of something returns whether it has to rest.  `end`, and
+    `drop`, for a channel that departs, are for any thread.
 
     Attributes:
         ends: how often each was told of the end of its stream.
@@ -57,9 +58,6 @@ class Backoff:
         self._hung: set[Any] = set()
 
     def drop(self, fd: Any) -> None:
-        """
-        The channel under *fd* departs.
-        """
         self.ends.pop(fd, None)
         self._unread.pop(fd, None)
         self._hung.discard(fd)
@@ -84,15 +82,9 @@ class Backoff:
         return self.end(fd)
 
     def urge(self, fd: Any) -> bool:
-        """
-        The channel under *fd* was told of urgent data.
-        """
         return _count(fd, self._urged)
 
     def read(self, fds: Iterable[Any]) -> None:
-        """
-        The channels under *fds* were told that they can read.
-        """
         if self._urged:
             for fd in fds:
                 self._urged.pop(fd, None)

@@ -37,8 +37,7 @@ class MapDriver:
     """
     The passes over one map.
 
-    Its methods are for the thread that runs the passes, but for those of the section "from
-    any thread".
+    What channels report comes from any thread; the rest is for the one that runs the passes.
 
     Args:
         channels: the map, descriptor to channel; kept alive, like what is in it, only while it is
@@ -65,19 +64,13 @@ class MapDriver:
         self._dispatch = Dispatch(self._wants, self._asking, names)
         self._waiting = Waiting(self._wants, self._asking, self._dispatch)
 
-    # -- from any thread
+    # -- what channels report: see `_loop.Driver`
 
     @property
     def channels(self) -> dict[Any, Any]:
-        """
-        The map; an empty one between two ``loop()`` calls.
-        """
         return self._entries.channels
 
     def add(self, fd: Any) -> None:
-        """
-        A channel was put into the map under *fd*.
-        """
         self._wants.depart(fd)
         if self.depth and _get_ident() != self.thread:
             self._entries.newcomers.announce(fd)
@@ -87,30 +80,22 @@ class MapDriver:
         self.wake()
 
     def remove(self, fd: Any) -> None:
-        """
-        The channel under *fd* was taken out of the map; its descriptor is still open.
-        """
-        self._entries.newcomers.moments.pop(fd, None)
-        if self._entries.batches and _get_ident() == self.thread:
+        entries = self._entries
+        entries.newcomers.moments.pop(fd, None)
+        if entries.batches and _get_ident() == self.thread:
             self._wants.drop(fd)  # by a handler: nothing else is under way
         else:
-            self._entries.departed[fd] = None  # first: see `Dispatch.dispatch`
+            entries.departed[fd] = None  # first: see `Dispatch.dispatch`
             self._wants.depart(fd)
         if self.depth:
             self.wake()
 
     def touch(self, fd: Any) -> None:
-        """
-        The answer of the predicates of the channel under *fd* may have changed.
-        """
         self._asking.touch(fd)
         self.wake()
 
     @property
     def waiting(self) -> bool:
-        """
-        Whether it sits in its wait, or is about to.
-        """
         return self._waiting.is_going_on
 
     def wake(self) -> None:
@@ -123,36 +108,19 @@ class MapDriver:
             self.attachment.poke()
 
     def end(self, fd: Any) -> None:
-        """
-        The channel under *fd* was told of the end of its stream, and is still in the map.
-        """
         if self._wants.backoff.end(fd):
             self._asking.rest(fd)
 
     def rest(self, fd: Any) -> None:
-        """
-        Leave the channel under *fd* alone for a while: it cannot take what it is told of.
-        """
         self._asking.rest(fd)
 
     def wait_for(self, fd: Any, doing: str, wants: str) -> None:
-        """
-        Let the channel under *fd* wait for what its TLS *wants* in order to go on with *doing*.
-
-        Args:
-            fd: its key in the map.
-            doing: "read" or "write"; it is called again when *wants* comes.
-            wants: the other one.
-        """
         self._wants.tls_waits[fd] = DIRECTIONS[doing], DIRECTIONS[wants]
         self.touch(fd)
 
     # -- the beginning and the end
 
     def take(self, channels: dict[Any, Any]) -> None:
-        """
-        Drive *channels* in this thread, one level deeper if it does so already.
-        """
         self._entries.channels = channels
         self.thread = _get_ident()
         self.depth += 1
@@ -188,9 +156,6 @@ class MapDriver:
             self._entries.batches.clear()
 
     def close(self) -> None:
-        """
-        Give the hub's descriptors back.
-        """
         self.hub.close()
         self._entries.sort({})
 

@@ -75,9 +75,6 @@ class Newcomers:
     # -- from any thread
 
     def announce(self, key: Any) -> None:
-        """
-        Leave *key* alone from now on.
-        """
         latest = time.monotonic() + ALONE
         self.moments[key] = latest, latest
         self.has_news = True
@@ -162,9 +159,6 @@ class Entries:
         return entry is not None
 
     def has_departed(self, fd: Any) -> bool:
-        """
-        Return whether there is an entry under *fd*, of a channel that is gone.
-        """
         entry = self.known.get(fd)
         return entry is not None and entry.ref is _nobody
 
@@ -199,9 +193,6 @@ class Entries:
         return entry
 
     def classify(self, fd: Any, entry: Entry, kind: int) -> None:
-        """
-        Let the channel under *fd* be asked as *kind* says.
-        """
         entry.kind = kind
         if kind != ALWAYS:
             self.always.pop(fd, None)
@@ -212,9 +203,6 @@ class Entries:
                 self.always = {one: self.known[one] for one in order}
 
     def drop(self, fd: Any) -> None:
-        """
-        Remove the entry of *fd*; harmless where there is none.
-        """
         if self.known.pop(fd, None) is not None:
             self.ranks.pop(fd, None)
             self.always.pop(fd, None)

@@ -15,18 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
 
 __all__ = [
-    "ALWAYS",
-    "STEADY",
-    "LayeredSocket",
-    "are_open",
-    "are_steady",
-    "ask_layer",
-    "is_open",
-    "kind_of",
-    "pending_of",
-    "steady",
-    "tls_wants",
-]
+    "ALWAYS", "STEADY", "LayeredSocket", "are_open", "are_steady", "ask_layer", "is_open",
+    "kind_of", "pending_of", "steady", "tls_wants",
+]  # fmt: skip
 
 # How a channel is asked: on every pass, or when it may have changed.
 ALWAYS, STEADY = range(2)

@@ -15,33 +15,21 @@ from txasynchat.compat._attributes import own
 from txasynchat.compat._driver import MapDriver
 
 __all__ = [
-    "Driver",
-    "added",
-    "discard",
-    "driver_of",
-    "emptied",
-    "ended",
-    "register",
-    "release",
-    "removed",
-    "rest",
-    "run",
-    "take",
-    "touch",
-    "waits_for_tls",
-]
+    "Driver", "added", "discard", "driver_of", "emptied", "ended", "register", "release",
+    "removed", "rest", "run", "take", "touch", "waits_for_tls",
+]  # fmt: skip
 
 
 class Driver(Protocol):
     """
-    What drives the channels of a map, and what they report to.
+    What drives the channels of a map, and what they report to, from any thread.
 
     In ``loop()`` that is a `MapDriver`, which exists as long as ``loop()`` runs; any other is given to
     `register`.
     """
 
     @property
-    def channels(self) -> Any: ...  # the map
+    def channels(self) -> Any: ...  # the map; an empty one between two ``loop()`` calls
     @property
     def attachment(self) -> Any: ...  # what drives it instead of ``loop()``, or None
     def add(self, fd: Any) -> None: ...  # see `added`

@@ -75,9 +75,6 @@ class Fifo(deque[Any]):
             self._channel = weakref.ref(channel)
 
     def is_of(self, channel: Any) -> bool:
-        """
-        Return whether it reports *channel*.
-        """
         return self._channel() is channel
 
 
@@ -102,9 +99,6 @@ def put(fifo: Any, items: Iterable[Any]) -> None:
 
 
 def put_first(fifo: Any, items: list[Any]) -> None:
-    """
-    Put *items* before all others, in their order, and report nothing.
-    """
     if type(fifo) is Fifo:
         _quietly_extend_left(fifo, reversed(items))
     else:

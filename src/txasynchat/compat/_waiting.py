@@ -133,9 +133,6 @@ class Waiting:
                 asking.refresh(ask_always=reactor is not None)
 
     def end(self) -> None:
-        """
-        The outermost ``loop()`` ends.
-        """
         if self._hub.attached:
             self._hub.detach()
             _reactor.rest()

@@ -88,9 +88,6 @@ class Wants:
         self._exchanged.pop(fd, None)
 
     def drop(self, fd: Any) -> None:
-        """
-        Forget the channel under *fd*, which is not in the map any more.
-        """
         self.depart(fd)
         self.entries.drop(fd)
 

@@ -19,7 +19,7 @@ from txasynchat.compat import _interest, _loop, asyncore
 from txasynchat.compat._attributes import own
 from txasynchat.compat._framer import LegacyFramer
 from txasynchat.compat._queues import Fifo, append, join_first, put, put_first, settle
-from txasynchat.compat._sending import ChatSender, sender_of
+from txasynchat.compat._sending import sender_of
 from txasynchat.producers import simple_producer
 
 __all__ = ["async_chat", "asyncore", "deque", "find_prefix_at_end", "simple_producer"]
@@ -173,7 +173,7 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
             and getattr(self.send, "__func__", None) is _send
             and _reports(self)
         ):
-            sender_of(self, ChatSender).fifo = self.__fifo  # another thread may push from here on
+            sender_of(self).fifo = self.__fifo  # another thread may push from here on
             if not (self.__asked or self.ac_join_writes):
                 self.__quick = self.__framer
             return
@@ -261,7 +261,7 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
         if not self.ac_join_writes:
             self.__deliver(framer, data)
             return
-        sender = sender_of(self, ChatSender)
+        sender = sender_of(self)
         if sender.is_joining:  # input is handled while input is handled
             self.__deliver(framer, data)
             return
@@ -364,7 +364,7 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
             put(fifo, [data[start : start + size] for start in range(0, length, size)])
         else:
             put(fifo, (data,))
-        if sender_of(self, ChatSender).is_joining:
+        if sender_of(self).is_joining:
             return
         try:
             self.initiate_send()
@@ -377,7 +377,7 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
         Send what ``producer.more()`` returns, until that is empty.
         """
         put(self.producer_fifo, (producer,))
-        if sender_of(self, ChatSender).is_joining:
+        if sender_of(self).is_joining:
             return
         try:
             self.initiate_send()
@@ -418,7 +418,7 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
         Safe from several threads: while one sends, another only notes that there is more, and the first
         continues with that.
         """
-        sender_of(self, ChatSender).send(self.__send_chunk)
+        sender_of(self).send(self.__send_chunk)
 
     def __send_chunk(self) -> None:
         join = self.ac_join_writes

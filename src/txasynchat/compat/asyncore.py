@@ -37,7 +37,7 @@ from errno import (
     ESHUTDOWN,
     EWOULDBLOCK,
     errorcode,
-)
+)  # fmt: skip
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -916,7 +916,7 @@ class dispatcher_with_send(dispatcher):  # noqa: N801 - the stdlib's name
         """
         Send at most 64 KiB of what is kept. Safe from several threads: see `send`.
         """
-        sender_of(self, Sender).send(self.__send_chunk)
+        sender_of(self).send(self.__send_chunk)
 
     def __send_chunk(self) -> None:
         try:
