@@ -117,24 +117,15 @@ class Asking:
         known = self._entries.known
         for fd in fds:
             entry = known.get(fd)
-            if entry is None:
-                continue
-            channel = entry.ref()
-            if channel is None:
+            channel: Any = None if entry is None else entry.ref()
+            if entry is None or channel is None:
                 continue
             sock = socket_of(channel)
-            if entry.kind:
-                if (
-                    (
-                        not sock._closed
-                        if type(sock) is _socket
-                        else isinstance(sock, LayeredSocket) and sock.is_quiet
-                    )
-                    and channel.readable()
-                    and not channel.writable()
-                ):
-                    continue
-            elif type(sock) is _socket and not sock._closed:
+            if (
+                not sock._closed
+                if type(sock) is _socket
+                else entry.kind and isinstance(sock, LayeredSocket) and sock.is_quiet
+            ) and (not entry.kind or (channel.readable() and not channel.writable())):
                 continue
             self.recent[fd] = READ
 

@@ -58,59 +58,43 @@ class LayeredSocket:
     def __init__(self) -> None:
         LayeredSocket.are_used = True
 
-    def belong_to(self, channel: Any) -> None:
-        """
-        Let *channel* be touched when the descriptor has to be watched for more than was said.
-        """
-        raise NotImplementedError
+    if TYPE_CHECKING:  # what each of them has
 
-    def interest(self, readable: Any, writable: Any) -> tuple[Any, Any]:
-        """
-        Turn what the handler waits for into what the descriptor has to be watched for.
-        """
-        raise NotImplementedError
+        def belong_to(self, channel: Any) -> None: ...
 
-    def pending(self) -> int:
-        """
-        Count what ``recv`` has to say and no poller knows of.
-        """
-        raise NotImplementedError
+        # Let *channel* be touched when the descriptor has to be watched for more than was said.
 
-    def advance(self) -> bool:
-        """
-        Take what arrived; return whether ``recv`` has something to say.  It may raise, for the channel.
-        """
-        raise NotImplementedError
+        def interest(self, readable: Any, writable: Any) -> tuple[Any, Any]: ...
 
-    def ready_to_write(self) -> bool:
-        """
-        Return whether it is news for the handler that the descriptor is writable.
-        """
-        raise NotImplementedError
+        # Turn what the handler waits for into what the descriptor has to be watched for.
 
-    def is_secure_now(self) -> bool:
-        """
-        Return, when the connection stands, whether the handler may be told so.
-        """
-        raise NotImplementedError
+        def pending(self) -> int: ...
 
-    def begin(self) -> None:
-        """
-        Wait no longer for what had to leave before the layer's protocol begins.
-        """
-        raise NotImplementedError
+        # Count what ``recv`` has to say and no poller knows of.
 
-    def hang_up(self) -> bool:
-        """
-        The connection is gone in both directions; return whether this was closed already.
-        """
-        raise NotImplementedError
+        def advance(self) -> bool: ...
 
-    def leave(self, see_out: Callable[[Any], object]) -> None:
-        """
-        After ``close``: if there are last bytes, call *see_out* with them.
-        """
-        raise NotImplementedError
+        # Take what arrived; return whether ``recv`` has something to say.  May raise, for the channel.
+
+        def ready_to_write(self) -> bool: ...
+
+        # Return whether it is news for the handler that the descriptor is writable.
+
+        def is_secure_now(self) -> bool: ...
+
+        # Return, when the connection stands, whether the handler may be told so.
+
+        def begin(self) -> None: ...
+
+        # Wait no longer for what had to leave before the layer's protocol begins.
+
+        def hang_up(self) -> bool: ...
+
+        # The connection is gone in both directions; return whether this was closed already.
+
+        def leave(self, see_out: Callable[[Any], object]) -> None: ...
+
+        # After ``close``: if there are last bytes, call *see_out* with them.
 
 
 def steady(tells: Callable[[Any], bool] | None = None) -> Callable[[_F], _F]:

@@ -160,25 +160,26 @@ def run(
         elif getattr(driver_of(channels), "attachment", None) is None:
             # Two threads with one map: the second asks all channels on each pass, as the stdlib does.
             poll = names["poll2" if poll_mode else "poll"]
-            while channels and (count is None or count > 0):
-                poll(timeout, channels)
-                count = None if count is None else count - 1
+            repeat(lambda timeout: poll(timeout, channels), timeout, channels, count)
             return
         raise RuntimeError("this map is attached to a reactor, which drives it: detach() it first")
     try:
         driver.start(poll_mode)
-        if count is None:
-            while channels:
-                driver.run_pass(timeout)
-        else:
-            while channels and count > 0:
-                driver.run_pass(timeout)
-                count -= 1
+        repeat(driver.run_pass, timeout, channels, count)
     except BaseException:
         driver.distrust()
         raise
     finally:
         release(driver)
+
+
+def repeat(one_pass: Any, timeout: float | None, channels: Any, count: int | None) -> None:
+    """
+    Call *one_pass* with *timeout* until *channels* is empty, or *count* times.
+    """
+    while channels and (count is None or count > 0):
+        one_pass(timeout)
+        count = None if count is None else count - 1
 
 
 # -- what channels report ------------------------------------------------------------------

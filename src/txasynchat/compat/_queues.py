@@ -24,7 +24,12 @@ from txasynchat.compat import _loop
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["Fifo", "OutBuffer", "append", "join_first", "put", "put_first", "settle", "take_all"]
+__all__ = [
+    "BYTES", "Fifo", "OutBuffer", "append", "join_first", "put", "put_first", "settle", "take_all",
+]  # fmt: skip
+
+#: What is sent as it is.
+BYTES = (bytes, bytearray, memoryview)
 
 #: Appends one item to a `Fifo`, and reports nothing.
 append = deque.append
@@ -148,11 +153,7 @@ def join_first(fifo: Any, size: int) -> None:
     try:
         joined = b"".join(items)
     except TypeError:
-        count = next(
-            at
-            for at, item in enumerate(items)
-            if not isinstance(item, (bytes, bytearray, memoryview))
-        )
+        count = next(at for at, item in enumerate(items) if not isinstance(item, BYTES))
         joined = b"".join(items[:count])
     whole: list[Any] = [joined if len(joined) <= size else memoryview(joined)] if joined else []
     put_first(fifo, whole + items[count:])

@@ -18,7 +18,7 @@ from typing import Any
 from txasynchat.compat import _interest, _loop, asyncore
 from txasynchat.compat._attributes import own
 from txasynchat.compat._framer import LegacyFramer
-from txasynchat.compat._queues import Fifo, append, join_first, put, put_first, settle
+from txasynchat.compat._queues import BYTES, Fifo, append, join_first, put, put_first, settle
 from txasynchat.compat._sending import sender_of
 from txasynchat.producers import simple_producer
 
@@ -238,7 +238,9 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
                 self.handle_error()
             return
         if type(data) is not bytes:
-            data = self.__as_bytes(data)
+            if isinstance(data, str) and self.use_encoding:
+                data = bytes(data, self.encoding)
+            data = b"" + data  # a TypeError for what the buffer could not take
         try:
             framer = self.__quick
         except AttributeError:
@@ -247,12 +249,6 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
             framer.receive(self, data)
         else:
             self.__receive(data)
-
-    def __as_bytes(self, data: Any) -> bytes:
-        if isinstance(data, str) and self.use_encoding:
-            return bytes(data, self.encoding)
-        joined: bytes = b"" + data  # a TypeError for what the buffer could not take
-        return joined
 
     def __receive(self, data: bytes) -> None:
         framer = self.__framer
@@ -354,7 +350,7 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
         self.__push(data)
 
     def __push(self, data: Any) -> None:
-        if not isinstance(data, (bytes, bytearray, memoryview)):
+        if not isinstance(data, BYTES):
             raise TypeError("data argument must be byte-ish (%r)", type(data))
         fifo = self.producer_fifo
         waited = len(fifo)
@@ -364,6 +360,12 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
             put(fifo, [data[start : start + size] for start in range(0, length, size)])
         else:
             put(fifo, (data,))
+        self.__send_queued(waited)
+
+    def __send_queued(self, waited: Any) -> None:
+        """
+        Send what was just queued; *waited* if there is more to do then, whatever is left in the queue.
+        """
         if sender_of(self).is_joining:
             return
         try:
@@ -377,12 +379,7 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
         Send what ``producer.more()`` returns, until that is empty.
         """
         put(self.producer_fifo, (producer,))
-        if sender_of(self).is_joining:
-            return
-        try:
-            self.initiate_send()
-        finally:
-            _loop.touch(self)
+        self.__send_queued(waited=True)
 
     @_interest.steady()
     def readable(self) -> Any:

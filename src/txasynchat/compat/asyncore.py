@@ -42,7 +42,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from txasynchat.compat import _interest, _loop
-from txasynchat.compat._attributes import own, socket_of
+from txasynchat.compat._attributes import own
 from txasynchat.compat._backoff import PAUSE
 from txasynchat.compat._entries import copy_of
 from txasynchat.compat._interest import LayeredSocket
@@ -158,7 +158,8 @@ def readwrite(obj: Any, flags: int) -> None:
         if (
             flags & (select.POLLHUP | select.POLLERR | select.POLLNVAL)
             and getattr(obj, "socket", None) is sock
-            and not _knows_of_its_end(obj)
+            # With TLS a read event has read to the end, and it knows.
+            and not (isinstance(sock, LayeredSocket) and sock.hang_up())
         ):
             obj.handle_close()
     except _reraised_exceptions:
@@ -173,14 +174,6 @@ def readwrite(obj: Any, flags: int) -> None:
     if waits and getattr(obj, "socket", None) is sock:
         done = select.POLLIN if doing == "read" else select.POLLIN | select.POLLOUT
         readwrite(obj, flags & ~done)
-
-
-def _knows_of_its_end(obj: Any) -> bool:
-    """
-    Return whether *obj* knows that its connection is gone: with TLS, a read event reads to the end.
-    """
-    sock = socket_of(obj)
-    return isinstance(sock, LayeredSocket) and sock.hang_up()
 
 
 # -- one pass ------------------------------------------------------------------------------
@@ -367,9 +360,8 @@ def loop(
     if poll_fun in _own and select in _own:
         _loop.run(map, timeout, poll_mode, count, globals())
         return
-    while map and (count is None or count > 0):  # the program has replaced one of them
-        poll_fun(timeout, map)
-        count = None if count is None else count - 1
+    # The program has replaced one of them.
+    _loop.repeat(lambda timeout: poll_fun(timeout, map), timeout, map, count)
 
 
 # -- channels ------------------------------------------------------------------------------

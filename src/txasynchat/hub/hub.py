@@ -190,17 +190,16 @@ class Hub:
         host = self._host
         if host is not None and host.owns_channels:
             host.watch(fd, mask)
+        poller = self._poller
+        ways = (poller.modify, poller.register) if known else (poller.register, poller.modify)
         try:
-            if known:
-                try:
-                    self._poller.modify(fd, mask)
-                except FileNotFoundError:  # closed behind our back, and the number reused
-                    self._poller.register(fd, mask)
-            else:
-                try:
-                    self._poller.register(fd, mask)
-                except FileExistsError:
-                    self._poller.modify(fd, mask)
+            try:
+                ways[0](fd, mask)
+            except (
+                FileNotFoundError,
+                FileExistsError,
+            ):  # closed behind our back, the number reused
+                ways[1](fd, mask)
         except PermissionError:  # EPERM: a regular file or a directory, which never blocks
             self._always.add(fd)
         except OSError:
