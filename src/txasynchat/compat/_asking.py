@@ -30,7 +30,7 @@ from __future__ import annotations
 import math
 import socket
 import time
-from itertools import compress
+from itertools import chain, compress
 from operator import is_, ne
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,8 @@ from txasynchat.compat._wants import IDLE
 from txasynchat.hub import READ, WRITE
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from txasynchat.compat._entries import Entry
     from txasynchat.compat._wants import Wants
 
@@ -200,10 +202,9 @@ class Asking:
                     entries.classify(fd, entry, kind_of(channel))
                     fresh = True
                 # Another file may be under the same number, too, by os.dup2().
-                if (classify or not is_open(channel, fd)) and not wants.hub.verify(
-                    entries.number(fd)
-                ):
-                    fresh = True  # it is closed, which is an event of its own: see `Wants.closed`
+                if classify or not is_open(channel, fd):
+                    # If it is closed, that is an event of its own: see `Wants.closed`.
+                    fresh = not wants.hub.verify(entries.number(fd)) or fresh
             if ranks[fd] <= rank:
                 in_order = False
             rank = ranks[fd]
@@ -224,42 +225,40 @@ class Asking:
     # -- internals
 
     def _ask_changed(self, ask_always: bool) -> None:
-        departed = self._entries.departed
-        while departed:
-            try:
-                fd, _ = departed.popitem()
-            except KeyError:  # a signal handler looked through them
-                break
-            self._wants.drop(fd)
-        if self.recent:
-            self._ask_recent(ask_always)
-        if self.touched:
-            self._ask_touched(ask_always)
-
-    def _ask_recent(self, ask_always: bool) -> None:
-        recent, self.recent = self.recent, {}
         entries = self._entries
         wants = self._wants
-        for fd, bits in recent.items():
+        while entries.departed:
+            try:
+                fd, _ = entries.departed.popitem()
+            except KeyError:  # a signal handler looked through them
+                break
+            wants.drop(fd)
+        if not (self.recent or self.touched):
+            return
+        recent, self.recent = self.recent, {}
+        for fd, bits in chain(recent.items(), self._take_touched()):
             channel = entries.channels.get(fd)
-            if channel is None:
-                continue
             entry = entries.known.get(fd)
-            if entry is None or entry.ref() is not channel:
-                self.touched[fd] = None
+            if channel is None:
+                if entry is not None:
+                    wants.drop(fd)
                 continue
-            sock = socket_of(channel)
-            if type(sock) is not _socket:
-                if bits & READ and pending_of(sock):
-                    wants.buffered[fd] = None
-            elif sock._closed:  # fileno() costs ten times as much
-                self._answers = None
-                wants.hub.verify(entries.number(fd))
-            if entry.kind:
+            if entry is None or entry.ref() is not channel:
+                entry = wants.adopt(fd, channel)
+            elif bits:
+                sock = socket_of(channel)
+                if type(sock) is not _socket:
+                    if bits & READ and pending_of(sock):
+                        wants.buffered[fd] = None
+                elif sock._closed:  # fileno() costs ten times as much
+                    self._answers = None
+                    wants.hub.verify(entries.number(fd))
+                if not entry.kind:
+                    continue  # it is asked on every pass
+            if fd not in self._newcomers.moments:
                 self._ask_again(fd, channel, entry, ask_always)
 
-    def _ask_touched(self, ask_always: bool) -> None:
-        entries = self._entries
+    def _take_touched(self) -> Iterator[tuple[Any, int]]:
         touched = []
         while self.touched:
             try:
@@ -270,16 +269,7 @@ class Asking:
             if until is not None:
                 self._resting.set(fd, until)
         for fd in reversed(touched):
-            channel = entries.channels.get(fd)
-            entry = entries.known.get(fd)
-            if channel is None:
-                if entry is not None:
-                    self._wants.drop(fd)
-                continue
-            if entry is None or entry.ref() is not channel:
-                entry = self._wants.adopt(fd, channel)
-            if fd not in self._newcomers.moments:
-                self._ask_again(fd, channel, entry, ask_always)
+            yield fd, 0
 
     def _ask_again(self, fd: Any, channel: Any, entry: Entry, ask_always: bool) -> None:
         """

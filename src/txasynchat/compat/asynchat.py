@@ -459,12 +459,8 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
                 self.handle_error()
                 return
             if num_sent:
-                if num_sent < len(data) or size < len(first):
-                    settle(fifo, first, num_sent)
-                elif fifo and fifo[0] is first:
-                    del fifo[0]
-                else:
-                    settle(fifo, first)
+                is_whole = num_sent == len(data) and size >= len(first)
+                settle(fifo, first, None if is_whole else num_sent)
             return
 
     def discard_buffers(self) -> None:
