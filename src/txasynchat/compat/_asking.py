@@ -95,16 +95,10 @@ class Asking:
         self._doubted: set[Any] = set()
 
     def touch(self, fd: Any) -> None:
-        """
-        The answers of the channel under *fd* may have changed.
-        """
         if not (self._newcomers.moments and self._newcomers.report(fd)):
             self.touched.setdefault(fd)  # it may be there, to rest for a while
 
     def rest(self, fd: Any) -> None:
-        """
-        Leave the channel under *fd* alone for a while: it cannot take what it is told of.
-        """
         self.touched[fd] = _monotonic() + PAUSE
 
     def look_again(self, fds: list[Any] | None = None) -> None:
@@ -143,13 +137,8 @@ class Asking:
 
     def refresh(self, *, ask_always: bool = True) -> bool:
         """
-        Ask those whose answer may have changed.
-
-        Args:
-            ask_always: also those that are asked on every pass; False within a wait.
-
-        Returns:
-            whether everyone was asked, because the map is not what it was.
+        Ask those whose answer may have changed; with *ask_always*, but not within a wait, also those that
+        are asked on every pass. Return whether all were asked, because the map is not what it was.
         """
         self._ask_changed(ask_always)
         if not self._entries.seem_current():
@@ -221,8 +210,6 @@ class Asking:
             self._next_classify = now + min(CLASSIFY_LATEST, pause)
         pause = max(FULL_PASS_SOONEST, (now - begin) * FULL_PASS_SHARE)
         self.next_full = now + min(FULL_PASS_LATEST, pause)
-
-    # -- internals
 
     def _ask_changed(self, ask_always: bool) -> None:
         entries = self._entries

@@ -44,12 +44,7 @@ _ALL_READ = {READ}
 
 class Dispatch:
     """
-    Calls the handlers of the channels of a map.
-
-    Args:
-        wants: what the channels wait for.
-        asking: is told who had an event.
-        names: the globals of the facade's asyncore module.
+    Calls the handlers of the channels of a map, by the functions among the facade's globals *names*.
     """
 
     def __init__(self, wants: Wants, asking: Asking, names: dict[str, Any]) -> None:
@@ -61,10 +56,7 @@ class Dispatch:
 
     def expire(self, now: float) -> bool:
         """
-        Tell the channels whose time is over, by a read event.
-
-        Returns:
-            whether there were any.
+        Tell the channels whose time is over, by a read event; return whether there were any.
         """
         over = self._wants.deadlines.take_due(now)
         for fd, until in over:
@@ -78,10 +70,7 @@ class Dispatch:
 
     def dispatch(self, events: Events) -> None:
         """
-        Call the handlers for *events*.
-
-        Raises:
-            BaseException: what must leave ``loop()``; the rest of the events comes again.
+        Call the handlers for *events*. Of what leaves ``loop()`` by an exception the rest comes again.
         """
         entries = self._entries
         if entries.keys:
@@ -110,14 +99,9 @@ class Dispatch:
         finally:
             entries.batches.pop()
 
-    # -- internals
-
     def _without_strangers(self, ready: dict[Any, int]) -> list[Any]:
         """
-        Take out of *ready* what is not in the table, and silence it.
-
-        Returns:
-            the rest in order.
+        Take out of *ready* what is not in the table, and silence it; return the rest in order.
         """
         ranks = self._entries.ranks
         number = self._entries.number
@@ -154,9 +138,6 @@ class Dispatch:
     def _dispatch_selected(
         self, order: list[Any], ready: dict[Any, int], changed: set[Any]
     ) -> None:
-        """
-        As select mode does: all that can be read, all that can be written, the urgent rest.
-        """
         channels = self._entries.channels
         number = self._entries.number
         masks = self._wants.hub.masks
@@ -196,9 +177,6 @@ class Dispatch:
                         self._asking.rest(fd)
 
     def _dispatch_polled(self, order: list[Any], ready: dict[Any, int], changed: set[Any]) -> None:
-        """
-        As poll mode does: everything of one channel, then of the next.
-        """
         readwrite = self._names["readwrite"]
         channels = self._entries.channels
         backoff = self._backoff

@@ -127,11 +127,8 @@ class MapDriver:
 
     def release(self) -> bool:
         """
-        The reverse of `take`.
-
-        Returns:
-            whether to `close` it, because nothing is driven any more, and there are no channels for
-            another ``loop()``, or one of them or a key would be kept alive until then.
+        Undo `take`; return whether to `close` this, because nothing is driven any more, and there are
+        no channels for another ``loop()``, or one of them or a key would be kept alive until then.
         """
         if self.depth > 1:
             self.depth -= 1
@@ -146,9 +143,6 @@ class MapDriver:
         return not channels or entries.is_holding or bool(entries.keys)
 
     def go_on_in_child(self) -> None:
-        """
-        This is the child of a fork, and its one thread.
-        """
         if self.attachment is None:
             self.hub.abandon()
         if self.thread != _get_ident():
@@ -185,10 +179,8 @@ class MapDriver:
 
     def run_pass(self, timeout: float | None) -> None:
         """
-        Ask, wait, and dispatch what happened: what the stdlib's ``poll()`` does.
-
-        Args:
-            timeout: seconds, `None` for ever.
+        Do what the stdlib's ``poll()`` does: ask, wait up to *timeout* seconds, `None` for ever, and
+        dispatch what happened.
         """
         now = _monotonic()
         full = self._waiting.prepare(now)
@@ -198,13 +190,9 @@ class MapDriver:
 
     def turn(self, limit: int) -> bool:
         """
-        A pass that does not wait, for a reactor that runs.
+        A pass that does not wait, for a reactor that runs; with *limit* events at most.
 
-        Args:
-            limit: events to dispatch at most; the rest comes with the next turn.
-
-        Returns:
-            whether another turn is due at once, with nothing that would tell the reactor so.
+        Return whether another turn is due at once, with nothing that would tell the reactor so.
         """
         self.thread = _get_ident()  # a reactor may run in another one than it was attached in
         wants = self._wants

@@ -101,9 +101,6 @@ class Newcomers:
         return min(list(self.moments.values()), default=(math.inf, 0.0))[0]
 
     def take_due(self, now: float) -> list[Any]:
-        """
-        Return those that may be asked, and forget them.
-        """
         due = [key for key, (moment, _) in list(self.moments.items()) if moment <= now]
         for key in due:
             self.moments.pop(key, None)
@@ -145,10 +142,7 @@ class Entries:
 
     def depart(self, fd: Any) -> bool:
         """
-        Whoever is found in the map under *fd* from now on is another channel.
-
-        Returns:
-            whether there was an entry.
+        Whoever is found under *fd* from now on is another channel; return whether there was an entry.
         """
         self.changed = True
         entry = self.known.get(fd)
@@ -260,9 +254,6 @@ class Entries:
 
 
 def copy_of(channels: Any) -> dict[Any, Any]:
-    """
-    Return the items of a map that other threads may change.
-    """
     if type(channels) is dict:
         return channels.copy()
     while True:

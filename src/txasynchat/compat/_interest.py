@@ -101,8 +101,7 @@ def steady(tells: Callable[[Any], bool] | None = None) -> Callable[[_F], _F]:
     """
     Mark a predicate whose answer changes only by events, and by what calls `touch`.
 
-    Args:
-        tells: where it looks at a queue: given the channel, returns whether that queue calls `touch`.
+    Where it looks at a queue, *tells* returns whether that of a given channel calls `touch`.
     """
 
     def mark(predicate: _F) -> _F:
@@ -191,11 +190,9 @@ def tls_wants(channel: Any) -> str | None:
 
 def ask_layer(channel: Any, is_r: Any, is_w: Any) -> tuple[Any, Any, bool]:
     """
-    What a channel waits for that says *is_r* and *is_w*, where some have layers (`LayeredSocket`).
-
-    Returns:
-        what its descriptor is to be watched for, and whether a read event is due that no system
-        knows of: something was decrypted, or the time for the handshake or the last bytes is over.
+    Return what the descriptor of *channel*, which waits for *is_r* and *is_w*, is to be watched for
+    where some have layers (`LayeredSocket`), and whether a read event is due that no system knows of:
+    something was decrypted, or the time for the handshake or the last bytes is over.
     """
     sock = socket_of(channel)
     until = own(channel, "_leaves_at")

@@ -74,19 +74,13 @@ _local = _Local()
 
 
 def driver_of(channels: Any) -> Driver | None:
-    """
-    Return the driver of a map, if anything drives it or did so a moment ago.
-    """
     return _drivers.get(id(channels))
 
 
 def register(driver: Driver, owner: Any) -> None:
     """
-    Let the channels of a map report to *driver*, which no ``loop()`` takes, while *owner* lives.
-
-    Args:
-        driver: of a map that nothing else drives.
-        owner: it keeps the map alive, and *driver* does not keep it alive.
+    Let the channels of a map that nothing else drives report to *driver*, which no ``loop()`` takes,
+    while *owner* lives; it keeps the map alive, and *driver* does not keep it alive.
     """
     key = id(driver.channels)
     _drivers[key] = driver
@@ -95,9 +89,8 @@ def register(driver: Driver, owner: Any) -> None:
 
 def take(channels: Any, names: dict[str, Any]) -> MapDriver | None:
     """
-    Take the driver of a map for this thread, one level deeper if this thread has it already.
-
-    Return `None` if something else, or another thread, drives that map now.
+    Take the driver of a map for this thread, one level deeper if this thread has it already; return
+    `None` if something else, or another thread, drives that map now.
     """
     me = threading.get_ident()
     with _registry:
@@ -111,9 +104,6 @@ def take(channels: Any, names: dict[str, Any]) -> MapDriver | None:
 
 
 def release(driver: MapDriver) -> None:
-    """
-    The reverse of `take`.
-    """
     if driver.release():
         discard(driver)
     elif _local.kept.driver is not driver:
@@ -122,7 +112,7 @@ def release(driver: MapDriver) -> None:
 
 def discard(driver: MapDriver) -> None:
     """
-    Close *driver*; the next ``loop()`` builds a new one.
+    Close *driver*, unless something is driven by it; the next ``loop()`` builds a new one.
     """
     with _registry:
         if driver.depth:
@@ -138,18 +128,8 @@ def run(
     """
     ``loop()``: passes over *channels* until it is empty or *count* of them are done.
 
-    Args:
-        channels: the map.
-        timeout: seconds that a pass may last at most; `None` for ever.
-        poll_mode: the semantics of poll(2) instead of select(2)'s.
-        count: how many passes at most; `None` for any number.
-        names: the globals of the facade's asyncore module.
-
-    Raises:
-        RuntimeError: a reactor or event loop runs in this thread, and this would block it; or the map
-            is attached to one.
-        BaseException: ExitNow, KeyboardInterrupt, SystemExit, or what a predicate or a signal handler
-            raised.
+    Args and errors are those of `asyncore.loop`, which has the facade's globals as *names*. A map that
+    is attached is a RuntimeError too.
     """
     if count is None or timeout != 0:
         _reactor.refuse_inside_a_running_loop()
@@ -201,7 +181,7 @@ def removed(channels: Any, fd: Any) -> None:
     driver = _drivers.get(id(channels))
     if driver is not None:
         driver.remove(fd)
-        if not channels and isinstance(driver, MapDriver) and not driver.depth:
+        if not channels and isinstance(driver, MapDriver):
             discard(driver)
 
 
@@ -211,10 +191,9 @@ def emptied(channels: Any) -> None:
     """
     driver = _drivers.get(id(channels))
     if driver is not None:
-        if isinstance(driver, MapDriver) and not driver.depth:
+        driver.wake()
+        if isinstance(driver, MapDriver):
             discard(driver)
-        else:
-            driver.wake()
 
 
 def ended(channel: Any) -> None:
@@ -232,11 +211,7 @@ def waits_for_tls(channel: Any, doing: str) -> bool:
 
     A socket that the program itself wrapped by `ssl` or pyOpenSSL raises it. It is not an error: the
     rest of a record has still to arrive, or to be sent. If TLS waits for the other direction than
-    *doing*, so does the channel from now on, and then tries again.
-
-    Args:
-        channel: whose socket or handler raised it.
-        doing: what it was doing, "read" or "write".
+    *doing*, "read" or "write", so does the channel from now on, and then tries again.
     """
     wants = _interest.tls_wants(channel)
     if wants is None:

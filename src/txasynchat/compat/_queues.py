@@ -33,8 +33,6 @@ BYTES = (bytes, bytearray, memoryview)
 
 #: Appends one item to a `Fifo`, and reports nothing.
 append = deque.append
-_quietly_extend = deque.extend
-_quietly_extend_left = deque.extendleft
 
 
 def _reporting(change: Callable[..., Any]) -> Callable[..., Any]:
@@ -97,7 +95,7 @@ def put(fifo: Any, items: Iterable[Any]) -> None:
     If the queue is the program's own, its ``append`` is called.
     """
     if type(fifo) is Fifo:
-        _quietly_extend(fifo, items)
+        deque.extend(fifo, items)
     else:
         for item in items:
             fifo.append(item)
@@ -105,7 +103,7 @@ def put(fifo: Any, items: Iterable[Any]) -> None:
 
 def put_first(fifo: Any, items: list[Any]) -> None:
     if type(fifo) is Fifo:
-        _quietly_extend_left(fifo, reversed(items))
+        deque.extendleft(fifo, reversed(items))
     else:
         for item in reversed(items):
             fifo.appendleft(item)
@@ -144,9 +142,7 @@ def join_first(fifo: Any, size: int) -> None:
     """
     Join what is queued into one item, or what is at its head as far as it is bytes.
 
-    Args:
-        fifo: the queue.
-        size: a longer item is sent in pieces: it becomes a view, which is sliced without a copy.
+    More than *size* bytes are sent in pieces: they become a view, which is sliced without a copy.
     """
     items = take_all(fifo)
     count = len(items)

@@ -138,9 +138,6 @@ class Waiting:
             _reactor.rest()
 
     def _check(self, now: float) -> None:
-        """
-        Look whether the program closed descriptors of the hub, or of the reactor.
-        """
         self._next_check = now + CHECK
         self._check_is_due = True
         self._hub.check()

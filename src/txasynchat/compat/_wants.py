@@ -111,23 +111,16 @@ class Wants:
         return entry
 
     def set(self, fd: Any, channel: Any, is_readable: Any, is_writable: Any) -> None:
-        """
-        Let the hub wait for what *channel* answered.
-        """
         if LayeredSocket.are_used and isinstance(socket_of(channel), LayeredSocket):
             is_readable, is_writable = channel.socket.interest(is_readable, is_writable)
             if channel.socket.deadline is not None:
                 self.deadlines.set(fd, channel.socket.deadline)
-        if self.poll_mode:
-            mask = IDLE if is_readable else 0
-            if is_writable and not channel.accepting:
+        mask = IDLE if is_readable else 0
+        if is_writable:
+            if not channel.accepting:
                 mask |= WRITE
-        elif is_writable:
-            mask = URGENT if channel.accepting else WRITE | URGENT
-            if is_readable:
-                mask |= READ | ENDED
-        else:
-            mask = IDLE if is_readable else 0
+            if not self.poll_mode:
+                mask |= URGENT
         if self.tls_waits:
             mask = self._exchange(fd, mask)
         if fd in self.backoff.resting:
@@ -181,10 +174,7 @@ class Wants:
 
     def refuse_closed(self) -> None:
         """
-        Do what select(2) does where a descriptor is not open.
-
-        Raises:
-            OSError: EBADF, unless it is poll mode, which has an event for that.
+        Raise EBADF, as select(2) does where a descriptor is not open; poll mode has an event for that.
         """
         if not self.poll_mode:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
@@ -200,9 +190,6 @@ class Wants:
         return ready
 
     def with_ready(self, events: Events) -> Events:
-        """
-        Return *events* and those that the system does not report.
-        """
         ready = dict(events)
         for fd, bits in self.ready().items():
             self.buffered.pop(fd, None)

@@ -90,11 +90,8 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
     """
     A channel that speaks in messages; derive from it.
 
-    The subclass must define `collect_incoming_data` and `found_terminator`.
-
-    Args:
-        sock: see `asyncore.dispatcher`.
-        map: see `asyncore.dispatcher`.
+    The subclass must define `collect_incoming_data` and `found_terminator`. The arguments are those of
+    `asyncore.dispatcher`.
     """
 
     __module__ = "asynchat"
@@ -420,12 +417,7 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
     def __send_chunk(self) -> None:
         join = self.ac_join_writes
         while self.connected:
-            try:
-                fifo = self.__fifo
-            except AttributeError:
-                fifo = _ELSEWHERE
-            if fifo is _ELSEWHERE:
-                fifo = self.producer_fifo
+            fifo = self.producer_fifo
             if not fifo:
                 return
             if join and len(fifo) > 1:

@@ -196,9 +196,7 @@ def _ask(channels: Any, due: list[Any]) -> Iterator[tuple[Any, Any, Any, Any]]:
     """
     Yield key, channel, `readable` and `writable` of each channel of a map but of listeners that rest.
 
-    Args:
-        channels: the map; another thread may change it meanwhile.
-        due: gets the keys of channels for which a read event is due that no system knows of.
+    Add to *due* the keys of channels for which a read event is due that no system knows of.
     """
     layers_are_used = LayeredSocket.are_used
     for fd, obj in copy_of(channels).items():
@@ -267,22 +265,18 @@ def _select(
         for fd in fds:
             asked[fd] = asked.get(fd, 0) | flag
     pollster = select.poll()
-    numbers = {}
     for fd, flags in asked.items():
         pollster.register(fd, flags)
-        numbers[fd if isinstance(fd, int) else fd.fileno()] = fd
-    got = {
-        numbers[number]: flags
-        for number, flags in pollster.poll(None if timeout is None else timeout * 1000)
-    }
+    ready = dict(pollster.poll(None if timeout is None else timeout * 1000))
+    got = {fd: ready.get(fd if isinstance(fd, int) else fd.fileno(), 0) for fd in asked}
     if any(flags & select.POLLNVAL for flags in got.values()):
         raise OSError(EBADF, os.strerror(EBADF))
     readable = select.POLLIN | select.POLLHUP | select.POLLERR
     writable = select.POLLOUT | select.POLLERR
     return (
-        [fd for fd in r if got.get(fd, 0) & readable],
-        [fd for fd in w if got.get(fd, 0) & writable],
-        [fd for fd in e if got.get(fd, 0) & select.POLLPRI],
+        [fd for fd in r if got[fd] & readable],
+        [fd for fd in w if got[fd] & writable],
+        [fd for fd in e if got[fd] & select.POLLPRI],
     )
 
 
@@ -484,11 +478,9 @@ class dispatcher:  # noqa: N801 - the stdlib's name
         """
         Allow the address to be bound while old connections on it linger.
         """
-        try:
+        with suppress(OSError):
             before = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, before | 1)
-        except OSError:
-            pass
 
     # -- what to wait for
 
@@ -590,12 +582,9 @@ class dispatcher:  # noqa: N801 - the stdlib's name
         suppressed = _exhausted.suppressed(why.errno)
         if suppressed is not None:
             before = f" ({suppressed} of these before it were not logged)" if suppressed else ""
-            kind = type(self)
-            self.log_info(
-                f"{kind.__module__}.{kind.__qualname__} cannot accept, and tries again: "
-                f"{why.strerror}{before}",
-                "error",
-            )
+            name = f"{type(self).__module__}.{type(self).__qualname__}"
+            text = f"{name} cannot accept, and tries again: {why.strerror}{before}"
+            self.log_info(text, "error")
         _resting[id(self)] = time.monotonic() + PAUSE
         _loop.rest(self)
 
@@ -762,13 +751,9 @@ class dispatcher:  # noqa: N801 - the stdlib's name
             self_repr = repr(self)
         except:  # noqa: E722 - a program's __repr__ may do anything
             self_repr = f"<__repr__(self) failed for object at {id(self):0x}>"
-        self.log_info(
-            # What it quotes of the peer must neither begin a line nor control a terminal.
-            escape(
-                f"uncaptured python exception, closing channel {self_repr} ({kind}:{value} {where})"
-            ),
-            "error",
-        )
+        text = f"uncaptured python exception, closing channel {self_repr} ({kind}:{value} {where})"
+        # What it quotes of the peer must neither begin a line nor control a terminal.
+        self.log_info(escape(text), "error")
         self.handle_close()
 
     # -- for subclasses

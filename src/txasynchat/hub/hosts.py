@@ -28,11 +28,7 @@ __all__ = ["AsyncioHost", "Host", "ReactorHost", "host_for"]
 @implementer(IReadWriteDescriptor)
 class HostedDescriptor:
     """
-    A descriptor in the form that Twisted's reactors want.
-
-    Args:
-        fd: its number.
-        on_ready: called for every event on it.
+    A descriptor in the form that Twisted's reactors want; *on_ready* is called for every event on it.
     """
 
     def __init__(self, fd: int, on_ready: Callable[[], None]) -> None:
@@ -66,12 +62,7 @@ class Host:
     """
 
     def __init__(
-        self,
-        loop: Any,
-        masks: Mapping[int, int],
-        on_ready: Callable[[], None],
-        *,
-        owns_channels: bool,
+        self, loop: Any, masks: Mapping[int, int], on_ready: Callable[[], None], owns_channels: bool
     ) -> None:
         self.loop = loop
         self.on_ready = on_ready
@@ -158,8 +149,8 @@ class ReactorHost(Host):
     A Twisted reactor.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
         self._descriptors: dict[int, HostedDescriptor] = {}
 
     @override
@@ -209,15 +200,13 @@ class ReactorHost(Host):
 
 
 def host_for(
-    loop: Any, masks: Mapping[int, int], on_ready: Callable[[], None], *, owns_channels: bool
+    loop: Any, masks: Mapping[int, int], on_ready: Callable[[], None], owns_channels: bool
 ) -> Host:
     """
-    Return the host that *loop* is; for the arguments see `Host`.
-
-    Raises:
-        TypeError: *loop* is neither a Twisted reactor nor an asyncio event loop.
+    Return the host that *loop* is; a TypeError if it is neither a Twisted reactor nor an asyncio event
+    loop. For the arguments see `Host`.
     """
     for name, kind in (("addReader", ReactorHost), ("add_reader", AsyncioHost)):
         if hasattr(loop, name):
-            return kind(loop, masks, on_ready, owns_channels=owns_channels)
+            return kind(loop, masks, on_ready, owns_channels)
     raise TypeError(f"neither a Twisted reactor nor an asyncio event loop: {loop!r}")

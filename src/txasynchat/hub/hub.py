@@ -392,7 +392,7 @@ class Hub:
         if self._host is not None:
             raise RuntimeError(f"already attached to {self._host.loop!r}; call detach() first")
         self.renew()
-        new = host_for(host, self.masks, on_ready, owns_channels=self._fileno < 0)
+        new = host_for(host, self.masks, on_ready, self._fileno < 0)
         new.attach(self._shown)
         self._host = new
 

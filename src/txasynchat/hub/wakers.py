@@ -44,10 +44,7 @@ class Waker:
 
     def ring(self, poller: Poller) -> None:
         """
-        End the current wait in *poller*, or the next one.
-
-        Raises:
-            OSError: the program closed the poller's descriptor or this one.
+        End the current wait in *poller*, or the next one; an OSError if the program closed one of them.
         """
         poller.modify(self.number, READ | WRITE)
 
@@ -119,10 +116,7 @@ _lock = threading.RLock()  # reentrant: a hub that is collected meanwhile closes
 
 def new_waker(*, nests: bool) -> Waker | PipeWaker:
     """
-    Return what wakes a poller; the caller closes it.
-
-    Args:
-        nests: whether the poller has a descriptor.
+    Return what wakes a poller, which has a descriptor if it *nests*; the caller closes it.
     """
     global _current  # noqa: PLW0603 - the one of this process
     if not nests:
