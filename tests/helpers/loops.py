@@ -60,7 +60,7 @@ def until(condition, what="what was waited for"):
 def waits(channels):
     """Return whether a loop() is waiting."""
     driver = _loop.driver_of(channels)
-    return driver is not None and driver.waiting
+    return driver is not None and driver.waiting.is_going_on
 
 
 def reactor_thread(reactor, call, *args):

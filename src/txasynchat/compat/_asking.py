@@ -137,8 +137,8 @@ class Asking:
 
     def refresh(self, *, ask_always: bool = True) -> bool:
         """
-        Ask those whose answer may have changed; with *ask_always*, but not within a wait, also those that
-        are asked on every pass. Return whether all were asked, because the map is not what it was.
+        Ask those whose answer may have changed; with *ask_always*, but not within a wait, also who is
+        asked on every pass. Return whether all were asked, because the map is not what it was.
         """
         self._ask_changed(ask_always)
         if not self._entries.seem_current():

@@ -75,9 +75,6 @@ class Backoff:
         return _count(fd, self.ends)
 
     def hang(self, fd: Any) -> bool:
-        """
-        The channel under *fd* was told by poll mode that it is gone, and is still in the map.
-        """
         self._hung.add(fd)
         return self.end(fd)
 
@@ -90,9 +87,6 @@ class Backoff:
                 self._urged.pop(fd, None)
 
     def mask(self, fd: Any, mask: int) -> int:
-        """
-        Return what is left of *mask* for the channel under *fd* while it rests.
-        """
         return mask & ~(_TO_READ | WRITE if fd in self._hung else _TO_READ)
 
 

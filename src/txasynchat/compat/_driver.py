@@ -50,6 +50,7 @@ class MapDriver:
         depth: how many ``loop()`` calls, nested in each other, use this driver.
         thread: in which thread.
         attachment: what drives the map instead of ``loop()``; None if nothing does.
+        waiting: the waits between the passes.
     """
 
     def __init__(self, channels: dict[Any, Any], names: dict[str, Any]) -> None:
@@ -62,7 +63,7 @@ class MapDriver:
         self._wants = Wants(self._entries, self.hub)
         self._asking = Asking(self._wants)
         self._dispatch = Dispatch(self._wants, self._asking, names)
-        self._waiting = Waiting(self._wants, self._asking, self._dispatch)
+        self.waiting = Waiting(self._wants, self._asking, self._dispatch)
 
     # -- what channels report: see `_loop.Driver`
 
@@ -94,15 +95,11 @@ class MapDriver:
         self._asking.touch(fd)
         self.wake()
 
-    @property
-    def waiting(self) -> bool:
-        return self._waiting.is_going_on
-
     def wake(self) -> None:
         """
         Let what was changed just now take effect, if the driver sits in a wait.
         """
-        if self._waiting.is_going_on:
+        if self.waiting.is_going_on:
             self.hub.wake()
         elif self.attachment is not None and not self._entries.batches:
             self.attachment.poke()
@@ -137,7 +134,7 @@ class MapDriver:
         channels, entries.channels = entries.channels, {}  # it may be dropped by the program
         try:
             self._asking.release()
-            self._waiting.end()
+            self.waiting.end()
         finally:
             self.depth = 0  # from here on another thread may take it
         return not channels or entries.is_holding or bool(entries.keys)
@@ -172,10 +169,7 @@ class MapDriver:
         self._asking.look_again()
 
     def distrust(self) -> None:
-        """
-        Let the next pass be a full one: the last was left in the middle.
-        """
-        self._asking.next_full = 0.0
+        self._asking.next_full = 0.0  # the next pass is a full one
 
     def run_pass(self, timeout: float | None) -> None:
         """
@@ -183,8 +177,8 @@ class MapDriver:
         dispatch what happened.
         """
         now = _monotonic()
-        full = self._waiting.prepare(now)
-        events = self._waiting.wait(timeout, now, full)
+        full = self.waiting.prepare(now)
+        events = self.waiting.wait(timeout, now, full)
         if events:
             self._dispatch.dispatch(events)
 
@@ -196,7 +190,7 @@ class MapDriver:
         """
         self.thread = _get_ident()  # a reactor may run in another one than it was attached in
         wants = self._wants
-        self._waiting.prepare(_monotonic())
+        self.waiting.prepare(_monotonic())
         if wants.closed:
             wants.refuse_closed()
         events = self.hub.wait(0.0, limit)

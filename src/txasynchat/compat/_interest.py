@@ -7,7 +7,7 @@ from __future__ import annotations
 import socket
 import sys
 import time
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from txasynchat.compat._attributes import own, socket_of
 
@@ -22,7 +22,6 @@ __all__ = [
 # How a channel is asked: on every pass, or when it may have changed.
 ALWAYS, STEADY = range(2)
 
-_F = TypeVar("_F", bound="Callable[..., Any]")
 _socket: Any = socket.socket
 
 # Predicates of our own; and whether the queue tells that one looks at, if it looks at one.
@@ -59,52 +58,30 @@ class LayeredSocket:
         LayeredSocket.are_used = True
 
     if TYPE_CHECKING:  # what each of them has
-
+        # It is touched when the descriptor has to be watched for more than was said.
         def belong_to(self, channel: Any) -> None: ...
-
-        # Let *channel* be touched when the descriptor has to be watched for more than was said.
-
-        def interest(self, readable: Any, writable: Any) -> tuple[Any, Any]: ...
-
         # Turn what the handler waits for into what the descriptor has to be watched for.
-
-        def pending(self) -> int: ...
-
-        # Count what ``recv`` has to say and no poller knows of.
-
-        def advance(self) -> bool: ...
-
+        def interest(self, readable: Any, writable: Any) -> tuple[Any, Any]: ...
+        def pending(self) -> int: ...  # what ``recv`` has to say and no poller knows of
         # Take what arrived; return whether ``recv`` has something to say.  May raise, for the channel.
-
-        def ready_to_write(self) -> bool: ...
-
-        # Return whether it is news for the handler that the descriptor is writable.
-
-        def is_secure_now(self) -> bool: ...
-
-        # Return, when the connection stands, whether the handler may be told so.
-
-        def begin(self) -> None: ...
-
-        # Wait no longer for what had to leave before the layer's protocol begins.
-
-        def hang_up(self) -> bool: ...
-
+        def advance(self) -> bool: ...
+        def ready_to_write(self) -> bool: ...  # whether that is news for the handler
+        def is_secure_now(self) -> bool: ...  # the connection stands; may the handler be told so?
+        def begin(self) -> None: ...  # wait no longer for what had to leave before the protocol
         # The connection is gone in both directions; return whether this was closed already.
-
+        def hang_up(self) -> bool: ...
+        # After ``close``: if there are last bytes, call *see_out* with them.
         def leave(self, see_out: Callable[[Any], object]) -> None: ...
 
-        # After ``close``: if there are last bytes, call *see_out* with them.
 
-
-def steady(tells: Callable[[Any], bool] | None = None) -> Callable[[_F], _F]:
+def steady(tells: Callable[[Any], bool] | None = None) -> Callable[[Any], Any]:
     """
     Mark a predicate whose answer changes only by events, and by what calls `touch`.
 
     Where it looks at a queue, *tells* returns whether that of a given channel calls `touch`.
     """
 
-    def mark(predicate: _F) -> _F:
+    def mark(predicate: Any) -> Any:
         _steady[predicate] = tells
         return predicate
 

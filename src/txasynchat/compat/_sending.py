@@ -103,8 +103,6 @@ class Sender:
         finally:
             self._owner = 0
 
-    # -- of an ``async_chat``
-
     def push(self, channel: Any, data: Any) -> bool:
         """
         Do what ``channel.push`` promises in by far the commonest case: bytes that go out at once.

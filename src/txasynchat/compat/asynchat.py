@@ -361,7 +361,7 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
 
     def __send_queued(self, waited: Any) -> None:
         """
-        Send what was just queued; *waited* if there is more to do then, whatever is left in the queue.
+        Send what was just queued, and be asked again if not all was sent, or something *waited* before.
         """
         if sender_of(self).is_joining:
             return

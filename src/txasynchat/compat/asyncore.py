@@ -71,9 +71,6 @@ _TLS_READS = 3
 
 
 def _strerror(err: int) -> str:
-    """
-    Return the system's text for an error number, or its name, or that it is unknown.
-    """
     try:
         return os.strerror(err)
     except (ValueError, OverflowError, NameError):
@@ -121,9 +118,6 @@ def write(obj: Any) -> None:
 
 
 def _exception(obj: Any) -> None:
-    """
-    Dispatch an exceptional event, urgent data or an error, to *obj*.
-    """
     try:
         obj.handle_expt_event()
     except _reraised_exceptions:
@@ -134,11 +128,8 @@ def _exception(obj: Any) -> None:
 
 def readwrite(obj: Any, flags: int) -> None:
     """
-    Dispatch everything that poll(2) reported of *obj*.
-
-    Args:
-        obj: any object with the handlers.
-        flags: bits of poll(2). Urgent data comes after reading and writing, the end last.
+    Dispatch everything that poll(2) reported of *obj*, by its bits *flags*: reading, then writing, then
+    urgent data, the end last.
     """
     sock = getattr(obj, "socket", None)
     doing = "read"
@@ -180,9 +171,6 @@ def readwrite(obj: Any, flags: int) -> None:
 
 
 def _limit(timeout: float | None) -> float | None:
-    """
-    Return how long a pass may wait: *timeout*, or less if a listener rests.
-    """
     now = time.monotonic()
     for key, until in list(_resting.items()):
         if now >= until:
@@ -217,9 +205,8 @@ def poll(timeout: float | None = 0.0, map: dict[Any, Any] | None = None) -> None
     Read events come first, then write events, then exceptional ones, each in the map's order. No
     reactor takes part.
     """
-    if map is None:
-        map = socket_map  # noqa: A001 - the stdlib's name
-    if not map:
+    channels = socket_map if map is None else map
+    if not channels:
         return
     r: list[Any] = []
     w: list[Any] = []
@@ -227,7 +214,7 @@ def poll(timeout: float | None = 0.0, map: dict[Any, Any] | None = None) -> None
     due: list[Any] = []
     if _resting:
         timeout = _limit(timeout)
-    for fd, obj, is_r, is_w in _ask(map, due):
+    for fd, obj, is_r, is_w in _ask(channels, due):
         if is_r:
             r.append(fd)
         if is_w and not obj.accepting:  # a listener never waits to write
@@ -241,10 +228,10 @@ def poll(timeout: float | None = 0.0, map: dict[Any, Any] | None = None) -> None
     if due:
         reads = [*due, *(fd for fd in reads if fd not in due)]
     # An event after the first may be that of a socket that is closed by then, its number reused.
-    sockets = {fd: getattr(map.get(fd), "socket", None) for ready in others for fd in ready}
+    sockets = {fd: getattr(channels.get(fd), "socket", None) for ready in others for fd in ready}
     for call, ready in zip((read, write, _exception), (reads, *others), strict=True):
         for fd in ready:
-            obj = map.get(fd)
+            obj = channels.get(fd)
             if obj is not None and (call is read or getattr(obj, "socket", None) is sockets[fd]):
                 call(obj)
 
@@ -287,17 +274,16 @@ def poll2(timeout: float | None = 0.0, map: dict[Any, Any] | None = None) -> Non
     All events of one channel come before the next channel's. The peer's end closes the channel even if
     data was not read yet. No reactor takes part.
     """
-    if map is None:
-        map = socket_map  # noqa: A001 - the stdlib's name
+    channels = socket_map if map is None else map
     if _resting:
         timeout = _limit(timeout)
     milliseconds = None if timeout is None else int(timeout * 1000)
     pollster = select.poll()
-    if not map:
+    if not channels:
         return
     keys = {}
     due: list[Any] = []
-    for fd, obj, is_r, is_w in _ask(map, due):
+    for fd, obj, is_r, is_w in _ask(channels, due):
         flags = select.POLLIN | select.POLLPRI if is_r else 0
         if is_w and not obj.accepting:
             flags |= select.POLLOUT
@@ -310,7 +296,7 @@ def poll2(timeout: float | None = 0.0, map: dict[Any, Any] | None = None) -> Non
         known = dict(ready)
         ready = [(fd, known.pop(fd, 0) | select.POLLIN) for fd in due] + list(known.items())
     for fd, flags in ready:
-        obj = map.get(keys.get(fd, fd))
+        obj = channels.get(keys.get(fd, fd))
         if obj is not None:
             readwrite(obj, flags)
 
@@ -347,15 +333,14 @@ def loop(
         Exception: whatever `readable`, `writable` or `handle_error` of a channel raised.
         OSError: EBADF, a channel's descriptor is closed; select mode only.
     """
-    if map is None:
-        map = socket_map  # noqa: A001 - the stdlib's name
+    channels = socket_map if map is None else map
     poll_mode = bool(use_poll) and hasattr(select, "poll")
     poll_fun = poll2 if poll_mode else poll
     if poll_fun in _own and select in _own:
-        _loop.run(map, timeout, poll_mode, count, globals())
+        _loop.run(channels, timeout, poll_mode, count, globals())
         return
     # The program has replaced one of them.
-    _loop.repeat(lambda timeout: poll_fun(timeout, map), timeout, map, count)
+    _loop.repeat(lambda timeout: poll_fun(timeout, channels), timeout, channels, count)
 
 
 # -- channels ------------------------------------------------------------------------------
@@ -431,24 +416,22 @@ class dispatcher:  # noqa: N801 - the stdlib's name
         """
         Put this channel into a map, its own by default.
         """
-        if map is None:
-            map = self._map  # noqa: A001 - the stdlib's name
-        map[self._fileno] = self
-        _loop.added(map, self._fileno)
+        channels = self._map if map is None else map
+        channels[self._fileno] = self
+        _loop.added(channels, self._fileno)
 
     def del_channel(self, map: dict[Any, Any] | None = None) -> None:  # noqa: A002
         """
         Take this channel out of a map, its own by default, if it is there.
         """
         fd = self._fileno
-        if map is None:
-            map = self._map  # noqa: A001 - the stdlib's name
+        channels = self._map if map is None else map
         try:
-            del map[fd]
+            del channels[fd]
         except KeyError:
             pass  # not there, or another thread closes it too
         else:
-            _loop.removed(map, fd)
+            _loop.removed(channels, fd)
         self._fileno = None
 
     def create_socket(
@@ -576,9 +559,6 @@ class dispatcher:  # noqa: N801 - the stdlib's name
         return conn, addr
 
     def __rest(self, why: OSError) -> None:
-        """
-        Log why this listener cannot accept, and leave it alone for a while.
-        """
         suppressed = _exhausted.suppressed(why.errno)
         if suppressed is not None:
             before = f" ({suppressed} of these before it were not logged)" if suppressed else ""
@@ -681,10 +661,7 @@ class dispatcher:  # noqa: N801 - the stdlib's name
 
     def handle_connect_event(self) -> None:
         """
-        Called when an attempt to connect is over.
-
-        Raises:
-            OSError: it failed.
+        Called when an attempt to connect is over; an OSError if it failed.
         """
         err = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if err != 0:
@@ -828,9 +805,6 @@ class _Leaving(dispatcher):
         else:
             self.close()
 
-    def writable(self) -> bool:
-        return True
-
     def handle_write(self) -> None:
         if self._last.send():
             self.close()
@@ -962,10 +936,7 @@ _out_buffer = dispatcher_with_send.out_buffer
 def compact_traceback() -> tuple[tuple[str, str, str], Any, Any, str]:
     """
     Return the exception being handled: its innermost place (file, function, line), type and value, and
-    all places as text on one line.
-
-    Raises:
-        AssertionError: no exception is being handled.
+    all places as text on one line. It is an AssertionError if there is none.
     """
     kind, value, tb = sys.exc_info()
     if tb is None:
@@ -987,9 +958,8 @@ def close_all(map: dict[Any, Any] | None = None, ignore_all: bool = False) -> No
         map: its values are any objects with ``close()``; `socket_map` if not given.
         ignore_all: whether errors of ``close()`` are ignored.
     """
-    if map is None:
-        map = socket_map  # noqa: A001 - the stdlib's name
-    for channel in copy_of(map).values():
+    channels = socket_map if map is None else map
+    for channel in copy_of(channels).values():
         try:
             channel.close()
         except _reraised_exceptions:
@@ -997,8 +967,8 @@ def close_all(map: dict[Any, Any] | None = None, ignore_all: bool = False) -> No
         except BaseException as error:
             if not ignore_all and not (isinstance(error, OSError) and error.errno == EBADF):
                 raise
-    map.clear()
-    _loop.emptied(map)
+    channels.clear()
+    _loop.emptied(channels)
 
 
 # -- files ---------------------------------------------------------------------------------

@@ -170,8 +170,7 @@ class KqueuePoller(_Emulated):
         self._own = Owned(self._kqueue.fileno())
 
     def fileno(self) -> int:  # noqa: D102 - as an epoll's
-        number: int = self._kqueue.fileno()
-        return number
+        return int(self._kqueue.fileno())
 
     def register(self, fd: int, events: int) -> None:  # noqa: D102 - see _Emulated
         self._own.check()  # a fork, or the program, may have closed it
@@ -211,8 +210,7 @@ def unread(fd: int) -> int:
         ioctl(fd, FIONREAD, answer)
     except (ImportError, OSError):
         return -1
-    count: int = _INT.unpack(answer)[0]
-    return count
+    return int(_INT.unpack(answer)[0])
 
 
 def knows_once(poller: Poller) -> bool:
