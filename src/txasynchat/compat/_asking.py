@@ -140,7 +140,8 @@ class Asking:
         Ask those whose answer may have changed; with *ask_always*, but not within a wait, also who is
         asked on every pass. Return whether all were asked, because the map is not what it was.
         """
-        self._ask_changed(ask_always)
+        if self.recent or self.touched or self._entries.departed:
+            self._ask_changed(ask_always)
         if not self._entries.seem_current():
             self.refresh_all(ask_always=ask_always)
             return True
@@ -220,8 +221,6 @@ class Asking:
             except KeyError:  # a signal handler looked through them
                 break
             wants.drop(fd)
-        if not (self.recent or self.touched):
-            return
         recent, self.recent = self.recent, {}
         for fd, bits in chain(recent.items(), self._take_touched()):
             channel = entries.channels.get(fd)

@@ -85,7 +85,8 @@ class Dispatch:
                 order = sorted(ready, key=entries.ranks.__getitem__)
             except KeyError:  # nobody's
                 order = self._without_strangers(ready)
-            self._wants.change_back(ready)
+            if self._wants.tls_waits:
+                self._wants.change_back(ready)
             if not self._wants.poll_mode and set(ready.values()) == _ALL_READ:
                 self._dispatch_reads(order, changed)
                 return
