@@ -94,11 +94,11 @@ class Asking:
         self._answers: list[int] | None = None
         self._doubted: set[Any] = set()
 
-    def touch(self, fd: Any) -> None:
+    def touch(self, fd: Any) -> None:  # its answers may have changed
         if not (self._newcomers.moments and self._newcomers.report(fd)):
             self.touched.setdefault(fd)  # it may be there, to rest for a while
 
-    def rest(self, fd: Any) -> None:
+    def rest(self, fd: Any) -> None:  # it cannot take what it is told of
         self.touched[fd] = _monotonic() + PAUSE
 
     def look_again(self, fds: list[Any] | None = None) -> None:

@@ -74,19 +74,19 @@ class Backoff:
             return False
         return _count(fd, self.ends)
 
-    def hang(self, fd: Any) -> bool:
+    def hang(self, fd: Any) -> bool:  # told by poll mode that it is gone, and still in the map
         self._hung.add(fd)
         return self.end(fd)
 
-    def urge(self, fd: Any) -> bool:
+    def urge(self, fd: Any) -> bool:  # told of urgent data
         return _count(fd, self._urged)
 
-    def read(self, fds: Iterable[Any]) -> None:
+    def read(self, fds: Iterable[Any]) -> None:  # told that they can read
         if self._urged:
             for fd in fds:
                 self._urged.pop(fd, None)
 
-    def mask(self, fd: Any, mask: int) -> int:
+    def mask(self, fd: Any, mask: int) -> int:  # what is left of it while *fd* rests
         return mask & ~(_TO_READ | WRITE if fd in self._hung else _TO_READ)
 
 

@@ -117,7 +117,7 @@ class MapDriver:
 
     # -- the beginning and the end
 
-    def take(self, channels: dict[Any, Any]) -> None:
+    def take(self, channels: dict[Any, Any]) -> None:  # for this thread, or one level deeper
         self._entries.channels = channels
         self.thread = _get_ident()
         self.depth += 1
@@ -139,7 +139,7 @@ class MapDriver:
             self.depth = 0  # from here on another thread may take it
         return not channels or entries.is_holding or bool(entries.keys)
 
-    def go_on_in_child(self) -> None:
+    def go_on_in_child(self) -> None:  # of a fork, in its one thread
         if self.attachment is None:
             self.hub.abandon()
         if self.thread != _get_ident():

@@ -74,7 +74,7 @@ class Newcomers:
 
     # -- from any thread
 
-    def announce(self, key: Any) -> None:
+    def announce(self, key: Any) -> None:  # and leave it alone from now on
         latest = time.monotonic() + ALONE
         self.moments[key] = latest, latest
         self.has_news = True
@@ -100,7 +100,7 @@ class Newcomers:
         self.has_news = False
         return min(list(self.moments.values()), default=(math.inf, 0.0))[0]
 
-    def take_due(self, now: float) -> list[Any]:
+    def take_due(self, now: float) -> list[Any]:  # those that may be asked
         due = [key for key, (moment, _) in list(self.moments.items()) if moment <= now]
         for key in due:
             self.moments.pop(key, None)

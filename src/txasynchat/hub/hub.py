@@ -428,8 +428,6 @@ class Hub:
         self.renew()
         return self._fileno
 
-    # -- the end
-
     def close(self) -> None:
         """
         Close the hub's own descriptors; the channels' stay open. May be repeated.
