@@ -357,18 +357,12 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
             put(fifo, [data[start : start + size] for start in range(0, length, size)])
         else:
             put(fifo, (data,))
-        self.__send_queued(waited)
-
-    def __send_queued(self, waited: Any) -> None:
-        """
-        Send what was just queued, and be asked again if not all was sent, or something *waited* before.
-        """
         if sender_of(self).is_joining:
             return
         try:
             self.initiate_send()
         finally:
-            if waited or self.producer_fifo:
+            if waited or fifo:
                 _loop.touch(self)
 
     def push_with_producer(self, producer: Any) -> None:
@@ -376,7 +370,12 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
         Send what ``producer.more()`` returns, until that is empty.
         """
         put(self.producer_fifo, (producer,))
-        self.__send_queued(waited=True)
+        if sender_of(self).is_joining:
+            return
+        try:
+            self.initiate_send()
+        finally:
+            _loop.touch(self)
 
     @_interest.steady()
     def readable(self) -> Any:
@@ -452,7 +451,10 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
                 return
             if num_sent:
                 is_whole = num_sent == len(data) and size >= len(first)
-                settle(fifo, first, None if is_whole else num_sent)
+                if is_whole and fifo and fifo[0] is first:
+                    del fifo[0]
+                else:
+                    settle(fifo, first, None if is_whole else num_sent)
             return
 
     def discard_buffers(self) -> None:
