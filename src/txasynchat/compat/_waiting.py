@@ -75,8 +75,7 @@ class Waiting:
 
     def wait(self, timeout: float | None, now: float, full: bool) -> Events:
         """
-        Wait for events, at most *timeout* seconds, `None` for ever; *full* if everyone was asked just
-        *now*.
+        Wait for events up to *timeout* seconds, `None` for ever; *full* if all were asked just *now*.
         """
         deadline = math.inf if timeout is None else now + timeout
         asking = self._asking

@@ -422,8 +422,7 @@ class Hub:
 
     def fileno(self) -> int:
         """
-        Return the nested poller's descriptor, readable while something is ready; -1 if pollers do not
-        nest.
+        Return the nested poller's descriptor, readable while something is ready; -1 if none nests.
         """
         self.renew()
         return self._fileno
