@@ -1,7 +1,7 @@
 """
 A pass of loop(): who is asked, who is called, and in which order.
 
-Also covers `compat._driver`, `compat._waiting`, `compat._asking`, `compat._every_pass`,
+Also covers `compat._driver`, `compat._waiting`, `compat._asking`,
 `compat._wants`, `compat._dispatch`, `compat._entries`, `compat._backoff` and `compat._interest`.
 """
 

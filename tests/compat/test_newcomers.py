@@ -8,8 +8,8 @@ import time
 from contextlib import contextmanager
 
 from helpers.loops import both_modes
-from txasynchat.compat import _driver as driving
-from txasynchat.compat import _newcomers, asyncore
+from txasynchat.compat import _entries, asyncore
+from txasynchat.compat import _waiting as waiting
 
 LIMIT = 10.0
 
@@ -107,7 +107,7 @@ def test_error_in_the_predicate_of_a_new_channel_leaves_the_loop_a_little_later(
 
 @both_modes
 def test_new_channel_is_asked_sooner_once_connected(channels, pair, use_poll, monkeypatch):
-    monkeypatch.setattr(_newcomers, "ALONE", 1000.0)
+    monkeypatch.setattr(_entries, "ALONE", 1000.0)
     with a_loop(channels, pair, use_poll), socket.create_server(("127.0.0.1", 0)) as server:
         client = Client(None, channels, lambda: None)
         client.create_socket()
@@ -123,7 +123,7 @@ def test_new_channel_is_asked_sooner_once_connected(channels, pair, use_poll, mo
 def test_it_is_asked_in_time_where_the_pass_was_held_up(channels, pair, use_poll, monkeypatch):
     """A machine under load, or a slow predicate, delays it once, not for as long again."""
     late = [1000.0]
-    monkeypatch.setattr(driving, "_monotonic", lambda: time.monotonic() - late[0])
+    monkeypatch.setattr(waiting, "_monotonic", lambda: time.monotonic() - late[0])
     near, far = pair()
     made = []
 

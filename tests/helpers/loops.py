@@ -82,7 +82,7 @@ def check_that_it_rests(count, run_once, patience=backoff.PATIENCE):
 def waits(channels):
     """Return whether a loop() is waiting."""
     driver = _loop.driver_of(channels)
-    return driver is not None and driver.waiting
+    return driver is not None and driver.waiting.is_going_on
 
 
 def reactor_thread(reactor, call, *args):

@@ -23,7 +23,7 @@ from txasynchat.compat._deadlines import Deadlines
 from txasynchat.hub import ENDED, READ, URGENT, WRITE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
 __all__ = ["PATIENCE", "PAUSE", "Backoff"]
 
@@ -39,17 +39,17 @@ class Backoff:
     """
     How often the channels of a map were told, and which of them rest.
 
-    What counts returns whether the channel has to rest.
+    What counts how often a channel was told of something returns whether it has to rest.  `end`, and
+    `drop`, for a channel that departs, are for any thread.
 
     Attributes:
+        ends: how often each was told of the end of its stream.
         resting: until when; for the loop's thread, but for `Deadlines.drop`.
     """
 
-    __slots__ = ("_ends", "_hung", "_unread", "_urged", "resting")
-
     def __init__(self) -> None:
+        self.ends: dict[Any, int] = {}
         self.resting = Deadlines()
-        self._ends: dict[Any, int] = {}
         # Since they last could read.
         self._urged: dict[Any, int] = {}
         # Of those that do not read by our recv(), what was left to read at the last look.
@@ -57,78 +57,39 @@ class Backoff:
         # They rest from everything, because poll mode reports a hang-up whatever they wait for.
         self._hung: set[Any] = set()
 
-    # -- from any thread
-
-    def end(self, fd: Any) -> bool:
-        """
-        The channel under *fd* was told of the end of its stream, and is still in the map.
-        """
-        return self._count(fd, self._ends)
-
     def drop(self, fd: Any) -> None:
-        """
-        The channel under *fd* departs.
-        """
-        self._ends.pop(fd, None)
+        self.ends.pop(fd, None)
         self._unread.pop(fd, None)
         self._hung.discard(fd)
         self._urged.pop(fd, None)
         self.resting.drop(fd)
 
-    # -- from the loop's thread
+    def end(self, fd: Any, left: int = 0) -> bool:
+        """
+        The channel under *fd* was told of the end of its stream, is in the map, and has *left* bytes.
+        """
+        if left and left != self._unread.get(fd):  # it goes on with what came before the end
+            self._unread[fd] = left
+            self.ends[fd] = 0
+            return False
+        return _count(fd, self.ends)
 
-    def ends(self, fd: Any) -> int:
-        """
-        Return how often the channel under *fd* was told of the end of its stream.
-        """
-        return self._ends.get(fd, 0)
-
-    def end_unless_counted(self, fd: Any, before: int, left: Callable[[], int]) -> bool:
-        """
-        The channel under *fd* had an event that tells of the end of its stream.
-
-        Args:
-            fd: its key in the map.
-            before: what `ends` was before that event.
-            left: returns how many bytes it has still to read.
-        """
-        if self.ends(fd) != before:
-            return False  # by `end`
-        if before >= PATIENCE:
-            count = left()
-            if count and count != self._unread.get(fd):  # it goes on with what came before the end
-                self._unread[fd] = count
-                self._ends[fd] = 0
-                return False
-        return self.end(fd)
-
-    def hang(self, fd: Any) -> bool:
-        """
-        The channel under *fd* was told by poll mode that it is gone, and is still in the map.
-        """
+    def hang(self, fd: Any) -> bool:  # told by poll mode that it is gone, and still in the map
         self._hung.add(fd)
         return self.end(fd)
 
-    def urge(self, fd: Any) -> bool:
-        """
-        The channel under *fd* was told of urgent data.
-        """
-        return self._count(fd, self._urged)
+    def urge(self, fd: Any) -> bool:  # told of urgent data
+        return _count(fd, self._urged)
 
-    def read(self, fds: Iterable[Any]) -> None:
-        """
-        The channels under *fds* were told that they can read.
-        """
+    def read(self, fds: Iterable[Any]) -> None:  # told that they can read
         if self._urged:
             for fd in fds:
                 self._urged.pop(fd, None)
 
-    def mask(self, fd: Any, mask: int) -> int:
-        """
-        Return what is left of *mask* for the channel under *fd* while it rests.
-        """
+    def mask(self, fd: Any, mask: int) -> int:  # what is left of it while *fd* rests
         return mask & ~(_TO_READ | WRITE if fd in self._hung else _TO_READ)
 
-    def _count(self, fd: Any, told: dict[Any, int]) -> bool:
-        count = told[fd] = told.get(fd, 0) + 1
-        return count > PATIENCE
+
+def _count(fd: Any, told: dict[Any, int]) -> bool:
+    count = told[fd] = told.get(fd, 0) + 1
+    return count > PATIENCE

@@ -14,14 +14,13 @@ __all__ = ["Deadlines"]
 
 class Deadlines:
     """
-    At most one moment for each key.  Not for several threads, but for `drop` and ``in``.
+    At most one moment for each key, the one that was `set` last.  Not for several threads, but for
+    `drop` and ``in``.
 
     Attributes:
         next: no moment is before this one; infinite where there is none.  (An early one may be that of
             a key that was dropped since.)
     """
-
-    __slots__ = ("_heap", "_moments", "_numbers", "next")
 
     def __init__(self) -> None:
         self.next = math.inf
@@ -34,9 +33,6 @@ class Deadlines:
         return key in self._moments
 
     def set(self, key: Any, moment: float) -> None:
-        """
-        Let *key* be due at *moment*, and no more at the one it had.
-        """
         if self._moments.get(key) == moment:
             return
         self._moments[key] = moment
@@ -44,15 +40,11 @@ class Deadlines:
         self.next = self._heap[0][0]
 
     def drop(self, key: Any) -> None:
-        """
-        Let *key* not be due any more; harmless where it is not.
-        """
         self._moments.pop(key, None)
 
     def take_due(self, now: float) -> list[tuple[Any, float]]:
         """
-        Returns:
-            the keys that are due, with their moments, earliest first; they are forgotten.
+        Return the keys that are due, with their moments, earliest first, and forget them.
         """
         due = []
         while self._heap and self._heap[0][0] <= now:

@@ -1,10 +1,9 @@
 """
 What drives a map of channels: a `MapDriver`, over a hub; `_loop` has one for each map.
 
-A pass asks the channels what they wait for (`_asking`), waits for that, and calls their handlers
-(`_dispatch`).  This module has the passes and the wait.  A wait ends by an event, by its timeout, or
-when another thread changed something; in between it sees to what is due: channels whose rest is over,
-newcomers, handshakes that last too long, one full pass.
+A pass asks the channels what they wait for (`_asking`), waits for that (`_waiting`), and calls their
+handlers (`_dispatch`).  What another thread reports meanwhile is noted, and wakes the wait; a handler's
+own changes are seen to when it has returned.
 
 A ``loop()`` whose map has the same channels as at the end of the last one goes on with its passes,
 and with its time.  A socket that was closed and a predicate that was put on a channel are noticed at
@@ -17,20 +16,16 @@ This module does not know who is asked and why, nor what an event means.
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from typing import Any
 
-from txasynchat.compat import _reactor
 from txasynchat.compat._asking import Asking
-from txasynchat.compat._backoff import Backoff
 from txasynchat.compat._dispatch import Dispatch
 from txasynchat.compat._entries import Entries
-from txasynchat.compat._every_pass import EveryPass
 from txasynchat.compat._waiting import Waiting
-from txasynchat.compat._wants import Wants
-from txasynchat.hub import Events, Hub
+from txasynchat.compat._wants import DIRECTIONS, Wants
+from txasynchat.hub import Hub
 
 __all__ = ["MapDriver"]
 
@@ -42,8 +37,7 @@ class MapDriver:
     """
     The passes over one map.
 
-    Its methods are for the thread that runs the passes, but for those of the section "from
-    any thread".
+    What channels report comes from any thread; the rest is for the one that runs the passes.
 
     Args:
         channels: the map, descriptor to channel; kept alive, like what is in it, only while it is
@@ -56,6 +50,7 @@ class MapDriver:
         depth: how many ``loop()`` calls, nested in each other, use this driver.
         thread: in which thread.
         attachment: what drives the map instead of ``loop()``; None if nothing does.
+        waiting: the waits between the passes.
     """
 
     def __init__(self, channels: dict[Any, Any], names: dict[str, Any]) -> None:
@@ -65,136 +60,86 @@ class MapDriver:
         self.thread = 0
         self.attachment: Any = None
         self._entries = Entries(channels)
-        self._backoff = Backoff()
-        self._wants = Wants(self._entries, self.hub, self._backoff)
-        self._every_pass = EveryPass(self._entries, self._wants, self._backoff)
-        self._asking = Asking(self._entries, self._wants, self._backoff, self._every_pass)
-        self._dispatch = Dispatch(self._entries, self._wants, self._asking, self._backoff, names)
-        self._waiting = Waiting(self.hub, self._has_news)
+        self._wants = Wants(self._entries, self.hub)
+        self._asking = Asking(self._wants)
+        self._dispatch = Dispatch(self._wants, self._asking, names)
+        self.waiting = Waiting(self._wants, self._asking, self._dispatch)
 
-    # -- from any thread
+    # -- what channels report: see `_loop.Driver`
 
     @property
     def channels(self) -> dict[Any, Any]:
-        """
-        The map; an empty one between two ``loop()`` calls.
-        """
         return self._entries.channels
 
     def add(self, fd: Any) -> None:
-        """
-        A channel was put into the map under *fd*.
-        """
         self._wants.depart(fd)
         if self.depth and _get_ident() != self.thread:
             self._entries.newcomers.announce(fd)
         else:
-            self._entries.newcomers.drop(fd)
+            self._entries.newcomers.moments.pop(fd, None)
             self._asking.touched[fd] = None
         self.wake()
 
     def remove(self, fd: Any) -> None:
-        """
-        The channel under *fd* was taken out of the map; its descriptor is still open.
-        """
-        self._entries.newcomers.drop(fd)
-        if self._entries.batches and _get_ident() == self.thread:
+        entries = self._entries
+        entries.newcomers.moments.pop(fd, None)
+        if entries.batches and _get_ident() == self.thread:
             self._wants.drop(fd)  # by a handler: nothing else is under way
         else:
-            self._entries.departed[fd] = None  # first: see `Dispatch.dispatch`
+            entries.departed[fd] = None  # first: see `Dispatch.dispatch`
             self._wants.depart(fd)
         if self.depth:
             self.wake()
 
     def touch(self, fd: Any) -> None:
-        """
-        The answer of the predicates of the channel under *fd* may have changed.
-        """
         self._asking.touch(fd)
         self.wake()
-
-    @property
-    def waiting(self) -> bool:
-        """
-        Whether it sits in its wait, or is about to.
-        """
-        return self._waiting.is_going_on
 
     def wake(self) -> None:
         """
         Let what was changed just now take effect, if the driver sits in a wait.
         """
-        if self._waiting.is_going_on:
+        if self.waiting.is_going_on:
             self.hub.wake()
         elif self.attachment is not None and not self._entries.batches:
             self.attachment.poke()
 
     def end(self, fd: Any) -> None:
-        """
-        The channel under *fd* was told of the end of its stream, and is still in the map.
-        """
-        if self._backoff.end(fd):
+        if self._wants.backoff.end(fd):
             self._asking.rest(fd)
 
     def rest(self, fd: Any) -> None:
-        """
-        Leave the channel under *fd* alone for a while: it cannot take what it is told of.
-        """
         self._asking.rest(fd)
 
     def wait_for(self, fd: Any, doing: str, wants: str) -> None:
-        """
-        Let the channel under *fd* wait for what its TLS *wants* in order to go on with *doing*.
-
-        Args:
-            fd: its key in the map.
-            doing: "read" or "write"; it is called again when *wants* comes.
-            wants: the other one.
-        """
-        self._wants.exchange(fd, doing, wants)
+        self._wants.tls_waits[fd] = DIRECTIONS[doing], DIRECTIONS[wants]
         self.touch(fd)
 
     # -- the beginning and the end
 
-    def take(self, channels: dict[Any, Any]) -> None:
-        """
-        Drive *channels* in this thread, one level deeper if it does so already.
-        """
+    def take(self, channels: dict[Any, Any]) -> None:  # for this thread, or one level deeper
         self._entries.channels = channels
         self.thread = _get_ident()
         self.depth += 1
 
     def release(self) -> bool:
         """
-        The reverse of `take`.
-
-        Returns:
-            whether that was the outermost level, and nothing is driven any more.
+        Undo `take`; return whether to `close` this, because nothing is driven any more, and there are
+        no channels for another ``loop()``, or one of them or a key would be kept alive until then.
         """
         if self.depth > 1:
             self.depth -= 1
             return False
-        try:
-            self._dispatch.release()
-            self._every_pass.release()
-            self._waiting.end()
-        finally:
-            self._entries.channels = {}  # it may be dropped by the program
-            self.depth = 0  # from here on another thread may take it
-        return True
-
-    @property
-    def is_worth_keeping(self) -> bool:
-        """
-        Whether there are channels, and neither one of them nor a key is kept alive.
-        """
         entries = self._entries
-        return bool(entries.channels) and not (entries.is_holding or entries.keys)
+        channels, entries.channels = entries.channels, {}  # it may be dropped by the program
+        try:
+            self._asking.release()
+            self.waiting.end()
+        finally:
+            self.depth = 0  # from here on another thread may take it
+        return not channels or entries.is_holding or bool(entries.keys)
 
-    def go_on_in_child(self) -> None:
-        """
-        This is the child of a fork, and its one thread.
-        """
+    def go_on_in_child(self) -> None:  # of a fork, in its one thread
         if self.attachment is None:
             self.hub.abandon()
         if self.thread != _get_ident():
@@ -202,11 +147,8 @@ class MapDriver:
             self._entries.batches.clear()
 
     def close(self) -> None:
-        """
-        Give the hub's descriptors back.
-        """
         self.hub.close()
-        self._entries.clear()
+        self._entries.sort({})
 
     # -- passes
 
@@ -224,39 +166,31 @@ class MapDriver:
         ):
             self.distrust()
         self._wants.poll_mode = poll_mode
+        self._asking.look_again()
 
     def distrust(self) -> None:
-        """
-        Let the next pass be a full one: the last was left in the middle.
-        """
-        self._asking.next_full = 0.0
+        self._asking.next_full = 0.0  # the next pass is a full one
 
     def run_pass(self, timeout: float | None) -> None:
         """
-        Ask, wait, and dispatch what happened: what the stdlib's ``poll()`` does.
-
-        Args:
-            timeout: seconds, `None` for ever.
+        Do what the stdlib's ``poll()`` does: ask, wait up to *timeout* seconds, `None` for ever, and
+        dispatch what happened.
         """
         now = _monotonic()
-        full = self._get_ready(now)
-        events = self._wait(timeout, now, full)
+        full = self.waiting.prepare(now)
+        events = self.waiting.wait(timeout, now, full)
         if events:
             self._dispatch.dispatch(events)
 
     def turn(self, limit: int) -> bool:
         """
-        A pass that does not wait, for a reactor that runs.
+        A pass that does not wait, for a reactor that runs; with *limit* events at most.
 
-        Args:
-            limit: events to dispatch at most; the rest comes with the next turn.
-
-        Returns:
-            whether another turn is due at once, with nothing that would tell the reactor so.
+        Return whether another turn is due at once, with nothing that would tell the reactor so.
         """
         self.thread = _get_ident()  # a reactor may run in another one than it was attached in
         wants = self._wants
-        self._get_ready(_monotonic())
+        self.waiting.prepare(_monotonic())
         if wants.closed:
             wants.refuse_closed()
         events = self.hub.wait(0.0, limit)
@@ -265,78 +199,4 @@ class MapDriver:
         if events:
             self._dispatch.dispatch(events)
             self._asking.refresh()
-        return self.hub.busy or wants.are_ready()
-
-    def _get_ready(self, now: float) -> bool:
-        """
-        See to what is due, and ask those whose answer may have changed.
-
-        Returns:
-            whether everyone was asked.
-        """
-        asking = self._asking
-        if now >= self._waiting.next_check:
-            self._waiting.check(now)
-        if now >= self._backoff.resting.next or self._entries.newcomers.moments:
-            asking.take_due(now)
-        if now >= self._wants.deadlines.next:
-            self._dispatch.expire(now)
-        if now >= asking.next_full:
-            asking.refresh_all()
-            return True
-        return asking.refresh()
-
-    def _wait(self, timeout: float | None, now: float, full: bool) -> Events:
-        """
-        Wait for events; *full* if everyone was asked just now.
-        """
-        deadline = math.inf if timeout is None else now + timeout
-        asking = self._asking
-        wants = self._wants
-        newcomers = self._entries.newcomers
-        resting = self._backoff.resting
-        while True:
-            if wants.closed:
-                wants.refuse_closed()
-            until = deadline
-            if not full and asking.next_full < until:
-                until = asking.next_full
-            until = min(until, resting.next, wants.deadlines.next)
-            if newcomers.moments or newcomers.has_news:
-                until = min(until, newcomers.next)
-            if until < deadline:
-                now = _monotonic()  # what is due does not wait for longer because asking took long
-            limit = None if until == math.inf else max(0.0, until - now)
-            if (wants.closed or wants.buffered) and wants.are_ready():
-                limit = 0.0
-            events = self._waiting.wait(limit)
-            if wants.closed or wants.buffered:
-                events = wants.with_ready(events)
-            if events or not self._entries.channels:
-                return events
-            now = _monotonic()
-            if now >= deadline:
-                return events
-            # Woken, or only half the wait is over, or the reactor had something to do.
-            if now >= resting.next or newcomers.moments:
-                asking.take_due(now)
-            if now >= wants.deadlines.next and self._dispatch.expire(now):
-                return []
-            if now >= asking.next_full and not full:
-                self._waiting.check(now)
-                asking.refresh_all(ask_always=False)
-                full = True
-            else:
-                asking.refresh(ask_always=_reactor.here() is not None)
-
-    def _has_news(self) -> object:
-        """
-        Return whether another thread changed something just now.
-        """
-        entries = self._entries
-        return (
-            self._asking.touched
-            or entries.departed
-            or entries.newcomers.has_news
-            or not entries.channels
-        )
+        return self.hub.busy or bool(wants.ready())

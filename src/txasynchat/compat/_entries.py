@@ -10,28 +10,36 @@ Whatever another thread does to a channel is marked here at once (`depart`), so 
 what comes next under the same number for the old one.  The table itself changes in the loop's thread
 only, and nothing of it goes while it is looked through: what is to go waits in `departed`.
 
+A channel that another thread adds may still be in the making: it registers itself in the middle of
+its constructor, and what its predicates look at is often set at the end.  Nothing tells when that is;
+so it is left alone for a while, less if it reports something (`Newcomers`).
+
 This module does not know what a channel waits for, nor what was told to it.
 """
 
 from __future__ import annotations
 
+import math
+import time
 import weakref
 from contextlib import suppress
 from operator import is_
 from typing import TYPE_CHECKING, Any
 
-from txasynchat.compat._attributes import socket_of
-from txasynchat.compat._interest import ALWAYS, are_steady, is_closed
-from txasynchat.compat._newcomers import Newcomers
+from txasynchat.compat._interest import ALWAYS, are_open, are_steady
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = ["Entries", "Entry", "copy_of"]
 
+#: Seconds: how long a newcomer is left alone that reports nothing.
+ALONE = 0.1
+#: Seconds: how long after its last report, by `connect` or `push`; within the time above.
+AFTER_REPORT = 0.01
 
-def _nobody() -> None:
-    return None
+
+def _nobody() -> None: ...
 
 
 class Entry:
@@ -49,6 +57,54 @@ class Entry:
     def __init__(self) -> None:
         self.ref: Callable[[], Any] = _nobody
         self.kind = ALWAYS
+
+
+class Newcomers:
+    """
+    Keys of new channels, and when they are first asked.
+
+    Attributes:
+        moments: when each is first asked, and when at the latest; whoever takes one out asks at once.
+        has_news: whether there was anything since the last look at `next`.
+    """
+
+    def __init__(self) -> None:
+        self.moments: dict[Any, tuple[float, float]] = {}
+        self.has_news = False
+
+    # -- from any thread
+
+    def announce(self, key: Any) -> None:  # and leave it alone from now on
+        latest = time.monotonic() + ALONE
+        self.moments[key] = latest, latest
+        self.has_news = True
+
+    def report(self, key: Any) -> bool:
+        """
+        Note that the channel of *key* called one of its methods; return False if it is none of these.
+        """
+        moments = self.moments.get(key)
+        if moments is None:
+            return False
+        self.moments[key] = min(moments[1], time.monotonic() + AFTER_REPORT), moments[1]
+        self.has_news = True
+        return True
+
+    # -- from the loop's thread
+
+    @property
+    def next(self) -> float:
+        """
+        When the first of them is asked; infinite where there is none.
+        """
+        self.has_news = False
+        return min(list(self.moments.values()), default=(math.inf, 0.0))[0]
+
+    def take_due(self, now: float) -> list[Any]:  # those that may be asked
+        due = [key for key, (moment, _) in list(self.moments.items()) if moment <= now]
+        for key in due:
+            self.moments.pop(key, None)
+        return due
 
 
 class Entries:
@@ -69,20 +125,6 @@ class Entries:
         changed: a channel came or departed since the last time that this was set to False.
     """
 
-    __slots__ = (
-        "_rank",
-        "always",
-        "batches",
-        "changed",
-        "channels",
-        "departed",
-        "is_holding",
-        "keys",
-        "known",
-        "newcomers",
-        "ranks",
-    )
-
     def __init__(self, channels: dict[Any, Any]) -> None:
         self.channels = channels
         self.known: dict[Any, Entry] = {}
@@ -100,10 +142,7 @@ class Entries:
 
     def depart(self, fd: Any) -> bool:
         """
-        Whoever is found in the map under *fd* from now on is another channel.
-
-        Returns:
-            whether there was an entry.
+        Whoever is found under *fd* from now on is another channel; return whether there was an entry.
         """
         self.changed = True
         entry = self.known.get(fd)
@@ -114,9 +153,6 @@ class Entries:
         return entry is not None
 
     def has_departed(self, fd: Any) -> bool:
-        """
-        Return whether there is an entry of a channel that is gone.
-        """
         entry = self.known.get(fd)
         return entry is not None and entry.ref is _nobody
 
@@ -132,9 +168,9 @@ class Entries:
 
     # -- from the loop's thread
 
-    def enter(self, fd: Any, channel: Any) -> Entry:
+    def enter(self, fd: Any, channel: Any, kind: int) -> Entry:
         """
-        Let the entry of *fd* be that of *channel*; there may be none, or one that has departed.
+        Let the entry of *fd*, if there is one, be that of *channel*, which is asked as *kind* says.
         """
         self.changed = True
         entry = self.known.get(fd)
@@ -147,12 +183,10 @@ class Entries:
         except TypeError:
             entry.ref = lambda: channel
             self.is_holding = True
+        self.classify(fd, entry, kind)
         return entry
 
     def classify(self, fd: Any, entry: Entry, kind: int) -> None:
-        """
-        Let the channel under *fd* be asked as *kind* says.
-        """
         entry.kind = kind
         if kind != ALWAYS:
             self.always.pop(fd, None)
@@ -163,16 +197,13 @@ class Entries:
                 self.always = {one: self.known[one] for one in order}
 
     def drop(self, fd: Any) -> None:
-        """
-        Remove the entry of *fd*; harmless where there is none.
-        """
         if self.known.pop(fd, None) is not None:
             self.ranks.pop(fd, None)
             self.always.pop(fd, None)
 
     def sort(self, snapshot: dict[Any, Any]) -> None:
         """
-        Put the entries into the order of *snapshot*, which has the same keys.
+        Put the entries into the order of *snapshot*, and forget those that are not in there.
         """
         old = self.known
         self.known = {fd: old[fd] for fd in snapshot if fd in old}
@@ -211,26 +242,18 @@ class Entries:
             return False
         if list(current) != list(known):
             return False
+        if len(always) == len(known):
+            return are_open(current.values())
         if always:
-            if any(is_closed(socket_of(current[fd])) for fd in always):
+            if not are_open([current[fd] for fd in always]):
                 return False
             known = {fd: entry for fd, entry in known.items() if fd not in always}
             current = {fd: current[fd] for fd in known}
         refs = [entry.ref() for entry in known.values()]
         return all(map(is_, current.values(), refs)) and are_steady(current.values())
 
-    def clear(self) -> None:
-        """
-        Forget all of them.
-        """
-        self.known.clear()
-        self.ranks.clear()
-
 
 def copy_of(channels: Any) -> dict[Any, Any]:
-    """
-    Return the items of a map that other threads may change.
-    """
     if type(channels) is dict:
         return channels.copy()
     while True:

@@ -7,31 +7,23 @@ from __future__ import annotations
 import socket
 import sys
 import time
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from txasynchat.compat._attributes import own, socket_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable
 
 __all__ = [
-    "ALWAYS",
-    "STEADY",
-    "LayeredSocket",
-    "are_steady",
-    "ask_layer",
-    "is_closed",
-    "is_open",
-    "kind_of",
-    "pending_of",
-    "steady",
-    "tls_wants",
-]
+    "ALWAYS", "STEADY", "LayeredSocket", "are_open", "are_steady", "ask_layer", "is_open",
+    "kind_of", "pending_of", "steady", "tls_wants",
+]  # fmt: skip
 
 # How a channel is asked: on every pass, or when it may have changed.
 ALWAYS, STEADY = range(2)
 
-_F = TypeVar("_F", bound="Callable[..., Any]")
+_socket: Any = socket.socket
+
 # Predicates of our own; and whether the queue tells that one looks at, if it looks at one.
 _steady: dict[Any, Callable[[Any], bool] | None] = {}
 
@@ -65,70 +57,31 @@ class LayeredSocket:
     def __init__(self) -> None:
         LayeredSocket.are_used = True
 
-    def belong_to(self, channel: Any) -> None:
-        """
-        Let *channel* be touched when the descriptor has to be watched for more than was said.
-        """
-        raise NotImplementedError
-
-    def interest(self, readable: Any, writable: Any) -> tuple[Any, Any]:
-        """
-        Turn what the handler waits for into what the descriptor has to be watched for.
-        """
-        raise NotImplementedError
-
-    def pending(self) -> int:
-        """
-        Count what ``recv`` has to say and no poller knows of.
-        """
-        raise NotImplementedError
-
-    def advance(self) -> bool:
-        """
-        Take what arrived; return whether ``recv`` has something to say.  It may raise, for the channel.
-        """
-        raise NotImplementedError
-
-    def ready_to_write(self) -> bool:
-        """
-        Return whether it is news for the handler that the descriptor is writable.
-        """
-        raise NotImplementedError
-
-    def is_secure_now(self) -> bool:
-        """
-        Return, when the connection stands, whether the handler may be told so.
-        """
-        raise NotImplementedError
-
-    def begin(self) -> None:
-        """
-        Wait no longer for what had to leave before the layer's protocol begins.
-        """
-        raise NotImplementedError
-
-    def hang_up(self) -> bool:
-        """
-        The connection is gone in both directions; return whether this was closed already.
-        """
-        raise NotImplementedError
-
-    def leave(self, see_out: Callable[[Any], object]) -> None:
-        """
-        After ``close``: if there are last bytes, call *see_out* with them.
-        """
-        raise NotImplementedError
+    if TYPE_CHECKING:  # what each of them has
+        # It is touched when the descriptor has to be watched for more than was said.
+        def belong_to(self, channel: Any) -> None: ...
+        # Turn what the handler waits for into what the descriptor has to be watched for.
+        def interest(self, readable: Any, writable: Any) -> tuple[Any, Any]: ...
+        def pending(self) -> int: ...  # what ``recv`` has to say and no poller knows of
+        # Take what arrived; return whether ``recv`` has something to say.  May raise, for the channel.
+        def advance(self) -> bool: ...
+        def ready_to_write(self) -> bool: ...  # whether that is news for the handler
+        def is_secure_now(self) -> bool: ...  # the connection stands; may the handler be told so?
+        def begin(self) -> None: ...  # wait no longer for what had to leave before the protocol
+        # The connection is gone in both directions; return whether this was closed already.
+        def hang_up(self) -> bool: ...
+        # After ``close``: if there are last bytes, call *see_out* with them.
+        def leave(self, see_out: Callable[[Any], object]) -> None: ...
 
 
-def steady(tells: Callable[[Any], bool] | None = None) -> Callable[[_F], _F]:
+def steady(tells: Callable[[Any], bool] | None = None) -> Callable[[Any], Any]:
     """
     Mark a predicate whose answer changes only by events, and by what calls `touch`.
 
-    Args:
-        tells: where it looks at a queue: given the channel, returns whether that queue calls `touch`.
+    Where it looks at a queue, *tells* returns whether that of a given channel calls `touch`.
     """
 
-    def mark(predicate: _F) -> _F:
+    def mark(predicate: Any) -> Any:
         _steady[predicate] = tells
         return predicate
 
@@ -169,11 +122,14 @@ def are_steady(channels: Iterable[Any]) -> bool:
     return True
 
 
-def is_closed(sock: Any) -> bool:
+def are_open(channels: Collection[Any]) -> bool:
     """
-    Return whether *sock* is an ordinary socket that was closed; ``fileno()`` costs ten times as much.
+    Return whether none of *channels* has an ordinary socket that was closed.
     """
-    return type(sock) is socket.socket and sock._closed  # type: ignore[attr-defined] # the flag behind it
+    try:  # the flag behind ``fileno()``, which costs ten times as much
+        return not [one for one in channels if type(one.socket) is _socket and one.socket._closed]
+    except Exception:  # noqa: BLE001 - one has no socket, or its __getattr__ does anything
+        return len(channels) < 2 or all(are_open([one]) for one in channels)
 
 
 def pending_of(sock: Any) -> int:
@@ -182,7 +138,7 @@ def pending_of(sock: Any) -> int:
 
     Every socket of the `ssl` module or pyOpenSSL counts, also behind a wrapper that delegates.
     """
-    if sock is None or type(sock) is socket.socket:
+    if sock is None or type(sock) is _socket:
         return 0
     try:
         count = sock.pending()
@@ -211,11 +167,9 @@ def tls_wants(channel: Any) -> str | None:
 
 def ask_layer(channel: Any, is_r: Any, is_w: Any) -> tuple[Any, Any, bool]:
     """
-    What a channel waits for that says *is_r* and *is_w*, where some have layers (`LayeredSocket`).
-
-    Returns:
-        what its descriptor is to be watched for, and whether a read event is due that no system
-        knows of: something was decrypted, or the time for the handshake or the last bytes is over.
+    Return what the descriptor of *channel*, which waits for *is_r* and *is_w*, is to be watched for
+    where some have layers (`LayeredSocket`), and whether a read event is due that no system knows of:
+    something was decrypted, or the time for the handshake or the last bytes is over.
     """
     sock = socket_of(channel)
     until = own(channel, "_leaves_at")
@@ -232,5 +186,5 @@ def is_open(channel: Any, fd: Any) -> bool:
     Whether *channel* has an ordinary socket that is open; of others only the system knows.
     """
     sock = socket_of(channel)
-    is_known = type(sock) is socket.socket or isinstance(sock, LayeredSocket)
+    is_known = type(sock) is _socket or isinstance(sock, LayeredSocket)
     return is_known and sock.fileno() == fd

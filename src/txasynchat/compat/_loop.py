@@ -15,33 +15,21 @@ from txasynchat.compat._attributes import own
 from txasynchat.compat._driver import MapDriver
 
 __all__ = [
-    "Driver",
-    "added",
-    "discard",
-    "driver_of",
-    "emptied",
-    "ended",
-    "register",
-    "release",
-    "removed",
-    "rest",
-    "run",
-    "take",
-    "touch",
-    "waits_for_tls",
-]
+    "Driver", "added", "discard", "driver_of", "emptied", "ended", "register", "release",
+    "removed", "rest", "run", "take", "touch", "waits_for_tls",
+]  # fmt: skip
 
 
 class Driver(Protocol):
     """
-    What drives the channels of a map, and what they report to.
+    What drives the channels of a map, and what they report to, from any thread.
 
     In ``loop()`` that is a `MapDriver`, which exists as long as ``loop()`` runs; any other is given to
     `register`.
     """
 
     @property
-    def channels(self) -> Any: ...  # the map
+    def channels(self) -> Any: ...  # the map; an empty one between two ``loop()`` calls
     @property
     def attachment(self) -> Any: ...  # what drives it instead of ``loop()``, or None
     def add(self, fd: Any) -> None: ...  # see `added`
@@ -86,19 +74,13 @@ _local = _Local()
 
 
 def driver_of(channels: Any) -> Driver | None:
-    """
-    Return the driver of a map, if anything drives it or did so a moment ago.
-    """
     return _drivers.get(id(channels))
 
 
 def register(driver: Driver, owner: Any) -> None:
     """
-    Let the channels of a map report to *driver*, which no ``loop()`` takes, while *owner* lives.
-
-    Args:
-        driver: of a map that nothing else drives.
-        owner: it keeps the map alive, and *driver* does not keep it alive.
+    Let the channels of a map that nothing else drives report to *driver*, which no ``loop()`` takes,
+    while *owner* lives; it keeps the map alive, and *driver* does not keep it alive.
     """
     key = id(driver.channels)
     _drivers[key] = driver
@@ -107,9 +89,8 @@ def register(driver: Driver, owner: Any) -> None:
 
 def take(channels: Any, names: dict[str, Any]) -> MapDriver | None:
     """
-    Take the driver of a map for this thread, one level deeper if this thread has it already.
-
-    Return `None` if something else, or another thread, drives that map now.
+    Take the driver of a map for this thread, one level deeper if this thread has it already; return
+    `None` if something else, or another thread, drives that map now.
     """
     me = threading.get_ident()
     with _registry:
@@ -123,20 +104,15 @@ def take(channels: Any, names: dict[str, Any]) -> MapDriver | None:
 
 
 def release(driver: MapDriver) -> None:
-    """
-    The reverse of `take`.
-    """
-    is_worth_keeping = driver.is_worth_keeping
     if driver.release():
-        if not is_worth_keeping:
-            discard(driver)
-        elif _local.kept.driver is not driver:
-            _local.kept.keep(driver)
+        discard(driver)
+    elif _local.kept.driver is not driver:
+        _local.kept.keep(driver)
 
 
 def discard(driver: MapDriver) -> None:
     """
-    Close *driver*; the next ``loop()`` builds a new one.
+    Close *driver*, unless something is driven by it; the next ``loop()`` builds a new one.
     """
     with _registry:
         if driver.depth:
@@ -152,18 +128,8 @@ def run(
     """
     ``loop()``: passes over *channels* until it is empty or *count* of them are done.
 
-    Args:
-        channels: the map.
-        timeout: seconds that a pass may last at most; `None` for ever.
-        poll_mode: the semantics of poll(2) instead of select(2)'s.
-        count: how many passes at most; `None` for any number.
-        names: the globals of the facade's asyncore module.
-
-    Raises:
-        RuntimeError: a reactor or event loop runs in this thread, and this would block it; or the map
-            is attached to one.
-        BaseException: ExitNow, KeyboardInterrupt, SystemExit, or what a predicate or a signal handler
-            raised.
+    Args and errors are those of `asyncore.loop`, which has the facade's globals as *names*. A map that
+    is attached is a RuntimeError too.
     """
     if count is None or timeout != 0:
         _reactor.refuse_inside_a_running_loop()
@@ -174,25 +140,26 @@ def run(
         elif getattr(driver_of(channels), "attachment", None) is None:
             # Two threads with one map: the second asks all channels on each pass, as the stdlib does.
             poll = names["poll2" if poll_mode else "poll"]
-            while channels and (count is None or count > 0):
-                poll(timeout, channels)
-                count = None if count is None else count - 1
+            repeat(lambda timeout: poll(timeout, channels), timeout, channels, count)
             return
         raise RuntimeError("this map is attached to a reactor, which drives it: detach() it first")
     try:
         driver.start(poll_mode)
-        if count is None:
-            while channels:
-                driver.run_pass(timeout)
-        else:
-            while channels and count > 0:
-                driver.run_pass(timeout)
-                count -= 1
+        repeat(driver.run_pass, timeout, channels, count)
     except BaseException:
         driver.distrust()
         raise
     finally:
         release(driver)
+
+
+def repeat(one_pass: Any, timeout: float | None, channels: Any, count: int | None) -> None:
+    """
+    Call *one_pass* with *timeout* until *channels* is empty, or *count* times.
+    """
+    while channels and (count is None or count > 0):
+        one_pass(timeout)
+        count = None if count is None else count - 1
 
 
 # -- what channels report ------------------------------------------------------------------
@@ -214,7 +181,7 @@ def removed(channels: Any, fd: Any) -> None:
     driver = _drivers.get(id(channels))
     if driver is not None:
         driver.remove(fd)
-        if not channels and isinstance(driver, MapDriver) and not driver.depth:
+        if not channels and isinstance(driver, MapDriver):
             discard(driver)
 
 
@@ -224,10 +191,9 @@ def emptied(channels: Any) -> None:
     """
     driver = _drivers.get(id(channels))
     if driver is not None:
-        if isinstance(driver, MapDriver) and not driver.depth:
+        driver.wake()
+        if isinstance(driver, MapDriver):
             discard(driver)
-        else:
-            driver.wake()
 
 
 def ended(channel: Any) -> None:
@@ -245,11 +211,7 @@ def waits_for_tls(channel: Any, doing: str) -> bool:
 
     A socket that the program itself wrapped by `ssl` or pyOpenSSL raises it. It is not an error: the
     rest of a record has still to arrive, or to be sent. If TLS waits for the other direction than
-    *doing*, so does the channel from now on, and then tries again.
-
-    Args:
-        channel: whose socket or handler raised it.
-        doing: what it was doing, "read" or "write".
+    *doing*, "read" or "write", so does the channel from now on, and then tries again.
     """
     wants = _interest.tls_wants(channel)
     if wants is None:

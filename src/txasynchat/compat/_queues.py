@@ -24,12 +24,15 @@ from txasynchat.compat import _loop
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["Fifo", "OutBuffer", "append", "join_first", "put", "put_first", "settle", "take_all"]
+__all__ = [
+    "BYTES", "Fifo", "OutBuffer", "append", "join_first", "put", "put_first", "settle", "take_all",
+]  # fmt: skip
+
+#: What is sent as it is.
+BYTES = (bytes, bytearray, memoryview)
 
 #: Appends one item to a `Fifo`, and reports nothing.
 append = deque.append
-_quietly_extend = deque.extend
-_quietly_extend_left = deque.extendleft
 
 
 def _reporting(change: Callable[..., Any]) -> Callable[..., Any]:
@@ -75,9 +78,6 @@ class Fifo(deque[Any]):
             self._channel = weakref.ref(channel)
 
     def is_of(self, channel: Any) -> bool:
-        """
-        Return whether it reports *channel*.
-        """
         return self._channel() is channel
 
 
@@ -95,18 +95,15 @@ def put(fifo: Any, items: Iterable[Any]) -> None:
     If the queue is the program's own, its ``append`` is called.
     """
     if type(fifo) is Fifo:
-        _quietly_extend(fifo, items)
+        deque.extend(fifo, items)
     else:
         for item in items:
             fifo.append(item)
 
 
 def put_first(fifo: Any, items: list[Any]) -> None:
-    """
-    Put *items* before all others, in their order, and report nothing.
-    """
     if type(fifo) is Fifo:
-        _quietly_extend_left(fifo, reversed(items))
+        deque.extendleft(fifo, reversed(items))
     else:
         for item in reversed(items):
             fifo.appendleft(item)
@@ -145,20 +142,14 @@ def join_first(fifo: Any, size: int) -> None:
     """
     Join what is queued into one item, or what is at its head as far as it is bytes.
 
-    Args:
-        fifo: the queue.
-        size: a longer item is sent in pieces: it becomes a view, which is sliced without a copy.
+    More than *size* bytes are sent in pieces: they become a view, which is sliced without a copy.
     """
     items = take_all(fifo)
     count = len(items)
     try:
         joined = b"".join(items)
     except TypeError:
-        count = next(
-            at
-            for at, item in enumerate(items)
-            if not isinstance(item, (bytes, bytearray, memoryview))
-        )
+        count = next(at for at, item in enumerate(items) if not isinstance(item, BYTES))
         joined = b"".join(items[:count])
     whole: list[Any] = [joined if len(joined) <= size else memoryview(joined)] if joined else []
     put_first(fifo, whole + items[count:])

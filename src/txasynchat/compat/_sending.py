@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from threading import Lock, get_ident
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from txasynchat.compat._attributes import own
 from txasynchat.compat._loop import touch
@@ -21,22 +21,30 @@ if TYPE_CHECKING:
 
     from txasynchat.compat._queues import Fifo
 
-__all__ = ["ChatSender", "Sender", "call_within", "sender_of"]
+__all__ = ["Sender", "call_within", "sender_of"]
 
 # Guards the making of a sender.
 _making = Lock()
-
-_T = TypeVar("_T", bound="Sender")
 
 
 class Sender:
     """
     Lets one thread at a time send on one channel.
+
+    Attributes:
+        fifo: the queue of an ``async_chat`` whose methods to queue and to send are ours; else None, and
+            `push` and `flush` do nothing.
+        is_joining: what is pushed waits for the end of the input that is being handled; check it before
+            `push` is called.
     """
 
-    __slots__ = ("_free", "_owner", "_wanted")
+    __slots__ = ("_free", "_owner", "_wanted", "fifo", "is_joining")
+
+    is_joining: Any  # a bool; but other threads change it between two reads, which mypy cannot know
 
     def __init__(self) -> None:
+        self.fifo: Fifo | None = None
+        self.is_joining = False
         # One item while nobody sends: the thread that pops it sends. To pop it and put it back takes 25
         # to 40 ns, `acquire` and `release` of a `threading.Lock` 125 to 135.
         self._free = [None]
@@ -94,27 +102,6 @@ class Sender:
             call()
         finally:
             self._owner = 0
-
-
-class ChatSender(Sender):
-    """
-    The sender of an ``async_chat``.
-
-    Attributes:
-        fifo: the channel's queue, if its methods to queue and to send are ours; else None, and `push`
-            and `flush` do nothing.
-        is_joining: what is pushed waits for the end of the input that is being handled; check it before
-            `push` is called.
-    """
-
-    __slots__ = ("fifo", "is_joining")
-
-    is_joining: Any  # a bool; but other threads change it between two reads, which mypy cannot know
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fifo: Fifo | None = None
-        self.is_joining = False
 
     def push(self, channel: Any, data: Any) -> bool:
         """
@@ -193,21 +180,21 @@ class ChatSender(Sender):
         return not self._wanted
 
 
-def sender_of(channel: Any, make: Callable[[], _T]) -> _T:
+def sender_of(channel: Any) -> Sender:
     """
-    Return the sender of a channel; *make* makes it when it is first needed: an idle channel has none.
+    Return the sender of a channel; it is made when it is first needed: an idle channel has none.
 
     It is kept in the channel's attribute ``_txasynchat_sender``, which belongs to this module.
     """
     try:
-        sender: _T | None = channel._txasynchat_sender
+        sender: Sender | None = channel._txasynchat_sender
     except AttributeError:  # __init__ was not called
         sender = None
     if not isinstance(sender, Sender):  # the channel's __getattr__ may have answered
         with _making:
             sender = own(channel, "_txasynchat_sender")
             if sender is None:
-                sender = channel._txasynchat_sender = make()
+                sender = channel._txasynchat_sender = Sender()
     return sender
 
 

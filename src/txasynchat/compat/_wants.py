@@ -26,22 +26,22 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from txasynchat.compat._attributes import own, socket_of
+from txasynchat.compat._backoff import Backoff
 from txasynchat.compat._deadlines import Deadlines
 from txasynchat.compat._interest import STEADY, LayeredSocket, kind_of, pending_of
 from txasynchat.hub import ENDED, ERROR, HANGUP, INVALID, READ, URGENT, WRITE, Events, Hub
 
 if TYPE_CHECKING:
-    from txasynchat.compat._backoff import Backoff
     from txasynchat.compat._entries import Entries, Entry
 
-__all__ = ["GONE", "IDLE", "Wants"]
+__all__ = ["DIRECTIONS", "GONE", "IDLE", "Wants"]
 
 #: What a channel waits for that reads, such as a chat channel that has nothing to send.
 IDLE = READ | URGENT | ENDED
 #: What poll(2) reports of a channel that is gone.
 GONE = HANGUP | ERROR | INVALID
-
-_DIRECTIONS = {"read": READ, "write": WRITE}
+#: What TLS may wait for, by the names that `tls_wants` has for it.
+DIRECTIONS = {"read": READ, "write": WRITE}
 
 
 class Wants:
@@ -49,86 +49,57 @@ class Wants:
     Tells the hub what the channels of a map wait for.
 
     Attributes:
-        masks: descriptor to what the hub waits for.
+        entries: the map and its table.
+        hub: waits for the channels.
+        backoff: which of them rest.
         poll_mode: the semantics of poll(2) instead of select(2)'s.
         deadlines: when the handshake of a channel must be done, or its last bytes be gone.
         closed: keys of channels whose descriptor is not open.
         buffered: keys of channels with decrypted bytes inside OpenSSL.
+        tls_waits: keys of channels whose TLS, which is the program's own, wants the other direction
+            than they do: what they do, again when that comes, and what it wants.
     """
 
-    __slots__ = (
-        "_backoff",
-        "_entries",
-        "_exchanged",
-        "_hub",
-        "_tls_waits",
-        "buffered",
-        "closed",
-        "deadlines",
-        "masks",
-        "poll_mode",
-    )
-
-    def __init__(self, entries: Entries, hub: Hub, backoff: Backoff) -> None:
-        self._entries = entries
-        self._hub = hub
-        self._backoff = backoff
-        self.masks = hub.masks
+    def __init__(self, entries: Entries, hub: Hub) -> None:
+        self.entries = entries
+        self.hub = hub
+        self.backoff = Backoff()
         self.poll_mode = False
         self.deadlines = Deadlines()
         self.closed: dict[Any, None] = {}
         self.buffered: dict[Any, None] = {}
-        # Channels whose TLS, which is the program's own, wants the other direction than they do: what
-        # they do and what it wants; and what they themselves wait for, while the hub waits for what
-        # TLS wants instead.
-        self._tls_waits: dict[Any, tuple[int, int]] = {}
+        self.tls_waits: dict[Any, tuple[int, int]] = {}
+        # What they themselves wait for, while the hub waits for what TLS wants instead.
         self._exchanged: dict[Any, int] = {}
-
-    # -- from any thread
-
-    def exchange(self, fd: Any, doing: str, wants: str) -> None:
-        """
-        Let the channel under *fd*, when it is asked next, wait for what its TLS *wants*.
-
-        Args:
-            fd: its key in the map.
-            doing: "read" or "write"; it is called again when *wants* comes.
-            wants: the other one.
-        """
-        self._tls_waits[fd] = _DIRECTIONS[doing], _DIRECTIONS[wants]
 
     def depart(self, fd: Any) -> None:
         """
         The channel under *fd* is not in the map any more; its entry stays, as nobody's.
+
+        From any thread; what follows is for the loop's.
         """
-        if self._entries.depart(fd):
-            self._hub.forget(self._entries.number(fd))
+        if self.entries.depart(fd):
+            self.hub.forget(self.entries.number(fd))
             self.buffered.pop(fd, None)
             self.closed.pop(fd, None)
             self.deadlines.drop(fd)
-            self._backoff.drop(fd)
-        self._tls_waits.pop(fd, None)
+            self.backoff.drop(fd)
+        self.tls_waits.pop(fd, None)
         self._exchanged.pop(fd, None)
 
-    # -- from the loop's thread
-
     def drop(self, fd: Any) -> None:
-        """
-        Forget the channel under *fd*, which is not in the map any more.
-        """
         self.depart(fd)
-        self._entries.drop(fd)
+        self.entries.drop(fd)
 
     def adopt(self, fd: Any, channel: Any) -> Entry:
         """
         Make an entry for *channel*, which was not in the map before, or not under *fd*.
         """
-        entries = self._entries
+        entries = self.entries
         if fd in entries.known and not entries.has_departed(fd):  # replaced with no method called
             self.depart(fd)
-        entry = entries.enter(fd, channel)
-        # Nobody asks a newcomer, for now.
-        entries.classify(fd, entry, STEADY if fd in entries.newcomers else kind_of(channel))
+        is_new = fd in entries.newcomers.moments  # nobody asks it, for now
+        entry = entries.enter(fd, channel, STEADY if is_new else kind_of(channel))
         sock = socket_of(channel)
         if pending_of(sock):
             self.buffered[fd] = None
@@ -140,33 +111,26 @@ class Wants:
         return entry
 
     def set(self, fd: Any, channel: Any, is_readable: Any, is_writable: Any) -> None:
-        """
-        Let the hub wait for what *channel* answered.
-        """
         if LayeredSocket.are_used and isinstance(socket_of(channel), LayeredSocket):
             is_readable, is_writable = channel.socket.interest(is_readable, is_writable)
             if channel.socket.deadline is not None:
                 self.deadlines.set(fd, channel.socket.deadline)
-        if self.poll_mode:
-            mask = IDLE if is_readable else 0
-            if is_writable and not channel.accepting:
+        mask = IDLE if is_readable else 0
+        if is_writable:
+            if not channel.accepting:
                 mask |= WRITE
-        elif is_writable:
-            mask = URGENT if channel.accepting else WRITE | URGENT
-            if is_readable:
-                mask |= READ | ENDED
-        else:
-            mask = IDLE if is_readable else 0
-        if self._tls_waits:
+            if not self.poll_mode:
+                mask |= URGENT
+        if self.tls_waits:
             mask = self._exchange(fd, mask)
-        if fd in self._backoff.resting:
-            mask = self._backoff.mask(fd, mask)
+        if fd in self.backoff.resting:
+            mask = self.backoff.mask(fd, mask)
         if self.closed:
             self.closed.pop(fd, None)
-        number = self._entries.number(fd)
-        if self.masks.get(number, 0) != mask:
-            hub = self._hub
-            channels = self._entries.channels
+        number = self.entries.number(fd)
+        hub = self.hub
+        if hub.masks.get(number, 0) != mask:
+            channels = self.entries.channels
             try:
                 hub.watch(number, mask)
             except OSError:
@@ -176,29 +140,17 @@ class Wants:
                 if channels.get(fd) is not channel:  # likewise
                     hub.forget(number)
 
-    def verify(self, fd: Any) -> bool:
-        """
-        Return whether the descriptor of *fd* is still open; if it is another file, that is watched.
-        """
-        return self._hub.verify(self._entries.number(fd))
-
-    def quiet(self, fd: Any) -> None:
-        """
-        Silence events of *fd* that nobody waits for, and that do not go away.
-        """
-        self._hub.quiet(self._entries.number(fd))
-
     def _exchange(self, fd: Any, mask: int) -> int:
         """
         Return what to wait for in place of *mask*, where TLS wants the other direction.
         """
         self._exchanged.pop(fd, None)
-        waits = self._tls_waits.get(fd)
+        waits = self.tls_waits.get(fd)
         if waits is None:
             return mask
         doing, wants = waits
         if not mask & doing:  # the channel does not want to go on
-            self._tls_waits.pop(fd, None)
+            self.tls_waits.pop(fd, None)
             return mask
         self._exchanged[fd] = mask
         return mask & ~(doing | ENDED) | wants
@@ -209,12 +161,12 @@ class Wants:
         """
         for fd, mask in list(self._exchanged.items()):
             bits = ready.get(fd, 0)
-            doing, wants = self._tls_waits.get(fd, (0, 0))
+            doing, wants = self.tls_waits.get(fd, (0, 0))
             if bits & (wants | GONE):
                 ready[fd] = bits & (mask | GONE) | doing
-                self._tls_waits.pop(fd, None)
+                self.tls_waits.pop(fd, None)
                 self._exchanged.pop(fd, None)
-                channel = self._entries.channels.get(fd)
+                channel = self.entries.channels.get(fd)
                 if channel is not None:
                     self.set(fd, channel, mask & READ, mask & WRITE)
 
@@ -222,37 +174,25 @@ class Wants:
 
     def refuse_closed(self) -> None:
         """
-        Do what select(2) does where a descriptor is not open.
-
-        Raises:
-            OSError: EBADF, unless it is poll mode, which has an event for that.
+        Raise EBADF, as select(2) does where a descriptor is not open; poll mode has an event for that.
         """
         if not self.poll_mode:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
-    def are_ready(self) -> bool:
+    def ready(self) -> dict[Any, int]:
         """
-        Return whether there is an event that the system does not report.
+        Return the events that the system does not report, by the keys of the channels.
         """
-        masks = self.masks
-        number = self._entries.number
-        resting = self._backoff.resting
-        return any(masks.get(number(fd), 0) & READ for fd in list(self.buffered)) or any(
-            fd not in resting for fd in list(self.closed)
-        )
+        masks = self.hub.masks
+        number = self.entries.number
+        ready = {fd: READ for fd in list(self.buffered) if masks.get(number(fd), 0) & READ}
+        ready.update((fd, INVALID) for fd in list(self.closed) if fd not in self.backoff.resting)
+        return ready
 
     def with_ready(self, events: Events) -> Events:
-        """
-        Return *events* and those that the system does not report.
-        """
         ready = dict(events)
-        masks = self.masks
-        for fd in list(self.buffered):
-            number = self._entries.number(fd)
-            if masks.get(number, 0) & READ:
-                self.buffered.pop(fd, None)
-                ready[number] = ready.get(number, 0) | READ
-        for fd in list(self.closed):
-            if fd not in self._backoff.resting:
-                ready[self._entries.number(fd)] = INVALID
+        for fd, bits in self.ready().items():
+            self.buffered.pop(fd, None)
+            number = self.entries.number(fd)
+            ready[number] = bits if bits == INVALID else ready.get(number, 0) | bits
         return list(ready.items())

@@ -18,8 +18,8 @@ from typing import Any
 from txasynchat.compat import _interest, _loop, asyncore
 from txasynchat.compat._attributes import own
 from txasynchat.compat._framer import LegacyFramer
-from txasynchat.compat._queues import Fifo, append, join_first, put, put_first, settle
-from txasynchat.compat._sending import ChatSender, sender_of
+from txasynchat.compat._queues import BYTES, Fifo, append, join_first, put, put_first, settle
+from txasynchat.compat._sending import sender_of
 from txasynchat.producers import simple_producer
 
 __all__ = ["async_chat", "asyncore", "deque", "find_prefix_at_end", "simple_producer"]
@@ -90,11 +90,8 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
     """
     A channel that speaks in messages; derive from it.
 
-    The subclass must define `collect_incoming_data` and `found_terminator`.
-
-    Args:
-        sock: see `asyncore.dispatcher`.
-        map: see `asyncore.dispatcher`.
+    The subclass must define `collect_incoming_data` and `found_terminator`. The arguments are those of
+    `asyncore.dispatcher`.
     """
 
     __module__ = "asynchat"
@@ -173,7 +170,7 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
             and getattr(self.send, "__func__", None) is _send
             and _reports(self)
         ):
-            sender_of(self, ChatSender).fifo = self.__fifo  # another thread may push from here on
+            sender_of(self).fifo = self.__fifo  # another thread may push from here on
             if not (self.__asked or self.ac_join_writes):
                 self.__quick = self.__framer
             return
@@ -238,7 +235,9 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
                 self.handle_error()
             return
         if type(data) is not bytes:
-            data = self.__as_bytes(data)
+            if isinstance(data, str) and self.use_encoding:
+                data = bytes(data, self.encoding)
+            data = b"" + data  # a TypeError for what the buffer could not take
         try:
             framer = self.__quick
         except AttributeError:
@@ -248,12 +247,6 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
         else:
             self.__receive(data)
 
-    def __as_bytes(self, data: Any) -> bytes:
-        if isinstance(data, str) and self.use_encoding:
-            return bytes(data, self.encoding)
-        joined: bytes = b"" + data  # a TypeError for what the buffer could not take
-        return joined
-
     def __receive(self, data: bytes) -> None:
         framer = self.__framer
         if framer is None:
@@ -261,7 +254,7 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
         if not self.ac_join_writes:
             self.__deliver(framer, data)
             return
-        sender = sender_of(self, ChatSender)
+        sender = sender_of(self)
         if sender.is_joining:  # input is handled while input is handled
             self.__deliver(framer, data)
             return
@@ -354,7 +347,7 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
         self.__push(data)
 
     def __push(self, data: Any) -> None:
-        if not isinstance(data, (bytes, bytearray, memoryview)):
+        if not isinstance(data, BYTES):
             raise TypeError("data argument must be byte-ish (%r)", type(data))
         fifo = self.producer_fifo
         waited = len(fifo)
@@ -364,12 +357,12 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
             put(fifo, [data[start : start + size] for start in range(0, length, size)])
         else:
             put(fifo, (data,))
-        if sender_of(self, ChatSender).is_joining:
+        if sender_of(self).is_joining:
             return
         try:
             self.initiate_send()
         finally:
-            if waited or self.producer_fifo:
+            if waited or fifo:
                 _loop.touch(self)
 
     def push_with_producer(self, producer: Any) -> None:
@@ -377,7 +370,7 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
         Send what ``producer.more()`` returns, until that is empty.
         """
         put(self.producer_fifo, (producer,))
-        if sender_of(self, ChatSender).is_joining:
+        if sender_of(self).is_joining:
             return
         try:
             self.initiate_send()
@@ -418,17 +411,12 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
         Safe from several threads: while one sends, another only notes that there is more, and the first
         continues with that.
         """
-        sender_of(self, ChatSender).send(self.__send_chunk)
+        sender_of(self).send(self.__send_chunk)
 
     def __send_chunk(self) -> None:
         join = self.ac_join_writes
         while self.connected:
-            try:
-                fifo = self.__fifo
-            except AttributeError:
-                fifo = _ELSEWHERE
-            if fifo is _ELSEWHERE:
-                fifo = self.producer_fifo
+            fifo = self.producer_fifo
             if not fifo:
                 return
             if join and len(fifo) > 1:
@@ -462,12 +450,11 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
                 self.handle_error()
                 return
             if num_sent:
-                if num_sent < len(data) or size < len(first):
-                    settle(fifo, first, num_sent)
-                elif fifo and fifo[0] is first:
+                is_whole = num_sent == len(data) and size >= len(first)
+                if is_whole and fifo and fifo[0] is first:
                     del fifo[0]
                 else:
-                    settle(fifo, first)
+                    settle(fifo, first, None if is_whole else num_sent)
             return
 
     def discard_buffers(self) -> None:

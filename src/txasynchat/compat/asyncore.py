@@ -37,12 +37,12 @@ from errno import (
     ESHUTDOWN,
     EWOULDBLOCK,
     errorcode,
-)
+)  # fmt: skip
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from txasynchat.compat import _interest, _loop
-from txasynchat.compat._attributes import own, socket_of
+from txasynchat.compat._attributes import own
 from txasynchat.compat._backoff import PAUSE
 from txasynchat.compat._entries import copy_of
 from txasynchat.compat._interest import LayeredSocket
@@ -71,9 +71,6 @@ _TLS_READS = 3
 
 
 def _strerror(err: int) -> str:
-    """
-    Return the system's text for an error number, or its name, or that it is unknown.
-    """
     try:
         return os.strerror(err)
     except (ValueError, OverflowError, NameError):
@@ -121,9 +118,6 @@ def write(obj: Any) -> None:
 
 
 def _exception(obj: Any) -> None:
-    """
-    Dispatch an exceptional event, urgent data or an error, to *obj*.
-    """
     try:
         obj.handle_expt_event()
     except _reraised_exceptions:
@@ -134,11 +128,8 @@ def _exception(obj: Any) -> None:
 
 def readwrite(obj: Any, flags: int) -> None:
     """
-    Dispatch everything that poll(2) reported of *obj*.
-
-    Args:
-        obj: any object with the handlers.
-        flags: bits of poll(2). Urgent data comes after reading and writing, the end last.
+    Dispatch everything that poll(2) reported of *obj*, by its bits *flags*: reading, then writing, then
+    urgent data, the end last.
     """
     sock = getattr(obj, "socket", None)
     doing = "read"
@@ -158,7 +149,8 @@ def readwrite(obj: Any, flags: int) -> None:
         if (
             flags & (select.POLLHUP | select.POLLERR | select.POLLNVAL)
             and getattr(obj, "socket", None) is sock
-            and not _knows_of_its_end(obj)
+            # With TLS a read event has read to the end, and it knows.
+            and not (isinstance(sock, LayeredSocket) and sock.hang_up())
         ):
             obj.handle_close()
     except _reraised_exceptions:
@@ -175,21 +167,10 @@ def readwrite(obj: Any, flags: int) -> None:
         readwrite(obj, flags & ~done)
 
 
-def _knows_of_its_end(obj: Any) -> bool:
-    """
-    Return whether *obj* knows that its connection is gone: with TLS, a read event reads to the end.
-    """
-    sock = socket_of(obj)
-    return isinstance(sock, LayeredSocket) and sock.hang_up()
-
-
 # -- one pass ------------------------------------------------------------------------------
 
 
 def _limit(timeout: float | None) -> float | None:
-    """
-    Return how long a pass may wait: *timeout*, or less if a listener rests.
-    """
     now = time.monotonic()
     for key, until in list(_resting.items()):
         if now >= until:
@@ -203,9 +184,7 @@ def _ask(channels: Any, due: list[Any]) -> Iterator[tuple[Any, Any, Any, Any]]:
     """
     Yield key, channel, `readable` and `writable` of each channel of a map but of listeners that rest.
 
-    Args:
-        channels: the map; another thread may change it meanwhile.
-        due: gets the keys of channels for which a read event is due that no system knows of.
+    Add to *due* the keys of channels for which a read event is due that no system knows of.
     """
     layers_are_used = LayeredSocket.are_used
     for fd, obj in copy_of(channels).items():
@@ -226,9 +205,8 @@ def poll(timeout: float | None = 0.0, map: dict[Any, Any] | None = None) -> None
     Read events come first, then write events, then exceptional ones, each in the map's order. No
     reactor takes part.
     """
-    if map is None:
-        map = socket_map  # noqa: A001 - the stdlib's name
-    if not map:
+    channels = socket_map if map is None else map
+    if not channels:
         return
     r: list[Any] = []
     w: list[Any] = []
@@ -236,7 +214,7 @@ def poll(timeout: float | None = 0.0, map: dict[Any, Any] | None = None) -> None
     due: list[Any] = []
     if _resting:
         timeout = _limit(timeout)
-    for fd, obj, is_r, is_w in _ask(map, due):
+    for fd, obj, is_r, is_w in _ask(channels, due):
         if is_r:
             r.append(fd)
         if is_w and not obj.accepting:  # a listener never waits to write
@@ -250,10 +228,10 @@ def poll(timeout: float | None = 0.0, map: dict[Any, Any] | None = None) -> None
     if due:
         reads = [*due, *(fd for fd in reads if fd not in due)]
     # An event after the first may be that of a socket that is closed by then, its number reused.
-    sockets = {fd: getattr(map.get(fd), "socket", None) for ready in others for fd in ready}
+    sockets = {fd: getattr(channels.get(fd), "socket", None) for ready in others for fd in ready}
     for call, ready in zip((read, write, _exception), (reads, *others), strict=True):
         for fd in ready:
-            obj = map.get(fd)
+            obj = channels.get(fd)
             if obj is not None and (call is read or getattr(obj, "socket", None) is sockets[fd]):
                 call(obj)
 
@@ -274,22 +252,18 @@ def _select(
         for fd in fds:
             asked[fd] = asked.get(fd, 0) | flag
     pollster = select.poll()
-    numbers = {}
     for fd, flags in asked.items():
         pollster.register(fd, flags)
-        numbers[fd if isinstance(fd, int) else fd.fileno()] = fd
-    got = {
-        numbers[number]: flags
-        for number, flags in pollster.poll(None if timeout is None else timeout * 1000)
-    }
+    ready = dict(pollster.poll(None if timeout is None else timeout * 1000))
+    got = {fd: ready.get(fd if isinstance(fd, int) else fd.fileno(), 0) for fd in asked}
     if any(flags & select.POLLNVAL for flags in got.values()):
         raise OSError(EBADF, os.strerror(EBADF))
     readable = select.POLLIN | select.POLLHUP | select.POLLERR
     writable = select.POLLOUT | select.POLLERR
     return (
-        [fd for fd in r if got.get(fd, 0) & readable],
-        [fd for fd in w if got.get(fd, 0) & writable],
-        [fd for fd in e if got.get(fd, 0) & select.POLLPRI],
+        [fd for fd in r if got[fd] & readable],
+        [fd for fd in w if got[fd] & writable],
+        [fd for fd in e if got[fd] & select.POLLPRI],
     )
 
 
@@ -300,17 +274,16 @@ def poll2(timeout: float | None = 0.0, map: dict[Any, Any] | None = None) -> Non
     All events of one channel come before the next channel's. The peer's end closes the channel even if
     data was not read yet. No reactor takes part.
     """
-    if map is None:
-        map = socket_map  # noqa: A001 - the stdlib's name
+    channels = socket_map if map is None else map
     if _resting:
         timeout = _limit(timeout)
     milliseconds = None if timeout is None else int(timeout * 1000)
     pollster = select.poll()
-    if not map:
+    if not channels:
         return
     keys = {}
     due: list[Any] = []
-    for fd, obj, is_r, is_w in _ask(map, due):
+    for fd, obj, is_r, is_w in _ask(channels, due):
         flags = select.POLLIN | select.POLLPRI if is_r else 0
         if is_w and not obj.accepting:
             flags |= select.POLLOUT
@@ -323,7 +296,7 @@ def poll2(timeout: float | None = 0.0, map: dict[Any, Any] | None = None) -> Non
         known = dict(ready)
         ready = [(fd, known.pop(fd, 0) | select.POLLIN) for fd in due] + list(known.items())
     for fd, flags in ready:
-        obj = map.get(keys.get(fd, fd))
+        obj = channels.get(keys.get(fd, fd))
         if obj is not None:
             readwrite(obj, flags)
 
@@ -360,16 +333,14 @@ def loop(
         Exception: whatever `readable`, `writable` or `handle_error` of a channel raised.
         OSError: EBADF, a channel's descriptor is closed; select mode only.
     """
-    if map is None:
-        map = socket_map  # noqa: A001 - the stdlib's name
+    channels = socket_map if map is None else map
     poll_mode = bool(use_poll) and hasattr(select, "poll")
     poll_fun = poll2 if poll_mode else poll
     if poll_fun in _own and select in _own:
-        _loop.run(map, timeout, poll_mode, count, globals())
+        _loop.run(channels, timeout, poll_mode, count, globals())
         return
-    while map and (count is None or count > 0):  # the program has replaced one of them
-        poll_fun(timeout, map)
-        count = None if count is None else count - 1
+    # The program has replaced one of them.
+    _loop.repeat(lambda timeout: poll_fun(timeout, channels), timeout, channels, count)
 
 
 # -- channels ------------------------------------------------------------------------------
@@ -445,24 +416,22 @@ class dispatcher:  # noqa: N801 - the stdlib's name
         """
         Put this channel into a map, its own by default.
         """
-        if map is None:
-            map = self._map  # noqa: A001 - the stdlib's name
-        map[self._fileno] = self
-        _loop.added(map, self._fileno)
+        channels = self._map if map is None else map
+        channels[self._fileno] = self
+        _loop.added(channels, self._fileno)
 
     def del_channel(self, map: dict[Any, Any] | None = None) -> None:  # noqa: A002
         """
         Take this channel out of a map, its own by default, if it is there.
         """
         fd = self._fileno
-        if map is None:
-            map = self._map  # noqa: A001 - the stdlib's name
+        channels = self._map if map is None else map
         try:
-            del map[fd]
+            del channels[fd]
         except KeyError:
             pass  # not there, or another thread closes it too
         else:
-            _loop.removed(map, fd)
+            _loop.removed(channels, fd)
         self._fileno = None
 
     def create_socket(
@@ -492,11 +461,9 @@ class dispatcher:  # noqa: N801 - the stdlib's name
         """
         Allow the address to be bound while old connections on it linger.
         """
-        try:
+        with suppress(OSError):
             before = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, before | 1)
-        except OSError:
-            pass
 
     # -- what to wait for
 
@@ -592,18 +559,12 @@ class dispatcher:  # noqa: N801 - the stdlib's name
         return conn, addr
 
     def __rest(self, why: OSError) -> None:
-        """
-        Log why this listener cannot accept, and leave it alone for a while.
-        """
         suppressed = _exhausted.suppressed(why.errno)
         if suppressed is not None:
             before = f" ({suppressed} of these before it were not logged)" if suppressed else ""
-            kind = type(self)
-            self.log_info(
-                f"{kind.__module__}.{kind.__qualname__} cannot accept, and tries again: "
-                f"{why.strerror}{before}",
-                "error",
-            )
+            name = f"{type(self).__module__}.{type(self).__qualname__}"
+            text = f"{name} cannot accept, and tries again: {why.strerror}{before}"
+            self.log_info(text, "error")
         _resting[id(self)] = time.monotonic() + PAUSE
         _loop.rest(self)
 
@@ -700,10 +661,7 @@ class dispatcher:  # noqa: N801 - the stdlib's name
 
     def handle_connect_event(self) -> None:
         """
-        Called when an attempt to connect is over.
-
-        Raises:
-            OSError: it failed.
+        Called when an attempt to connect is over; an OSError if it failed.
         """
         err = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if err != 0:
@@ -770,13 +728,9 @@ class dispatcher:  # noqa: N801 - the stdlib's name
             self_repr = repr(self)
         except:  # noqa: E722 - a program's __repr__ may do anything
             self_repr = f"<__repr__(self) failed for object at {id(self):0x}>"
-        self.log_info(
-            # What it quotes of the peer must neither begin a line nor control a terminal.
-            escape(
-                f"uncaptured python exception, closing channel {self_repr} ({kind}:{value} {where})"
-            ),
-            "error",
-        )
+        text = f"uncaptured python exception, closing channel {self_repr} ({kind}:{value} {where})"
+        # What it quotes of the peer must neither begin a line nor control a terminal.
+        self.log_info(escape(text), "error")
         self.handle_close()
 
     # -- for subclasses
@@ -851,9 +805,6 @@ class _Leaving(dispatcher):
         else:
             self.close()
 
-    def writable(self) -> bool:
-        return True
-
     def handle_write(self) -> None:
         if self._last.send():
             self.close()
@@ -916,7 +867,7 @@ class dispatcher_with_send(dispatcher):  # noqa: N801 - the stdlib's name
         """
         Send at most 64 KiB of what is kept. Safe from several threads: see `send`.
         """
-        sender_of(self, Sender).send(self.__send_chunk)
+        sender_of(self).send(self.__send_chunk)
 
     def __send_chunk(self) -> None:
         try:
@@ -985,10 +936,7 @@ _out_buffer = dispatcher_with_send.out_buffer
 def compact_traceback() -> tuple[tuple[str, str, str], Any, Any, str]:
     """
     Return the exception being handled: its innermost place (file, function, line), type and value, and
-    all places as text on one line.
-
-    Raises:
-        AssertionError: no exception is being handled.
+    all places as text on one line. It is an AssertionError if there is none.
     """
     kind, value, tb = sys.exc_info()
     if tb is None:
@@ -1010,9 +958,8 @@ def close_all(map: dict[Any, Any] | None = None, ignore_all: bool = False) -> No
         map: its values are any objects with ``close()``; `socket_map` if not given.
         ignore_all: whether errors of ``close()`` are ignored.
     """
-    if map is None:
-        map = socket_map  # noqa: A001 - the stdlib's name
-    for channel in copy_of(map).values():
+    channels = socket_map if map is None else map
+    for channel in copy_of(channels).values():
         try:
             channel.close()
         except _reraised_exceptions:
@@ -1020,8 +967,8 @@ def close_all(map: dict[Any, Any] | None = None, ignore_all: bool = False) -> No
         except BaseException as error:
             if not ignore_all and not (isinstance(error, OSError) and error.errno == EBADF):
                 raise
-    map.clear()
-    _loop.emptied(map)
+    channels.clear()
+    _loop.emptied(channels)
 
 
 # -- files ---------------------------------------------------------------------------------

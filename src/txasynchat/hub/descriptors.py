@@ -28,12 +28,7 @@ def _identify(number: int) -> tuple[int, int, int]:
 class Owned:
     """
     A descriptor that was opened for us: a socket or a pipe, because each of those has its own inode.
-
-    Args:
-        number: the open descriptor.
-
-    Raises:
-        OSError: it is closed already.
+    One that is closed already is an OSError.
     """
 
     __slots__ = ("_identity", "number")
@@ -53,8 +48,7 @@ class Owned:
 
     def check(self) -> None:
         """
-        Raises:
-            OSError: EBADF, the number no longer refers to what was opened.
+        Raise EBADF if the number no longer refers to what was opened.
         """
         if not self.is_ours():
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
@@ -108,18 +102,15 @@ class Pollers:
 
     def hold(self, poller: Any, on_loss: Callable[[], None] | None = None) -> None:
         """
-        Remember a *poller* that was just made; an earlier one with its number has lost it.
-
-        Args:
-            poller: it has a ``fileno()``.
-            on_loss: a method, called when a later poller gets that number.
+        Remember a *poller* that was just made; an earlier one with its number has lost it. *on_loss* is
+        a method, called when a later poller gets that number.
         """
         number = poller.fileno()
-        former = self._held.get(number)
+        former, told = self._held.get(number, (None, None))
         self._held[number] = poller, None if on_loss is None else weakref.WeakMethod(on_loss)
         if former is not None:
-            self._lost.append(former[0])
-            notify = None if former[1] is None else former[1]()
+            self._lost.append(former)
+            notify = told and told()
             if notify is not None:
                 notify()
 
@@ -145,10 +136,7 @@ class Pollers:
             del self._held[poller.fileno()]
         self._lost.append(poller)
 
-    def keep(self) -> None:
-        """
-        Do nothing; see below.
-        """
+    def keep(self) -> None: ...  # noqa: D102 - see below
 
 
 #: The only one of this process.

@@ -3,13 +3,13 @@ Hosts: what a hub needs from the reactor or event loop that polls it.
 
 One adapter for Twisted's reactors, one for asyncio's event loops. If the hub's poller has a
 descriptor, the host sees only that one. If not, each channel becomes a reader and writer of the host.
-Of a hub this module knows what `Hosted` names. Importing it installs no reactor.
+Importing it installs no reactor.
 """
 
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.interfaces import IReadWriteDescriptor
 from typing_extensions import override
@@ -22,17 +22,13 @@ if TYPE_CHECKING:
 
     from twisted.python.failure import Failure
 
-__all__ = ["AsyncioHost", "Host", "Hosted", "ReactorHost", "attach_to"]
+__all__ = ["AsyncioHost", "Host", "ReactorHost", "host_for"]
 
 
 @implementer(IReadWriteDescriptor)
 class HostedDescriptor:
     """
-    A descriptor in the form that Twisted's reactors want.
-
-    Args:
-        fd: its number.
-        on_ready: called for every event on it.
+    A descriptor in the form that Twisted's reactors want; *on_ready* is called for every event on it.
     """
 
     def __init__(self, fd: int, on_ready: Callable[[], None]) -> None:
@@ -40,42 +36,18 @@ class HostedDescriptor:
         self._on_ready = on_ready
 
     def fileno(self) -> int:
-        """
-        Return the number of the descriptor.
-        """
         return self._fd
 
-    def doRead(self) -> None:  # noqa: N802 - Twisted's name
-        """
-        Called by the reactor when the descriptor is readable, or, as `doWrite`, writable.
-        """
+    def doRead(self) -> None:  # noqa: N802 - Twisted's
         self._on_ready()
 
-    doWrite = doRead  # noqa: N815 - Twisted's name
+    doWrite = doRead  # noqa: N815 - Twisted's
 
     def connectionLost(self, reason: Failure | None) -> None:  # noqa: ARG002, N802 - Twisted's
-        """
-        Called by the reactor for an error on a channel's descriptor; the owner learns of it by reading.
-        """
-        self._on_ready()
+        self._on_ready()  # an error on a channel's descriptor, of which the owner learns by reading
 
-    def logPrefix(self) -> str:  # noqa: N802 - Twisted's name
-        """
-        Name the hub in the reactor's log.
-        """
+    def logPrefix(self) -> str:  # noqa: N802 - Twisted's
         return "txasynchat hub"
-
-
-class Hosted(Protocol):
-    """
-    What a host knows of its hub; see `Hub`.
-    """
-
-    @property
-    def masks(self) -> Mapping[int, int]: ...  # noqa: D102 - see the class
-    @property
-    def waker(self) -> int: ...  # noqa: D102 - see the class
-    def fileno(self) -> int: ...  # noqa: D102 - see the class
 
 
 class Host:
@@ -84,44 +56,45 @@ class Host:
 
     Args:
         loop: the reactor or event loop.
-        hub: the hub that it polls.
+        masks: what the hub wants of each descriptor.
         on_ready: see `Hub.attach`.
+        owns_channels: pollers do not nest here: each channel is a reader and writer of the host.
     """
 
-    def __init__(self, loop: Any, hub: Hosted, on_ready: Callable[[], None]) -> None:
+    def __init__(
+        self, loop: Any, masks: Mapping[int, int], on_ready: Callable[[], None], owns_channels: bool
+    ) -> None:
         self.loop = loop
         self.on_ready = on_ready
-        #: Pollers do not nest here: each channel is a reader and writer of the host.
-        self.owns_channels = hub.fileno() < 0
-        self._hub = hub
-        # The descriptor of the hub's own that the host watches.
+        self.owns_channels = owns_channels
+        self._masks = masks
         self._own = -1
         # Where the host owns the channels: its thread, and what other threads changed meanwhile.
         self._thread = threading.get_ident()
         self._late: set[int] = set()
 
-    def attach(self) -> None:
+    def attach(self, own: int) -> None:
         """
-        Begin to be polled.
+        Begin to poll the hub, whose *own* descriptor becomes readable when something is ready.
         """
-        self._own = self._hub.waker if self.owns_channels else self._hub.fileno()
-        self.show(self._own, READ)
+        self._own = own
+        self.show(own, READ)
         if self.owns_channels:
-            for fd, mask in list(self._hub.masks.items()):
+            for fd, mask in list(self._masks.items()):
                 self.show(fd, mask)
 
     def detach(self) -> None:
         """
-        Stop being polled.
+        Stop polling it.
         """
         self.show(self._own, 0)
         if self.owns_channels:
-            for fd in list(self._hub.masks):
+            for fd in list(self._masks):
                 self.show(fd, 0)
 
     def abandon(self) -> None:
         """
-        Stop being polled, in this process only.
+        Stop polling it, in this process only.
         """
         self.detach()
 
@@ -143,7 +116,7 @@ class Host:
         self._thread = threading.get_ident()
         while self._late:
             fd = self._late.pop()
-            self.show(fd, self._hub.masks.get(fd, 0))
+            self.show(fd, self._masks.get(fd, 0))
 
     def show(self, fd: int, mask: int) -> None:
         """
@@ -176,8 +149,8 @@ class ReactorHost(Host):
     A Twisted reactor.
     """
 
-    def __init__(self, loop: Any, hub: Hosted, on_ready: Callable[[], None]) -> None:
-        super().__init__(loop, hub, on_ready)
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
         self._descriptors: dict[int, HostedDescriptor] = {}
 
     @override
@@ -226,19 +199,14 @@ class ReactorHost(Host):
             self.loop._writes.discard(number)
 
 
-def attach_to(loop: Any, hub: Hosted, on_ready: Callable[[], None]) -> Host:
+def host_for(
+    loop: Any, masks: Mapping[int, int], on_ready: Callable[[], None], owns_channels: bool
+) -> Host:
     """
-    Have *loop* poll *hub*.
-
-    Raises:
-        TypeError: *loop* is neither a Twisted reactor nor an asyncio event loop.
+    Return the host that *loop* is; a TypeError if it is neither a Twisted reactor nor an asyncio event
+    loop. For the arguments see `Host`.
     """
-    host: Host
-    if hasattr(loop, "addReader"):
-        host = ReactorHost(loop, hub, on_ready)
-    elif hasattr(loop, "add_reader"):
-        host = AsyncioHost(loop, hub, on_ready)
-    else:
-        raise TypeError(f"neither a Twisted reactor nor an asyncio event loop: {loop!r}")
-    host.attach()
-    return host
+    for name, kind in (("addReader", ReactorHost), ("add_reader", AsyncioHost)):
+        if hasattr(loop, name):
+            return kind(loop, masks, on_ready, owns_channels)
+    raise TypeError(f"neither a Twisted reactor nor an asyncio event loop: {loop!r}")

@@ -64,24 +64,6 @@ class Hub:
         waker: the descriptor that `wake` makes readable, for a host that polls each one itself.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_always",
-        "_fileno",
-        "_host",
-        "_knows_once",
-        "_lock",
-        "_make_poller",
-        "_once",
-        "_poller",
-        "_wake_lock",
-        "_waker",
-        "_woken",
-        "masks",
-        "stale",
-        "waker",
-    )
-
     def __init__(self, make_poller: Callable[[], Poller] = new_poller) -> None:
         self._make_poller = make_poller
         self.masks: dict[int, int] = {}
@@ -157,7 +139,7 @@ class Hub:
             self._close_descriptors()
             self._open()
             if host is not None:
-                host.attach()
+                host.attach(self._shown)
             self._always.clear()
             self._once.clear()
             for fd, mask in list(self.masks.items()):
@@ -208,17 +190,16 @@ class Hub:
         host = self._host
         if host is not None and host.owns_channels:
             host.watch(fd, mask)
+        poller = self._poller
+        ways = (poller.modify, poller.register) if known else (poller.register, poller.modify)
         try:
-            if known:
-                try:
-                    self._poller.modify(fd, mask)
-                except FileNotFoundError:  # closed behind our back, and the number reused
-                    self._poller.register(fd, mask)
-            else:
-                try:
-                    self._poller.register(fd, mask)
-                except FileExistsError:
-                    self._poller.modify(fd, mask)
+            try:
+                ways[0](fd, mask)
+            except (
+                FileNotFoundError,
+                FileExistsError,
+            ):  # closed behind our back, the number reused
+                ways[1](fd, mask)
         except PermissionError:  # EPERM: a regular file or a directory, which never blocks
             self._always.add(fd)
         except OSError:
@@ -406,12 +387,19 @@ class Hub:
             RuntimeError: it is attached already.
             TypeError: *host* is something else.
         """
-        from txasynchat.hub.hosts import attach_to  # noqa: PLC0415 - a loop of its own needs no Twisted
+        from txasynchat.hub.hosts import host_for  # noqa: PLC0415 - a loop of its own needs no Twisted
 
         if self._host is not None:
             raise RuntimeError(f"already attached to {self._host.loop!r}; call detach() first")
         self.renew()
-        self._host = attach_to(host, self, on_ready)
+        new = host_for(host, self.masks, on_ready, self._fileno < 0)
+        new.attach(self._shown)
+        self._host = new
+
+    @property
+    def _shown(self) -> int:
+        # The descriptor of our own that a host watches.
+        return self.waker if self._fileno < 0 else self._fileno
 
     def detach(self) -> None:
         """
@@ -434,13 +422,10 @@ class Hub:
 
     def fileno(self) -> int:
         """
-        Return the nested poller's descriptor, readable while something is ready; -1 if pollers do not
-        nest.
+        Return the nested poller's descriptor, readable while something is ready; -1 if none nests.
         """
         self.renew()
         return self._fileno
-
-    # -- the end
 
     def close(self) -> None:
         """

@@ -15,23 +15,9 @@ from typing import Any, Protocol
 from txasynchat.hub.descriptors import Owned
 
 __all__ = [
-    "ENDED",
-    "ERROR",
-    "HANGUP",
-    "INVALID",
-    "ONCE",
-    "READ",
-    "URGENT",
-    "WRITE",
-    "Events",
-    "KqueuePoller",
-    "PollPoller",
-    "Poller",
-    "SelectPoller",
-    "knows_once",
-    "new_poller",
-    "unread",
-]
+    "ENDED", "ERROR", "HANGUP", "INVALID", "ONCE", "READ", "URGENT", "WRITE", "Events",
+    "KqueuePoller", "PollPoller", "Poller", "SelectPoller", "knows_once", "new_poller", "unread",
+]  # fmt: skip
 
 # The same values in poll(2), on every system that has it, and in epoll.
 READ = 0x001
@@ -48,6 +34,8 @@ ENDED = 0x2000
 ONCE = 0x80000000
 
 Events = list[tuple[int, int]]
+
+_select: Any = select  # for names that it has on the BSDs and macOS only
 
 _INT = struct.Struct("i")
 
@@ -79,9 +67,6 @@ class _Emulated:
         self._masks: dict[int, int] = {}
 
     def register(self, fd: int, events: int) -> None:
-        """
-        Begin to watch *fd*; `FileExistsError` when it is watched already.
-        """
         if fd in self._masks:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
         os.fstat(fd)  # poll(2) and select(2) accept closed descriptors; epoll says EBADF at once
@@ -89,26 +74,17 @@ class _Emulated:
         self._masks[fd] = events
 
     def modify(self, fd: int, events: int) -> None:
-        """
-        Change what is watched; `FileNotFoundError` when nothing is.
-        """
         old = self._mask_of(fd)
         os.fstat(fd)
         self._change(fd, old, events)
         self._masks[fd] = events
 
     def unregister(self, fd: int) -> None:
-        """
-        Stop watching; `FileNotFoundError` when nothing was watched.
-        """
         old = self._mask_of(fd)
         del self._masks[fd]
         self._change(fd, old, None)
 
-    def close(self) -> None:
-        """
-        Do nothing: there is no descriptor to close.
-        """
+    def close(self) -> None: ...  # there is no descriptor to close
 
     def _mask_of(self, fd: int) -> int:
         try:
@@ -117,9 +93,7 @@ class _Emulated:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) from None
 
     def _change(self, fd: int, old: int, new: int | None) -> None:
-        """
-        Pass a change on to the system; *new* is None when nothing is watched any more.
-        """
+        pass  # to be passed on to the system; *new* is None when nothing is watched any more
 
 
 class PollPoller(_Emulated):
@@ -137,10 +111,7 @@ class PollPoller(_Emulated):
         else:
             self._poll.register(fd, new & _POLL_KNOWS)
 
-    def poll(self, timeout: float, maxevents: int) -> Events:
-        """
-        Wait up to *timeout* seconds; for ever if that is negative.
-        """
+    def poll(self, timeout: float, maxevents: int) -> Events:  # noqa: D102 - see Poller
         milliseconds = None if timeout < 0 else int(timeout * 1000 + 0.999)
         return self._poll.poll(milliseconds)[:maxevents]
 
@@ -151,15 +122,11 @@ class SelectPoller(_Emulated):
 
     That is so in programs that remove the others from the `select` module, as eventlet does. They put
     a function of their own in the place of `select.select`, so it is looked up on each call.
+
+    Its `poll` raises ValueError if a descriptor is above 1,023.
     """
 
-    def poll(self, timeout: float, maxevents: int) -> Events:
-        """
-        Wait up to *timeout* seconds; for ever if that is negative.
-
-        Raises:
-            ValueError: a descriptor is above 1,023.
-        """
+    def poll(self, timeout: float, maxevents: int) -> Events:  # noqa: D102 - see Poller
         masks = self._masks
         reads, writes, urgent = (
             [fd for fd in masks if masks[fd] & bit] for bit in (READ, WRITE, URGENT)
@@ -199,35 +166,26 @@ class KqueuePoller(_Emulated):
 
     def __init__(self) -> None:
         super().__init__()
-        # The module has these names on the BSDs and macOS only, so they are looked up late.
-        self._select: Any = select
-        self._kqueue: Any = self._select.kqueue()
+        self._kqueue: Any = _select.kqueue()
         self._own = Owned(self._kqueue.fileno())
 
-    def fileno(self) -> int:
-        """
-        Return the descriptor of the queue, readable while an event waits.
-        """
-        number: int = self._kqueue.fileno()
-        return number
+    def fileno(self) -> int:  # noqa: D102 - as an epoll's
+        return int(self._kqueue.fileno())
 
     def register(self, fd: int, events: int) -> None:  # noqa: D102 - see _Emulated
         self._own.check()  # a fork, or the program, may have closed it
         super().register(fd, events)
 
     def _change(self, fd: int, old: int, new: int | None) -> None:
-        s = self._select
+        s = _select
         new = new or 0
         for bit, kind in ((READ, s.KQ_FILTER_READ), (WRITE, s.KQ_FILTER_WRITE)):
             if (old ^ new) & bit:
                 action = s.KQ_EV_ADD if new & bit else s.KQ_EV_DELETE
                 self._kqueue.control([s.kevent(fd, kind, action)], 0)
 
-    def poll(self, timeout: float, maxevents: int) -> Events:
-        """
-        Wait up to *timeout* seconds; for ever if that is negative.
-        """
-        s = self._select
+    def poll(self, timeout: float, maxevents: int) -> Events:  # noqa: D102 - see Poller
+        s = _select
         ready: dict[int, int] = {}
         for event in self._kqueue.control(None, maxevents, None if timeout < 0 else timeout):
             bits = READ if event.filter == s.KQ_FILTER_READ else WRITE
@@ -252,8 +210,7 @@ def unread(fd: int) -> int:
         ioctl(fd, FIONREAD, answer)
     except (ImportError, OSError):
         return -1
-    count: int = _INT.unpack(answer)[0]
-    return count
+    return int(_INT.unpack(answer)[0])
 
 
 def knows_once(poller: Poller) -> bool:

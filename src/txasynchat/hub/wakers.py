@@ -44,10 +44,7 @@ class Waker:
 
     def ring(self, poller: Poller) -> None:
         """
-        End the current wait in *poller*, or the next one.
-
-        Raises:
-            OSError: the program closed the poller's descriptor or this one.
+        End the current wait in *poller*, or the next one; an OSError if the program closed one of them.
         """
         poller.modify(self.number, READ | WRITE)
 
@@ -95,35 +92,20 @@ class PipeWaker:
         self._write = Owned(write)
         self.number = read
 
-    def ring(self, poller: Poller) -> None:  # noqa: ARG002 - see Waker
-        """
-        End the current wait in *poller*, or the next one.
-
-        Raises:
-            OSError: the program closed the pipe.
-        """
+    def ring(self, poller: Poller) -> None:  # noqa: ARG002, D102 - see Waker
         self._write.check()
         with suppress(BlockingIOError):  # full: it is readable
             os.write(self._write.number, b"\0")
 
-    def hush(self, poller: Poller) -> None:  # noqa: ARG002 - see Waker
-        """
-        Undo `ring`; raises what that does.
-        """
+    def hush(self, poller: Poller) -> None:  # noqa: ARG002, D102 - see Waker
         self._read.check()
         with suppress(BlockingIOError):
             os.read(self._read.number, 4096)
 
-    def is_in(self, poller: Poller) -> bool:  # noqa: ARG002 - see Waker
-        """
-        Return whether both ends are still open and ours.
-        """
+    def is_in(self, poller: Poller) -> bool:  # noqa: ARG002, D102 - see Waker
         return self._read.is_ours() and self._write.is_ours()
 
-    def close(self) -> None:
-        """
-        Close the pipe.
-        """
+    def close(self) -> None:  # noqa: D102 - see Waker
         self._read.close()
         self._write.close()
 
@@ -134,10 +116,7 @@ _lock = threading.RLock()  # reentrant: a hub that is collected meanwhile closes
 
 def new_waker(*, nests: bool) -> Waker | PipeWaker:
     """
-    Return what wakes a poller; the caller closes it.
-
-    Args:
-        nests: whether the poller has a descriptor.
+    Return what wakes a poller, which has a descriptor if it *nests*; the caller closes it.
     """
     global _current  # noqa: PLW0603 - the one of this process
     if not nests:
