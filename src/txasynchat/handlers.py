@@ -20,15 +20,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-__all__ = [
-    "Hears",
-    "arguments_for",
-    "check_threads",
-    "hears",
-    "is_legacy",
-    "unawaited",
-    "wanted",
-]
+__all__ = ["Hears", "arguments_for", "check_threads", "hears", "is_legacy", "unawaited", "wanted"]
 
 # Names that a method may use without doing anything that others see.
 _HARMLESS = frozenset({"__init__", "asynchat", "asyncore", "super", "set_terminator", "txasynchat"})

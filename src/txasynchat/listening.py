@@ -29,11 +29,7 @@ from typing_extensions import override
 from txasynchat.errors import CredentialsError, ListenError
 
 if TYPE_CHECKING:
-    from twisted.internet.interfaces import (
-        IListeningPort,
-        IProtocolFactory,
-        IStreamServerEndpoint,
-    )
+    from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
 
 __all__ = ["Listens", "make_endpoint", "parse", "unlock", "why"]
 
