@@ -15,33 +15,6 @@ They are sorted by fault:
 
 from __future__ import annotations
 
-__all__ = [
-    "CertificateExpired",
-    "CertificateRejected",
-    "ChatError",
-    "CloseTimedOut",
-    "ConnectionReset",
-    "CredentialsError",
-    "HandshakeFailed",
-    "HandshakeTimedOut",
-    "ListenError",
-    "MessageTooLong",
-    "MissingClientCertificate",
-    "NoCommonProtocol",
-    "NotAClientHello",
-    "PeerError",
-    "PlaintextAfterStartTLS",
-    "ProducerError",
-    "SelfSigned",
-    "StoppedByServer",
-    "TLSError",
-    "TruncatedConnection",
-    "UnknownAuthority",
-    "UnknownServerName",
-    "UnsentLimitExceeded",
-    "WrongName",
-]
-
 
 class ChatError(Exception):
     """
@@ -63,15 +36,12 @@ class PeerError(ChatError):
 
 class MessageTooLong(PeerError):
     """
-    A message is longer than the limit on it.
-
-    The same bytes give the same error, however they were split on the way.
+    A message is longer than the limit on it. Any split of the same bytes gives the same error.
 
     Attributes:
         limit: the limit in force, in bytes, terminator not counted.
-        count: the length that broke it. If the length was announced (a number of bytes, a length
-            prefix) it is that one; if a delimiter ends the message it is `limit` + 1, because the rest
-            need not have arrived.
+        count: the length that was announced (a number of bytes, a length prefix); `limit` + 1 if a
+            delimiter ends the message, because the rest need not have arrived.
         sample: the first bytes of the message, 128 at most; empty if the length was announced.
     """
 
@@ -120,11 +90,10 @@ class CloseTimedOut(PeerError):
 
 class ConnectionReset(PeerError):
     """
-    The connection broke off instead of ending: the peer reset it, or is gone.
+    The connection broke off: the peer reset it, or is gone. What was sent last may not have arrived.
 
-    What was sent last may not have arrived. It is not logged, because it is common. It is not reported
-    if this side was closing, and the operating system already had everything. Over TLS it is a
-    `TruncatedConnection`.
+    It is not logged, because it is common; not reported, if this side was closing and the operating
+    system already had everything; and a `TruncatedConnection` over TLS.
     """
 
     _text = "the connection was reset, or its peer is gone"
@@ -284,3 +253,6 @@ class TruncatedConnection(TLSError):
     """
     The connection ended without the peer's closing message: what was last received may be cut off.
     """
+
+
+__all__ = [name for name, it in globals().items() if isinstance(it, type)]

@@ -1,9 +1,8 @@
 """
 Which numbers users may give: in class bodies, as arguments, in ``secure:`` strings, as options.
 
-There is one table for each kind of owner, and one way to check. A number that makes no sense is an
-error where it is given, not in a connection later: one line with its name, its value and its range.
-Defaults, and what a number is for, are documented where the setting is.
+A number that makes no sense is an error where it is given, not in a connection later: one line with its
+name, its value and its range. Defaults, and what a number is for, are documented where the setting is.
 """
 
 from __future__ import annotations
@@ -94,13 +93,10 @@ class Range:
 
 class Clock:
     """
-    Takes the place of a `Range` for a clock.
+    Takes the place of a `Range` for a clock, or None.
     """
 
-    def check(self, name: str, value: Any) -> None:
-        """
-        Raise a TypeError if *value* is neither a clock nor None.
-        """
+    def check(self, name: str, value: Any) -> None:  # noqa: D102 - see Range
         if value is not None and not callable(getattr(value, "callLater", None)):
             raise TypeError(f"{name} must be a reactor or a Clock, or None, not {value!r:.80}")
 
