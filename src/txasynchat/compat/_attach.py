@@ -80,12 +80,8 @@ class Attachment:
         self._turn()
 
     def _turn(self) -> None:
-        """
-        Dispatch what is ready, and update what the hub waits for.
-        """
-        driver = self._driver
         try:
-            ready = driver.turn(BATCH)
+            ready = self._driver.turn(BATCH)
         except BaseException as error:
             self.exception = error
             self.detach()
@@ -93,9 +89,8 @@ class Attachment:
                 raise
             from twisted.logger import Logger  # noqa: PLC0415 - most attachments end in order
 
-            Logger().failure(
-                "a map of asyncore channels is detached, because of an exception that ends loop()"
-            )
+            why = "because of an exception that ends loop()"
+            Logger().failure(f"a map of asyncore channels is detached, {why}")
             return
         if self._detached:
             return
@@ -132,9 +127,8 @@ def attach(map: dict[Any, Any] | None = None, reactor: Any = None) -> Attachment
     if driver is None or driver.depth > 1:
         if driver is not None:
             _loop.release(driver)
-        raise RuntimeError(
-            "this map is already driven, by a loop() or another attach(): end that first"
-        )
+        problem = "this map is already driven, by a loop() or another attach()"
+        raise RuntimeError(f"{problem}: end that first")
     attachment = driver.attachment = Attachment(driver, reactor)
     try:
         attachment._start()

@@ -34,9 +34,7 @@ __all__ = [
 
 
 class _Private:
-    """
-    A thread's own reactor, which gives its descriptors back when the thread ends.
-    """
+    # A thread's own reactor, which gives its descriptors back when the thread ends.
 
     def __init__(self) -> None:
         from twisted.internet.error import ConnectionAborted  # noqa: PLC0415 - see current_reactor
@@ -123,9 +121,7 @@ def here() -> Any:
 
 
 def _is_ours(reactor: Any) -> bool:
-    """
-    Return whether nobody runs the installed reactor or shares its descriptors.
-    """
+    # Whether nobody runs it or shares its descriptors.
     if getattr(reactor, "running", True):
         return False
     if _inherited is None or reactor is not _inherited[0]:
@@ -143,7 +139,7 @@ def running_event_loop() -> Any:
 
 def _running_here() -> Any:
     reactor: Any = sys.modules.get("twisted.internet.reactor")
-    if reactor is not None and getattr(reactor, "running", False):
+    if getattr(reactor, "running", False):
         from twisted.python import threadable  # noqa: PLC0415 - there is a reactor, so it is loaded
 
         if threadable.isInIOThread():  # type: ignore[no-untyped-call] # Twisted has no types here

@@ -23,9 +23,7 @@ __all__ = ["TLSSocket", "check_server_context", "start_tls", "wrap_accepted"]
 
 
 class _Switch:
-    """
-    An item of a channel's output queue at which TLS begins: a producer that produces nothing.
-    """
+    # An item of a channel's output queue at which TLS begins: a producer that produces nothing.
 
     def __init__(self, sock: TLSSocket, channel: Any) -> None:
         self._sock = sock
@@ -117,9 +115,8 @@ def start_tls(  # noqa: PLR0913 they are settings, by keyword
         sock.begin_later()
     elif own(channel, "out_buffer"):
         channel.socket = plain
-        raise ValueError(
-            f"cannot start TLS: out_buffer is not empty, and TLS cannot begin behind it: {channel!r}"
-        )
+        problem = "out_buffer is not empty, and TLS cannot begin behind it"
+        raise ValueError(f"cannot start TLS: {problem}: {channel!r}")
     else:
         sock.begin()
     if sock.has_begun() and (early or not server_side):
@@ -138,9 +135,9 @@ def check_server_context(context: ssl.SSLContext) -> None:
     # Below, newer patch releases of `ssl` raise a ValueError if the context checks host names; PyPy's
     # only warns.
     if context.protocol == ssl.PROTOCOL_TLS_CLIENT:
+        remedy = "make it by ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)"
         raise ssl.SSLError(
-            "a server cannot use a context for clients (PROTOCOL_TLS_CLIENT); make it by"
-            " ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)"
+            f"a server cannot use a context for clients (PROTOCOL_TLS_CLIENT); {remedy}"
         )
     try:
         context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_side=True)
