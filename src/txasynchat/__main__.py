@@ -14,9 +14,9 @@ import io
 import linecache
 import marshal
 import os
+import pkgutil
 import runpy
 import sys
-import zipimport
 from importlib.machinery import BuiltinImporter, SourceFileLoader, SourcelessFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
@@ -182,7 +182,7 @@ def _run_module(name: str, arguments: list[str]) -> None:
 def _run_program(path: str, arguments: list[str]) -> None:
     sys.argv = [path, *arguments]
     whole = os.path.join(os.getcwd(), path)  # noqa: PTH109, PTH118 - python keeps ".." and links
-    if Path(path).is_dir() or _is_zip(path):
+    if pkgutil.get_importer(path) is not None:  # a folder or a zip file
         _set_first_path(whole)
         _new_main()
         runpy._run_module_as_main("__main__", alter_argv=False)  # type: ignore[attr-defined] # see above
@@ -196,7 +196,6 @@ def _run_program(path: str, arguments: list[str]) -> None:
         )
     _set_first_path(str(Path(path).resolve().parent))
     module = _new_main(whole)
-    code: CodeType
     if whole.endswith(".pyc") or source.startswith(importlib.util.MAGIC_NUMBER):
         code = _compiled(source)
         module.__loader__ = SourcelessFileLoader("__main__", whole)
@@ -234,14 +233,6 @@ def _run_standard_input(arguments: list[str]) -> None:
             "session write python -i -m txasynchat run -c ''\n"
         )
     _run_text(sys.stdin.buffer.read(), "<stdin>", ["-", *arguments])
-
-
-def _is_zip(path: str) -> bool:
-    try:
-        zipimport.zipimporter(path)
-    except zipimport.ZipImportError:
-        return False
-    return True
 
 
 def _set_first_path(folder: str) -> None:

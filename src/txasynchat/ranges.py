@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -35,8 +36,7 @@ class Range:
     The numbers that something may be.
 
     Args:
-        lowest: the smallest.
-        highest: the largest; None for no limit.
+        lowest, highest: the smallest, and the largest; None for no limit.
         whole: only whole numbers, as for bytes.
         above: *lowest* itself is excluded.
         optional: None is allowed too.
@@ -101,13 +101,8 @@ class Clock:
             raise TypeError(f"{name} must be a reactor or a Clock, or None, not {value!r:.80}")
 
 
-def _seconds(*, optional: bool = False) -> Range:
-    return Range(0, LONGEST_SECONDS, above=True, optional=optional)
-
-
-def _count(lowest: int, *, optional: bool = False) -> Range:
-    return Range(lowest, whole=True, optional=optional)
-
+_seconds = partial(Range, 0, LONGEST_SECONDS, above=True)
+_count = partial(Range, whole=True)
 
 #: The settings of an `AsyncChat`.
 HANDLER: Mapping[str, Range | Clock] = {

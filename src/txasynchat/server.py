@@ -1,13 +1,6 @@
 """
 `ChatFactory` builds handlers and knows the live ones; `Server` listens, and stops in good order.
 
-Stopping has three steps. The ports close, so that no new connections arrive. Every connection is asked
-to finish (`AsyncChat.handle_shutdown`): idle ones close at once, busy ones when they are done. What
-remains after `stop_timeout` seconds, or when stopping is requested a second time (`Server.stopService`,
-a second signal), is aborted, unless the operating system has everything that was to be sent, which it
-delivers even after the process has exited. A port, a transport or a handler that raises meanwhile is
-logged, and one that does not report its end is not waited for: the others are stopped all the same.
-
 No reactor is imported here: it is given to `Server`.
 """
 
@@ -209,9 +202,14 @@ class Server(Service):
     @override
     def stopService(self) -> Deferred[None]:
         """
-        Close the ports, let connections finish, and `abort` what remains after `stop_timeout`.
+        Stop in three steps.
 
-        A second call aborts what remains at once.
+        The ports close, so that no new connections arrive. Every connection is asked to finish
+        (`AsyncChat.handle_shutdown`): idle ones close at once, busy ones when they are done. `abort`
+        ends what remains after `stop_timeout` seconds, or at once after a second call or signal.
+
+        A port, a transport or a handler that raises meanwhile is logged, and one that does not report
+        its end is not waited for: the others are stopped all the same.
 
         Returns:
             A Deferred that fires when all ports and connections are gone.
@@ -233,7 +231,7 @@ class Server(Service):
 
     def abort(self) -> None:
         """
-        End every connection now; what the operating system does not have yet is lost.
+        End every connection now. What the operating system has is delivered; the rest is lost.
         """
         if self.connections:
             self._log.warn("aborting {count} connections", count=len(self.connections))

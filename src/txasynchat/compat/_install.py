@@ -45,9 +45,10 @@ def install() -> None:
         return
     other = sys.modules.get("asyncore")
     if other is not asyncore and (live := len(getattr(other, "socket_map", ()))):
+        name, file = (getattr(other, one, None) for one in ("__name__", "__file__"))
         raise RuntimeError(
-            f"{getattr(other, '__name__', None)!r} from {getattr(other, '__file__', None)!r} was imported before and "
-            f"drives {live} channels: call txasynchat.install() earlier"
+            f"{name!r} from {file!r} was imported before and drives {live} channels: "
+            "call txasynchat.install() earlier"
         )
     for name, module in ours.items():
         _before.setdefault(name, sys.modules.get(name))

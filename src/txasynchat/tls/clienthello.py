@@ -225,8 +225,6 @@ def _parse_extensions(block: bytes) -> dict[int, bytes]:
 
 
 def _parse_server_name(content: bytes | None) -> bytes | None:
-    if content is None:
-        return None
     names = _parse_list(content, "the extension server_name", "the list of server names")
     found: dict[int, bytes] = {}
     while names:
@@ -240,8 +238,6 @@ def _parse_server_name(content: bytes | None) -> bytes | None:
 
 
 def _parse_protocols(content: bytes | None) -> tuple[bytes, ...]:
-    if content is None:
-        return ()
     names = _parse_list(content, "the extension ALPN", "the list of ALPN protocols")
     protocols = []
     while names:
@@ -249,7 +245,9 @@ def _parse_protocols(content: bytes | None) -> tuple[bytes, ...]:
     return tuple(protocols)
 
 
-def _parse_list(content: bytes, extension: str, what: str) -> _Bytes:
+def _parse_list(content: bytes | None, extension: str, what: str) -> _Bytes:
+    if content is None:
+        return _Bytes(b"", what)
     rest = _Bytes(content, extension)
     items = _Bytes(rest.vector(2, least=1), what)
     rest.end()
