@@ -49,9 +49,7 @@ class MessageTooLong(PeerError):
 
     def __init__(self, limit: int, count: int, sample: bytes) -> None:
         super().__init__(limit, count, sample)
-        self.limit = limit
-        self.count = count
-        self.sample = sample
+        self.limit, self.count, self.sample = limit, count, sample
 
 
 class UnsentLimitExceeded(PeerError):
@@ -67,8 +65,7 @@ class UnsentLimitExceeded(PeerError):
 
     def __init__(self, limit: int, count: int) -> None:
         super().__init__(limit, count)
-        self.limit = limit
-        self.count = count
+        self.limit, self.count = limit, count
 
 
 class CloseTimedOut(PeerError):
@@ -84,8 +81,7 @@ class CloseTimedOut(PeerError):
 
     def __init__(self, limit: float, count: int) -> None:
         super().__init__(limit, count)
-        self.limit = limit
-        self.count = count
+        self.limit, self.count = limit, count
 
 
 class ConnectionReset(PeerError):
@@ -129,8 +125,7 @@ class ListenError(ChatError):
 
     def __init__(self, endpoint: str, reason: BaseException, problem: str = "") -> None:
         super().__init__(endpoint, reason, problem)
-        self.endpoint = endpoint
-        self.reason = reason
+        self.endpoint, self.reason = endpoint, reason
         self.problem = problem or f"{type(reason).__name__}: {reason}"
 
 
@@ -147,8 +142,7 @@ class CredentialsError(ChatError, ValueError):
 
     def __init__(self, source: str, reason: str) -> None:
         super().__init__(source, reason)
-        self.source = source
-        self.reason = reason
+        self.source, self.reason = source, reason
 
 
 class TLSError(PeerError):

@@ -85,9 +85,6 @@ class Program(Server):
 
     @override
     def privilegedStartService(self) -> None:
-        """
-        Listen, or end the program.
-        """
         try:
             super().privilegedStartService()
         except ListenError as error:
@@ -101,9 +98,6 @@ class Program(Server):
 
     @override
     def listening(self) -> None:
-        """
-        Log what listens where, and how to try it.
-        """
         for (description, _), port in zip(self._endpoints, self.ports, strict=True):
             address = port.getHost()
             place, hint = _place(address), _hint(description, address)
@@ -113,9 +107,6 @@ class Program(Server):
 
     @override
     def listening_failed(self, error: ListenError) -> None:
-        """
-        Log the error, and end the program, which is already running.
-        """
         super().listening_failed(error)
         self.reactor.callWhenRunning(self.reactor.stop)
 

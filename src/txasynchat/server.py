@@ -78,9 +78,7 @@ class ChatFactory(Factory):
         if (want := wanted(handler, arguments, keywords)) is not None:
             example = ", ".join([name, *arguments_for(want)])
             raise TypeError(f"{name} wants {want}; write ChatFactory({example})")
-        self.handler = handler
-        self.arguments = arguments
-        self.keywords = keywords
+        self.handler, self.arguments, self.keywords = handler, arguments, keywords
         self.connections = Connections()
 
     @override

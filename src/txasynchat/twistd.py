@@ -57,16 +57,13 @@ In an endpoint a colon ends an argument; write \\: for one inside.
 
 class LineEcho(AsyncChat):
     """
-    The default handler: sends each line back.
+    The default handler: sends each line back with its own terminator.
     """
 
     terminator = (b"\n", b"\r\n")
 
     @override
     def message_received(self, message: bytes) -> None:
-        """
-        Send the line back with its own terminator.
-        """
         self.push(message + (self.matched_terminator or b""))
 
 
@@ -116,9 +113,7 @@ class Options(usage.Options):
 
     @override
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
-        """
-        Parse; report a mistake in one line, not below a page of help.
-        """
+        # A mistake is reported in one line, not below a page of help.
         try:
             super().parseOptions(options)  # type: ignore[no-untyped-call] # Twisted's, untyped
         except usage.UsageError as error:
@@ -126,10 +121,7 @@ class Options(usage.Options):
 
     @override
     def getUsage(self, width: int | None = None) -> str:
-        """
-        Add the examples, which may not be wrapped.
-        """
-        return f"{super().getUsage(width)}{EXAMPLES}"
+        return f"{super().getUsage(width)}{EXAMPLES}"  # which may not be wrapped
 
 
 def makeService(options: Options) -> Program:  # noqa: N802 - ServiceMaker looks for this name

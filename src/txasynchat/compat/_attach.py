@@ -89,8 +89,9 @@ class Attachment:
                 raise
             from twisted.logger import Logger  # noqa: PLC0415 - most attachments end in order
 
-            why = "because of an exception that ends loop()"
-            Logger().failure(f"a map of asyncore channels is detached, {why}")
+            Logger().failure(
+                "a map of asyncore channels is detached, because of an exception that ends loop()"
+            )
             return
         if self._detached:
             return
@@ -127,8 +128,9 @@ def attach(map: dict[Any, Any] | None = None, reactor: Any = None) -> Attachment
     if driver is None or driver.depth > 1:
         if driver is not None:
             _loop.release(driver)
-        problem = "this map is already driven, by a loop() or another attach()"
-        raise RuntimeError(f"{problem}: end that first")
+        raise RuntimeError(
+            "this map is already driven, by a loop() or another attach(): end that first"
+        )
     attachment = driver.attachment = Attachment(driver, reactor)
     try:
         attachment._start()

@@ -136,18 +136,16 @@ def _path(*, user: bool) -> Path:
     if not user:
         return Path(sysconfig.get_path("purelib")) / _FILE
     if not site.ENABLE_USER_SITE:
-        problem = f"{sys.executable} does not use per-user folders; leave --user out"
-        raise CannotEnable(f"--user: {problem}")
+        raise CannotEnable(
+            f"--user: {sys.executable} does not use per-user folders; leave --user out"
+        )
     return Path(site.getusersitepackages()) / _FILE
 
 
 def _is_read() -> bool:
     # By a Python that starts now.
-    command = [
-        sys.executable,
-        "-c",
-        "import importlib.util as u; print(u.find_spec('asyncore').origin)",
-    ]
+    code = "import importlib.util as u; print(u.find_spec('asyncore').origin)"
+    command = [sys.executable, "-c", code]
     child = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)  # noqa: S603 - this Python
     return child.stdout.strip() == _origin("asyncore")
 

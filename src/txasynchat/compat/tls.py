@@ -115,8 +115,9 @@ def start_tls(  # noqa: PLR0913 they are settings, by keyword
         sock.begin_later()
     elif own(channel, "out_buffer"):
         channel.socket = plain
-        problem = "out_buffer is not empty, and TLS cannot begin behind it"
-        raise ValueError(f"cannot start TLS: {problem}: {channel!r}")
+        raise ValueError(
+            f"cannot start TLS: out_buffer is not empty, and TLS cannot begin behind it: {channel!r}"
+        )
     else:
         sock.begin()
     if sock.has_begun() and (early or not server_side):
@@ -135,9 +136,9 @@ def check_server_context(context: ssl.SSLContext) -> None:
     # Below, newer patch releases of `ssl` raise a ValueError if the context checks host names; PyPy's
     # only warns.
     if context.protocol == ssl.PROTOCOL_TLS_CLIENT:
-        remedy = "make it by ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)"
         raise ssl.SSLError(
-            f"a server cannot use a context for clients (PROTOCOL_TLS_CLIENT); {remedy}"
+            "a server cannot use a context for clients (PROTOCOL_TLS_CLIENT); make it by"
+            " ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)"
         )
     try:
         context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_side=True)
