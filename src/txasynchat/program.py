@@ -11,15 +11,8 @@ import shutil
 import sys
 from typing import TYPE_CHECKING, Any
 
+from twisted import logger
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
-from twisted.logger import (
-    FileLogObserver,
-    Logger,
-    STDLibLogObserver,
-    globalLogBeginner,
-    globalLogPublisher,
-    textFileLogObserver,
-)
 from twisted.python import log
 from typing_extensions import override
 
@@ -63,7 +56,7 @@ class Program(Server):
             be listened on.
     """
 
-    _log = Logger()
+    _log = logger.Logger()
 
     def __init__(  # noqa: PLR0913 - three of them by name
         self,
@@ -134,8 +127,8 @@ def serve(
 
     loop: Any = reactor
     if not _is_logging():
-        observers = [textFileLogObserver(sys.stderr)]
-        globalLogBeginner.beginLoggingTo(observers, redirectStandardIO=False)
+        observers = [logger.textFileLogObserver(sys.stderr)]
+        logger.globalLogBeginner.beginLoggingTo(observers, redirectStandardIO=False)
     program = Program(loop, factory, endpoints, stop_timeout=stop_timeout)
     program.startService()
     loop.addSystemEventTrigger("before", "shutdown", program.stopService)
@@ -144,13 +137,13 @@ def serve(
 
 def _is_logging() -> bool:
     # Whether logging has begun, or an observer that writes the log somewhere was added.
-    temporary = getattr(globalLogBeginner, "_temporaryObserver", globalLogBeginner)
+    temporary = getattr(logger.globalLogBeginner, "_temporaryObserver", logger.globalLogBeginner)
     if temporary is None:
         return True
-    for observer in getattr(globalLogPublisher, "_observers", ()):
+    for observer in getattr(logger.globalLogPublisher, "_observers", ()):
         # twisted.python.log adds observers as wrapped methods.
         legacy = getattr(getattr(observer, "legacyObserver", None), "__self__", None)
-        if isinstance(observer, FileLogObserver | STDLibLogObserver) or isinstance(
+        if isinstance(observer, logger.FileLogObserver | logger.STDLibLogObserver) or isinstance(
             legacy, log.FileLogObserver | log.PythonLoggingObserver
         ):
             return True

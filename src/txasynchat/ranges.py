@@ -15,16 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = [
-    "HANDLER",
-    "STOPPING",
-    "TLS",
-    "Clock",
-    "Range",
-    "check_all",
-    "check_class",
-    "check_owner",
-]
+__all__ = ["HANDLER", "STOPPING", "TLS", "Range", "check_all", "check_class", "check_owner"]
 
 #: Eleven days: anything longer may as well be for ever, and `select` cannot wait longer.
 LONGEST_SECONDS = 1_000_000
@@ -91,12 +82,10 @@ class Range:
         return begins and (self.highest is None or number <= self.highest)
 
 
-class Clock:
-    """
-    Takes the place of a `Range` for a clock, or None.
-    """
+class _Clock:
+    # Takes the place of a `Range` for a clock, or None.
 
-    def check(self, name: str, value: Any) -> None:  # noqa: D102 - see Range
+    def check(self, name: str, value: Any) -> None:
         if value is not None and not callable(getattr(value, "callLater", None)):
             raise TypeError(f"{name} must be a reactor or a Clock, or None, not {value!r:.80}")
 
@@ -105,14 +94,14 @@ _seconds = partial(Range, 0, LONGEST_SECONDS, above=True)
 _count = partial(Range, whole=True)
 
 #: The settings of an `AsyncChat`.
-HANDLER: Mapping[str, Range | Clock] = {
+HANDLER: Mapping[str, Range | _Clock] = {
     "max_message_length": _count(1, optional=True),
     "high_water": _count(0, optional=True),
     "low_water": _count(0),
     "max_unsent": _count(1, optional=True),
     "ac_out_buffer_size": _count(1),
     "close_timeout": _seconds(optional=True),
-    "clock": Clock(),
+    "clock": _Clock(),
 }
 #: Those of `ServerOptions` and `ClientOptions`, and of ``secure:`` strings.
 TLS: Mapping[str, Range] = {
@@ -136,7 +125,7 @@ def check_all(owner: Any, ranges: Mapping[str, Range]) -> None:
             its.check(name, getattr(owner, name))
 
 
-def check_class(cls: type, ranges: Mapping[str, Range | Clock]) -> None:
+def check_class(cls: type, ranges: Mapping[str, Range | _Clock]) -> None:
     """
     Check what a class body sets, except properties and fields of dataclasses; see `Range.check`.
     """
@@ -146,7 +135,7 @@ def check_class(cls: type, ranges: Mapping[str, Range | Clock]) -> None:
             its.check(f"{cls.__qualname__}.{name}", value)
 
 
-def check_owner(owner: Any, ranges: Mapping[str, Range | Clock], default: type) -> None:
+def check_owner(owner: Any, ranges: Mapping[str, Range | _Clock], default: type) -> None:
     """
     Check the attributes of *owner*, and replace wrong ones by those of *default*.
 
