@@ -79,7 +79,7 @@ def _waker_is_ours(reactor: Any) -> bool:
 
 
 def _forget(reactor: Any, waker: Any) -> None:
-    # Whoever has its numbers now.
+    # It is this waker that goes, whoever has its numbers now.
     reactor._internalReaders.discard(waker)
     if _epoll_of(reactor) is None:
         with suppress(OSError):
