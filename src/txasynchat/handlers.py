@@ -161,13 +161,10 @@ _CHECKED = (
 
 def check_threads(protocol: Any) -> None:
     """
-    Let methods raise `RuntimeError` in any thread but the one that made the connection.
+    Let methods of `AsyncChat` raise `RuntimeError` in any thread but the one that made the connection.
 
     Without it such a call may find the queue in the middle of a change, and an answer is lost. Before
     the connection any thread may call them.
-
-    Args:
-        protocol: the class `AsyncChat`.
     """
     make = protocol.makeConnection
 

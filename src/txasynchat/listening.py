@@ -76,10 +76,7 @@ def make_endpoint(reactor: Any, endpoint: Any) -> IStreamServerEndpoint:
 
 def parse(reactor: Any, description: str) -> IStreamServerEndpoint:
     """
-    Make an endpoint from its description, as `serverFromString` does.
-
-    Raises:
-        Exception: of any kind, because each kind of endpoint has its own; see `why`.
+    Make an endpoint as `serverFromString` does. It may raise anything, which `why` explains.
     """
     endpoint: IStreamServerEndpoint = serverFromString(reactor, description)  # type: ignore[no-untyped-call] # Twisted's, untyped
     inner: Any = endpoint
@@ -158,11 +155,7 @@ def unlock(reactor: Any, error: Any) -> None:
 
 def why(description: str, error: BaseException) -> str:
     """
-    Return why an endpoint could not be made or listened on, and what to write instead.
-
-    Args:
-        description: the endpoint's.
-        error: what making it, or its ``listen``, raised.
+    Return why making the endpoint, or its ``listen``, raised *error*, and what to write instead.
     """
     # Twisted's CannotListenError names the port again, and has the reason inside.
     reason = getattr(error, "socketError", None) or error

@@ -40,10 +40,7 @@ def failure(log: Logger, message: str, **details: Any) -> None:
     """
     Log the exception being handled, with its traceback, escaped so that it cannot forge a log line.
 
-    Args:
-        log: the logger of the class that the event is about.
-        message: the format of the event, for *details*.
-        details: further keys of the event.
+    *message* is the format of the event, and *details* are further keys of it.
     """
     from twisted.python.failure import Failure  # noqa: PLC0415 - see the module's docstring
 

@@ -137,10 +137,7 @@ def check_class(cls: type, ranges: Mapping[str, Range | _Clock]) -> None:
 
 def check_owner(owner: Any, ranges: Mapping[str, Range | _Clock], default: type) -> None:
     """
-    Check the attributes of *owner*, and replace wrong ones by those of *default*.
-
-    Raises:
-        TypeError, ValueError: see `Range.check`; for the first wrong one.
+    Check the attributes of *owner*, replace wrong ones by those of *default*, and raise for the first.
     """
     first: Exception | None = None
     for name, its in ranges.items():

@@ -180,13 +180,10 @@ def _new_reactor() -> ReactorBase:
 
 def turn(reactor: Any, timeout: float | None) -> None:
     """
-    Give *reactor* one turn: what is due, then what is ready, after *timeout* seconds at most.
+    Give *reactor*, which does not run, one turn: what is due, then what is ready.
 
-    Not ``iterate``, which would sleep past a timer that is set during this very turn.
-
-    Args:
-        reactor: it does not run.
-        timeout: seconds; `None` for until the reactor's next timer.
+    It waits for *timeout* seconds at most; None is until the reactor's next timer. Not ``iterate``,
+    which would sleep past a timer that is set during this very turn.
     """
     loop = getattr(reactor, "_asyncioEventloop", None)
     if loop is not None:
@@ -227,9 +224,8 @@ def interrupt(reactor: Any) -> None:
 
 def rest(reactor: Any = None) -> None:
     """
-    End the idle pool threads of *reactor*, by default this thread's: they keep the process alive.
-
-    Called when the outermost ``loop()`` of this thread ends.
+    End the idle pool threads of *reactor*, by default this thread's, after its outermost ``loop()``:
+    they keep the process alive.
     """
     pool = getattr(here() if reactor is None else reactor, "threadpool", None)
     if pool is not None and pool.started:

@@ -128,10 +128,7 @@ def start_tls(  # noqa: PLR0913 they are settings, by keyword
 
 def check_server_context(context: ssl.SSLContext) -> None:
     """
-    Find out at once, not with each connection, that a context cannot serve.
-
-    Raises:
-        ssl.SSLError: it is for clients.
+    Raise an `ssl.SSLError` at once, not with each connection, if *context* cannot serve.
     """
     # Below, newer patch releases of `ssl` raise a ValueError if the context checks host names; PyPy's
     # only warns.

@@ -39,16 +39,11 @@ CertificateSource: TypeAlias = str | os.PathLike[str] | bytes | Sequence[x509.Ce
 class Loaded:
     """
     A certificate that was read and checked.
-
-    Attributes:
-        chain: the certificate itself, then those that lead to its authority.
-        key: its private key.
-        names: the DNS names it is for, in lower case; the first label may be ``*``.
     """
 
-    chain: tuple[x509.Certificate, ...]
+    chain: tuple[x509.Certificate, ...]  # itself, then those that lead to its authority
     key: Any
-    names: frozenset[str]
+    names: frozenset[str]  # the DNS names it is for, in lower case; the first label may be ``*``
 
 
 @dataclass(frozen=True)
@@ -113,29 +108,18 @@ class Watched(Generic[T]):
     After a failure every check tries again, because a file can become readable without a change
     (``chmod``, or descriptors that are free again). The log gives each reason once an hour.
 
-    Args:
-        what: a name for it, for the log.
-        files: the names of the files; if there are none, it is loaded only once.
-        load: loads it, or raises `CredentialsError`.
-        interval: seconds between two checks of the files.
-        now: the clock for *interval*.
-        describe: returns what the log adds about a new one.
-
     Raises:
         CredentialsError: it could not be loaded the first time.
-
-    Attributes:
-        loaded: the newest good one.
     """
 
-    what: str
-    files: Sequence[str]
-    load: Callable[[], T]
+    what: str  # a name for it, for the log
+    files: Sequence[str]  # if there are none, it is loaded only once
+    load: Callable[[], T]  # may raise CredentialsError
     _: KW_ONLY
-    interval: float
+    interval: float  # seconds between two checks of the files
     now: Callable[[], float]
-    describe: Callable[[T], str] = lambda _: ""
-    loaded: T = field(init=False)
+    describe: Callable[[T], str] = lambda _: ""  # what the log adds about a new one
+    loaded: T = field(init=False)  # the newest good one
 
     _log = Logger()
 

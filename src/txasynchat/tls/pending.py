@@ -31,21 +31,17 @@ EVICTED = "too many handshakes are unfinished, and this one has kept the server 
 
 class Member(Protocol):
     """
-    A connection that can be pending.
+    A connection that can be pending; `evict`, called once when it no longer is, ends it for others.
     """
 
-    def evict(self) -> None:
-        """
-        End the connection to make room for others. Called once, when it is no longer pending.
-        """
+    def evict(self) -> None: ...
 
 
 class Pending:
     """
-    The connections whose handshake has not finished. Threads may share it.
+    The connections whose handshake has not finished: *limit* at most, or, if None, any number.
 
-    Args:
-        limit: the largest number of them; None for no limit.
+    Threads may share it.
     """
 
     def __init__(self, limit: int | None) -> None:
@@ -125,11 +121,9 @@ class Pending:
 
 class HandshakeBudget:
     """
-    The time for handshakes in one turn of a reactor, or in one pass over a map of channels.
+    The *seconds* for handshakes in one turn of a reactor, or in one pass over a map of channels.
 
-    Attributes:
-        seconds: how long steps may take together. The step that exceeds it is the last of the turn.
-            The first one always runs.
+    The step that exceeds them is the last of the turn. The first one always runs.
     """
 
     __slots__ = ("_spent", "seconds")
