@@ -14,11 +14,9 @@ def on_first_use(
     package: str, names: Mapping[str, str]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """
-    Return the ``__getattr__`` and ``__dir__`` of *package*.
+    Return the ``__getattr__`` and ``__dir__`` of the *package* of that ``__name__``.
 
-    Args:
-        package: its ``__name__``.
-        names: the names of each module, with spaces between them; the module can be had too.
+    *names* has the names of each module, with spaces between them. The modules are found, too.
     """
     module_of = {name: module for module, its in names.items() for name in its.split()}
     inside = vars(sys.modules[package])

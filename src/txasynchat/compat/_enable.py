@@ -56,7 +56,8 @@ class CannotEnable(Exception):
 
 def enable(*, user: bool = False) -> list[str]:
     """
-    Write the file, for this *user* alone or for the environment; return lines that say what was done.
+    Write the file, for this *user* alone or for the environment; harmless when repeated. Return lines
+    that say what was done.
 
     Raises:
         CannotEnable: nothing was done, for the reason that it gives.
@@ -86,7 +87,8 @@ def enable(*, user: bool = False) -> list[str]:
 
 def disable(*, user: bool = False) -> list[str]:
     """
-    Remove the file that `enable` wrote with the same *user*; return lines that say what was done.
+    Remove the file that `enable` wrote with the same *user*; harmless when repeated. Return lines that
+    say what was done.
 
     Raises:
         CannotEnable: the file cannot be removed.
