@@ -241,7 +241,7 @@ def test_relative_files_are_found_after_a_change_of_folder(tmp_path, monkeypatch
     monkeypatch.chdir("/")
     (tmp_path / "server.key").unlink()
     (watched,) = options._contexts._watched
-    watched._now = lambda: float("inf")
+    watched.now = lambda: float("inf")
     assert not watched.renewed()
     support.write(tmp_path, support.authority().issue_cert(HOST))
     assert watched.renewed()

@@ -1,7 +1,7 @@
 """
 The package exports what its modules declare, and tools that only read see the same names.
 
-Also covers `errors`.
+Also covers `errors` and `_lazy`.
 """
 
 import ast

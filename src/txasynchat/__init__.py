@@ -10,107 +10,63 @@ Importing this package installs no reactor, and loads only what is used of it an
 program on `txasynchat.compat` alone starts without Twisted, and one on `AsyncChat` without the facade.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from txasynchat.compat import install, uninstall
-    from txasynchat.connections import Connections
+from txasynchat._lazy import on_first_use
+
+if TYPE_CHECKING:  # ``X as X``: for type checkers, X is public
+    from txasynchat.compat import install as install, uninstall as uninstall  # noqa: I001 - joined
+    from txasynchat.connections import Connections as Connections
     from txasynchat.errors import (
-        CertificateRejected,
-        ChatError,
-        CloseTimedOut,
-        ConnectionReset,
-        CredentialsError,
-        HandshakeFailed,
-        ListenError,
-        MessageTooLong,
-        PeerError,
-        ProducerError,
-        StoppedByServer,
-        TLSError,
-        UnsentLimitExceeded,
+        CertificateRejected as CertificateRejected,
+        ChatError as ChatError,
+        CloseTimedOut as CloseTimedOut,
+        ConnectionReset as ConnectionReset,
+        CredentialsError as CredentialsError,
+        HandshakeFailed as HandshakeFailed,
+        ListenError as ListenError,
+        MessageTooLong as MessageTooLong,
+        PeerError as PeerError,
+        ProducerError as ProducerError,
+        StoppedByServer as StoppedByServer,
+        TLSError as TLSError,
+        UnsentLimitExceeded as UnsentLimitExceeded,
     )
-    from txasynchat.framing import Framer, Overflow
-    from txasynchat.outputqueue import OutputQueue
-    from txasynchat.producers import FileProducer, simple_producer
-    from txasynchat.program import CannotStart, Program, serve
-    from txasynchat.protocol import AsyncChat, State
-    from txasynchat.server import ChatFactory, Server
-    from txasynchat.terminators import LengthPrefix, Terminator
-    from txasynchat.tls import ClientOptions, Credentials, Leftovers, ServerOptions, TLSInfo
+    from txasynchat.framing import Framer as Framer, Overflow as Overflow
+    from txasynchat.outputqueue import OutputQueue as OutputQueue
+    from txasynchat.producers import (
+        FileProducer as FileProducer,
+        simple_producer as simple_producer,
+    )
+    from txasynchat.program import CannotStart as CannotStart, Program as Program, serve as serve
+    from txasynchat.protocol import AsyncChat as AsyncChat, State as State
+    from txasynchat.server import ChatFactory as ChatFactory, Server as Server
+    from txasynchat.terminators import LengthPrefix as LengthPrefix, Terminator as Terminator
+    from txasynchat.tls import (
+        ClientOptions as ClientOptions,
+        Credentials as Credentials,
+        Leftovers as Leftovers,
+        ServerOptions as ServerOptions,
+        TLSInfo as TLSInfo,
+    )
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "AsyncChat",
-    "CannotStart",
-    "CertificateRejected",
-    "ChatError",
-    "ChatFactory",
-    "ClientOptions",
-    "CloseTimedOut",
-    "ConnectionReset",
-    "Connections",
-    "Credentials",
-    "CredentialsError",
-    "FileProducer",
-    "Framer",
-    "HandshakeFailed",
-    "Leftovers",
-    "LengthPrefix",
-    "ListenError",
-    "MessageTooLong",
-    "OutputQueue",
-    "Overflow",
-    "PeerError",
-    "ProducerError",
-    "Program",
-    "Server",
-    "ServerOptions",
-    "State",
-    "StoppedByServer",
-    "TLSError",
-    "TLSInfo",
-    "Terminator",
-    "UnsentLimitExceeded",
-    "install",
-    "serve",
-    "simple_producer",
-    "uninstall",
-]
-
-# The module that each name is loaded from when it is asked for.
-_MODULES = {
-    name: module
-    for module, names in {
-        "compat": "install uninstall",
-        "connections": "Connections",
-        "errors": "CertificateRejected ChatError CloseTimedOut ConnectionReset CredentialsError"
-        " HandshakeFailed ListenError MessageTooLong PeerError ProducerError StoppedByServer TLSError"
-        " UnsentLimitExceeded",
-        "framing": "Framer Overflow",
-        "outputqueue": "OutputQueue",
-        "producers": "FileProducer simple_producer",
-        "program": "CannotStart Program serve",
-        "protocol": "AsyncChat State",
-        "server": "ChatFactory Server",
-        "terminators": "LengthPrefix Terminator",
-        "tls": "ClientOptions Credentials Leftovers ServerOptions TLSInfo",
-    }.items()
-    for name in names.split()
+# What each module is loaded for.
+_NAMES = {
+    "compat": "install uninstall",
+    "connections": "Connections",
+    "errors": "CertificateRejected ChatError CloseTimedOut ConnectionReset CredentialsError"
+    " HandshakeFailed ListenError MessageTooLong PeerError ProducerError StoppedByServer TLSError"
+    " UnsentLimitExceeded",
+    "framing": "Framer Overflow",
+    "outputqueue": "OutputQueue",
+    "producers": "FileProducer simple_producer",
+    "program": "CannotStart Program serve",
+    "protocol": "AsyncChat State",
+    "server": "ChatFactory Server",
+    "terminators": "LengthPrefix Terminator",
+    "tls": "ClientOptions Credentials Leftovers ServerOptions TLSInfo",
 }
-
-
-def __getattr__(name: str) -> Any:
-    module = _MODULES.get(name)
-    if module is not None:
-        found = globals()[name] = getattr(import_module(f"{__name__}.{module}"), name)
-        return found
-    if name in _MODULES.values():
-        return import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__all__ = [name for names in _NAMES.values() for name in names.split()]
+__getattr__, __dir__ = on_first_use(__name__, _NAMES)

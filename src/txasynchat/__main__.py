@@ -14,9 +14,9 @@ import io
 import linecache
 import marshal
 import os
+import pkgutil
 import runpy
 import sys
-import zipimport
 from importlib.machinery import BuiltinImporter, SourceFileLoader, SourcelessFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
@@ -53,7 +53,7 @@ _LONG_WITH_VALUE = "--check-hash-based-pycs"
 
 def main() -> None:
     """
-    Read ``sys.argv`` and do what it says; for ``run``, become the program that it names.
+    Do what ``sys.argv`` says; for ``run``, become the program that it names.
     """
     arguments = sys.argv[1:]
     if arguments[:1] in (["-h"], ["--help"]) or arguments[1:] in (["-h"], ["--help"]):
@@ -83,32 +83,27 @@ def _run(arguments: list[str]) -> None:
         _start_again(options, [*what, *rest])
     install()
     try:
-        if what[:1] == ["-m"]:
-            _run_module(what[1], rest)
-        elif what[:1] == ["-c"]:
-            _run_text(what[1] + "\n", "<string>", ["-c", *rest])
-        elif what == ["-"]:
-            _run_standard_input(rest)
-        else:
-            _run_program(what[1], rest)
+        match what:
+            case ["-m", name]:
+                _run_module(name, rest)
+            case ["-c", text]:
+                _run_text(text + "\n", "<string>", ["-c", *rest])
+            case ["-"]:
+                _run_standard_input(rest)
+            case [_, path]:
+                _run_program(path, rest)
     except SystemExit:
         raise
     except BaseException as error:
-        sentence = what_brings_back(error)
-        if sentence is not None:
+        if sentence := what_brings_back(error):
             error.add_note(sentence)
         _hide_our_frames()
         raise
 
 
 def _split(arguments: list[str]) -> tuple[list[str], list[str], list[str]]:
-    """
-    Split a command line as Python does.
-
-    Returns:
-        Python's options; what is run, as ``["-m", "name"]``, ``["-c", "text"]``, ``["--", "file"]``
-        or ``["-"]``; its arguments.
-    """
+    # As Python does: its options; what is run, as ["-m", "name"], ["-c", "text"], ["--", "file"] or
+    # ["-"]; its arguments.
     options: list[str] = []
     rest = arguments[:]
 
@@ -146,16 +141,12 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str], list[str]]:
 
 
 def _start_again(options: list[str], rest: list[str]) -> NoReturn:
-    """
-    Replace this process by one with *options*, which Python reads only when it starts.
-    """
+    # Python reads its options only when it starts, so this process is replaced.
     count = len(sys.argv) - 1
     ours = sys.orig_argv[1 : len(sys.orig_argv) - count]
     if not sys.executable or sys.orig_argv[len(ours) + 1 :] != sys.argv[1:]:
-        _fail(
-            f"txasynchat run: write {' '.join(options)} before -m, as in python {' '.join(options)} "
-            "-m txasynchat run\n"
-        )
+        text = " ".join(options)
+        _fail(f"txasynchat run: write {text} before -m, as in python {text} -m txasynchat run\n")
     place = len(ours) - 2 if ours[-2:-1] == ["-m"] else 0
     os.execv(  # noqa: S606 - this Python itself
         sys.executable, [sys.executable, *ours[:place], *options, *ours[place:], "run", *rest]
@@ -168,9 +159,7 @@ def _fail(message: str) -> NoReturn:
 
 
 def _new_main(file: str | None = None) -> ModuleType:
-    """
-    Replace ``__main__``, which is this module now, by a fresh one; *file* is its ``__file__``.
-    """
+    # Until now __main__ is this module.
     module = ModuleType("__main__")
     module.__dict__["__builtins__"] = __builtins__
     if sys.version_info < (3, 14):
@@ -184,9 +173,6 @@ def _new_main(file: str | None = None) -> ModuleType:
 
 
 def _run_module(name: str, arguments: list[str]) -> None:
-    """
-    Do what ``python -m NAME`` does; ``sys.path[0]`` is already right.
-    """
     sys.argv = ["-m", *arguments]
     _new_main()
     # Not run_module(): its tracebacks and its __main__ are not those of ``python -m``.
@@ -194,12 +180,9 @@ def _run_module(name: str, arguments: list[str]) -> None:
 
 
 def _run_program(path: str, arguments: list[str]) -> None:
-    """
-    Do what ``python PATH`` does.
-    """
     sys.argv = [path, *arguments]
     whole = os.path.join(os.getcwd(), path)  # noqa: PTH109, PTH118 - python keeps ".." and links
-    if Path(path).is_dir() or _is_zip(path):
+    if pkgutil.get_importer(path) is not None:  # a folder or a zip file
         _set_first_path(whole)
         _new_main()
         runpy._run_module_as_main("__main__", alter_argv=False)  # type: ignore[attr-defined] # see above
@@ -213,7 +196,6 @@ def _run_program(path: str, arguments: list[str]) -> None:
         )
     _set_first_path(str(Path(path).resolve().parent))
     module = _new_main(whole)
-    code: CodeType
     if whole.endswith(".pyc") or source.startswith(importlib.util.MAGIC_NUMBER):
         code = _compiled(source)
         module.__loader__ = SourcelessFileLoader("__main__", whole)
@@ -224,9 +206,6 @@ def _run_program(path: str, arguments: list[str]) -> None:
 
 
 def _compiled(data: bytes) -> CodeType:
-    """
-    Return the code in a ``.pyc`` file.
-    """
     if not data.startswith(importlib.util.MAGIC_NUMBER):
         sys.exit("RuntimeError: Bad magic number in .pyc file")
     # The header has 16 bytes: the magic number, flags, and what is known of the source.
@@ -237,9 +216,6 @@ def _compiled(data: bytes) -> CodeType:
 
 
 def _run_text(text: str | bytes, name: str, arguments: list[str]) -> None:
-    """
-    Do what ``python -c TEXT`` and ``python -`` do.
-    """
     sys.argv = arguments
     _set_first_path("")
     module = _new_main(name if name == "<stdin>" else None)
@@ -247,8 +223,7 @@ def _run_text(text: str | bytes, name: str, arguments: list[str]) -> None:
     if name != "<stdin>" and sys.version_info >= (3, 13) and isinstance(text, str):
         # A traceback shows the lines.
         linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
-    code: CodeType = compile(text, name, "exec", dont_inherit=True)
-    exec(code, module.__dict__)  # noqa: S102 - see above
+    exec(compile(text, name, "exec", dont_inherit=True), module.__dict__)  # noqa: S102 - see above
 
 
 def _run_standard_input(arguments: list[str]) -> None:
@@ -260,25 +235,13 @@ def _run_standard_input(arguments: list[str]) -> None:
     _run_text(sys.stdin.buffer.read(), "<stdin>", ["-", *arguments])
 
 
-def _is_zip(path: str) -> bool:
-    try:
-        zipimport.zipimporter(path)
-    except zipimport.ZipImportError:
-        return False
-    return True
-
-
 def _set_first_path(folder: str) -> None:
     if not getattr(sys.flags, "safe_path", False):
         sys.path[0] = folder
 
 
 def _hide_our_frames() -> None:
-    """
-    Let `sys.excepthook`, which shows the exception that ends the program, see only its own frames.
-
-    Done at the last moment, because until then the hook is the program's.
-    """
+    # At the last moment, because until then the hook is the program's.
     hook = sys.excepthook
 
     def show(

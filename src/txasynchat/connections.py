@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IProtocolFactory
 from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
@@ -50,31 +50,25 @@ class Connections:
 
     def watch(self, protocol: Any) -> Any:
         """
-        Count the connection that *protocol* will have; return *protocol*.
-
-        Args:
-            protocol: an `IProtocol` that has no transport yet.
+        Count the connection that *protocol*, which has no transport yet, will have; return it.
         """
-        watch = _Watch(self, protocol)
-        protocol.makeConnection = watch.made
+        protocol.makeConnection = _Watch(self, protocol).made
         return protocol
 
     def when_empty(self) -> Deferred[None]:
         """
-        Return a Deferred that fires as soon as no connection is left; at once if there is none.
+        Return a Deferred that fires as soon as there is no connection.
         """
-        waiting: Deferred[None] = Deferred()
-        if self._live:
-            self._waiting.append(waiting)
-        else:
-            waiting.callback(None)
-        return waiting
+        if not self._live:
+            return succeed(None)
+        self._waiting.append(Deferred())
+        return self._waiting[-1]
 
     def finish(self) -> None:
         """
         Ask every connection to finish, by ``handle_shutdown()`` or ``loseConnection``.
 
-        One that raises is logged and aborted; the others are asked all the same.
+        One that raises is logged and aborted.
         """
         for transport, protocol in list(self._live.items()):
             handler = _handler(protocol)
@@ -88,7 +82,7 @@ class Connections:
         """
         End every connection now; what the operating system does not have yet is lost.
 
-        One that raises is logged and no longer counts; the others are ended all the same.
+        One that raises is logged and no longer counts.
         """
         for transport, protocol in list(self._live.items()):
             self._abort(transport, _handler(protocol))
@@ -114,10 +108,7 @@ class Connections:
 
 
 class _Watch:
-    """
-    Stands in for two methods of a protocol during one connection; small, because there are many.
-    """
-
+    # Stands in for two methods of a protocol during one connection; small, because there are many.
     __slots__ = ("connections", "original", "protocol", "transport")
 
     def __init__(self, connections: Connections, protocol: Any) -> None:
@@ -167,10 +158,7 @@ class WatchedFactory:
         # Twisted's transports ask a factory what it provides: names for the log, protocols for ALPN.
         directlyProvides(self, providedBy(factory))
 
-    def buildProtocol(self, addr: IAddress | None) -> Any:  # noqa: N802 - IProtocolFactory
-        """
-        Build a protocol as the factory does, and count its connection.
-        """
+    def buildProtocol(self, addr: IAddress | None) -> Any:  # noqa: D102, N802 - IProtocolFactory
         protocol = self._factory.buildProtocol(addr)
         return None if protocol is None else self._connections.watch(protocol)
 

@@ -15,33 +15,6 @@ They are sorted by fault:
 
 from __future__ import annotations
 
-__all__ = [
-    "CertificateExpired",
-    "CertificateRejected",
-    "ChatError",
-    "CloseTimedOut",
-    "ConnectionReset",
-    "CredentialsError",
-    "HandshakeFailed",
-    "HandshakeTimedOut",
-    "ListenError",
-    "MessageTooLong",
-    "MissingClientCertificate",
-    "NoCommonProtocol",
-    "NotAClientHello",
-    "PeerError",
-    "PlaintextAfterStartTLS",
-    "ProducerError",
-    "SelfSigned",
-    "StoppedByServer",
-    "TLSError",
-    "TruncatedConnection",
-    "UnknownAuthority",
-    "UnknownServerName",
-    "UnsentLimitExceeded",
-    "WrongName",
-]
-
 
 class ChatError(Exception):
     """
@@ -63,15 +36,12 @@ class PeerError(ChatError):
 
 class MessageTooLong(PeerError):
     """
-    A message is longer than the limit on it.
-
-    The same bytes give the same error, however they were split on the way.
+    A message is longer than the limit on it. Any split of the same bytes gives the same error.
 
     Attributes:
         limit: the limit in force, in bytes, terminator not counted.
-        count: the length that broke it. If the length was announced (a number of bytes, a length
-            prefix) it is that one; if a delimiter ends the message it is `limit` + 1, because the rest
-            need not have arrived.
+        count: the length that was announced (a number of bytes, a length prefix); `limit` + 1 if a
+            delimiter ends the message, because the rest need not have arrived.
         sample: the first bytes of the message, 128 at most; empty if the length was announced.
     """
 
@@ -79,9 +49,7 @@ class MessageTooLong(PeerError):
 
     def __init__(self, limit: int, count: int, sample: bytes) -> None:
         super().__init__(limit, count, sample)
-        self.limit = limit
-        self.count = count
-        self.sample = sample
+        self.limit, self.count, self.sample = limit, count, sample
 
 
 class UnsentLimitExceeded(PeerError):
@@ -97,8 +65,7 @@ class UnsentLimitExceeded(PeerError):
 
     def __init__(self, limit: int, count: int) -> None:
         super().__init__(limit, count)
-        self.limit = limit
-        self.count = count
+        self.limit, self.count = limit, count
 
 
 class CloseTimedOut(PeerError):
@@ -114,17 +81,15 @@ class CloseTimedOut(PeerError):
 
     def __init__(self, limit: float, count: int) -> None:
         super().__init__(limit, count)
-        self.limit = limit
-        self.count = count
+        self.limit, self.count = limit, count
 
 
 class ConnectionReset(PeerError):
     """
-    The connection broke off instead of ending: the peer reset it, or is gone.
+    The connection broke off: the peer reset it, or is gone. What was sent last may not have arrived.
 
-    What was sent last may not have arrived. It is not logged, because it is common. It is not reported
-    if this side was closing, and the operating system already had everything. Over TLS it is a
-    `TruncatedConnection`.
+    It is not logged, because it is common; not reported, if this side was closing and the operating
+    system already had everything; and a `TruncatedConnection` over TLS.
     """
 
     _text = "the connection was reset, or its peer is gone"
@@ -160,8 +125,7 @@ class ListenError(ChatError):
 
     def __init__(self, endpoint: str, reason: BaseException, problem: str = "") -> None:
         super().__init__(endpoint, reason, problem)
-        self.endpoint = endpoint
-        self.reason = reason
+        self.endpoint, self.reason = endpoint, reason
         self.problem = problem or f"{type(reason).__name__}: {reason}"
 
 
@@ -178,8 +142,7 @@ class CredentialsError(ChatError, ValueError):
 
     def __init__(self, source: str, reason: str) -> None:
         super().__init__(source, reason)
-        self.source = source
-        self.reason = reason
+        self.source, self.reason = source, reason
 
 
 class TLSError(PeerError):
@@ -284,3 +247,6 @@ class TruncatedConnection(TLSError):
     """
     The connection ended without the peer's closing message: what was last received may be cut off.
     """
+
+
+__all__ = [name for name, it in globals().items() if isinstance(it, type)]

@@ -20,15 +20,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-__all__ = [
-    "Hears",
-    "arguments_for",
-    "check_threads",
-    "hears",
-    "is_legacy",
-    "unawaited",
-    "wanted",
-]
+__all__ = ["Hears", "arguments_for", "check_threads", "hears", "is_legacy", "unawaited", "wanted"]
 
 # Names that a method may use without doing anything that others see.
 _HARMLESS = frozenset({"__init__", "asynchat", "asyncore", "super", "set_terminator", "txasynchat"})
@@ -63,7 +55,7 @@ def wanted(
 
 def arguments_for(signature: inspect.Signature) -> list[str]:
     """
-    Return an argument, a variable of the same name, for each parameter that needs one.
+    Return an example argument, named like it, for each parameter that needs one.
     """
     return [
         f"{one.name}={one.name}" if one.kind is one.KEYWORD_ONLY else one.name
@@ -88,10 +80,8 @@ class Hears(enum.Enum):
     """
 
     YES = enum.auto()
-    #: It does not, but it may send, or others may use it to send.
-    NO = enum.auto()
-    #: It does not, and does nothing else either.
-    USELESS = enum.auto()
+    NO = enum.auto()  # but it may send, or others may use it to send
+    USELESS = enum.auto()  # and it does nothing else either
 
 
 def hears(handler: type, base: type, hooks: Iterable[str]) -> Hears:
@@ -143,9 +133,7 @@ def unawaited(handler: type, hooks: Iterable[str]) -> Iterator[tuple[str, str]]:
 
 
 def _loaded(function: FunctionType) -> Iterator[str]:
-    """
-    Yield the names that *function* reads; those of attributes that it only assigns are left out.
-    """
+    # The names that it reads, without those of attributes that it only assigns.
     names = function.__code__.co_names
     for step in dis.get_instructions(function):
         if step.opname.startswith("LOAD_") and step.argval in names:
@@ -173,13 +161,10 @@ _CHECKED = (
 
 def check_threads(protocol: Any) -> None:
     """
-    Let methods raise `RuntimeError` in any thread but the one that made the connection.
+    Let methods of `AsyncChat` raise `RuntimeError` in any thread but the one that made the connection.
 
-    A call from another thread does not fail by itself, but it may find the queue in the middle of a
-    change, and then an answer is lost. Before the connection any thread may call them.
-
-    Args:
-        protocol: `AsyncChat`.
+    Without it such a call may find the queue in the middle of a change, and an answer is lost. Before
+    the connection any thread may call them.
     """
     make = protocol.makeConnection
 

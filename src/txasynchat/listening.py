@@ -1,8 +1,6 @@
 r"""
-Endpoints from their descriptions, and one sentence for each way in which that, or listening, fails.
-
-A sentence says what happened, names the value, and says what to write instead. Twisted's own words are
-kept where they are clear.
+Endpoints from their descriptions, and one sentence for each way in which that, or listening, fails:
+what happened, the value, and what to write instead. Twisted's words are kept where they are clear.
 
 A Unix socket that systemd opened belongs to systemd, which passes it to the next start, too. When the
 server stops, the socket keeps listening and its file stays; the file's mode is never changed.
@@ -29,11 +27,7 @@ from typing_extensions import override
 from txasynchat.errors import CredentialsError, ListenError
 
 if TYPE_CHECKING:
-    from twisted.internet.interfaces import (
-        IListeningPort,
-        IProtocolFactory,
-        IStreamServerEndpoint,
-    )
+    from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
 
 __all__ = ["Listens", "make_endpoint", "parse", "unlock", "why"]
 
@@ -77,16 +71,12 @@ def make_endpoint(reactor: Any, endpoint: Any) -> IStreamServerEndpoint:
             host, port = endpoint
         example = _tcp(host, port if isinstance(port, int) else 8007)
         raise TypeError(f"{endpoint!r} is not an endpoint; write {example!r}")
-    made: IStreamServerEndpoint = endpoint
-    return made
+    return endpoint  # type: ignore[no-any-return] # it has its method
 
 
 def parse(reactor: Any, description: str) -> IStreamServerEndpoint:
     """
-    Make an endpoint from its description, as `serverFromString` does.
-
-    Raises:
-        Exception: of any kind, because each kind of endpoint has its own; see `why`.
+    Make an endpoint as `serverFromString` does. It may raise anything, which `why` explains.
     """
     endpoint: IStreamServerEndpoint = serverFromString(reactor, description)  # type: ignore[no-untyped-call] # Twisted's, untyped
     inner: Any = endpoint
@@ -98,9 +88,7 @@ def parse(reactor: Any, description: str) -> IStreamServerEndpoint:
 
 
 class _Adopter:
-    """
-    Stands in for the reactor when an endpoint adopts a socket that systemd opened.
-    """
+    # Stands in for the reactor when an endpoint adopts a socket that systemd opened.
 
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
@@ -108,11 +96,7 @@ class _Adopter:
     def adoptStreamPort(  # noqa: N802 Twisted's name
         self, descriptor: int, family: int, factory: IProtocolFactory
     ) -> IListeningPort:
-        """
-        Listen on the socket; a ValueError if it cannot be listened on.
-        """
         with socket.socket(fileno=os.dup(descriptor)) as given:
-            what = given.family.name
             if given.type != socket.SOCK_STREAM:
                 raise ValueError(
                     f"systemd passed a socket of type {given.type.name}; "
@@ -124,6 +108,7 @@ class _Adopter:
                     "write Accept=no in its .socket unit"
                 )
             if (given.family == socket.AF_UNIX) is not (family == socket.AF_UNIX):
+                what = given.family.name
                 raise ValueError(
                     f"systemd passed a socket of family {what}; write domain={what[3:]}"
                 )
@@ -136,12 +121,9 @@ class _Adopter:
 
 
 class _LentPort(unix.Port):
-    """
-    A port on a Unix socket that another process has open too, and whose file is not ours.
-    """
+    # A port on a Unix socket that another process has open too, and whose file is not ours.
 
-    # Or the socket would stop listening for the other process, too.
-    _shouldShutdown = False  # noqa: N815 Twisted's
+    _shouldShutdown = False  # noqa: N815 - Twisted's: or the other process would not listen either
 
     @override
     def startListening(self) -> None:
@@ -173,11 +155,7 @@ def unlock(reactor: Any, error: Any) -> None:
 
 def why(description: str, error: BaseException) -> str:
     """
-    Return why an endpoint could not be made or listened on, and what to write instead.
-
-    Args:
-        description: the endpoint's.
-        error: what making it, or its ``listen``, raised.
+    Return why making the endpoint, or its ``listen``, raised *error*, and what to write instead.
     """
     # Twisted's CannotListenError names the port again, and has the reason inside.
     reason = getattr(error, "socketError", None) or error
@@ -221,16 +199,11 @@ def _bad_arguments(description: str, error: Exception) -> str:
 
 
 def _guess(description: str) -> str:
-    """
-    Return how a description that begins with no kind of endpoint may have been meant.
-    """
+    # How a description that begins with no kind of endpoint may have been meant.
     inner = re.sub(r":\w+=.*", "", _AROUND.sub("", description, count=1))
     if inner.isdecimal():
-        here, everywhere = _tcp("127.0.0.1", inner), f"tcp:{inner}"
-        return (
-            f"{_like(description, here)} for this machine only, "
-            f"or {_like(description, everywhere)} for all addresses"
-        )
+        here, all_of_them = (_like(description, to) for to in (_tcp("", inner), f"tcp:{inner}"))
+        return f"{here} for this machine only, or {all_of_them} for all addresses"
     if place := re.fullmatch(r"(.*):(\d+)", inner):
         host = place[1].strip("[]")
         if host in ("", "localhost") or re.fullmatch(r"[\d.]+|[\da-fA-F]*:[\da-fA-F:]+", host):
@@ -249,9 +222,7 @@ def _tcp(host: object, port: object) -> str:
 
 
 def _like(description: str, form: str) -> str:
-    """
-    Put *form* behind the ``secure:`` and ``haproxy:`` that *description* begins with.
-    """
+    # *form* behind the ``secure:`` and ``haproxy:`` that *description* begins with.
     around = _AROUND.match(description)[0]  # type: ignore[index] # it matches nothing, too
     return f"{around}{form}:certificate=cert.pem" if "secure" in around else around + form
 
@@ -284,9 +255,7 @@ def _lock(path: Path) -> Path:
 
 
 def _owner(lock: Path) -> str:
-    """
-    Return the number of the process that holds a lock, which is a link with that number as its target.
-    """
+    # The process that holds a lock, which is a link with the process's number as its target.
     try:
         return str(lock.readlink())
     except OSError:
@@ -302,8 +271,5 @@ def _os_error(error: OSError) -> str:
         return error.strerror
     path = os.fsdecode(name)
     if error.filename2 is not None and error.errno == errno.ENOENT:
-        folder = str(Path(path).parent)
-        return f"there is no folder {folder!r}; make it, or name another one"
-    if not path:
-        return f"the path is empty; write {_FORMS['unix']}"
-    return f"{error.strerror}: {path!r}"
+        return f"there is no folder {str(Path(path).parent)!r}; make it, or name another one"
+    return f"{error.strerror}: {path!r}" if path else f"the path is empty; write {_FORMS['unix']}"

@@ -2,9 +2,7 @@
 Keeps peers from flooding or forging a server's log.
 
 An exception that quotes what a peer sent brings the peer's bytes into the log: line ends that begin a
-forged entry, escape sequences that a terminal obeys. `escape` makes them visible; `failure` logs the
-exception being handled that way, with its traceback. `Throttle` limits how often events that a peer can
-cause again and again are logged, and counts those that are not.
+forged entry, escape sequences that a terminal obeys.
 
 Importing this module imports nothing of Twisted, which legacy programs that never log do without.
 """
@@ -42,10 +40,7 @@ def failure(log: Logger, message: str, **details: Any) -> None:
     """
     Log the exception being handled, with its traceback, escaped so that it cannot forge a log line.
 
-    Args:
-        log: the logger of the class that the event is about.
-        message: the format of the event, for *details*.
-        details: further keys of the event.
+    *message* is the format of the event, and *details* are further keys of it.
     """
     from twisted.python.failure import Failure  # noqa: PLC0415 - see the module's docstring
 
@@ -65,9 +60,6 @@ def failure(log: Logger, message: str, **details: Any) -> None:
 
 
 def _escape_messages(error: TracebackException | None, seen: set[int]) -> None:
-    """
-    Escape the messages of *error*, and of the exceptions that it was raised from.
-    """
     if error is None or id(error) in seen:
         return
     seen.add(id(error))
@@ -87,7 +79,7 @@ def _escape_messages(error: TracebackException | None, seen: set[int]) -> None:
 
 class Throttle:
     """
-    Decides whether an event of some kind is logged now, and counts those that are not.
+    Limits how often events of a kind are logged, and counts those that are not.
 
     Args:
         interval: seconds in which no second event of the same kind is logged.
@@ -107,14 +99,13 @@ class Throttle:
 
     def count(self, kind: Hashable) -> int:
         """
-        Return the number of this kind suppressed since the last one that was logged.
+        Return how many of this kind were suppressed since the last one that was logged.
         """
         return self._logged.get(kind, (0.0, 0))[1]
 
     def suppressed(self, kind: Hashable) -> int | None:
         """
-        Count an event of this kind; return the number suppressed before it, or None to suppress this
-        one too.
+        Count an event of this kind; return the number suppressed before it, None to suppress it too.
         """
         now = self._now()
         since, count = self._logged.get(kind, (now - self._interval, 0))

@@ -11,15 +11,8 @@ import shutil
 import sys
 from typing import TYPE_CHECKING, Any
 
+from twisted import logger
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
-from twisted.logger import (
-    FileLogObserver,
-    Logger,
-    STDLibLogObserver,
-    globalLogBeginner,
-    globalLogPublisher,
-    textFileLogObserver,
-)
 from twisted.python import log
 from typing_extensions import override
 
@@ -51,9 +44,7 @@ class CannotStart(SystemExit, Exception):
 
 class Program(Server):
     """
-    A `Server` that is a whole program.
-
-    It logs what listens where and how to try it. If it cannot listen, the program ends.
+    A `Server` that is a whole program: logs what listens where and how to try it, or ends.
 
     Args:
         reactor, factory, endpoints, stop_timeout: see `Server`.
@@ -65,7 +56,7 @@ class Program(Server):
             be listened on.
     """
 
-    _log = Logger()
+    _log = logger.Logger()
 
     def __init__(  # noqa: PLR0913 - three of them by name
         self,
@@ -87,9 +78,6 @@ class Program(Server):
 
     @override
     def privilegedStartService(self) -> None:
-        """
-        Listen, or end the program.
-        """
         try:
             super().privilegedStartService()
         except ListenError as error:
@@ -103,23 +91,15 @@ class Program(Server):
 
     @override
     def listening(self) -> None:
-        """
-        Log what listens where, and how to try it.
-        """
         for (description, _), port in zip(self._endpoints, self.ports, strict=True):
             address = port.getHost()
+            place, hint = _place(address), _hint(description, address)
             self._log.info(
-                "txasynchat: {what} on {place}{hint}",
-                what=self.what,
-                place=_place(address),
-                hint=_hint(description, address),
+                "txasynchat: {what} on {place}{hint}", what=self.what, place=place, hint=hint
             )
 
     @override
     def listening_failed(self, error: ListenError) -> None:
-        """
-        Log the error, and end the program, which is already running.
-        """
         super().listening_failed(error)
         self.reactor.callWhenRunning(self.reactor.stop)
 
@@ -147,9 +127,8 @@ def serve(
 
     loop: Any = reactor
     if not _is_logging():
-        globalLogBeginner.beginLoggingTo(
-            [textFileLogObserver(sys.stderr)], redirectStandardIO=False
-        )
+        observers = [logger.textFileLogObserver(sys.stderr)]
+        logger.globalLogBeginner.beginLoggingTo(observers, redirectStandardIO=False)
     program = Program(loop, factory, endpoints, stop_timeout=stop_timeout)
     program.startService()
     loop.addSystemEventTrigger("before", "shutdown", program.stopService)
@@ -157,16 +136,14 @@ def serve(
 
 
 def _is_logging() -> bool:
-    """
-    Return whether logging has begun, or an observer that writes the log somewhere was added.
-    """
-    temporary = getattr(globalLogBeginner, "_temporaryObserver", globalLogBeginner)
+    # Whether logging has begun, or an observer that writes the log somewhere was added.
+    temporary = getattr(logger.globalLogBeginner, "_temporaryObserver", logger.globalLogBeginner)
     if temporary is None:
         return True
-    for observer in getattr(globalLogPublisher, "_observers", ()):
+    for observer in getattr(logger.globalLogPublisher, "_observers", ()):
         # twisted.python.log adds observers as wrapped methods.
         legacy = getattr(getattr(observer, "legacyObserver", None), "__self__", None)
-        if isinstance(observer, FileLogObserver | STDLibLogObserver) or isinstance(
+        if isinstance(observer, logger.FileLogObserver | logger.STDLibLogObserver) or isinstance(
             legacy, log.FileLogObserver | log.PythonLoggingObserver
         ):
             return True
@@ -174,19 +151,19 @@ def _is_logging() -> bool:
 
 
 def _place(address: IAddress) -> str:
-    if isinstance(address, IPv4Address):
-        return f"{address.host}:{address.port}"
-    if isinstance(address, IPv6Address):
-        return f"[{address.host}]:{address.port}"
+    if isinstance(address, IPv4Address | IPv6Address):
+        return _host_and_port(address.host, address.port)
     if isinstance(address, UNIXAddress) and address.name:
         return address.name.decode("utf-8", "backslashreplace")
     return str(address)
 
 
+def _host_and_port(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def _hint(description: str, address: IAddress) -> str:
-    """
-    Return how a person may talk to *address*, with a program that this machine has.
-    """
+    # How a person may talk to *address*, with a program that this machine has.
     secure = description.startswith(("secure:", "ssl:", "tls:"))
     if isinstance(address, UNIXAddress) and address.name:
         client = "openssl s_client -quiet -unix" if secure else "nc -U"
@@ -194,7 +171,7 @@ def _hint(description: str, address: IAddress) -> str:
     if not isinstance(address, IPv4Address | IPv6Address):
         return ""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.host, address.host)  # noqa: S104 - compared, not bound
-    place = f"[{host}]:{address.port}" if ":" in host else f"{host}:{address.port}"
+    place = _host_and_port(host, address.port)
     if secure:
         return f"; try: openssl s_client -quiet -connect {place}"
     if shutil.which("nc") is None and shutil.which("curl") is not None:

@@ -1,30 +1,21 @@
 """
 Which numbers users may give: in class bodies, as arguments, in ``secure:`` strings, as options.
 
-There is one table for each kind of owner, and one way to check. A number that makes no sense is an
-error where it is given, not in a connection later: one line with its name, its value and its range.
-Defaults, and what a number is for, are documented where the setting is.
+A number that makes no sense is an error where it is given, not in a connection later: one line with its
+name, its value and its range. Defaults, and what a number is for, are documented where the setting is.
 """
 
 from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = [
-    "HANDLER",
-    "STOPPING",
-    "TLS",
-    "Clock",
-    "Range",
-    "check_all",
-    "check_class",
-    "check_owner",
-]
+__all__ = ["HANDLER", "STOPPING", "TLS", "Range", "check_all", "check_class", "check_owner"]
 
 #: Eleven days: anything longer may as well be for ever, and `select` cannot wait longer.
 LONGEST_SECONDS = 1_000_000
@@ -36,8 +27,7 @@ class Range:
     The numbers that something may be.
 
     Args:
-        lowest: the smallest.
-        highest: the largest; None for no limit.
+        lowest, highest: the smallest, and the largest; None for no limit.
         whole: only whole numbers, as for bytes.
         above: *lowest* itself is excluded.
         optional: None is allowed too.
@@ -92,36 +82,26 @@ class Range:
         return begins and (self.highest is None or number <= self.highest)
 
 
-class Clock:
-    """
-    Takes the place of a `Range` for a clock.
-    """
+class _Clock:
+    # Takes the place of a `Range` for a clock, or None.
 
     def check(self, name: str, value: Any) -> None:
-        """
-        Raise a TypeError if *value* is neither a clock nor None.
-        """
         if value is not None and not callable(getattr(value, "callLater", None)):
             raise TypeError(f"{name} must be a reactor or a Clock, or None, not {value!r:.80}")
 
 
-def _seconds(*, optional: bool = False) -> Range:
-    return Range(0, LONGEST_SECONDS, above=True, optional=optional)
-
-
-def _count(lowest: int, *, optional: bool = False) -> Range:
-    return Range(lowest, whole=True, optional=optional)
-
+_seconds = partial(Range, 0, LONGEST_SECONDS, above=True)
+_count = partial(Range, whole=True)
 
 #: The settings of an `AsyncChat`.
-HANDLER: Mapping[str, Range | Clock] = {
+HANDLER: Mapping[str, Range | _Clock] = {
     "max_message_length": _count(1, optional=True),
     "high_water": _count(0, optional=True),
     "low_water": _count(0),
     "max_unsent": _count(1, optional=True),
     "ac_out_buffer_size": _count(1),
     "close_timeout": _seconds(optional=True),
-    "clock": Clock(),
+    "clock": _Clock(),
 }
 #: Those of `ServerOptions` and `ClientOptions`, and of ``secure:`` strings.
 TLS: Mapping[str, Range] = {
@@ -145,7 +125,7 @@ def check_all(owner: Any, ranges: Mapping[str, Range]) -> None:
             its.check(name, getattr(owner, name))
 
 
-def check_class(cls: type, ranges: Mapping[str, Range | Clock]) -> None:
+def check_class(cls: type, ranges: Mapping[str, Range | _Clock]) -> None:
     """
     Check what a class body sets, except properties and fields of dataclasses; see `Range.check`.
     """
@@ -155,12 +135,9 @@ def check_class(cls: type, ranges: Mapping[str, Range | Clock]) -> None:
             its.check(f"{cls.__qualname__}.{name}", value)
 
 
-def check_owner(owner: Any, ranges: Mapping[str, Range | Clock], default: type) -> None:
+def check_owner(owner: Any, ranges: Mapping[str, Range | _Clock], default: type) -> None:
     """
-    Check the attributes of *owner*, and replace wrong ones by those of *default*.
-
-    Raises:
-        TypeError, ValueError: see `Range.check`; for the first wrong one.
+    Check the attributes of *owner*, replace wrong ones by those of *default*, and raise for the first.
     """
     first: Exception | None = None
     for name, its in ranges.items():

@@ -1,14 +1,6 @@
 """
 `ChatFactory` builds handlers and knows the live ones; `Server` listens, and stops in good order.
 
-Stopping has three steps. The ports close, so that no new connections arrive. Every connection is asked
-to finish (`AsyncChat.handle_shutdown`): idle ones close at once, busy ones when they are done. What
-remains after `stop_timeout` seconds is ended, or at once if stopping is requested a second time, by
-`Server.stopService` or by a second signal. To end a connection is to abort it, unless the operating
-system has everything that was to be sent, which it delivers even after the process has exited.
-A port, a transport or a handler that raises meanwhile is logged, and one that does not report its end
-is not waited for: the others are stopped all the same.
-
 No reactor is imported here: it is given to `Server`.
 """
 
@@ -22,13 +14,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from twisted.application.service import Service
-from twisted.internet.defer import (
-    CancelledError,
-    Deferred,
-    DeferredList,
-    maybeDeferred,
-    succeed,
-)
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, maybeDeferred, succeed
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 from twisted.internet.protocol import Factory
@@ -80,24 +66,19 @@ class ChatFactory(Factory):
     def __init__(
         self, handler: Callable[..., IProtocol | BaseProtocol], /, *arguments: Any, **keywords: Any
     ) -> None:
-        # Without its type, which says that it can be called.
-        given: Any = handler
+        given: Any = handler  # without its type, which says that it can be called
         name = getattr(handler, "__qualname__", None) or repr(handler)
         if is_legacy(handler):
             raise TypeError(f"{name} is a legacy handler; write LegacyFactory({name})")
         if not callable(given):
-            remedy = f"; write ChatFactory({type(given).__qualname__})"
-            raise TypeError(
-                f"{given!r} is not a class of handlers, nor can it be called to make one"
-                f"{remedy if hasattr(given, 'makeConnection') else ''}"
-            )
-        want = wanted(handler, arguments, keywords)
-        if want is not None:
+            text = f"{given!r} is not a class of handlers, nor can it be called to make one"
+            if hasattr(given, "makeConnection"):
+                text += f"; write ChatFactory({type(given).__qualname__})"
+            raise TypeError(text)
+        if (want := wanted(handler, arguments, keywords)) is not None:
             example = ", ".join([name, *arguments_for(want)])
             raise TypeError(f"{name} wants {want}; write ChatFactory({example})")
-        self.handler = handler
-        self.arguments = arguments
-        self.keywords = keywords
+        self.handler, self.arguments, self.keywords = handler, arguments, keywords
         self.connections = Connections()
 
     @override
@@ -156,11 +137,9 @@ class Server(Service):
         STOPPING.check("stop_timeout", stop_timeout)
         self.reactor = reactor
         self.stop_timeout = stop_timeout
-        self.connections: Connections
-        self._factory: Any
+        self._factory: Any = factory
         if isinstance(factory, ChatFactory):
             self.connections = factory.connections
-            self._factory = factory
         else:
             self.connections = Connections()
             self._factory = WatchedFactory(factory, self.connections)
@@ -215,16 +194,20 @@ class Server(Service):
         self.privilegedStartService()
         super().startService()  # type: ignore[no-untyped-call] # Twisted's, untyped
         if self._trigger is None:
-            self._trigger = self.reactor.addSystemEventTrigger(
-                "before", "shutdown", self._reactor_stops
-            )
+            add = self.reactor.addSystemEventTrigger
+            self._trigger = add("before", "shutdown", self._reactor_stops)
 
     @override
     def stopService(self) -> Deferred[None]:
         """
-        Close the ports, let connections finish, and `abort` what remains after `stop_timeout`.
+        Stop in three steps.
 
-        A second call aborts what remains at once.
+        The ports close, so that no new connections arrive. Every connection is asked to finish
+        (`AsyncChat.handle_shutdown`): idle ones close at once, busy ones when they are done. `abort`
+        ends what remains after `stop_timeout` seconds, or at once after a second call or signal.
+
+        A port, a transport or a handler that raises meanwhile is logged, and one that does not report
+        its end is not waited for: the others are stopped all the same.
 
         Returns:
             A Deferred that fires when all ports and connections are gone.
@@ -246,7 +229,7 @@ class Server(Service):
 
     def abort(self) -> None:
         """
-        End every connection now; what the operating system does not have yet is lost.
+        End every connection now. What the operating system has is delivered; the rest is lost.
         """
         if self.connections:
             self._log.warn("aborting {count} connections", count=len(self.connections))
@@ -278,10 +261,9 @@ class Server(Service):
             if not done:
                 for port in ports:
                     _close(port)
-                unlock(self.reactor, result.value)
-                raise ListenError(
-                    description, result.value, why(description, result.value)
-                ) from result.value
+                error = result.value
+                unlock(self.reactor, error)
+                raise ListenError(description, error, why(description, error)) from error
         for port in ports:
             transports.throttle_refusals(port)
         self.ports = ports
@@ -298,7 +280,10 @@ class Server(Service):
 
     async def _stop(self) -> None:
         for pending in self._pending:
-            _cancel(pending, self._log)
+            try:
+                pending.cancel()
+            except Exception:  # noqa: BLE001 - it is the endpoint's, and is logged
+                self._log.failure("a port that is not open yet cannot be cancelled")
         if self.stop_timeout is not None:
             self._deadline = self.reactor.callLater(self.stop_timeout, self.abort)
         ports, self.ports = self.ports, []
@@ -336,9 +321,7 @@ class Server(Service):
             each.callback(None)
 
     def _reactor_stops(self) -> None:
-        """
-        Have a second signal abort what remains, because the reactor ignores it.
-        """
+        # The reactor ignores a second signal, which is to abort what remains.
         self._trigger = None
         if threading.current_thread() is not threading.main_thread():
             return
@@ -351,10 +334,6 @@ class Server(Service):
 
 
 class _SecondSignal:
-    """
-    Handles signals that arrive while the reactor stops: aborts what remains in its servers.
-    """
-
     def __init__(self, reactor: Any, server: Server) -> None:
         self.reactor = reactor
         self.servers = [server]
@@ -364,19 +343,9 @@ class _SecondSignal:
             self.reactor.callFromThread(server.abort)
 
 
-def _cancel(pending: Deferred[Any], log: Logger) -> None:
-    try:
-        pending.cancel()
-    except Exception:  # noqa: BLE001 - it is the endpoint's, and is logged
-        log.failure("a port that is not open yet cannot be cancelled")
-
-
 def _close_ports(reactor: Any, process: int) -> None:
-    """
-    Close what still listens when a program ends because a server could not start.
-
-    Its other services were never stopped, so the files of their Unix sockets would stay.
-    """
+    # When a program ends because a server could not start, its other services were never stopped, and
+    # the files of their Unix sockets would stay.
     if os.getpid() != process:
         return  # a child, which does not own the ports
     readers: list[Any] = getattr(reactor, "getReaders", list)()

@@ -109,10 +109,8 @@ def run(chat: AsyncChat, chunks: Iterable[bytes]) -> Outcome:
 
 def check_cuts(build: Callable[[], AsyncChat], data: bytes) -> Outcome:
     """
-    Check that a handler does not depend on how its input is split.
-
-    *data* arrives in one piece, byte by byte, and split in two at each place, each time for a new
-    handler.
+    Check that a handler does not depend on how its input is split: *data* arrives in one piece, byte by
+    byte, and split in two at each place, each time for a new handler.
 
     Args:
         build: makes the handler; its class will do.
@@ -122,13 +120,14 @@ def check_cuts(build: Callable[[], AsyncChat], data: bytes) -> Outcome:
         The outcome, which is the same for every split.
 
     Raises:
-        AssertionError: it is not the same; the message has the first split that makes a difference.
+        AssertionError: it is not; the message has the first split that makes a difference.
     """
-    whole = _comparable(run(build(), [data]))
+    outcome = run(build(), [data])
+    whole = _comparable(outcome)
     for chunks in _cuts(data):
-        if (outcome := _comparable(run(build(), chunks))) != whole:
-            raise AssertionError(f"split as {chunks!r:.200}\n{outcome}\nbut in one piece\n{whole}")
-    return run(build(), [data])
+        if (other := _comparable(run(build(), chunks))) != whole:
+            raise AssertionError(f"split as {chunks!r:.200}\n{other}\nbut in one piece\n{whole}")
+    return outcome
 
 
 def _cuts(data: bytes) -> Iterator[list[bytes]]:

@@ -57,16 +57,13 @@ In an endpoint a colon ends an argument; write \\: for one inside.
 
 class LineEcho(AsyncChat):
     """
-    The default handler: sends each line back.
+    The default handler: sends each line back with its own terminator.
     """
 
     terminator = (b"\n", b"\r\n")
 
     @override
     def message_received(self, message: bytes) -> None:
-        """
-        Send the line back with its own terminator.
-        """
         self.push(message + (self.matched_terminator or b""))
 
 
@@ -84,11 +81,9 @@ class Options(usage.Options):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call] # Twisted's, untyped
-        self.update(
-            {"handler": None, "listen": [], "max-message-length": None, "stop-timeout": None}
-        )
+        self.update(dict.fromkeys(("handler", "max-message-length", "stop-timeout")), listen=[])
 
-    # The texts of these four are what --help shows.
+    # What --help shows of these four is their docstrings.
 
     def opt_handler(self, name: str) -> None:
         """
@@ -118,9 +113,7 @@ class Options(usage.Options):
 
     @override
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
-        """
-        Parse; report a mistake in one line, not below a page of help.
-        """
+        # A mistake is reported in one line, not below a page of help.
         try:
             super().parseOptions(options)  # type: ignore[no-untyped-call] # Twisted's, untyped
         except usage.UsageError as error:
@@ -128,10 +121,7 @@ class Options(usage.Options):
 
     @override
     def getUsage(self, width: int | None = None) -> str:
-        """
-        Add the examples, which must not be wrapped like paragraphs.
-        """
-        return f"{super().getUsage(width)}{EXAMPLES}"
+        return f"{super().getUsage(width)}{EXAMPLES}"  # which may not be wrapped
 
 
 def makeService(options: Options) -> Program:  # noqa: N802 - ServiceMaker looks for this name
@@ -147,12 +137,12 @@ def makeService(options: Options) -> Program:  # noqa: N802 - ServiceMaker looks
     parent: Any = options.parent or {}
     detached = not parent.get("nodaemon", True)
     stop_timeout = options["stop-timeout"]
-    factory = load_factory(options["handler"], max_message_length=options["max-message-length"])
+    name = options["handler"]
     return Program(
         reactor,
-        factory,
+        load_factory(name, max_message_length=options["max-message-length"]),
         options["listen"] or [ENDPOINT],
-        what=options["handler"] or "echo",
+        what=name or "echo",
         stop_timeout=STOP_TIMEOUT if stop_timeout is None else stop_timeout,
         detached=detached,
     )
@@ -202,9 +192,7 @@ def load_factory(name: str | None, *, max_message_length: int | None = None) -> 
 
 
 def _serve(make: Callable[[Any], Any], handler: Any, name: str | None) -> Any:
-    """
-    Make a factory; a `CannotStart` with the factory to write if the constructor wants arguments.
-    """
+    # If the constructor wants arguments, the error has the factory to write.
     try:
         return make(handler)
     except TypeError as error:
@@ -212,10 +200,8 @@ def _serve(make: Callable[[Any], Any], handler: Any, name: str | None) -> Any:
         if not write:
             raise CannotStart(f"{name}: {error}") from None
         module = str(name).partition(":")[0]
-        raise CannotStart(
-            f"{name}: {what}; write --handler {module}:factory, and in that module "
-            f"factory = {example}"
-        ) from None
+        remedy = f"write --handler {module}:factory, and in that module factory = {example}"
+        raise CannotStart(f"{name}: {what}; {remedy}") from None
 
 
 def _serve_legacy(handler: type, name: str) -> Any:
@@ -229,16 +215,13 @@ def _serve_legacy(handler: type, name: str) -> Any:
             "import asyncore and asynchat by their own names"
         )
     factory = _serve(LegacyFactory, handler, name)
-    hooks = ["collect_incoming_data", "found_terminator"]
     is_chat = hasattr(handler, "found_terminator")
-    _check_takes_data(takes_data(handler), name, hooks if is_chat else ["handle_read"])
+    hooks = ["collect_incoming_data", "found_terminator"] if is_chat else ["handle_read"]
+    _check_takes_data(takes_data(handler), name, hooks)
     return factory
 
 
 def _check_takes_data(answer: Hears, name: str | None, hooks: Sequence[str]) -> None:
-    """
-    End the program if a handler does nothing; warn if it only ignores what it is sent.
-    """
     either = " nor ".join(hooks[:2])
     what = f"{name} overrides {'neither' if 'nor' in either else 'no'} {either}"
     if answer is Hears.USELESS:
@@ -248,8 +231,7 @@ def _check_takes_data(answer: Hears, name: str | None, hooks: Sequence[str]) -> 
 
 
 def _call(function: Callable[[], Any], name: str) -> Any:
-    want = wanted(function, (), {})
-    if want is not None:
+    if (want := wanted(function, (), {})) is not None:
         short = name.partition(":")[2]
         raise CannotStart(
             f"{name} wants {want}, but --handler calls a function without arguments, to get a "
@@ -291,9 +273,7 @@ def _import(name: str) -> Any:
 
 
 def _what_and_where(error: Exception) -> str:
-    """
-    Return an exception in one line, with the place in the user's file that raised it.
-    """
+    # In one line, with the place in the user's file that raised it.
     notes = sum(str(note).count("\n") + 1 for note in getattr(error, "__notes__", ()))
     what = " ".join(traceback.format_exception_only(error)[-1 - notes].split())
     frames = traceback.extract_tb(error.__traceback__)

@@ -618,7 +618,7 @@ class Renewal(unittest.TestCase):
     async def serve(self):
         server = await Server(self, server_options(credentials=Credentials(*self.files))).listen()
         for watched in server.options._contexts._watched:
-            watched._now = lambda: self.now
+            watched.now = lambda: self.now
             watched._looked = 0.0
         return server
 

@@ -6,9 +6,9 @@ change, ``python -m txasynchat run program.py`` no change at all. `LegacyFactory
 a Twisted endpoint.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
+from txasynchat._lazy import on_first_use
 from txasynchat.compat._attach import Attachment, attach
 from txasynchat.compat._install import install, uninstall
 from txasynchat.compat._reactor import current_reactor
@@ -31,14 +31,6 @@ __all__ = [
     "uninstall",
 ]
 
-
 # Loaded when they are used: the two modules, and what needs more of Twisted.
-_MODULES = {"LegacyFactory": "served", "TLSSocket": "tls", "start_tls": "tls"}
-
-
-def __getattr__(name: str) -> object:
-    if name in ("asyncore", "asynchat"):
-        return import_module(f"{__name__}.{name}")
-    if name in _MODULES:
-        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+_NAMES = {"asynchat": "", "asyncore": "", "served": "LegacyFactory", "tls": "TLSSocket start_tls"}
+__getattr__, __dir__ = on_first_use(__name__, _NAMES)

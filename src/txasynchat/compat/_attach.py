@@ -65,11 +65,6 @@ class Attachment:
             self._poked = True
             self._call_from_thread(self._look)
 
-    def _start(self) -> None:
-        self._driver.start(poll_mode=False)
-        self._driver.hub.attach(self.reactor, self._turn)
-        self._look()
-
     def _look(self) -> None:
         self._poked = False
         if not self._detached:
@@ -80,12 +75,8 @@ class Attachment:
         self._turn()
 
     def _turn(self) -> None:
-        """
-        Dispatch what is ready, and update what the hub waits for.
-        """
-        driver = self._driver
         try:
-            ready = driver.turn(BATCH)
+            ready = self._driver.turn(BATCH)
         except BaseException as error:
             self.exception = error
             self.detach()
@@ -137,7 +128,9 @@ def attach(map: dict[Any, Any] | None = None, reactor: Any = None) -> Attachment
         )
     attachment = driver.attachment = Attachment(driver, reactor)
     try:
-        attachment._start()
+        driver.start(poll_mode=False)
+        driver.hub.attach(reactor, attachment._turn)
+        attachment._look()
     except BaseException:
         attachment.detach()
         raise

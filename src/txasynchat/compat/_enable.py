@@ -47,9 +47,6 @@ sys.meta_path.insert(0, Finder)
 """
 _LINE = f"import sys; exec({_FINDER!r})\n"
 
-_CHECK = "import importlib.util as u; print(u.find_spec('asyncore').origin)"
-_CHECK_SECONDS = 60
-
 
 class CannotEnable(Exception):
     """
@@ -59,13 +56,8 @@ class CannotEnable(Exception):
 
 def enable(*, user: bool = False) -> list[str]:
     """
-    Write the file; harmless when repeated.
-
-    Args:
-        user: for this user alone, instead of for the environment.
-
-    Returns:
-        lines that say what was done.
+    Write the file, for this *user* alone or for the environment; harmless when repeated. Return lines
+    that say what was done.
 
     Raises:
         CannotEnable: nothing was done, for the reason that it gives.
@@ -84,8 +76,7 @@ def enable(*, user: bool = False) -> list[str]:
         path.unlink()
         raise CannotEnable(f"{sys.executable} does not read {path}; nothing was changed")
     lines = [f"{done} for {sys.executable}, by {path}"]
-    others = [other for name in NAMES if (other := _other(name)) is not None]
-    if others:
+    if others := [other for name in NAMES if (other := _other(name)) is not None]:
         lines.append(f"used instead of {', '.join(others)}")
     return [
         *lines,
@@ -96,13 +87,8 @@ def enable(*, user: bool = False) -> list[str]:
 
 def disable(*, user: bool = False) -> list[str]:
     """
-    Remove the file; harmless when repeated.
-
-    Args:
-        user: what `enable` was called with.
-
-    Returns:
-        lines that say what was done.
+    Remove the file that `enable` wrote with the same *user*; harmless when repeated. Return lines that
+    say what was done.
 
     Raises:
         CannotEnable: the file cannot be removed.
@@ -129,10 +115,6 @@ def spec_of(name: str) -> ModuleSpec:
 
 
 class _Installer(Loader):
-    """
-    Loads both modules at once, as `install` does.
-    """
-
     def exec_module(self, module: ModuleType) -> None:
         sys.modules.pop(module.__name__, None)  # the empty one that ``import`` has made
         install()
@@ -154,35 +136,21 @@ def _path(*, user: bool) -> Path:
 
 
 def _is_read() -> bool:
-    """
-    Return whether a Python that starts now finds ours.
-    """
-    child = subprocess.run(  # noqa: S603 - this Python itself
-        [sys.executable, "-c", _CHECK],
-        capture_output=True,
-        text=True,
-        timeout=_CHECK_SECONDS,
-        check=False,
-    )
+    # By a Python that starts now.
+    code = "import importlib.util as u; print(u.find_spec('asyncore').origin)"
+    command = [sys.executable, "-c", code]
+    child = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)  # noqa: S603 - this Python
     return child.stdout.strip() == _origin("asyncore")
 
 
 def _other(name: str) -> str | None:
-    """
-    Return the file of the module of that name that would be found without ours.
-    """
-    # With -m the current folder is on the path; it does not belong to the environment.
-    found = PathFinder.find_spec(
-        name, [one for one in sys.path if one not in ("", str(Path.cwd()))]
-    )
+    # What would be found without ours. With -m the current folder is on the path; it does not count.
+    path = [one for one in sys.path if one not in ("", str(Path.cwd()))]
+    found = PathFinder.find_spec(name, path)
     return None if found is None else found.origin
 
 
 def _refused(what: str, path: Path, error: OSError, *, user: bool) -> str:
-    reason = error.strerror or str(error)
-    if user:
-        return f"cannot {what} {path}: {reason}"
-    return (
-        f"cannot {what} {path}: {reason}; use a virtual environment, the account that owns that "
-        "folder, or --user"
-    )
+    text = f"cannot {what} {path}: {error.strerror or error}"
+    other_ways = "use a virtual environment, the account that owns that folder, or --user"
+    return text if user else f"{text}; {other_ways}"

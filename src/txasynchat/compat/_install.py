@@ -44,13 +44,12 @@ def install() -> None:
     if all(sys.modules.get(name) is module for name, module in ours.items()):
         return
     other = sys.modules.get("asyncore")
-    if other is not None and other is not asyncore:
-        live = len(getattr(other, "socket_map", ()))
-        if live:
-            raise RuntimeError(
-                f"{other.__name__!r} from {getattr(other, '__file__', None)!r} was imported "
-                f"before and drives {live} channels: call txasynchat.install() earlier"
-            )
+    if other is not asyncore and (live := len(getattr(other, "socket_map", ()))):
+        name, file = (getattr(other, one, None) for one in ("__name__", "__file__"))
+        raise RuntimeError(
+            f"{name!r} from {file!r} was imported before and drives {live} channels: "
+            "call txasynchat.install() earlier"
+        )
     for name, module in ours.items():
         _before.setdefault(name, sys.modules.get(name))
         sys.modules[name] = module

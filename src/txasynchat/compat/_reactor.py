@@ -34,9 +34,7 @@ __all__ = [
 
 
 class _Private:
-    """
-    A thread's own reactor, which gives its descriptors back when the thread ends.
-    """
+    # A thread's own reactor, which gives its descriptors back when the thread ends.
 
     def __init__(self) -> None:
         from twisted.internet.error import ConnectionAborted  # noqa: PLC0415 - see current_reactor
@@ -123,9 +121,7 @@ def here() -> Any:
 
 
 def _is_ours(reactor: Any) -> bool:
-    """
-    Return whether nobody runs the installed reactor or shares its descriptors.
-    """
+    # Whether nobody runs it or shares its descriptors.
     if getattr(reactor, "running", True):
         return False
     if _inherited is None or reactor is not _inherited[0]:
@@ -143,7 +139,7 @@ def running_event_loop() -> Any:
 
 def _running_here() -> Any:
     reactor: Any = sys.modules.get("twisted.internet.reactor")
-    if reactor is not None and getattr(reactor, "running", False):
+    if getattr(reactor, "running", False):
         from twisted.python import threadable  # noqa: PLC0415 - there is a reactor, so it is loaded
 
         if threadable.isInIOThread():  # type: ignore[no-untyped-call] # Twisted has no types here
@@ -184,13 +180,10 @@ def _new_reactor() -> ReactorBase:
 
 def turn(reactor: Any, timeout: float | None) -> None:
     """
-    Give *reactor* one turn: what is due, then what is ready, after *timeout* seconds at most.
+    Give *reactor*, which does not run, one turn: what is due, then what is ready.
 
-    Not ``iterate``, which would sleep past a timer that is set during this very turn.
-
-    Args:
-        reactor: it does not run.
-        timeout: seconds; `None` for until the reactor's next timer.
+    It waits for *timeout* seconds at most; None is until the reactor's next timer. Not ``iterate``,
+    which would sleep past a timer that is set during this very turn.
     """
     loop = getattr(reactor, "_asyncioEventloop", None)
     if loop is not None:
@@ -231,9 +224,8 @@ def interrupt(reactor: Any) -> None:
 
 def rest(reactor: Any = None) -> None:
     """
-    End the idle pool threads of *reactor*, by default this thread's: they keep the process alive.
-
-    Called when the outermost ``loop()`` of this thread ends.
+    End the idle pool threads of *reactor*, by default this thread's, after its outermost ``loop()``:
+    they keep the process alive.
     """
     pool = getattr(here() if reactor is None else reactor, "threadpool", None)
     if pool is not None and pool.started:

@@ -34,13 +34,8 @@ def know(reactor: Any) -> None:
 
 def renew(reactor: Any) -> bool:
     """
-    Give *reactor* new descriptors in place of those of its own that the program closed.
-
-    Args:
-        reactor: it does not run.
-
-    Returns:
-        whether there were any.
+    Give *reactor*, which does not run, new descriptors in place of those of its own that the program
+    closed; return whether there were any.
     """
     waker = getattr(reactor, "waker", None)
     if waker is None:
@@ -84,9 +79,7 @@ def _waker_is_ours(reactor: Any) -> bool:
 
 
 def _forget(reactor: Any, waker: Any) -> None:
-    """
-    Make *reactor* forget *waker*, whoever has its numbers now.
-    """
+    # It is this waker that goes, whoever has its numbers now.
     reactor._internalReaders.discard(waker)
     if _epoll_of(reactor) is None:
         with suppress(OSError):

@@ -23,9 +23,7 @@ __all__ = ["TLSSocket", "check_server_context", "start_tls", "wrap_accepted"]
 
 
 class _Switch:
-    """
-    An item of a channel's output queue at which TLS begins: a producer that produces nothing.
-    """
+    # An item of a channel's output queue at which TLS begins: a producer that produces nothing.
 
     def __init__(self, sock: TLSSocket, channel: Any) -> None:
         self._sock = sock
@@ -130,10 +128,7 @@ def start_tls(  # noqa: PLR0913 they are settings, by keyword
 
 def check_server_context(context: ssl.SSLContext) -> None:
     """
-    Find out at once, not with each connection, that a context cannot serve.
-
-    Raises:
-        ssl.SSLError: it is for clients.
+    Raise an `ssl.SSLError` at once, not with each connection, if *context* cannot serve.
     """
     # Below, newer patch releases of `ssl` raise a ValueError if the context checks host names; PyPy's
     # only warns.

@@ -6,43 +6,24 @@ Nothing here knows `AsyncChat`. A module is loaded when one of its names is aske
 facade uses some of them in programs that never load Twisted or pyOpenSSL.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from txasynchat.tls.certificates import Credentials
-    from txasynchat.tls.layer import TLSInfo
-    from txasynchat.tls.leftovers import Leftovers
-    from txasynchat.tls.options import ClientCertificate, ClientOptions, ServerOptions, Version
+from txasynchat._lazy import on_first_use
 
-__all__ = [
-    "ClientCertificate",
-    "ClientOptions",
-    "Credentials",
-    "Leftovers",
-    "ServerOptions",
-    "TLSInfo",
-    "Version",
-]
+if TYPE_CHECKING:  # ``X as X``: for type checkers, X is public
+    from txasynchat.tls.certificates import Credentials as Credentials
+    from txasynchat.tls.layer import TLSInfo as TLSInfo
+    from txasynchat.tls.leftovers import Leftovers as Leftovers
+    from txasynchat.tls.options import ClientCertificate as ClientCertificate
+    from txasynchat.tls.options import ClientOptions as ClientOptions
+    from txasynchat.tls.options import ServerOptions as ServerOptions
+    from txasynchat.tls.options import Version as Version
 
-_MODULES = {
-    "ClientCertificate": "options",
-    "ClientOptions": "options",
-    "Credentials": "certificates",
-    "Leftovers": "leftovers",
-    "ServerOptions": "options",
-    "TLSInfo": "layer",
-    "Version": "options",
+_NAMES = {
+    "certificates": "Credentials",
+    "layer": "TLSInfo",
+    "leftovers": "Leftovers",
+    "options": "ClientCertificate ClientOptions ServerOptions Version",
 }
-
-
-def __getattr__(name: str) -> Any:
-    module = _MODULES.get(name)
-    if module is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = globals()[name] = getattr(import_module(f"{__name__}.{module}"), name)
-    return found
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__all__ = [name for names in _NAMES.values() for name in names.split()]
+__getattr__, __dir__ = on_first_use(__name__, _NAMES)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Generic, TypeAlias, TypeVar
@@ -39,16 +39,11 @@ CertificateSource: TypeAlias = str | os.PathLike[str] | bytes | Sequence[x509.Ce
 class Loaded:
     """
     A certificate that was read and checked.
-
-    Attributes:
-        chain: the certificate itself, then those that lead to its authority.
-        key: its private key.
-        names: the DNS names it is for, in lower case; the first label may be ``*``.
     """
 
-    chain: tuple[x509.Certificate, ...]
+    chain: tuple[x509.Certificate, ...]  # itself, then those that lead to its authority
     key: Any
-    names: frozenset[str]
+    names: frozenset[str]  # the DNS names it is for, in lower case; the first label may be ``*``
 
 
 @dataclass(frozen=True)
@@ -97,95 +92,72 @@ class Credentials:
         if key.public_key() != leaf.public_key():
             raise CredentialsError(key_source, f"is not the key of the certificate in {source}")
         now = datetime.now(UTC)
-        if now > leaf.not_valid_after_utc:
-            raise CredentialsError(
-                source, f"expired at {leaf.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
-            )
-        if now < leaf.not_valid_before_utc:
-            raise CredentialsError(
-                source, f"is not valid before {leaf.not_valid_before_utc:%Y-%m-%d %H:%M} UTC"
-            )
+        begin, end = leaf.not_valid_before_utc, leaf.not_valid_after_utc
+        if now > end:
+            raise CredentialsError(source, f"expired at {end:%Y-%m-%d %H:%M} UTC")
+        if now < begin:
+            raise CredentialsError(source, f"is not valid before {begin:%Y-%m-%d %H:%M} UTC")
         return Loaded(chain, key, _names(leaf))
 
 
+@dataclass(eq=False, repr=False)
 class Watched(Generic[T]):
     """
     Something loaded from files, and loaded again when they change.
 
-    After a failure every check tries again, not only one that finds a change, because a file can become
-    readable without one (``chmod``, or descriptors that are free again). The log gives each reason
-    once, and then once an hour.
-
-    Args:
-        what: a name for it, for the log.
-        files: the names of the files; if there are none, it is loaded only once.
-        load: loads it, or raises `CredentialsError`.
-        interval: seconds between two checks of the files.
-        now: the clock for *interval*.
-        describe: returns what the log adds about a new one.
+    After a failure every check tries again, because a file can become readable without a change
+    (``chmod``, or descriptors that are free again). The log gives each reason once an hour.
 
     Raises:
         CredentialsError: it could not be loaded the first time.
-
-    Attributes:
-        loaded: the newest good one.
     """
+
+    what: str  # a name for it, for the log
+    files: Sequence[str]  # if there are none, it is loaded only once
+    load: Callable[[], T]  # may raise CredentialsError
+    _: KW_ONLY
+    interval: float  # seconds between two checks of the files
+    now: Callable[[], float]
+    describe: Callable[[T], str] = lambda _: ""  # what the log adds about a new one
+    loaded: T = field(init=False)  # the newest good one
 
     _log = Logger()
 
-    def __init__(  # noqa: PLR0913 they are settings
-        self,
-        what: str,
-        files: Sequence[str],
-        load: Callable[[], T],
-        *,
-        interval: float,
-        now: Callable[[], float],
-        describe: Callable[[T], str] = lambda _: "",
-    ) -> None:
-        self._what = what
-        self._files = files
-        self._load = load
-        self._interval = interval
-        self._now = now
-        self._describe = describe
-        self._complaints = Throttle(_REMINDER, now)
-        self._looked = now()
+    def __post_init__(self) -> None:
+        self._complaints = Throttle(_REMINDER, self.now)
+        self._looked = self.now()
         # Taken before the files are read, so that no change is missed. None after a failure.
         self._state: object = self._state_of_files()
-        self.loaded = load()
+        self.loaded = self.load()
 
     def renewed(self) -> bool:
         """
         Check the files if it is time, and load what changed; return whether `loaded` is new.
         """
-        now = self._now()
-        if now - self._looked < self._interval or not self._files:
+        now = self.now()
+        if now - self._looked < self.interval or not self.files:
             return False
         self._looked = now
         state = self._state_of_files()
         if state == self._state:
             return False
         try:
-            self.loaded = self._load()
+            self.loaded = self.load()
         except CredentialsError as error:
             self._state = None
             if self._complaints.suppressed(str(error)) is not None:
-                self._log.warn(f"kept {self._what} in use: {{error}}", error=str(error))
+                self._log.warn(f"kept {self.what} in use: {{error}}", error=str(error))
             return False
         self._state = state
-        self._complaints = Throttle(_REMINDER, self._now)
-        self._log.info(
-            "took up {source}{more}", source=self._files[0], more=self._describe(self.loaded)
-        )
+        self._complaints.forget()
+        more = self.describe(self.loaded)
+        self._log.info("took up {source}{more}", source=self.files[0], more=more)
         return True
 
     def _state_of_files(self) -> list[tuple[int, int, int] | None]:
-        """
-        Return the state of the files, which differs when their content does.
-        """
+        # It differs when their content does.
         state: list[tuple[int, int, int] | None] = []
-        for file in self._files:
+        for file in self.files:
             try:
                 status = Path(file).stat()
             except OSError:
@@ -202,14 +174,11 @@ def load_authorities(authorities: CertificateSource) -> tuple[x509.Certificate, 
     Raises:
         CredentialsError: the file cannot be read, or has no certificate.
     """
-    source, content = _read(authorities, "trust roots")
-    return _parse_certificates(source, content)
+    return _parse_certificates(*_read(authorities, "trust roots"))
 
 
 def _read(value: Any, what: str) -> tuple[str, Any]:
-    """
-    Return the name of *value* for messages, and its content: bytes in PEM, or objects.
-    """
+    # The name of *value* for messages, and its content: bytes in PEM, or objects.
     if isinstance(value, str | os.PathLike):
         try:
             return os.fspath(value), Path(value).read_bytes()
@@ -235,9 +204,8 @@ def _parse_key(source: str, content: Any) -> Any:
     try:
         return serialization.load_pem_private_key(content, password=None)
     except TypeError as error:
-        raise CredentialsError(
-            source, "the private key is encrypted; remove its pass phrase"
-        ) from error
+        problem = "the private key is encrypted; remove its pass phrase"
+        raise CredentialsError(source, problem) from error
     except ValueError as error:
         raise CredentialsError(source, "has no private key in PEM") from error
 

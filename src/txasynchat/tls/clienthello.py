@@ -92,14 +92,11 @@ class HelloReader:
         self.complete = False
         self._limit = limit
         self._received = bytearray()
-        # The part of a record's header that has arrived, and the bytes missing from its content.
-        self._header = b""
-        self._left = 0
-        # The size of the records that have begun, with their headers.
-        self._records = 0
-        # The message's header, and how many bytes of the message have arrived.
-        self._begin = b""
-        self._count = 0
+        self._header = b""  # the part of a record's header that has arrived
+        self._left = 0  # bytes missing from its content
+        self._records = 0  # the size of the records that have begun, with their headers
+        self._begin = b""  # the part of the message's header that has arrived
+        self._count = 0  # bytes of the message that have arrived
         self._problem = ""
 
     @property
@@ -151,9 +148,7 @@ class HelloReader:
         return parse_client_hello(bytes(message[_MESSAGE_HEADER:size]))
 
     def _take_header(self, piece: bytes) -> None:
-        """
-        Check a record's header byte by byte, so that the result does not depend on the split.
-        """
+        # Checked byte by byte, so that the result does not depend on the split.
         header = self._header = self._header + piece
         if header[0] != _HANDSHAKE:
             if self._count:
@@ -202,11 +197,8 @@ def parse_client_hello(message: bytes) -> ClientHello:
             are left over, or an extension or a name type appears twice.
     """
     rest = _Bytes(message, "the ClientHello")
-    legacy_version = rest.number(2)
-    random = rest.take(32)
-    session_id = rest.vector(1, most=32)
-    cipher_suites = rest.numbers(2)
-    compression_methods = rest.vector(1, least=1)
+    legacy_version, random, session_id = rest.number(2), rest.take(32), rest.vector(1, most=32)
+    suites, compression = rest.numbers(2), rest.vector(1, least=1)
     # Clients older than TLS 1.2 may send no extensions.
     extensions = _parse_extensions(rest.vector(2)) if rest else {}
     rest.end()
@@ -215,17 +207,10 @@ def parse_client_hello(message: bytes) -> ClientHello:
         offered = _Bytes(content, "the extension supported_versions")
         versions = offered.numbers(1)
         offered.end()
-    return ClientHello(
-        legacy_version=legacy_version,
-        random=random,
-        session_id=session_id,
-        cipher_suites=cipher_suites,
-        compression_methods=compression_methods,
-        extensions=extensions,
-        server_name=_parse_server_name(extensions.get(_SERVER_NAME)),
-        protocols=_parse_protocols(extensions.get(_ALPN)),
-        versions=versions,
-    )
+    name = _parse_server_name(extensions.get(_SERVER_NAME))
+    protocols = _parse_protocols(extensions.get(_ALPN))
+    begin = legacy_version, random, session_id, suites, compression
+    return ClientHello(*begin, extensions, name, protocols, versions)
 
 
 def _parse_extensions(block: bytes) -> dict[int, bytes]:
@@ -240,11 +225,7 @@ def _parse_extensions(block: bytes) -> dict[int, bytes]:
 
 
 def _parse_server_name(content: bytes | None) -> bytes | None:
-    if content is None:
-        return None
-    rest = _Bytes(content, "the extension server_name")
-    names = _Bytes(rest.vector(2, least=1), "the list of server names")
-    rest.end()
+    names = _parse_list(content, "the extension server_name", "the list of server names")
     found: dict[int, bytes] = {}
     while names:
         kind = names.number(1)
@@ -257,24 +238,25 @@ def _parse_server_name(content: bytes | None) -> bytes | None:
 
 
 def _parse_protocols(content: bytes | None) -> tuple[bytes, ...]:
-    if content is None:
-        return ()
-    rest = _Bytes(content, "the extension ALPN")
-    names = _Bytes(rest.vector(2, least=1), "the list of ALPN protocols")
-    rest.end()
+    names = _parse_list(content, "the extension ALPN", "the list of ALPN protocols")
     protocols = []
     while names:
         protocols.append(names.vector(1, least=1))
     return tuple(protocols)
 
 
+def _parse_list(content: bytes | None, extension: str, what: str) -> _Bytes:
+    if content is None:
+        return _Bytes(b"", what)
+    rest = _Bytes(content, extension)
+    items = _Bytes(rest.vector(2, least=1), what)
+    rest.end()
+    return items
+
+
 class _Bytes:
     """
-    A part of a message, read from its beginning. True while bytes are left.
-
-    Args:
-        data: the bytes.
-        what: the part's name, for error messages.
+    A part of a message, named *what* in errors, and read from its beginning. True while bytes are left.
     """
 
     __slots__ = ("_at", "_data", "_what")
@@ -288,29 +270,23 @@ class _Bytes:
         return self._at < len(self._data)
 
     def take(self, count: int) -> bytes:
-        begin = self._at
-        end = begin + count
-        if end > len(self._data):
+        begin, self._at = self._at, self._at + count
+        if self._at > len(self._data):
             raise NotAClientHello(f"{self._what}: ends in the middle of a field")
-        self._at = end
-        return self._data[begin:end]
+        return self._data[begin : self._at]
 
     def number(self, size: int) -> int:
         return int.from_bytes(self.take(size))
 
     def vector(self, size: int, *, least: int = 0, most: int = 0xFFFF) -> bytes:
-        """
-        Return the bytes that follow a length, itself *size* bytes long, from *least* to *most*.
-        """
+        # The bytes that follow a length, which is itself *size* bytes long.
         length = self.number(size)
         if not least <= length <= most:
             raise NotAClientHello(f"{self._what}: a field of {length} bytes")
         return self.take(length)
 
     def numbers(self, size: int) -> tuple[int, ...]:
-        """
-        Return at least one number of two bytes, from a vector whose length is *size* bytes long.
-        """
+        # A vector of at least one number of two bytes.
         data = self.vector(size, least=2)
         if len(data) % 2:
             raise NotAClientHello(f"{self._what}: half a number at the end of a list")

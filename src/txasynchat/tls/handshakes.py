@@ -35,11 +35,8 @@ class Scheduler:
     """
     Runs the steps of handshakes, for a limited time in each turn of one reactor.
 
-    A step runs at once while this turn has time left; otherwise it waits for the next turn, behind
-    earlier steps. The reactor's other work is done in between.
-
-    Attributes:
-        budget: that time.
+    A step runs at once while this turn's `budget` has time left; otherwise it waits for the next turn,
+    behind earlier steps. The reactor's other work is done in between.
     """
 
     _of: ClassVar[WeakKeyDictionary[Any, Scheduler]] = WeakKeyDictionary()
@@ -56,10 +53,9 @@ class Scheduler:
         """
         Return the scheduler of this reactor.
         """
-        scheduler = cls._of.get(clock)
-        if scheduler is None:
-            scheduler = cls._of[clock] = cls(clock)
-        return scheduler
+        if clock not in cls._of:
+            cls._of[clock] = cls(clock)
+        return cls._of[clock]
 
     def run(self, step: Callable[[], object]) -> bool:
         """
@@ -99,12 +95,10 @@ class HandshakeLimit:
 
     Args:
         count: how many are admitted at once; None for no limit.
-        pending: how many connections may have an unfinished handshake, admitted or not; None for no
-            limit.
+        pending: how many connections may have an unfinished handshake, admitted or not; or None.
     """
 
-    #: Seconds; see above.
-    patience = 0.1
+    patience = 0.1  # seconds
 
     _of: ClassVar[WeakKeyDictionary[Any, HandshakeLimit]] = WeakKeyDictionary()
 
@@ -114,8 +108,8 @@ class HandshakeLimit:
         self._admitted: set[Member] = set()
         # Admitted handshakes that wait for their client, and since when; longest first.
         self._unanswered: dict[Member, float] = {}
-        # Queued handshakes with their network, and since when; longest first. Then the same by network,
-        # in the order of the networks' turns.
+        # Queued handshakes with their network, and since when; longest first. Then with what admits
+        # them, by network, in the order of the networks' turns.
         self._waiting: dict[Member, tuple[Hashable, float]] = {}
         self._queues: dict[Hashable, dict[Member, Callable[[], object]]] = {}
         self._check: IDelayedCall | None = None
@@ -125,15 +119,14 @@ class HandshakeLimit:
         """
         Return the limit, with default numbers, of a factory whose options have none.
         """
-        limit = cls._of.get(factory)
-        if limit is None:
-            limit = cls._of[factory] = cls(HANDSHAKES, default_limit())
-        return limit
+        if factory not in cls._of:
+            cls._of[factory] = cls(HANDSHAKES, default_limit())
+        return cls._of[factory]
 
     @property
     def in_flight(self) -> int:
         """
-        The number of handshakes that have a place.
+        How many handshakes have a place.
         """
         return len(self._admitted)
 
@@ -150,7 +143,7 @@ class HandshakeLimit:
 
         Args:
             who: a connection that calls `leave` in the end, whatever happens.
-            address: its peer's, as `txasynchat.transports.peer_address` gives it.
+            address: of its peer, as `txasynchat.transports.peer_address` gives it.
         """
         self.pending.add(who, network_of(address))
 
@@ -162,7 +155,7 @@ class HandshakeLimit:
 
         Args:
             who: a connection that was passed to `connected`.
-            address: its peer's again, because a proxy may have named another by now.
+            address: of its peer again, because a proxy may have named another by now.
             clock: measures `patience`; None admits at once.
             admit: called when *who* leaves the queue, never during this call.
 
@@ -216,9 +209,7 @@ class HandshakeLimit:
         return admit
 
     def _has_room(self, clock: IReactorTime) -> bool:
-        """
-        Return whether there is a place; one may be taken from a handshake that waits for its client.
-        """
+        # A place may be taken from a handshake that waits for its client.
         if self.count is None or len(self._admitted) < self.count:
             return True
         if not self._unanswered or self._next_place_at() > clock.seconds():
@@ -245,9 +236,7 @@ class HandshakeLimit:
             self._check = clock.callLater(delay, self._look, clock)
 
     def _next_place_at(self) -> float:
-        """
-        Return when a place can next be taken from a handshake that waits for its client.
-        """
+        # When one can next be taken from a handshake that waits for its client.
         since = next(iter(self._unanswered.values()))
         if self._waiting:
             since = min(since, next(iter(self._waiting.values()))[1])

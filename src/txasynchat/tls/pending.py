@@ -7,8 +7,6 @@ from the network that has the most of them: the one that has kept the server wai
 from elsewhere are not affected by what one network does. If the connections come from many networks,
 each has as long to continue as it takes the limit's worth of new connections to arrive.
 
-Once they answer, they cost time. `HandshakeBudget` limits that, so that others are served in between.
-
 Nothing here knows TLS, Twisted or sockets.
 """
 
@@ -16,7 +14,7 @@ from __future__ import annotations
 
 import ipaddress
 import threading
-from collections import deque
+from collections import Counter, deque
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -33,28 +31,24 @@ EVICTED = "too many handshakes are unfinished, and this one has kept the server 
 
 class Member(Protocol):
     """
-    A connection that can be pending.
+    A connection that can be pending; `evict`, called once when it no longer is, ends it for others.
     """
 
-    def evict(self) -> None:
-        """
-        End the connection to make room for others. Called once, when it is no longer pending.
-        """
+    def evict(self) -> None: ...
 
 
 class Pending:
     """
-    The connections whose handshake has not finished. Threads may share it.
+    The connections whose handshake has not finished: *limit* at most, or, if None, any number.
 
-    Args:
-        limit: the largest number of them; None for no limit.
+    Threads may share it.
     """
 
     def __init__(self, limit: int | None) -> None:
         self.limit = limit
         # Each with its network; the one that has kept the server waiting longest comes first.
         self._members: dict[Member, Hashable] = {}
-        self._counts: dict[Hashable, int] = {}
+        self._counts: Counter[Hashable] = Counter()
         self._lock = threading.Lock()
         # Discarded, and not yet removed from those two.
         self._discarded: deque[Member] = deque()
@@ -73,7 +67,8 @@ class Pending:
             self._insert(member, network)
             if self.limit is None or len(self._members) <= self.limit:
                 return
-            evicted = self._choose()
+            most = max(self._counts.values())
+            evicted = next(one for one, its in self._members.items() if self._counts[its] == most)
             self._remove(evicted)
         evicted.evict()
 
@@ -113,13 +108,9 @@ class Pending:
             if member in self._members:
                 self._remove(member)
 
-    def _choose(self) -> Member:
-        most = max(self._counts.values())
-        return next(one for one, its in self._members.items() if self._counts[its] == most)
-
     def _insert(self, member: Member, network: Hashable) -> None:
         self._members[member] = network
-        self._counts[network] = self._counts.get(network, 0) + 1
+        self._counts[network] += 1
 
     def _remove(self, member: Member) -> None:
         network = self._members.pop(member)
@@ -130,25 +121,22 @@ class Pending:
 
 class HandshakeBudget:
     """
-    The time for handshakes in one turn of a reactor, or in one pass over a map of channels.
+    The *seconds* for handshakes in one turn of a reactor, or in one pass over a map of channels.
 
-    Attributes:
-        seconds: how long steps may take together. The step that exceeds it is the last of the turn.
-            The first one always runs.
+    The step that exceeds them is the last of the turn. The first one always runs.
     """
 
     __slots__ = ("_spent", "seconds")
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        # None before the first step.
-        self._spent: float | None = None
+        self.renew()
 
     def renew(self) -> None:
         """
         Begin the next turn.
         """
-        self._spent = None
+        self._spent: float | None = None  # None before the first step
 
     def is_spent(self) -> bool:
         """
@@ -169,13 +157,10 @@ class HandshakeBudget:
 
 def network_of(address: Any) -> Hashable:
     """
-    Return the network that a client at *address* counts for.
+    Return the network that a client at *address*, as `getpeername` returns it, counts for.
 
     That is an IPv4 address itself; the first 64 bits of an IPv6 address, because whoever has one has
     the whole network; None for everything else, which counts as one network.
-
-    Args:
-        address: of the peer, as `socket.socket.getpeername` returns it, or anything else.
     """
     host = address[0] if isinstance(address, tuple) and address else None
     if not isinstance(host, str) or ":" not in host:
