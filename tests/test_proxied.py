@@ -77,7 +77,7 @@ class Behind(TestCase):
         path = tmp_path / "server.pem"
         authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(path)
         self.pem = quoteStringArgument(str(path))
-        self.context = ssl.create_default_context()
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         authority.configure_trust(self.context)
 
     def serve(self, factory, kind):
@@ -147,7 +147,7 @@ class Behind(TestCase):
         port = server.ports[0].getHost().port
         with socket.create_connection(("127.0.0.1", port), SECONDS) as client:
             while not factory.connections:
-                await deferLater(reactor, 0)
+                await deferLater(reactor, 0.002)
             [handler] = factory.connections
             assert handler.state is State.CONNECTING
             await server.stopService()

@@ -144,7 +144,7 @@ def test_invalid_number_of_a_legacy_channel_is_refused(value):
     ours, theirs = socket.socketpair()
     with theirs, ours:
         channel = asynchat.async_chat(ours, map={})
-        context = ssl.create_default_context()
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         with pytest.raises(
             (TypeError, ValueError), match=r"^handshake_timeout must be a number above 0"
         ):

@@ -277,7 +277,7 @@ def tls_pair(request, tmp_path):
     for blob in certificate.cert_chain_pems:
         blob.write_to_path(chain, append=True)
     certificate.private_key_pem.write_to_path(key)
-    trust = ssl.create_default_context()
+    trust = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     authority.configure_trust(trust)
     near, far = socket.socketpair()
     near.settimeout(LIMIT)

@@ -115,7 +115,7 @@ class WaysTestCase(TestCase):
     async def until(self, condition):
         """Run the reactor until *condition* holds, or the test times out."""
         while not condition():
-            await deferLater(reactor, 0)
+            await deferLater(reactor, 0.002)
 
     async def all_gone(self):
         await self.until(

@@ -30,7 +30,8 @@ def server_context(version=None):
 
 
 def client_context(version=None, *, trusting=True):
-    context = ssl.create_default_context()
+    # Not create_default_context(), which reads all of the system's authorities: 50 ms each time.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if trusting:
         AUTHORITY.configure_trust(context)
     if version is not None:
