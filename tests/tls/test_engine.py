@@ -4,6 +4,7 @@ no TLS at all.
 """
 
 import contextlib
+import errno
 import gc
 import os
 import re
@@ -34,6 +35,7 @@ from support import HOST, client_context, credentials, leaf, pem, server_options
 from txasynchat import errors
 from txasynchat.tls import ClientCertificate, ClientOptions, Credentials, Version, contexts
 from txasynchat.tls.certificates import Loaded
+from txasynchat.tls.clienthello import HelloReader
 from txasynchat.tls.engine import LARGEST_DEBT, LARGEST_READ, LARGEST_WRITE, Engine, OneContext
 
 EACH_VERSION = pytest.mark.parametrize("version", Version, ids=["1.2", "1.3"])
@@ -546,6 +548,19 @@ def test_a_client_refuses_a_server_that_takes_none_of_its_protocols(version):
     secure(SERVER, client_options(alpn=(b"chat/1",), strict_alpn=False))
 
 
+def test_protocols_that_a_second_hello_takes_back_are_missed_after_the_handshake():
+    """The first one decides, and a client may have to send another."""
+    for arguments, offered in (
+        ({"strict_alpn": True}, [b"chat"]),
+        ({"strict_alpn": False, "require_alpn": True}, [b"chat"]),
+    ):
+        made = server_options(alpn=(b"chat",), **arguments)._engine_contexts
+        reader = HelloReader()
+        reader.feed(hello(protocols=[one.decode() for one in offered]))
+        assert type(made.check(reader.hello(), None)) is errors.NoCommonProtocol
+        assert made.check(reader.hello(), b"chat") is None
+
+
 def test_protocols_may_be_any_bytes():
     made = secure(server_options(alpn=(b"\xff\x00",)), client_options(alpn=(b"\xff\x00",)))
     assert made.client.alpn == made.server.alpn == b"\xff\x00"
@@ -919,6 +934,35 @@ def test_a_half_written_pair_keeps_the_old_one(tmp_path):
     key.write_bytes(new.private_key_pem.bytes())
     server.now += 1.0
     assert server.serial() == serial_of(new)
+
+
+def test_other_authorities_are_trusted_by_new_handshakes_only_when_they_can_be_loaded(
+    tmp_path, monkeypatch
+):
+    """While no descriptor is free the old ones stay, and every handshake tries again."""
+    authorities = tmp_path / "clients.pem"
+    authorities.write_bytes(trust())
+    server = server_options(
+        client_certificate=ClientCertificate.REQUIRED,
+        client_authorities=authorities,
+        reload_interval=1e-9,
+    )
+    ours = client_options(credentials=Credentials(pem(leaf("someone.example.org"))))
+    foreign = Credentials(pem(support.stranger().issue_cert("someone@example.org")))
+    theirs = client_options(credentials=foreign)
+    secure(server, ours)
+    authorities.write_bytes(support.stranger().cert_pem.bytes())
+
+    def none_free(*_):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as without:
+        without.setattr(os, "memfd_create", none_free, raising=False)
+        without.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+        secure(server, ours)
+    secure(server, theirs)
+    _, refusal = refused(server, ours)
+    assert type(refusal) is errors.UnknownAuthority
 
 
 def test_keys_in_memory_leave_no_file_behind(monkeypatch, tmp_path):

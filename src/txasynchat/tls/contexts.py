@@ -20,7 +20,7 @@ import time
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
@@ -84,6 +84,8 @@ class ServerContexts:
             for one in several
         ]
         self._made: list[_Pair] = [watched.loaded[1] for watched in self._watched]
+        # Positions of those that trust authorities of before.
+        self._outdated: set[int] = set()
         self._by_name = self._index()
 
     def choose(self, hello: ClientHello | None) -> ssl.SSLContext:
@@ -150,14 +152,19 @@ class ServerContexts:
         return names.get(text) or names.get("*." + text.partition(".")[2])
 
     def _renew(self) -> None:
-        other_authorities = self._authorities.renewed()
+        if self._authorities.renewed():
+            self._outdated.update(range(len(self._made)))
         for position, watched in enumerate(self._watched):
             if watched.renewed():
                 self._made[position] = watched.loaded[1]
-            elif other_authorities:
-                self._made[position] = self._pair(watched.loaded[0])
+            elif position in self._outdated:
+                try:
+                    self._made[position] = self._pair(watched.loaded[0])
+                except CredentialsError:
+                    continue  # no descriptor is free, say: the next handshake tries again
             else:
                 continue
+            self._outdated.discard(position)
             self._by_name = self._index()
 
     def _index(self) -> dict[str, _Pair]:
@@ -210,7 +217,7 @@ class _Pair:
         if self._count > _SESSIONS:
             try:
                 self.context, self.other = self._make(), self._make()
-            except (OSError, CredentialsError):
+            except CredentialsError:
                 return  # no descriptor is free, say: the next handshake tries again
             self._count = 0
 
@@ -221,10 +228,15 @@ def client_context(
     """
     Make a client's context, which verifies the server's certificate and the name in it.
 
-    Names are matched by OpenSSL (X509_check_host(3)), which differs from the service-identity package
-    in one point: ``*.example.org`` is also for international names (``xn--…``), which RFC 9525,
-    section 6.3, allows. As there, ``*`` stands for one whole label, the leftmost, of at least three,
-    and the common name does not count. Of several faults the name is found before the dates.
+    OpenSSL matches names (X509_check_host(3)) as the service-identity package does: the common name
+    does not count, and ``*`` stands for one whole label, the leftmost, before at least two others. They
+    differ in three points:
+
+    - ``*.example.org`` is for ``xn--….example.org`` too, which RFC 9525, section 6.3, allows;
+    - it is not for ``a_b.example.org``, because there is no underscore in host names;
+    - a malformed name in a certificate (``*.*``) matches nothing, and the others in it count.
+
+    Of several faults OpenSSL reports an unknown authority first, then the name, then the dates.
 
     Raises:
         CredentialsError: a file is missing, unreadable or not what it should be.
@@ -286,16 +298,18 @@ def _basic_context(protocol: int, options: Any) -> ssl.SSLContext:
 
 
 def _use(context: ssl.SSLContext, loaded: Loaded) -> None:
-    leaf = loaded.chain[0]
     chain = b"".join(one.public_bytes(Encoding.PEM) for one in loaded.chain)
     key = loaded.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     try:
         with _as_file(chain + key) as path:
             context.load_cert_chain(path)
     except ssl.SSLError as error:
-        raise CredentialsError(
-            leaf.subject.rfc4514_string(), f"OpenSSL says: {words(error)}"
-        ) from error
+        problem = f"OpenSSL says: {words(error)}"
+    except OSError as error:
+        problem = f"cannot be lent to OpenSSL in a file: {error.strerror}"
+    else:
+        return
+    raise CredentialsError(loaded.chain[0].subject.rfc4514_string(), problem)
 
 
 @contextmanager
@@ -303,15 +317,22 @@ def _as_file(content: bytes) -> Iterator[str]:
     """
     Lend *content* a file's name: one in memory where the system has that, or one of our own.
     """
-    if hasattr(os, "memfd_create"):
-        with open(os.memfd_create("txasynchat"), "wb") as file:  # noqa: PTH123 it has no name
-            file.write(content)
-            file.flush()
-            path = f"/proc/self/fd/{file.fileno()}"
-            if Path(path).exists():
-                yield path
-                return
-    with tempfile.NamedTemporaryFile() as file:  # only we may read it
+    with _file_in_memory() or tempfile.NamedTemporaryFile() as file:  # only we may read either
         file.write(content)
         file.flush()
-        yield file.name
+        yield _path_of(file.fileno()) if isinstance(file.name, int) else file.name
+
+
+def _file_in_memory() -> IO[bytes] | None:
+    try:
+        descriptor = os.memfd_create("txasynchat")
+    except (AttributeError, OSError):
+        return None
+    if Path(_path_of(descriptor)).exists():
+        return open(descriptor, "wb")  # noqa: PTH123 it has no name; our caller closes it
+    os.close(descriptor)
+    return None
+
+
+def _path_of(descriptor: int) -> str:
+    return f"/proc/self/fd/{descriptor}"

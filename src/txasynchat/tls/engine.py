@@ -176,6 +176,7 @@ class Engine:
         "_contexts",
         "_debt",
         "_doubt",
+        "_fed",
         "_feed",
         "_hello",
         "_incoming",
@@ -215,9 +216,11 @@ class Engine:
         self.tls: ssl.SSLObject | None = None
         # The handshake is done, and the peer's direction is open.
         self._can_read = False
-        # A server's, until OpenSSL is started; and what it found wrong with the client's bytes.
+        # A server's, until OpenSSL is started; what it found wrong with the client's bytes; how many
+        # it got.
         self._reader: HelloReader | None = None
         self._doubt: NotAClientHello | None = None
+        self._fed = 0
         # A server's, until the handshake is done.
         self._contexts: Contexts | None = None
         self._hello: ClientHello | None = None
@@ -286,6 +289,7 @@ class Engine:
         if self._reader is None:
             self._feed(data)
             return True
+        self._fed += len(data)
         try:
             return self._reader.feed(data)
         except NotAClientHello as error:
@@ -314,7 +318,7 @@ class Engine:
         The bytes that were fed and that `shake_hands` has not seen. Owners bound it: no peer has a
         reason to send more before it is answered.
         """
-        return self._incoming.pending if self._reader is None else len(self._reader.received)
+        return self._incoming.pending if self._reader is None else self._fed
 
     def _set_buffers(self) -> None:
         self._incoming = ssl.MemoryBIO()
