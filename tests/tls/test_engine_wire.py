@@ -234,10 +234,10 @@ for version in Version:
                 made.say(b"x" * size)
                 made.answer(b"x" * size)
                 kept.append(made.server)
-        more(100)
+        more(50)
         before = resident()
-        more(300)
-        print((resident() - before) / 300)
+        more(150)
+        print((resident() - before) / 150)
 """
 
 
