@@ -28,8 +28,8 @@ message. So the buffer is asked how much is left in it, and the exception comes 
 record is cut, or had no data in it (a ticket, a key update).
 
 *What OpenSSL owes.* Key updates, and requests for a renegotiation, make OpenSSL answer on its own. A
-peer that asks without reading the answers would fill our memory: `Engine.take` and `Engine.receive`
-count, and fail the connection above `LARGEST_DEBT`.
+peer that asks without reading the answers would fill our memory: `Engine.take` counts what it gives
+while something is unsent, and `Engine.receive` fails the connection above `LARGEST_DEBT`.
 
 *Ending.* The two directions end by themselves, each by its close_notify. A stream that ends without
 one was truncated.
@@ -530,20 +530,18 @@ class Engine:
 
         Args:
             unsent: bytes that the owner could not send yet. While there are any, what OpenSSL says on
-                its own is counted, and fails the connection above `LARGEST_DEBT`.
+                its own is counted, and `receive` fails the connection above `LARGEST_DEBT`.
         """
         data = self._outgoing.read()
         self.owes = False
         if self._can_read:
             self._debt = self._debt + len(data) if unsent else 0
-            if self._debt > LARGEST_DEBT:
-                self._fail(_reads_no_answers())
         return data
 
     def _note_debt(self) -> None:
         self.owes = True
         if self._debt + self._outgoing.pending > LARGEST_DEBT and self._can_read:
-            self._fail(_reads_no_answers())
+            self._fail(TLSError("the peer reads no answers to its key updates"))
 
     # -- the end
 
@@ -655,10 +653,6 @@ class Engine:
         if self.tls is None or not self.is_secure:
             return None
         return self.tls.getpeercert(binary_form=True)
-
-
-def _reads_no_answers() -> TLSError:
-    return TLSError("the peer reads no answers to its key updates")
 
 
 #: What looks like an IP address to OpenSSL, of which servers are not told (RFC 6066, section 3).
