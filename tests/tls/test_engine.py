@@ -10,13 +10,11 @@ import os
 import re
 import socket
 import ssl
-import sys
 import tempfile
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
@@ -24,14 +22,9 @@ from cryptography.x509 import load_der_x509_certificate, load_pem_x509_certifica
 from hypothesis import given
 from hypothesis import strategies as st
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tls_matrix"))
-sys.path.insert(0, str(Path(__file__).parent))
-
-import support
-import wire
-from owners import Link, encrypted, give
-from support import HOST, client_context, credentials, leaf, pem, server_options, trust
-
+from helpers import support, wire
+from helpers.engines import Link, encrypted, give
+from helpers.support import HOST, client_context, credentials, leaf, pem, server_options, trust
 from txasynchat import errors
 from txasynchat.tls import ClientCertificate, ClientOptions, Credentials, Version, contexts
 from txasynchat.tls.certificates import Loaded

@@ -13,14 +13,9 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tls_matrix"))
-sys.path.insert(0, str(Path(__file__).parent))
-
-import support
-import wire
-from owners import OnSocket, listen
-from support import HOST, client_context, server_options, trust
-
+from helpers import support, wire
+from helpers.engines import OnSocket, listen
+from helpers.support import HOST, client_context, server_options, trust
 from txasynchat import errors
 from txasynchat.tls import ClientCertificate, ClientOptions, Credentials, Version
 
@@ -215,9 +210,9 @@ IDLE = """
 import gc
 import sys
 from pathlib import Path
-sys.path[:0] = sys.argv[1:3]
-from owners import Link
-from support import *
+sys.path.insert(0, sys.argv[1])
+from helpers.engines import Link
+from helpers.support import *
 from txasynchat.tls import ClientOptions, Version
 def resident():
     for line in Path("/proc/self/status").read_text().splitlines():
@@ -246,9 +241,8 @@ def test_idle_connections_take_less_than_20_kib_and_busy_ones_less_than_three_ti
     """A server's, with all that OpenSSL has for them; the others have once had 70 KB each way."""
     script = tmp_path / "idle.py"
     script.write_text(IDLE)
-    here = Path(__file__).parent
     found = subprocess.run(
-        [sys.executable, str(script), str(here), str(here.parent / "tls_matrix")],
+        [sys.executable, str(script), str(Path(__file__).parents[1])],
         capture_output=True,
         timeout=120,
         check=True,

@@ -4,9 +4,7 @@ Which names a certificate is for: as OpenSSL finds, and as the service-identity 
 
 import datetime as dt
 import ipaddress
-import sys
 from functools import cache
-from pathlib import Path
 
 import pytest
 from cryptography import x509
@@ -17,13 +15,9 @@ from service_identity import CertificateError, VerificationError
 from service_identity.cryptography import extract_patterns
 from service_identity.hazmat import DNS_ID, IPAddress_ID, verify_service_identity
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tls_matrix"))
-sys.path.insert(0, str(Path(__file__).parent))
-
-import support
-from owners import Link
-from support import server_options, trust
-
+from helpers import support
+from helpers.engines import Link
+from helpers.support import server_options, trust
 from txasynchat.tls import ClientOptions, Credentials
 
 CERTIFICATES = [

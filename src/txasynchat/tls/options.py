@@ -354,11 +354,10 @@ class ClientOptions:
             )
         wanted: DNS_ID | IPAddress_ID
         server_name: bytes | None = None
-        if _is_address(hostname):
-            # An address is not told (RFC 6066, section 3).
-            wanted = IPAddress_ID(hostname)
+        try:
+            wanted = IPAddress_ID(hostname)  # it is not sent (RFC 6066, section 3)
             verified_name = str(wanted.ip)
-        else:
+        except ValueError:
             try:
                 ascii_name = hostname if hostname.isascii() else idna.encode(hostname).decode()
                 wanted, server_name = DNS_ID(ascii_name), ascii_name.encode()
