@@ -97,7 +97,6 @@ class TLSSocket(LayeredSocket):
         "_channel",
         "_closed",
         "_connecting",
-        "_encrypt",
         "_end",
         "_engine",
         "_evicted",
@@ -107,7 +106,6 @@ class TLSSocket(LayeredSocket):
         "_place",
         "_plain_socket",
         "_progress",
-        "_receive",
         "_recv_plain",
         "_send_plain",
         "_sent_before",
@@ -134,8 +132,6 @@ class TLSSocket(LayeredSocket):
         engine = self._engine = engine_of(context, server_side, server_hostname)
         self._plain_socket = plain
         # What each message needs, bound once.
-        self._receive = engine.receive
-        self._encrypt = engine.encrypt
         self._recv_plain = plain.recv
         self._send_plain = plain.send
         self.is_quiet = False
@@ -255,24 +251,20 @@ class TLSSocket(LayeredSocket):
             if type(data) is not bytes:
                 data = memoryview(data)
                 data = data.cast("B") if data.nbytes else b""
-            encrypt = self._encrypt
-            record = encrypt(data)
+            record = self._engine.encrypt(data)
             if not record:
                 return self._explain_no_record(data)
-            taken = min(len(data), LARGEST_WRITE)
-            if self.is_quiet:
-                send = self._send_plain
-                try:
-                    sent = send(record)
-                except OSError:
-                    self._unsent = record
-                else:
-                    if sent == len(record):
-                        return taken
-                    self._unsent = record[sent:]
-            else:
-                self._unsent = record
-            self._send_the_rest()
+            taken = len(data)
+            send = self._send_plain
+            try:
+                sent = send(record)
+            except OSError:  # a loss is told by the next one, or by recv()
+                sent = 0
+            if sent != len(record):
+                self._unsent = record[sent:]
+                self._send_the_rest()
+            if taken > LARGEST_WRITE:  # min() is a call
+                return LARGEST_WRITE
             return taken
         finally:
             free.append(None)
@@ -409,24 +401,12 @@ class TLSSocket(LayeredSocket):
                 if engine.is_secure:
                     return True
                 raise
-            if not engine.is_secure:
-                if data:
-                    engine.feed(data)
-                elif data is not None:
-                    engine.end_of_stream()
-                self._shake_hands()
-                if not self.secure:
-                    return False
-                self.received = engine.receive(b"")
-            elif data:
-                receive = self._receive
-                self.received = receive(data)
-                if len(data) == READ_SIZE:
-                    self.has_more = True
-                elif self.has_more:
-                    self.has_more = False
-            elif data is not None:
-                engine.end_of_stream()
+            if data and engine.is_secure:
+                self.received = engine.receive(data)
+                if len(data) == READ_SIZE or self.has_more:
+                    self.has_more = len(data) == READ_SIZE
+            elif not self._advance_unusual(data):
+                return False
             if self._engine.ended:
                 self._note_end()
             if engine.owes or self._unsent:
@@ -437,6 +417,22 @@ class TLSSocket(LayeredSocket):
             free.append(None)
             if self._later:
                 self._catch_up()
+
+    def _advance_unusual(self, data: bytes | None) -> bool:
+        """
+        Go on with the handshake, or take the end of the stream; return whether the handshake is done.
+        """
+        engine = self._engine
+        if data:
+            engine.feed(data)
+        elif data is not None:
+            engine.end_of_stream()
+        if engine.is_secure:
+            return True
+        self._shake_hands()
+        if self.secure:
+            self.received = engine.receive(b"")
+        return self.secure
 
     def _may_advance(self) -> bool:
         """
