@@ -97,6 +97,7 @@ class TLSSocket(LayeredSocket):
         "_channel",
         "_closed",
         "_connecting",
+        "_encrypt",
         "_end",
         "_engine",
         "_evicted",
@@ -106,6 +107,7 @@ class TLSSocket(LayeredSocket):
         "_place",
         "_plain_socket",
         "_progress",
+        "_receive",
         "_recv_plain",
         "_send_plain",
         "_sent_before",
@@ -131,7 +133,8 @@ class TLSSocket(LayeredSocket):
         super().__init__()
         engine = self._engine = engine_of(context, server_side, server_hostname)
         self._plain_socket = plain
-        # What each message needs, bound once.
+        self._receive = engine.receive
+        self._encrypt = engine.encrypt
         self._recv_plain = plain.recv
         self._send_plain = plain.send
         self.is_quiet = False
@@ -251,7 +254,8 @@ class TLSSocket(LayeredSocket):
             if type(data) is not bytes:
                 data = memoryview(data)
                 data = data.cast("B") if data.nbytes else b""
-            record = self._engine.encrypt(data)
+            encrypt = self._encrypt
+            record = encrypt(data)
             if not record:
                 return self._explain_no_record(data)
             taken = len(data)
@@ -402,7 +406,8 @@ class TLSSocket(LayeredSocket):
                     return True
                 raise
             if data and engine.is_secure:
-                self.received = engine.receive(data)
+                receive = self._receive
+                self.received = receive(data)
                 if len(data) == READ_SIZE or self.has_more:
                     self.has_more = len(data) == READ_SIZE
             elif not self._advance_unusual(data):
@@ -427,11 +432,11 @@ class TLSSocket(LayeredSocket):
             engine.feed(data)
         elif data is not None:
             engine.end_of_stream()
-        if engine.is_secure:
-            return True
-        self._shake_hands()
-        if self.secure:
-            self.received = engine.receive(b"")
+        if not engine.is_secure:
+            self._check_handshake()
+            self._shake_hands()
+            if self.secure:
+                self.received = engine.receive(b"")
         return self.secure
 
     def _may_advance(self) -> bool:
@@ -621,14 +626,10 @@ class TLSSocket(LayeredSocket):
         Go on with the handshake; return whether plain text has its turn.
         """
         engine = self._engine
-        if engine.ended and engine.failure is None:
+        if engine.ended:
             return False
         handshake_budget.run(engine.shake_hands)
-        if engine.failure is not None:
-            with suppress(OSError):
-                self.flush()  # the alert that says why
-            self._give_up()
-            raise _error_of(engine.failure)
+        self._check_handshake()
         if engine.is_secure:
             self._leave_pending()
         elif self._place is not None and engine.owes:
@@ -641,6 +642,17 @@ class TLSSocket(LayeredSocket):
                 raise
             return False  # there may be something to receive before that is told
         return flushed and engine.is_secure
+
+    def _check_handshake(self) -> None:
+        """
+        Raise what went wrong, if anything did.
+        """
+        failure = self._engine.failure
+        if failure is not None:
+            with suppress(OSError):
+                self.flush()  # the alert that says why
+            self._give_up()
+            raise _error_of(failure)
 
     def _note_end(self) -> None:
         """
