@@ -1,6 +1,8 @@
 """
 The TLS engine, in memory: two of them back to back, clients of the standard library, and bytes that are
 no TLS at all.
+
+Also covers `tls.contexts` and `tls.failures`.
 """
 
 import contextlib
