@@ -1,14 +1,11 @@
 """
-TLS on a connection, in the shape of its socket: OpenSSL over memory BIOs. Of channels it knows `touch`.
+TLS on a connection, in the shape of its socket: an `Engine`, and the I/O. Of channels it knows `touch`.
 
 The handler keeps its ``recv`` and ``send``. What TLS wants of the descriptor is not what the handler
 wants: a handshake reads to be able to write, a reply leaves ciphertext that the system did not take.
 So a `TLSSocket` says what to wait for (`TLSSocket.interest`), takes the descriptor's events first
 (`TLSSocket.advance`, `TLSSocket.flush`), and the channel's handlers are called when there is plain
 text for them, or room for theirs.
-
-The standard library's `ssl` is used, not pyOpenSSL, because it costs a fifth of the time; and what
-was decrypted is counted (``pending``) instead of read until an exception says that it is all.
 """
 
 from __future__ import annotations
@@ -25,28 +22,34 @@ from weakref import WeakKeyDictionary, ref
 from txasynchat.compat import _loop
 from txasynchat.compat._interest import LayeredSocket
 from txasynchat.delivery import Progress, unacknowledged
-from txasynchat.errors import HandshakeFailed, HandshakeTimedOut
+from txasynchat.errors import (
+    HandshakeFailed,
+    HandshakeTimedOut,
+    NoCommonProtocol,
+    TruncatedConnection,
+    UnknownServerName,
+)
+from txasynchat.tls.engine import LARGEST_WRITE, Engine, OneContext
 from txasynchat.tls.pending import EVICTED, HandshakeBudget, Pending, default_limit, network_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["HANDSHAKE_TIMEOUT", "LastBytes", "TLSSocket"]
+    from txasynchat.errors import TLSError
+
+__all__ = ["HANDSHAKE_TIMEOUT", "LastBytes", "TLSSocket", "engine_of"]
 
 #: Seconds that a handshake may take.
 HANDSHAKE_TIMEOUT: Final = 10.0
 #: Seconds in which the peer must take something of a closed connection's last bytes, close_notify
 #: among them.
 CLOSE_TIMEOUT: Final = 10.0
-#: Bytes of plain text that one ``send`` takes: what OpenSSL makes of them waits in memory.
-LARGEST_SEND: Final = 65_536
-#: The largest record of TLS.
-RECORD: Final = 16_384
 #: Bytes of ciphertext read at once.
 READ_SIZE: Final = 65_536
 #: Bytes of ciphertext left to send above which no more is read: more than `send` ever leaves, so
-#: only a peer that has OpenSSL answer (key updates, say) and does not read gets there.
-MOST_UNSENT: Final = 4 * LARGEST_SEND
+#: only a peer that has OpenSSL answer (key updates, say) and does not read gets there. With the
+#: answers to one more reading it is still less than what the engine fails at.
+MOST_UNSENT: Final = 2 * LARGEST_WRITE
 #: The seconds of one pass that handshakes may take: whoever has a step to do then stays readable and
 #: does it in the next pass, and everybody else is served in between.
 handshake_budget: Final = HandshakeBudget(0.02)
@@ -62,18 +65,24 @@ class TLSSocket(LayeredSocket):
 
     Args:
         plain: the socket, which belongs to this object from now on.
-        context: as `ssl` knows it: certificates, versions, verification.
-        server_side: this side waits for the ClientHello.
-        server_hostname: the name, or IP address, that the peer's certificate is verified against.
-        handshake_timeout: seconds; None for no limit.
+        context: a `ssl.SSLContext`, or the `ServerOptions` or `ClientOptions` of this package.
+        server_side: this side waits for the ClientHello. By default True, unless *server_hostname*,
+            a context for clients or options say otherwise.
+        server_hostname: the name, or IP address, that the peer's certificate is verified against;
+            options have their own.
+        handshake_timeout: seconds; None for no limit; options have their own.
 
     Raises:
-        ValueError: the context verifies names (``check_hostname``), and *server_hostname* is missing.
+        ValueError: the context verifies names (``check_hostname``), and *server_hostname* is missing;
+            or an argument contradicts the options.
+        TypeError: *context* is something else.
 
     Attributes:
+        server_side: this side waits for the ClientHello.
         secure: the handshake is done.
         is_quiet: it is, and nothing waits to be sent: what the handler waits for is all there is.
-        tls: the `ssl.SSLObject`, for the peer's certificate, the version, the cipher, ALPN.
+        tls: the `ssl.SSLObject`, for the peer's certificate, the version, the cipher, ALPN; None before
+            a server's ClientHello is complete.
         truncated: the peer ended the connection without close_notify: what was received may not be
             all that was sent.
         received: what was decrypted, and not yet asked for by `recv`.
@@ -83,89 +92,62 @@ class TLSSocket(LayeredSocket):
             before it be taken; None when there is no limit.
     """
 
-    # More than the thirty that CPython has room for in an instance.
     __slots__ = (
         "__weakref__",
-        "_broken",
         "_channel",
         "_closed",
         "_connecting",
+        "_encrypt",
         "_end",
-        "_ended",
+        "_engine",
         "_evicted",
-        "_feed",
         "_free",
-        "_incoming",
         "_later",
-        "_outgoing",
+        "_pending",
         "_place",
         "_plain_socket",
         "_progress",
-        "_read",
+        "_receive",
         "_recv_plain",
         "_send_plain",
         "_sent_before",
         "_switched",
-        "_take_outgoing",
         "_timeout",
         "_unsent",
-        "_write",
         "deadline",
         "end_waits",
         "has_more",
         "is_quiet",
         "received",
-        "secure",
-        "tls",
-        "truncated",
     )
 
     def __init__(
         self,
         plain: socket.socket,
-        context: ssl.SSLContext,
+        context: Any,
         *,
-        server_side: bool,
+        server_side: bool | None = None,
         server_hostname: str | None = None,
         handshake_timeout: float | None = HANDSHAKE_TIMEOUT,
     ) -> None:
-        if context.check_hostname and not (server_side or server_hostname):
-            # Some patch releases of Python accept any name then.
-            raise ValueError(
-                f"server_hostname is {server_hostname!r}, and the context verifies it: pass"
-                " server_hostname= (the name in the server's certificate), or set"
-                " context.check_hostname = False to accept any name"
-            )
         super().__init__()
+        engine = self._engine = engine_of(context, server_side, server_hostname)
         self._plain_socket = plain
-        self._incoming = ssl.MemoryBIO()
-        self._outgoing = ssl.MemoryBIO()
-        self.tls = context.wrap_bio(
-            self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname
-        )
-        # What each message needs: bound once, and without the layer of Python that SSLObject is.
-        engine = getattr(self.tls, "_sslobj", self.tls)
-        self._read = engine.read
-        self._write = engine.write
-        self._feed = self._incoming.write
-        self._take_outgoing = self._outgoing.read
+        self._receive = engine.receive
+        self._encrypt = engine.encrypt
         self._recv_plain = plain.recv
         self._send_plain = plain.send
-        self.secure = False
         self.is_quiet = False
-        self.truncated = False
-        self._timeout = handshake_timeout
+        is_plain = isinstance(context, ssl.SSLContext)
+        self._timeout = handshake_timeout if is_plain else context.handshake_timeout
         self.deadline: float | None = None
         self.received = b""
         # Encrypted and not sent.
         self._unsent = b""
         self.end_waits = False
         self.has_more = False
-        # There will be no more; and why, where that is an error.
-        self._ended = False
+        # What `recv` raises at the end, where that is an error.
         self._end: Exception | None = None
-        # TLS cannot be ended in order any more.
-        self._broken = False
         self._closed = False
         # Whether plain text that goes first has gone; until then, its size, and what the peer took.
         self._switched = False
@@ -174,6 +156,7 @@ class TLSSocket(LayeredSocket):
         # The plain socket is still connecting.
         self._connecting = False
         # A server's place among the pending handshakes, until its own has finished.
+        self._pending = _Place.pending_of(context) if engine.is_server else None
         self._place: _Place | None = None
         self._evicted = False
         # Other threads push, or close, while the loop receives, and OpenSSL bears one at a time: the
@@ -193,6 +176,22 @@ class TLSSocket(LayeredSocket):
 
         def __getattr__(self, name: str) -> Any: ...
 
+    @property
+    def server_side(self) -> bool:
+        return self._engine.is_server
+
+    @property
+    def secure(self) -> bool:
+        return self._engine.is_secure
+
+    @property
+    def tls(self) -> ssl.SSLObject | None:
+        return self._engine.tls
+
+    @property
+    def truncated(self) -> bool:
+        return isinstance(self._engine.failure, TruncatedConnection)
+
     # -- what a channel calls
 
     def recv(self, size: int, flags: int = 0) -> bytes:
@@ -211,7 +210,7 @@ class TLSSocket(LayeredSocket):
         if self._closed:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         if not data:
-            if not (self._ended or self.advance()):
+            if not (self._engine.ended or self.advance()):
                 raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
             data = self.received
             if not data:
@@ -252,31 +251,39 @@ class TLSSocket(LayeredSocket):
                     sent = self._plain_socket.send(data)
                     self._sent_before += sent
                     return sent
-            if len(data) > LARGEST_SEND:
-                data = memoryview(data)[:LARGEST_SEND]
-            write = self._write
+            if type(data) is not bytes:
+                data = memoryview(data)
+                data = data.cast("B") if data.nbytes else b""
+            encrypt = self._encrypt
+            record = encrypt(data)
+            if not record:
+                return self._explain_no_record(data)
+            taken = len(data)
+            send = self._send_plain
             try:
-                taken = write(data)
-            except ssl.SSLWantReadError:  # TLS 1.2 and a peer that renegotiates
-                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from None
-            if self.is_quiet:
-                take = self._take_outgoing
-                record = take()
-                send = self._send_plain
-                try:
-                    sent = send(record)
-                except OSError:
-                    self._unsent = record
-                else:
-                    if sent == len(record):
-                        return taken
-                    self._unsent = record[sent:]
-            self._send_the_rest()
+                sent = send(record)
+            except OSError:  # a loss is told by the next one, or by recv()
+                sent = 0
+            if sent != len(record):
+                self._unsent = record[sent:]
+                self._send_the_rest()
+            if taken > LARGEST_WRITE:  # min() is a call
+                return LARGEST_WRITE
             return taken
         finally:
             free.append(None)
             if self._later:
                 self._catch_up()
+
+    def _explain_no_record(self, data: Any) -> int:
+        engine = self._engine
+        if not len(data):
+            return 0
+        if engine.failure is not None:
+            raise _error_of(engine.failure)
+        if not engine.can_write:
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))  # a peer that renegotiates
 
     def _send_the_rest(self) -> None:
         """
@@ -322,8 +329,7 @@ class TLSSocket(LayeredSocket):
         self._when_free(self._finish)
 
     def _finish(self) -> None:
-        if self.secure and not self._broken:
-            self._say_goodbye()
+        self._say_goodbye()
         if not self._unsent:
             self._plain_socket.close()
 
@@ -334,7 +340,7 @@ class TLSSocket(LayeredSocket):
         self._when_free(lambda: self._shut_down(how))
 
     def _shut_down(self, how: int) -> None:
-        if how != socket.SHUT_RD and self.secure:
+        if how != socket.SHUT_RD:
             self._say_goodbye()
         if how != socket.SHUT_WR:
             self._plain_socket.shutdown(how)
@@ -373,7 +379,8 @@ class TLSSocket(LayeredSocket):
         Raises:
             ssl.SSLError: the handshake failed, the peer's certificate was not accepted.
             HandshakeTimedOut: it took too long.
-            HandshakeFailed: it was evicted, because too many handshakes were unfinished.
+            HandshakeFailed: it was evicted, because too many handshakes were unfinished; or options
+                refuse the client's name, or the peer's protocols.
             OSError: the connection was lost during the handshake.
         """
         free = self._free
@@ -382,21 +389,11 @@ class TLSSocket(LayeredSocket):
         except IndexError:
             return False  # another thread is sending; the descriptor stays readable
         try:
-            if self.received or self._ended:
+            engine = self._engine
+            if self.received or engine.ended:
                 return not self._closed
-            if not self.is_quiet:
-                if self._closed or self._connecting:
-                    return False
-                if self._evicted and not self.secure:
-                    self._fail()
-                    raise HandshakeFailed(EVICTED)
-                if self.deadline is not None and time.monotonic() >= self.deadline:
-                    self._expire()
-                if not self._switched:
-                    return False
-                if not self.secure and handshake_budget.is_spent():
-                    self._start_clock()  # it is us who are late
-                    return False
+            if not (self.is_quiet or self._may_advance()):
+                return False
             # Into a name first, here and below: a call of an instance's attribute is not a method's.
             recv = self._recv_plain
             try:
@@ -404,45 +401,59 @@ class TLSSocket(LayeredSocket):
             except (BlockingIOError, InterruptedError):
                 data = None
             except OSError as error:
-                self._fail(error)
-                if not self.secure:
-                    raise
-                return True
-            if data:
-                feed = self._feed
-                feed(data)
-            elif data is not None:
-                self._incoming.write_eof()
-            if not self.secure:
-                self._shake_hands()
-                if not self.secure:
-                    return False
-            if data is not None or self._incoming.pending:
-                read = self._read
-                try:
-                    text = read(RECORD)
-                except OSError as error:  # SSLWantReadError among them: no record is whole
-                    self._stop(error)
-                else:
-                    if not text:
-                        self._ended = self.end_waits = True
-                    elif not self._incoming.pending:
-                        self.received = text  # by far the commonest: one record
-                        if self.has_more:
-                            self.has_more = False
-                    else:
-                        self._decrypt_more(text)
-                        self.has_more = data is not None and len(data) == READ_SIZE
-                if not data and data is not None:
-                    self._check_end()
-            if self._outgoing.pending or self._unsent:
+                self._lose(error.with_traceback(None))
+                if engine.is_secure:
+                    return True
+                raise
+            if data and engine.is_secure:
+                receive = self._receive
+                self.received = receive(data)
+                if len(data) == READ_SIZE or self.has_more:
+                    self.has_more = len(data) == READ_SIZE
+            elif not self._advance_unusual(data):
+                return False
+            if self._engine.ended:
+                self._note_end()
+            if engine.owes or self._unsent:
                 with suppress(OSError):  # what was received is delivered before the loss is told
                     self.flush()
-            return True if self.received else self._ended
+            return True if self.received else engine.ended
         finally:
             free.append(None)
             if self._later:
                 self._catch_up()
+
+    def _advance_unusual(self, data: bytes | None) -> bool:
+        """
+        Go on with the handshake, or take the end of the stream; return whether the handshake is done.
+        """
+        engine = self._engine
+        if data:
+            engine.feed(data)
+        elif data is not None:
+            engine.end_of_stream()
+        if not engine.is_secure:
+            self._check_handshake()
+            self._shake_hands()
+            if self.secure:
+                self.received = engine.receive(b"")
+        return self.secure
+
+    def _may_advance(self) -> bool:
+        """
+        Return whether what arrived is for TLS, and it is time for that.
+        """
+        if self._closed or self._connecting:
+            return False
+        if not self.secure and self._evicted:
+            self._give_up()
+            raise HandshakeFailed(EVICTED)
+        if self.deadline is not None and time.monotonic() >= self.deadline:
+            self._expire()
+        if self._switched and not self.secure and handshake_budget.is_spent():
+            self._start_clock()  # it is us who are late
+            return False
+        return self._switched
 
     def flush(self) -> bool:
         """
@@ -451,9 +462,9 @@ class TLSSocket(LayeredSocket):
         Raises:
             OSError: the connection is lost, and with it what waited.
         """
-        data = self._outgoing.read()
-        if self._unsent:
-            data = self._unsent + data
+        data = self._unsent
+        if self._engine.owes:
+            data += self._engine.take(len(data))
         if data:
             try:
                 sent = self._plain_socket.send(data)
@@ -471,8 +482,7 @@ class TLSSocket(LayeredSocket):
         The connection is gone in both directions, with what was not received; return whether this was
         closed already.
         """
-        if not self._ended:
-            self.truncated = self.secure
+        self._engine.end_of_stream("it was reset")
         return self._closed
 
     def ready_to_write(self) -> bool:
@@ -515,8 +525,8 @@ class TLSSocket(LayeredSocket):
         self._connecting = connecting
         if not connecting:
             self._start_clock()
-        if self.tls.server_side:
-            self._place = _Place(self, self._plain_socket, self.tls.context)
+        if self._pending is not None:
+            self._place = _Place(self, self._plain_socket, self._pending)
 
     def begin_later(self) -> None:
         """
@@ -535,7 +545,7 @@ class TLSSocket(LayeredSocket):
         """
         Take what arrived already for ciphertext.
         """
-        self._feed(data)
+        self._engine.feed(data)
 
     def evict(self) -> None:
         """
@@ -555,7 +565,7 @@ class TLSSocket(LayeredSocket):
         if not self._switched and self._made_progress():
             self._start_clock()
             return
-        self._fail()
+        self._give_up()
         raise HandshakeTimedOut(self._timeout or 0.0)
 
     def _made_progress(self) -> bool:
@@ -615,80 +625,59 @@ class TLSSocket(LayeredSocket):
         """
         Go on with the handshake; return whether plain text has its turn.
         """
-        if self._ended:
+        engine = self._engine
+        if engine.ended:
             return False
-        try:
-            handshake_budget.run(self.tls.do_handshake)
-        except ssl.SSLWantReadError:
-            if self._place is not None and self._outgoing.pending:
-                self._place.progressed()
-        except OSError:  # ssl.SSLError among them
-            with suppress(OSError):
-                self.flush()  # the alert that says why
-            self._fail()
-            raise
-        else:
-            self.secure = True
+        handshake_budget.run(engine.shake_hands)
+        self._check_handshake()
+        if engine.is_secure:
             self._leave_pending()
+        elif self._place is not None and engine.owes:
+            self._place.progressed()
         try:
             flushed = self.flush()
         except OSError:
-            if not self.secure:
-                self._fail()
+            if not engine.is_secure:
+                self._give_up()
                 raise
             return False  # there may be something to receive before that is told
-        return flushed and self.secure
+        return flushed and engine.is_secure
 
-    def _decrypt_more(self, text: bytes) -> None:
+    def _check_handshake(self) -> None:
         """
-        Read on behind *text* until there is no record, or none that is whole.
+        Raise what went wrong, if anything did.
         """
-        pieces = [text]
-        while text and (self._incoming.pending or self.tls.pending()):
-            try:
-                text = self._read(RECORD)
-            except OSError as error:
-                self._stop(error)
-                break
-            pieces.append(text)
-        if not text:
-            self._ended = self.end_waits = True
-        self.received = b"".join(pieces)
+        failure = self._engine.failure
+        if failure is not None:
+            with suppress(OSError):
+                self.flush()  # the alert that says why
+            self._give_up()
+            raise _error_of(failure)
 
-    def _check_end(self) -> None:
+    def _note_end(self) -> None:
         """
-        The stream is over. Whether OpenSSL calls that an error depends on the context's options; a
-        close_notify would have been met with what came before.
+        The peer ended, broke off, or broke TLS; `recv` says so when all before it was received.
         """
-        if self._ended and self._end is None:
-            self._stop(ssl.SSLEOFError("end of the stream without close_notify"))
+        self.end_waits = True
+        failure = self._engine.failure
+        if failure is not None and self._end is None:
+            self._end = _error_of(failure)
 
-    def _stop(self, error: OSError) -> None:
+    def _lose(self, error: OSError) -> None:
         """
-        The peer broke off, or broke TLS; `recv` says so when all before it was received.
+        The connection is lost. During the handshake the caller raises that, and only the end waits.
         """
-        if isinstance(error, ssl.SSLWantReadError):
-            return
-        self._ended = self.end_waits = self._broken = True
-        if isinstance(error, ssl.SSLEOFError):
-            self.truncated = True
-            self._end = ConnectionResetError(errno.ECONNRESET, "ended without close_notify")
-        else:
-            self._end = error
-
-    def _fail(self, error: Exception | None = None) -> None:
-        """
-        Remember that there will be no more, and why, for `recv`.
-
-        During the handshake the caller raises it: here it would be an argument of a frame that its
-        traceback has, and both would keep each other. A handler that does not close then is told of
-        the end, as of any other.
-        """
-        self._ended = self.end_waits = self._broken = True
-        self._leave_pending()
         if self.secure:
-            self.truncated = True  # a reset is no orderly end either
             self._end = error
+        self._give_up()
+
+    def _give_up(self) -> None:
+        """
+        Expect nothing more; a handler that does not close is told of the end, as of any other.
+        """
+        self._engine.end_of_stream()
+        self.end_waits = True
+        self._leave_pending()
 
     def _leave_pending(self) -> None:
         self.deadline = None
@@ -697,8 +686,7 @@ class TLSSocket(LayeredSocket):
             self._place = None
 
     def _say_goodbye(self) -> None:
-        with suppress(OSError):  # SSLWantReadError: the peer's own close_notify is not awaited
-            self.tls.unwrap()
+        self._engine.close()
         try:
             self.flush()
         except OSError:
@@ -715,6 +703,62 @@ for _name in set(dir(socket.socket)).difference(dir(TLSSocket)):
         setattr(TLSSocket, _name, _of_plain_socket(_name))
 
 
+def engine_of(
+    context: Any, server_side: bool | None = None, server_hostname: str | None = None
+) -> Engine:
+    """
+    Make the engine for a `ssl.SSLContext`, or for options: see `TLSSocket`.
+    """
+    if not isinstance(context, ssl.SSLContext):
+        make = getattr(context, "engine", None)
+        if make is None:
+            raise TypeError(
+                f"neither a ssl.SSLContext nor ServerOptions or ClientOptions: {context!r}"
+            )
+        engine: Engine = make()
+        if server_side not in (None, engine.is_server) or server_hostname is not None:
+            raise ValueError(
+                "server_side and server_hostname follow from the options:"
+                f" {server_side!r}, {server_hostname!r}, {context!r}"
+            )
+        return engine
+    if server_side is None:
+        is_client = context.protocol == ssl.PROTOCOL_TLS_CLIENT or context.check_hostname
+        server_side = not is_client and server_hostname is None
+    if server_side:
+        return Engine.server(OneContext(context))
+    if context.check_hostname and not server_hostname:
+        # Some patch releases of Python would accept any name.
+        raise ValueError(
+            f"server_hostname is {server_hostname!r}, and the context verifies it: pass"
+            " server_hostname= (the name in the server's certificate), or set"
+            " context.check_hostname = False to accept any name"
+        )
+    return Engine.client(context, server_hostname)
+
+
+def _error_of(failure: TLSError) -> Exception:
+    """
+    Return what a handler of the standard library expects for a failure of the engine.
+
+    That is OpenSSL's own error, if there is one, with the failure as its ``__cause__``; otherwise one
+    with the failure's words.
+    """
+    found = failure.__cause__
+    error: Exception
+    if isinstance(found, Exception):
+        failure.__cause__ = None  # they would keep each other
+        error = found
+    elif isinstance(failure, TruncatedConnection):
+        error = ConnectionResetError(errno.ECONNRESET, str(failure))
+    elif isinstance(failure, NoCommonProtocol | UnknownServerName):
+        return failure
+    else:
+        error = ssl.SSLError(str(failure))
+    error.__cause__ = failure
+    return error
+
+
 class _Place:
     """
     A socket's place in `Pending`. It refers to the socket weakly, because programs drop sockets
@@ -726,10 +770,7 @@ class _Place:
     #: A server is told from others by its context.
     _all: ClassVar[WeakKeyDictionary[ssl.SSLContext, Pending]] = WeakKeyDictionary()
 
-    def __init__(self, sock: TLSSocket, plain: socket.socket, context: ssl.SSLContext) -> None:
-        pending = self._all.get(context)
-        if pending is None:
-            pending = self._all.setdefault(context, Pending(default_limit()))
+    def __init__(self, sock: TLSSocket, plain: socket.socket, pending: Pending) -> None:
         self._pending = pending
         self._sock: ref[TLSSocket] | None = ref(sock, self.release)
         try:
@@ -737,6 +778,19 @@ class _Place:
         except OSError:
             address = None
         pending.add(self, network_of(address))
+
+    @classmethod
+    def pending_of(cls, context: Any) -> Pending:
+        """
+        Return what counts a server's unfinished handshakes: options have that, and share it.
+        """
+        if not isinstance(context, ssl.SSLContext):
+            shared: Pending = context.limit.pending
+            return shared
+        pending = cls._all.get(context)
+        if pending is None:
+            pending = cls._all.setdefault(context, Pending(default_limit()))
+        return pending
 
     def progressed(self) -> None:
         """

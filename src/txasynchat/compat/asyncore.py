@@ -489,11 +489,13 @@ class dispatcher:  # noqa: N801 - the stdlib's name
 
         Args:
             num: as in `socket.socket.listen`.
-            tls: an `ssl.SSLContext`: `accept` then returns a `txasynchat.compat.tls.TLSSocket`, and a
-                handler that is built with it speaks TLS unchanged. Not in the stdlib.
+            tls: a `ssl.SSLContext`, or `ServerOptions`: `accept` then returns a
+                `txasynchat.compat.tls.TLSSocket`, and a handler that is built with it speaks TLS
+                unchanged. Not in the stdlib.
 
         Raises:
-            ssl.SSLError: *tls* is a context for clients.
+            ssl.SSLError: *tls* is for clients.
+            TypeError: it is neither a context nor options.
         """
         if tls is not None:
             from txasynchat.compat.tls import check_server_context  # noqa: PLC0415 - as below

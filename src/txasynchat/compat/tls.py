@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from txasynchat import ranges
 from txasynchat.compat import _loop
 from txasynchat.compat._attributes import own
-from txasynchat.compat._tls_socket import HANDSHAKE_TIMEOUT, TLSSocket
+from txasynchat.compat._tls_socket import HANDSHAKE_TIMEOUT, TLSSocket, engine_of
 from txasynchat.errors import PlaintextAfterStartTLS
 from txasynchat.tls.leftovers import Leftovers
 
@@ -38,7 +38,7 @@ class _Switch:
 
 def start_tls(  # noqa: PLR0913 they are settings, by keyword
     channel: Any,
-    context: ssl.SSLContext,
+    context: Any,
     *,
     server_side: bool | None = None,
     server_hostname: str | None = None,
@@ -57,7 +57,8 @@ def start_tls(  # noqa: PLR0913 they are settings, by keyword
 
     Args:
         channel: a ``dispatcher``, in most cases an ``async_chat``.
-        context: from `ssl.create_default_context`, say.
+        context: from `ssl.create_default_context`, say; or `ServerOptions` or `ClientOptions`, which
+            say by themselves what the next three are, but not how the connection ends.
         server_side: whether this side waits for the ClientHello; by default True, unless
             *server_hostname* or a context for clients says otherwise.
         server_hostname: for a client, the name or address to verify.
@@ -71,8 +72,9 @@ def start_tls(  # noqa: PLR0913 they are settings, by keyword
 
     Raises:
         ValueError: the channel listens, has no socket, or has TLS already; *context* verifies names
-            (``check_hostname``), and *server_hostname* is missing; or *handshake_timeout* is out of
-            its range, or *leftovers* is not a `Leftovers`.
+            (``check_hostname``), and *server_hostname* is missing; an argument contradicts the options;
+            or *handshake_timeout* is out of its range, or *leftovers* is not a `Leftovers`.
+        TypeError: *context* is something else.
         PlaintextAfterStartTLS: *leftovers* is REJECT and plain text has arrived, which is dropped. If
             it is not caught, the exception goes to ``handle_error``, which closes.
         OSError: a client's connection is lost; or, an `ssl.SSLError`, *context* is for clients and
@@ -85,11 +87,6 @@ def start_tls(  # noqa: PLR0913 they are settings, by keyword
         raise ValueError(f"cannot start TLS: {channel!r} has no connection")
     if isinstance(plain, TLSSocket):
         raise ValueError(f"cannot start TLS: {channel!r} has it already")  # noqa: TRY004 not its type
-    if server_side is None:
-        is_client = context.protocol == ssl.PROTOCOL_TLS_CLIENT or context.check_hostname
-        server_side = not is_client and server_hostname is None
-    if server_side:
-        check_server_context(context)
     sock = TLSSocket(
         plain,
         context,
@@ -97,6 +94,8 @@ def start_tls(  # noqa: PLR0913 they are settings, by keyword
         server_hostname=server_hostname,
         handshake_timeout=handshake_timeout,
     )
+    if sock.server_side:
+        check_server_context(context)
     early = own(channel, "ac_in_buffer")
     if early:
         channel.ac_in_buffer = b""
@@ -106,7 +105,7 @@ def start_tls(  # noqa: PLR0913 they are settings, by keyword
     channel.socket = sock
     sock.belong_to(channel)
     queue = own(channel, "producer_fifo")
-    if channel.connecting or not (channel.connected or server_side):
+    if channel.connecting or not (channel.connected or sock.server_side):
         sock.begin(connecting=True)
     elif not channel.connected:
         sock.begin()  # the peer closed before its connection was accepted; recv() will report that
@@ -120,16 +119,24 @@ def start_tls(  # noqa: PLR0913 they are settings, by keyword
         )
     else:
         sock.begin()
-    if sock.has_begun() and (early or not server_side):
+    if sock.has_begun():
         sock.shake_hands()  # no more is read here: what the peer does must not raise in the caller
     _loop.touch(channel)
     return sock
 
 
-def check_server_context(context: ssl.SSLContext) -> None:
+def check_server_context(context: Any) -> None:
     """
-    Raise an `ssl.SSLError` at once, not with each connection, if *context* cannot serve.
+    Find out at once, not with each connection, that a context cannot serve.
+
+    Raises:
+        ssl.SSLError: it is for clients.
+        TypeError: it is neither a context nor options.
     """
+    if not isinstance(context, ssl.SSLContext):
+        if not engine_of(context).is_server:
+            raise ssl.SSLError(f"a server cannot use options for clients: {context!r}")
+        return
     # Below, newer patch releases of `ssl` raise a ValueError if the context checks host names; PyPy's
     # only warns.
     if context.protocol == ssl.PROTOCOL_TLS_CLIENT:
@@ -143,7 +150,7 @@ def check_server_context(context: ssl.SSLContext) -> None:
         raise ssl.SSLError(f"a server cannot use this context: {why}") from why
 
 
-def wrap_accepted(plain: socket.socket, context: ssl.SSLContext) -> TLSSocket:
+def wrap_accepted(plain: socket.socket, context: Any) -> TLSSocket:
     """
     Put TLS on a connection that was just accepted; its handshake begins when a channel gets it.
     """

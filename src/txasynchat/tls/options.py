@@ -15,7 +15,7 @@ import enum
 import os
 import time
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,10 +43,13 @@ from txasynchat.errors import (
 )
 from txasynchat.ranges import TLS, check_all
 from txasynchat.tls.certificates import Credentials, Loaded, Watched, load_authorities
+from txasynchat.tls.contexts import ServerContexts, client_context
+from txasynchat.tls.engine import Engine
 from txasynchat.tls.handshakes import HANDSHAKES, HandshakeLimit
 from txasynchat.tls.pending import default_limit
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable, Sequence
 
     from cryptography import x509
@@ -176,6 +179,16 @@ class ServerOptions:
         if self.require_alpn and not connection.get_alpn_proto_negotiated():
             return NoCommonProtocol("the client offers no protocol")
         return None
+
+    def engine(self) -> Engine:
+        """
+        Make the engine of a new connection; the files may be looked at when its hello is complete.
+        """
+        return Engine.server(self._engine_contexts)
+
+    @cached_property
+    def _engine_contexts(self) -> ServerContexts:
+        return ServerContexts(self)
 
 
 class _Contexts:
@@ -328,6 +341,7 @@ class ClientOptions:
     flush_timeout: float = 10.0
     _context: SSL.Context = field(init=False, repr=False, compare=False)
     _server_name: bytes | None = field(init=False, repr=False, compare=False)
+    _verified_name: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_all(self, TLS)
@@ -342,10 +356,12 @@ class ClientOptions:
         server_name: bytes | None = None
         try:
             wanted = IPAddress_ID(hostname)  # it is not sent (RFC 6066, section 3)
+            verified_name = str(wanted.ip)
         except ValueError:
             try:
                 ascii_name = hostname if hostname.isascii() else idna.encode(hostname).decode()
                 wanted, server_name = DNS_ID(ascii_name), ascii_name.encode()
+                verified_name = ascii_name
             except ValueError as error:
                 raise ValueError(f"hostname is not a host name: {hostname!r}") from error
         context = _basic_context(SSL.TLS_CLIENT_METHOD, self)
@@ -361,6 +377,7 @@ class ClientOptions:
             context.set_alpn_protos(list(self.alpn))
         object.__setattr__(self, "_context", _finished(context, self))
         object.__setattr__(self, "_server_name", server_name)
+        object.__setattr__(self, "_verified_name", verified_name)
 
     def clientConnectionForTLS(self, protocol: Any) -> SSL.Connection:  # noqa: N802 Twisted's name
         """
@@ -376,7 +393,20 @@ class ClientOptions:
         """
         Say what is wrong after a handshake that OpenSSL accepts.
         """
-        if self.alpn and self.strict_alpn and not connection.get_alpn_proto_negotiated():
+        return self._check_protocol(connection.get_alpn_proto_negotiated())
+
+    def engine(self) -> Engine:
+        """
+        Make the engine of a new connection.
+        """
+        return Engine.client(self._engine_context, self._verified_name, self._check_protocol)
+
+    @cached_property
+    def _engine_context(self) -> ssl.SSLContext:
+        return client_context(self, self.authorities, self.credentials)
+
+    def _check_protocol(self, protocol: bytes | None) -> TLSError | None:
+        if self.alpn and self.strict_alpn and not protocol:
             return NoCommonProtocol("the server takes none of our protocols")
         return None
 
