@@ -89,8 +89,9 @@ def immediate_sender(transport: Any) -> Callable[[Any, bytes], bytes] | None:
     for ``transport.write``. That is everything if other bytes wait before them, or if the connection is
     lost, which the reactor will notice and report by itself.
     """
-    if isinstance(transport, TLSMemoryBIOProtocol):
-        return getattr(type(transport), "send_now", None)
+    send_now: Callable[[Any, bytes], bytes] | None = getattr(type(transport), "send_now", None)
+    if send_now is not None:  # our own TLS, or a connection of the hub
+        return send_now
     if not isinstance(transport, Connection):
         return None
     return _send_after_descriptors if isinstance(transport, _SendmsgMixin) else _send

@@ -1,0 +1,229 @@
+"""
+The hub of a reactor: sockets of our own, in one descriptor of the reactor, served in batches.
+
+There is one `SharedHub` for each reactor. It is made for the first socket, and is gone with the last
+one. It knows what a `Served` is, and no transport.
+
+Whatever can wait until the handlers of this turn have run is noted by `SharedHub.later`: to send what
+was written, to close. So the writes of one turn go out together, and nobody hears of the end of a
+connection inside the call that ended it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakKeyDictionary
+
+from twisted.internet.posixbase import PosixReactorBase
+from twisted.logger import Logger
+from twisted.internet.error import ConnectionLost
+from twisted.python.failure import Failure
+
+from txasynchat.hub.hub import Hub
+from txasynchat.log import failure
+
+if TYPE_CHECKING:
+    from txasynchat.hub.pollers import Events
+
+__all__ = ["Served", "SharedHub", "has_descriptors", "shared_hub"]
+
+#: Events that are handled in one iteration of the reactor; the rest comes in the next one.
+LARGEST_TURN = 512
+
+_LOST = Failure(ConnectionLost())  # type: ignore[no-untyped-call] # Twisted's, untyped
+
+
+class Served(Protocol):
+    """
+    A socket in a `SharedHub`.
+    """
+
+    def ready(self, events: int) -> None:
+        """
+        Called for *events* of the socket, which may be those of an earlier socket with its number.
+        """
+
+    def proceed(self) -> None:
+        """
+        Called once for each `SharedHub.later`.
+        """
+
+    def failed(self) -> None:
+        """
+        Called while an exception of one of the others is handled, which is logged already.
+        """
+
+    def connectionLost(self, reason: Failure, /) -> None:  # noqa: N802 Twisted's
+        """
+        Called when the reactor stops.
+        """
+
+
+class SharedHub:
+    """
+    The sockets of one reactor.
+
+    Args:
+        reactor: one that `has_descriptors`.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_call",
+        "_due",
+        "_hub",
+        "_served",
+        "_trigger",
+        "_turning",
+        "reactor",
+    )
+
+    _log = Logger()
+
+    def __init__(self, reactor: Any) -> None:
+        self.reactor = reactor
+        self._hub = Hub()
+        self._served: dict[int, Served] = {}
+        self._due: list[Served] = []
+        # A turn is going on, which looks at _due when it ends; else _call does.
+        self._turning = False
+        self._call: Any = None
+        self._hub.attach(reactor, self._turn)
+        self._trigger = reactor.addSystemEventTrigger("during", "shutdown", self._reactor_stops)
+
+    # -- called by the sockets
+
+    def add(self, number: int, served: Served, mask: int) -> None:
+        """
+        Serve a socket from now on.
+
+        Args:
+            number: its descriptor.
+            served: whom to call.
+            mask: what to wait for; see `Hub.watch`.
+
+        Raises:
+            OSError: the socket cannot be waited for, and is not served.
+        """
+        self._served[number] = served
+        try:
+            self._hub.watch(number, mask)
+        except BaseException:
+            self.remove(number)
+            raise
+
+    def watch(self, number: int, mask: int) -> None:
+        """
+        Change what a socket waits for; it may be nothing.
+        """
+        self._hub.watch(number, mask)
+
+    def remove(self, number: int) -> None:
+        """
+        Serve a socket no more. To be called before it is closed.
+        """
+        self._hub.forget(number)
+        del self._served[number]
+        if not self._served and not self._turning:
+            self._close()
+
+    def later(self, served: Served) -> None:
+        """
+        Call ``served.proceed()`` soon, but not now: at the end of this turn if there is one.
+        """
+        self._due.append(served)
+        if not self._turning and self._call is None:
+            self._call = self.reactor.callLater(0, self._catch_up)
+
+    # -- called by the reactor
+
+    def _turn(self) -> None:
+        hub = self._hub
+        served = self._served
+        self._turning = True
+        try:
+            events: Events = hub.wait(0, min(len(served) + 1, LARGEST_TURN))
+            for number, bits in events:
+                one = served.get(number)
+                if one is None:
+                    if number not in hub.masks:  # else it was closed a moment ago
+                        hub.quiet(number)
+                    continue
+                try:
+                    one.ready(bits)
+                except BaseException:  # noqa: BLE001 it is an application's, and is logged
+                    self._failed(one)
+            if self._due:
+                self._proceed()
+        finally:
+            self._end_turn()
+
+    def _catch_up(self) -> None:
+        self._call = None
+        self._turning = True
+        try:
+            self._proceed()
+        finally:
+            self._end_turn()
+
+    def _end_turn(self) -> None:
+        self._turning = False
+        if not self._served:
+            self._close()
+        elif self._due and self._call is None:
+            # Noted while others proceeded. The reactor comes first.
+            self._call = self.reactor.callLater(0, self._catch_up)
+
+    def _proceed(self) -> None:
+        due, self._due = self._due, []
+        for one in due:
+            try:
+                one.proceed()
+            except BaseException:  # noqa: BLE001 it is an application's, and is logged
+                self._failed(one)
+
+    def _failed(self, one: Served) -> None:
+        failure(self._log, "{served!r} raised", served=one)
+        try:
+            one.failed()
+        except BaseException:  # noqa: BLE001 as above
+            failure(self._log, "{served!r} raised when it was lost", served=one)
+
+    def _close(self) -> None:
+        if self._call is not None:
+            self._call.cancel()
+            self._call = None
+        if _shared.get(self.reactor) is self:
+            del _shared[self.reactor]
+            self.reactor.removeSystemEventTrigger(self._trigger)
+            self._hub.close()
+
+    def _reactor_stops(self) -> None:
+        """
+        Be lost, as everything that Twisted's reactors poll is when they stop.
+        """
+        for one in list(self._served.values()):
+            try:
+                one.connectionLost(_LOST)
+            except BaseException:  # noqa: BLE001 as above
+                failure(self._log, "{served!r} raised when it was lost", served=one)
+
+
+def has_descriptors(reactor: Any) -> bool:
+    """
+    Return whether *reactor* polls real descriptors, unlike one in memory.
+    """
+    return isinstance(reactor, PosixReactorBase)
+
+
+_shared: WeakKeyDictionary[Any, SharedHub] = WeakKeyDictionary()
+
+
+def shared_hub(reactor: Any) -> SharedHub:
+    """
+    Return the hub of *reactor*, which begins with this call if there is none.
+    """
+    found = _shared.get(reactor)
+    if found is None:
+        found = _shared[reactor] = SharedHub(reactor)
+    return found

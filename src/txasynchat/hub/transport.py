@@ -1,0 +1,474 @@
+"""
+`Connection`: a transport on a socket of its own, in a `SharedHub`.
+
+What applications may ask of ``self.transport`` is Twisted's, by inheritance: addresses, options, half
+closes, producers, ``startTLS``. The way of the bytes is not. An event is one ``recv``, and one call of
+``dataReceived``. What is written while handlers run goes out when they have run, joined, by one system
+call; the reactor is asked to wait only for what the operating system did not take. `AsyncChat` does not
+wait for that, but sends at once (`Connection.send_now`).
+
+An idle connection has no timer, closure or wrapper. Its attributes are slots; the rarer ones (producers,
+TLS, what an application sets) come into a dict when they are used.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet import tcp
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
+from twisted.internet.interfaces import (
+    IFileDescriptorReceiver,
+    IHalfCloseableProtocol,
+    ILoggingContext,
+    IUNIXTransport,
+)
+from twisted.internet.unix import _SendmsgMixin
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from typing_extensions import override
+from zope.interface import implementer
+
+from txasynchat.hub.pollers import READ, WRITE
+from txasynchat.log import failure
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from txasynchat.hub.shared import SharedHub
+
+__all__ = ["Connection", "UNIXConnection"]
+
+#: Bytes that are read at once.
+LARGEST_READ = 65_536
+#: How often an event reads while it gets that many.
+READS = 4
+#: Bytes, of several pieces, that are joined to be sent; more go by ``sendmsg``.
+JOINED = 65_536
+#: Pieces that one ``sendmsg`` is given.
+PIECES = 64
+#: Bytes that are sent at once.
+LARGEST_SEND = 262_144
+
+# Shared, as in Twisted's reactors: a failure costs as much as a message.
+_DONE = Failure(ConnectionDone())  # type: ignore[no-untyped-call] # Twisted's, untyped
+_LOST = Failure(ConnectionLost())  # type: ignore[no-untyped-call] # as above
+_RESET = struct.pack("ii", 1, 0)
+#: Stands for a list of what waits, where nothing does.
+_NOTHING: Any = ()
+
+
+class Connection(tcp.Connection):
+    """
+    A connection that a port accepted, or that a client made.
+
+    Args:
+        hub: serves it.
+        sock: connected, and non-blocking.
+        peer: the peer's address, as the `socket` module gives it.
+        server: the port that accepted it; None for a client's.
+    """
+
+    __slots__ = (
+        "_hub",
+        "_mask",
+        "_number",
+        "_tempDataBuffer",
+        "_tempDataLen",
+        "_waits",
+        "client",
+        "connected",
+        "disconnected",
+        "disconnecting",
+        "protocol",
+        "server",
+        "socket",
+    )
+
+    _log = Logger()
+
+    def __init__(  # no super(): it would set attributes that are not slots
+        self, hub: SharedHub, sock: socket.socket, protocol: Any, peer: Any, server: Any
+    ) -> None:
+        self._hub = hub
+        self.socket = sock
+        self.protocol = protocol
+        self.client = peer
+        self.server = server
+        # Names that Twisted's own methods use: what waits to be sent, and how many bytes that is.
+        self._tempDataBuffer: Any = _NOTHING
+        self._tempDataLen = 0
+        # `SharedHub.later` was called, and proceed() was not yet.
+        self._waits = False
+        self.connected = 1
+        self.disconnected = 0
+        self.disconnecting = 0
+        self._number = sock.fileno()
+        self._mask = READ
+        hub.add(self._number, self, READ)
+
+    # -- what Twisted's connections keep as attributes
+
+    @property
+    def reactor(self) -> Any:  # type: ignore[override] # an attribute there
+        """
+        The reactor that has the hub.
+        """
+        return self._hub.reactor
+
+    @property
+    def hostname(self) -> Any:
+        """
+        The peer's host.
+        """
+        return self.client[0]
+
+    @property
+    def _tlsClientDefault(self) -> bool:  # noqa: N802 Twisted's
+        return self.server is None
+
+    @override
+    def fileno(self) -> int:  # type: ignore[override] # an attribute there
+        """
+        Return the socket's descriptor; -1 when the connection is gone.
+        """
+        return -1 if self.disconnected else self._number
+
+    @override
+    def logPrefix(self) -> str:
+        protocol = getattr(self, "protocol", None)
+        if ILoggingContext.providedBy(protocol):
+            return str(protocol.logPrefix())
+        return type(protocol).__name__
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self.logPrefix()} with {self.client!r}>"
+
+    # -- ITransport
+
+    def getHost(self) -> Any:  # noqa: N802 Twisted's
+        """
+        Return this side's address.
+        """
+        return _address(tcp._getsockname(self.socket))  # type: ignore[no-untyped-call] # as above
+
+    def getPeer(self) -> Any:  # noqa: N802 Twisted's
+        """
+        Return the peer's address.
+        """
+        return _address(self.client)
+
+    @override
+    def write(self, data: bytes) -> None:
+        if self.TLS:
+            super().write(data)  # type: ignore[no-untyped-call] # as above
+            return
+        if not isinstance(data, bytes | memoryview):
+            raise TypeError(f"data must be bytes, not {type(data).__name__}")
+        if not self.connected or self._writeDisconnected or not data:
+            return
+        if self._tempDataBuffer:
+            self._tempDataBuffer.append(data)
+        else:
+            self._tempDataBuffer = [data]
+        self._tempDataLen += len(data)
+        if self.producer is not None:
+            self._maybePauseProducer()
+        if not self._waits and not self._mask & WRITE:
+            self._waits = True
+            self._hub.later(self)
+
+    @override
+    def writeSequence(self, iovec: Iterable[bytes]) -> None:
+        if self.TLS:
+            super().writeSequence(iovec)  # type: ignore[no-untyped-call] # as above
+        else:
+            self.write(b"".join(iovec))
+
+    def send_now(self, data: bytes) -> bytes:
+        """
+        Send at once, if nothing waits before; return what was not sent. See `immediate_sender`.
+        """
+        if self._tempDataLen or self.disconnecting or self.TLS or self._writeDisconnecting:
+            return data
+        try:
+            sent = self.socket.send(data)
+        except (OSError, AttributeError):  # of a connection that is gone, too
+            return data
+        return b"" if sent == len(data) else memoryview(data)[sent:]  # type: ignore[return-value] # for write()
+
+    @override
+    def loseConnection(self) -> None:
+        if self.TLS:
+            super().loseConnection()  # type: ignore[no-untyped-call] # as above
+        elif self.connected and not self.disconnecting:
+            self.disconnecting = 1
+            if self._writeDisconnected:
+                self.connectionLost(_DONE)
+            elif not self._waits:
+                self._waits = True
+                self._hub.later(self)
+
+    @override
+    def abortConnection(self) -> None:
+        if not self.disconnected and not self._aborting:
+            self._aborting = True
+            self._watch(0)
+            if not self._waits:
+                self._waits = True
+                self._hub.later(self)
+
+    def startTLS(self, ctx: Any, normal: bool = True) -> None:  # noqa: N802 Twisted's
+        """
+        Begin TLS with Twisted's options; see `ITLSTransport`.
+        """
+        if not self._tempDataBuffer:
+            self._tempDataBuffer = []  # Twisted's own write() appends to it
+        super().startTLS(ctx, normal)  # type: ignore[no-untyped-call] # as above
+
+    # -- Twisted's FileDescriptor
+
+    @override
+    def startReading(self) -> None:
+        self._watch(self._mask | READ)
+
+    @override
+    def stopReading(self) -> None:
+        self._watch(self._mask & ~READ)
+
+    @override
+    def startWriting(self) -> None:
+        if self.connected and not self._waits:
+            self._waits = True
+            self._hub.later(self)
+
+    @override
+    def stopWriting(self) -> None:
+        self._watch(self._mask & ~WRITE)
+
+    @override
+    def connectionLost(self, reason: Failure) -> None:
+        if self.disconnected:
+            return
+        self.disconnected = 1
+        self.connected = 0
+        self._mask = 0
+        self._hub.remove(self._number)
+        producer, self.producer = self.producer, None
+        if producer is not None:
+            producer.stopProducing()
+        sock, protocol = self.socket, self.protocol
+        del self.socket, self.protocol
+        try:
+            if reason.check(ConnectionAborted):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            else:
+                sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+        sock.close()
+        self._tempDataBuffer = _NOTHING
+        protocol.connectionLost(reason)
+
+    # -- Served
+
+    def ready(self, events: int) -> None:
+        """
+        Send what waits, and read.
+        """
+        mask = self._mask
+        if events & WRITE and mask & WRITE:
+            self.proceed()
+        if events != WRITE:
+            if mask & READ:
+                self._read()
+            elif mask & WRITE and not events & WRITE:  # an error, or a hang-up
+                self.proceed()
+
+    def proceed(self) -> None:
+        """
+        Send what waits; when nothing does, ask the producer for more, or end what was to be ended.
+        """
+        self._waits = False
+        if not self.connected:
+            return
+        if self._aborting:
+            self.connectionLost(Failure(ConnectionAborted()))  # type: ignore[no-untyped-call] # as above
+            return
+        if self._tempDataBuffer:
+            lost = self._send()
+            if lost is not None:
+                self.connectionLost(lost)
+                return
+            if self._tempDataBuffer:
+                self._watch((self._mask & ~READ if self.disconnecting else self._mask) | WRITE)
+                return
+        if self._mask & WRITE:
+            self._watch(self._mask & ~WRITE)
+        if self.producer is not None and (self.producerPaused or not self.streamingProducer):
+            self.producerPaused = False
+            self.producer.resumeProducing()
+        elif self.disconnecting:
+            self.connectionLost(_DONE)
+        elif self._writeDisconnecting and not self._writeDisconnected:
+            self._writeDisconnected = True
+            self._closeWriteConnection()
+
+    def failed(self) -> None:
+        """
+        Be lost by the exception that is being handled.
+        """
+        self.connectionLost(Failure())  # type: ignore[no-untyped-call] # as above
+
+    # -- internals
+
+    def _watch(self, mask: int) -> None:
+        if mask != self._mask:
+            self._mask = mask
+            self._hub.watch(self._number, mask)
+
+    def _read(self) -> None:
+        for _ in range(READS):
+            if self.disconnecting:
+                return
+            try:
+                data = self.socket.recv(LARGEST_READ)
+            except BlockingIOError:
+                return
+            except OSError:
+                self.connectionLost(_LOST)
+                return
+            if not data:
+                self._read_end()
+                return
+            self.protocol.dataReceived(data)
+            if len(data) < LARGEST_READ or not self._mask & READ:
+                return
+
+    def _read_end(self) -> None:
+        self._watch(self._mask & ~READ)
+        protocol = IHalfCloseableProtocol(self.protocol, None)
+        if protocol is None:
+            self.connectionLost(_DONE)
+        else:
+            protocol.readConnectionLost()
+
+    def _send(self) -> Failure | None:
+        """
+        Send as much of what waits as the operating system takes; return why the connection is lost.
+        """
+        pieces = self._tempDataBuffer
+        try:
+            if len(pieces) == 1:
+                sent = self.socket.send(pieces[0])
+            elif self._tempDataLen <= JOINED:
+                pieces[:] = [b"".join(pieces)]
+                sent = self.socket.send(pieces[0])
+            else:
+                sent = self.socket.sendmsg(pieces[:PIECES])
+        except BlockingIOError:
+            return None
+        except OSError:
+            return _LOST
+        self._sent(sent)
+        return None
+
+    def _sent(self, count: int) -> None:
+        self._tempDataLen -= count
+        if not self._tempDataLen:
+            self._tempDataBuffer = [] if self.TLS else _NOTHING
+            return
+        pieces = self._tempDataBuffer
+        done = 0
+        while count >= len(pieces[done]):
+            count -= len(pieces[done])
+            done += 1
+        if count:
+            pieces[done] = memoryview(pieces[done])[count:]
+        del pieces[:done]
+
+
+def _address(address: Any) -> IPv4Address | IPv6Address:
+    return (IPv6Address if len(address) == 4 else IPv4Address)("TCP", *address)
+
+
+@implementer(IUNIXTransport)
+class UNIXConnection(_SendmsgMixin, Connection):  # type: ignore[misc] # ours and Twisted's agree
+    """
+    A connection on a Unix socket, over which descriptors may be passed too.
+    """
+
+    __slots__ = ()
+
+    _writeSomeDataBase = tcp.Connection  # noqa: N815 Twisted's
+    # A list as soon as there is one to send.
+    _sendmsgQueue: Any = ()  # noqa: N815 Twisted's
+
+    def __init__(
+        self, hub: SharedHub, sock: socket.socket, protocol: Any, peer: Any, server: Any
+    ) -> None:
+        Connection.__init__(self, hub, sock, protocol, peer, server)
+
+    @property
+    def hostname(self) -> Any:
+        """
+        The peer's path.
+        """
+        return self.client
+
+    @override
+    def getHost(self) -> UNIXAddress:
+        return UNIXAddress(self.socket.getsockname())
+
+    @override
+    def getPeer(self) -> UNIXAddress:
+        return UNIXAddress(self.client or None)
+
+    def getTcpNoDelay(self) -> bool:  # noqa: N802 Twisted's
+        """
+        Return False: there is no such thing here.
+        """
+        return False
+
+    def setTcpNoDelay(self, enabled: bool) -> None:  # noqa: N802 Twisted's
+        """
+        Do nothing.
+        """
+
+    def sendFileDescriptor(self, fileno: int) -> None:  # noqa: N802 Twisted's
+        """
+        Send a copy of a descriptor, with the next byte.
+        """
+        if not self._sendmsgQueue:
+            self._sendmsgQueue = []
+        super().sendFileDescriptor(fileno)  # type: ignore[no-untyped-call] # as above
+
+    @override
+    def send_now(self, data: bytes) -> bytes:
+        return data if self._sendmsgQueue else super().send_now(data)
+
+    @override
+    def _send(self) -> Failure | None:
+        if not self._sendmsgQueue:
+            return super()._send()
+        self._tempDataBuffer[:] = [b"".join(self._tempDataBuffer)]
+        sent = self.writeSomeData(self._tempDataBuffer[0])
+        if isinstance(sent, Exception):
+            return Failure(sent)  # type: ignore[no-untyped-call] # as above
+        self._sent(sent)
+        return None
+
+    @override
+    def _read(self) -> None:
+        if not IFileDescriptorReceiver.providedBy(self.protocol):
+            super()._read()  # descriptors that nobody wants are closed by the system
+            return
+        if not self.disconnecting:
+            lost = self.doRead()  # type: ignore[no-untyped-call] # as above
+            if isinstance(lost, ConnectionDone):
+                self._read_end()
+            elif lost is not None:
+                self.connectionLost(_LOST)
