@@ -152,5 +152,5 @@ def _inner(arguments: tuple[str, ...], words: dict[str, str]) -> str:
     if len(arguments) > 1:
         arguments = tuple(map(quoteStringArgument, arguments))
     return ":".join(
-        (*arguments, *(f"{name}={quoteStringArgument(value)}" for name, value in words.items()))
+        (*arguments, *(f"{name}={quoteStringArgument(value)}" for name, value in words.items()))  # type: ignore[no-untyped-call] # Twisted's
     )

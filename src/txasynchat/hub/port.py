@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
     from txasynchat.hub.shared import SharedHub
 
-    _Port = tcp.Port
+    # Without types, as Twisted's ports are.
+    _Port: Any = tcp.Port
 else:
     _Port = object
 
@@ -76,7 +77,7 @@ class ISocketFactory(Interface):
         """
 
 
-class _Accepting(_Port):
+class _Accepting(_Port):  # type: ignore[misc] # see above
     """
     The part of a port that differs from Twisted's.
     """
@@ -99,7 +100,7 @@ class _Accepting(_Port):
             self._number = self.fileno()
             self._accepted: Callable[[socket.socket, Any], None] | None = None
             if ISocketFactory.providedBy(self.factory):
-                self._accepted = self.factory.socket_accepted  # type: ignore[union-attr]
+                self._accepted = self.factory.socket_accepted
             self.socket.setblocking(False)
             self.numberAccepts = 1
             hub = shared_hub(self.reactor)
@@ -124,7 +125,7 @@ class _Accepting(_Port):
         hub, self._hub = self._hub, None
         if hub is not None:
             hub.remove(self._number)
-        super().connectionLost(reason)  # type: ignore[no-untyped-call] # Twisted's, untyped
+        super().connectionLost(reason)
 
     # -- Served
 
@@ -134,9 +135,11 @@ class _Accepting(_Port):
         """
         most = self.numberAccepts
         self.numberAccepts = min(2 * most, LARGEST_BATCH)  # or fewer, by `transports.accept_fewer`
+        accept = self.socket._accept
+        family, kind = self.addressFamily, self.socketType
         for accepted in range(most):
             try:
-                sock, address = self.socket.accept()
+                number, address = accept()
             except OSError as error:
                 if error.errno in _BROKEN_OFF:
                     continue
@@ -146,6 +149,8 @@ class _Accepting(_Port):
                     raise
                 self.numberAccepts = min(self.numberAccepts, accepted or 1)
                 return
+            # As socket.accept() does; that looks each of these up, and the enums of two, every time.
+            sock = socket.socket(family, kind, 0, number)
             sock.setblocking(False)
             try:
                 self._serve(sock, address)
@@ -178,7 +183,7 @@ class _Accepting(_Port):
         # Twisted's own methods, so that a subclass may override them.
         try:
             peer = _with_scope(address)
-            protocol = self.factory.buildProtocol(self._buildAddr(peer))  # type: ignore[union-attr]
+            protocol = self.factory.buildProtocol(self._buildAddr(peer))
             if protocol is None:
                 sock.close()
                 return

@@ -14,9 +14,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
 
+from twisted.internet.error import ConnectionLost
 from twisted.internet.posixbase import PosixReactorBase
 from twisted.logger import Logger
-from twisted.internet.error import ConnectionLost
 from twisted.python.failure import Failure
 
 from txasynchat.hub.hub import Hub

@@ -7,8 +7,8 @@ closes, producers, ``startTLS``. The way of the bytes is not. An event is one ``
 call; the reactor is asked to wait only for what the operating system did not take. `AsyncChat` does not
 wait for that, but sends at once (`Connection.send_now`).
 
-An idle connection has no timer, closure or wrapper. Its attributes are slots; the rarer ones (producers,
-TLS, what an application sets) come into a dict when they are used.
+An idle connection has no timer, closure or wrapper. Its attributes are slots; the rarer ones
+(producers, TLS, what an application sets) come into a dict when they are used.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ from typing_extensions import override
 from zope.interface import implementer
 
 from txasynchat.hub.pollers import READ, WRITE
-from txasynchat.log import failure
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -53,15 +52,38 @@ PIECES = 64
 #: Bytes that are sent at once.
 LARGEST_SEND = 262_144
 
+# Twisted's methods have no types.
+_Connection: Any = tcp.Connection
+_Failure: Any = Failure
+_getsockname: Any = tcp._getsockname
+_DescriptorsMixin: Any = _SendmsgMixin
+
+_SLOTS = (
+    "_hub",
+    "_mask",
+    "_number",
+    "_tempDataBuffer",
+    "_tempDataLen",
+    "_waits",
+    "client",
+    "connected",
+    "disconnected",
+    "disconnecting",
+    "owner",
+    "protocol",
+    "server",
+    "socket",
+)
+
 # Shared, as in Twisted's reactors: a failure costs as much as a message.
-_DONE = Failure(ConnectionDone())  # type: ignore[no-untyped-call] # Twisted's, untyped
-_LOST = Failure(ConnectionLost())  # type: ignore[no-untyped-call] # as above
+_DONE: Failure = _Failure(ConnectionDone())
+_LOST: Failure = _Failure(ConnectionLost())
 _RESET = struct.pack("ii", 1, 0)
 #: Stands for a list of what waits, where nothing does.
 _NOTHING: Any = ()
 
 
-class Connection(tcp.Connection):
+class Connection(_Connection):  # type: ignore[misc] # without types
     """
     A connection that a port accepted, or that a client made.
 
@@ -70,23 +92,23 @@ class Connection(tcp.Connection):
         sock: connected, and non-blocking.
         peer: the peer's address, as the `socket` module gives it.
         server: the port that accepted it; None for a client's.
+
+    Attributes:
+        owner: who is asked before the connection is ended or written to; see
+            `endings.let_protocol_end`. A protocol right above sets it; policies are found otherwise.
     """
 
-    __slots__ = (
-        "_hub",
-        "_mask",
-        "_number",
-        "_tempDataBuffer",
-        "_tempDataLen",
-        "_waits",
-        "client",
-        "connected",
-        "disconnected",
-        "disconnecting",
-        "protocol",
-        "server",
-        "socket",
-    )
+    # Not literally, so that type checkers know of the dict as well.
+    __slots__ = (*_SLOTS,)
+
+    # Attributes of the class there, and not of each instance.
+    producer: Any
+    streamingProducer: bool  # noqa: N815 Twisted's
+    producerPaused: bool  # noqa: N815 Twisted's
+    TLS: bool
+    _aborting: bool
+    _writeDisconnecting: bool  # noqa: N815 Twisted's
+    _writeDisconnected: bool  # noqa: N815 Twisted's
 
     _log = Logger()
 
@@ -98,6 +120,7 @@ class Connection(tcp.Connection):
         self.protocol = protocol
         self.client = peer
         self.server = server
+        self.owner: Any = None
         # Names that Twisted's own methods use: what waits to be sent, and how many bytes that is.
         self._tempDataBuffer: Any = _NOTHING
         self._tempDataLen = 0
@@ -113,7 +136,7 @@ class Connection(tcp.Connection):
     # -- what Twisted's connections keep as attributes
 
     @property
-    def reactor(self) -> Any:  # type: ignore[override] # an attribute there
+    def reactor(self) -> Any:
         """
         The reactor that has the hub.
         """
@@ -131,7 +154,7 @@ class Connection(tcp.Connection):
         return self.server is None
 
     @override
-    def fileno(self) -> int:  # type: ignore[override] # an attribute there
+    def fileno(self) -> int:
         """
         Return the socket's descriptor; -1 when the connection is gone.
         """
@@ -153,7 +176,7 @@ class Connection(tcp.Connection):
         """
         Return this side's address.
         """
-        return _address(tcp._getsockname(self.socket))  # type: ignore[no-untyped-call] # as above
+        return _address(_getsockname(self.socket))
 
     def getPeer(self) -> Any:  # noqa: N802 Twisted's
         """
@@ -163,8 +186,10 @@ class Connection(tcp.Connection):
 
     @override
     def write(self, data: bytes) -> None:
+        if self.owner is not None and self.owner._takes_write(self, data):
+            return
         if self.TLS:
-            super().write(data)  # type: ignore[no-untyped-call] # as above
+            super().write(data)
             return
         if not isinstance(data, bytes | memoryview):
             raise TypeError(f"data must be bytes, not {type(data).__name__}")
@@ -183,10 +208,7 @@ class Connection(tcp.Connection):
 
     @override
     def writeSequence(self, iovec: Iterable[bytes]) -> None:
-        if self.TLS:
-            super().writeSequence(iovec)  # type: ignore[no-untyped-call] # as above
-        else:
-            self.write(b"".join(iovec))
+        self.write(b"".join(iovec))
 
     def send_now(self, data: bytes) -> bytes:
         """
@@ -200,12 +222,46 @@ class Connection(tcp.Connection):
             return data
         return b"" if sent == len(data) else memoryview(data)[sent:]  # type: ignore[return-value] # for write()
 
+    def close_at_once(self, *, unread: bool) -> bool:
+        """
+        Close when the handlers have run, if nothing waits to be sent.
+
+        Args:
+            unread: check for bytes that nobody has read. Closing then would reset the connection, which
+                may destroy what was sent last.
+
+        Returns:
+            False if nothing was done, because bytes wait, or nobody has read some.
+        """
+        if self._tempDataLen or self.TLS or self.disconnecting or self._writeDisconnecting:
+            return False
+        if unread:
+            try:
+                if self.socket.recv(1, socket.MSG_PEEK):
+                    return False
+            except (OSError, AttributeError):  # nothing there, or it is lost already
+                pass
+        self.disconnecting = 1
+        self._mask = 0
+        if not self._waits:
+            self._waits = True
+            self._hub.later(self)
+        return True
+
+    @override
+    def loseWriteConnection(self) -> None:
+        if self.owner is None or not self.owner._takes_half_closing():
+            super().loseWriteConnection()
+
     @override
     def loseConnection(self) -> None:
+        if self.owner is not None and self.owner._takes_closing():
+            return
         if self.TLS:
-            super().loseConnection()  # type: ignore[no-untyped-call] # as above
+            super().loseConnection()
         elif self.connected and not self.disconnecting:
             self.disconnecting = 1
+            self._mask = 0  # the hub is told when bytes wait
             if self._writeDisconnected:
                 self.connectionLost(_DONE)
             elif not self._waits:
@@ -217,27 +273,30 @@ class Connection(tcp.Connection):
         if not self.disconnected and not self._aborting:
             self._aborting = True
             self._watch(0)
-            if not self._waits:
-                self._waits = True
-                self._hub.later(self)
+            # Not in this turn: a client that has just connected should find out first.
+            self.reactor.callLater(0, self.connectionLost, _Failure(ConnectionAborted()))
 
     def startTLS(self, ctx: Any, normal: bool = True) -> None:  # noqa: N802 Twisted's
         """
         Begin TLS with Twisted's options; see `ITLSTransport`.
         """
+        if self.owner is not None:
+            self.owner._takes_tls()
         if not self._tempDataBuffer:
             self._tempDataBuffer = []  # Twisted's own write() appends to it
-        super().startTLS(ctx, normal)  # type: ignore[no-untyped-call] # as above
+        super().startTLS(ctx, normal)
 
     # -- Twisted's FileDescriptor
 
     @override
     def startReading(self) -> None:
-        self._watch(self._mask | READ)
+        if self.connected and not (self.disconnecting or self._aborting):
+            self._watch(self._mask | READ)
 
     @override
     def stopReading(self) -> None:
-        self._watch(self._mask & ~READ)
+        if self.connected:
+            self._watch(self._mask & ~READ)
 
     @override
     def startWriting(self) -> None:
@@ -247,7 +306,8 @@ class Connection(tcp.Connection):
 
     @override
     def stopWriting(self) -> None:
-        self._watch(self._mask & ~WRITE)
+        if self.connected:
+            self._watch(self._mask & ~WRITE)
 
     @override
     def connectionLost(self, reason: Failure) -> None:
@@ -262,8 +322,9 @@ class Connection(tcp.Connection):
             producer.stopProducing()
         sock, protocol = self.socket, self.protocol
         del self.socket, self.protocol
+        self.owner = None
         try:
-            if reason.check(ConnectionAborted):
+            if isinstance(reason.value, ConnectionAborted):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             else:
                 sock.shutdown(socket.SHUT_RDWR)
@@ -282,9 +343,22 @@ class Connection(tcp.Connection):
         mask = self._mask
         if events & WRITE and mask & WRITE:
             self.proceed()
+            mask = self._mask
         if events != WRITE:
             if mask & READ:
-                self._read()
+                try:
+                    data = self.socket.recv(LARGEST_READ)
+                except BlockingIOError:
+                    return
+                except OSError:
+                    self.connectionLost(_LOST)
+                    return
+                if data:
+                    self.protocol.dataReceived(data)
+                    if len(data) == LARGEST_READ:
+                        self._read_on()
+                else:
+                    self._read_end()
             elif mask & WRITE and not events & WRITE:  # an error, or a hang-up
                 self.proceed()
 
@@ -293,10 +367,7 @@ class Connection(tcp.Connection):
         Send what waits; when nothing does, ask the producer for more, or end what was to be ended.
         """
         self._waits = False
-        if not self.connected:
-            return
-        if self._aborting:
-            self.connectionLost(Failure(ConnectionAborted()))  # type: ignore[no-untyped-call] # as above
+        if not self.connected or self._aborting:
             return
         if self._tempDataBuffer:
             lost = self._send()
@@ -304,7 +375,7 @@ class Connection(tcp.Connection):
                 self.connectionLost(lost)
                 return
             if self._tempDataBuffer:
-                self._watch((self._mask & ~READ if self.disconnecting else self._mask) | WRITE)
+                self._watch(self._mask | WRITE)
                 return
         if self._mask & WRITE:
             self._watch(self._mask & ~WRITE)
@@ -321,36 +392,34 @@ class Connection(tcp.Connection):
         """
         Be lost by the exception that is being handled.
         """
-        self.connectionLost(Failure())  # type: ignore[no-untyped-call] # as above
+        self.connectionLost(_Failure())
 
     # -- internals
 
     def _watch(self, mask: int) -> None:
-        if mask != self._mask:
-            self._mask = mask
-            self._hub.watch(self._number, mask)
+        self._mask = mask
+        self._hub.watch(self._number, mask)
 
-    def _read(self) -> None:
+    def _read_on(self) -> None:
+        """
+        Read more of what arrives in bulk, without another event for each piece.
+        """
         for _ in range(READS):
-            if self.disconnecting:
+            if not self._mask & READ:
                 return
             try:
                 data = self.socket.recv(LARGEST_READ)
-            except BlockingIOError:
-                return
-            except OSError:
-                self.connectionLost(_LOST)
+            except OSError:  # nothing more, or an end that the next event finds
                 return
             if not data:
-                self._read_end()
                 return
             self.protocol.dataReceived(data)
-            if len(data) < LARGEST_READ or not self._mask & READ:
+            if len(data) < LARGEST_READ:
                 return
 
     def _read_end(self) -> None:
         self._watch(self._mask & ~READ)
-        protocol = IHalfCloseableProtocol(self.protocol, None)
+        protocol: Any = IHalfCloseableProtocol(self.protocol, None)
         if protocol is None:
             self.connectionLost(_DONE)
         else:
@@ -396,7 +465,7 @@ def _address(address: Any) -> IPv4Address | IPv6Address:
 
 
 @implementer(IUNIXTransport)
-class UNIXConnection(_SendmsgMixin, Connection):  # type: ignore[misc] # ours and Twisted's agree
+class UNIXConnection(_DescriptorsMixin, Connection):  # type: ignore[misc] # without types
     """
     A connection on a Unix socket, over which descriptors may be passed too.
     """
@@ -444,7 +513,7 @@ class UNIXConnection(_SendmsgMixin, Connection):  # type: ignore[misc] # ours an
         """
         if not self._sendmsgQueue:
             self._sendmsgQueue = []
-        super().sendFileDescriptor(fileno)  # type: ignore[no-untyped-call] # as above
+        super().sendFileDescriptor(fileno)
 
     @override
     def send_now(self, data: bytes) -> bytes:
@@ -457,17 +526,21 @@ class UNIXConnection(_SendmsgMixin, Connection):  # type: ignore[misc] # ours an
         self._tempDataBuffer[:] = [b"".join(self._tempDataBuffer)]
         sent = self.writeSomeData(self._tempDataBuffer[0])
         if isinstance(sent, Exception):
-            return Failure(sent)  # type: ignore[no-untyped-call] # as above
+            lost: Failure = _Failure(sent)
+            return lost
         self._sent(sent)
         return None
 
     @override
-    def _read(self) -> None:
-        if not IFileDescriptorReceiver.providedBy(self.protocol):
-            super()._read()  # descriptors that nobody wants are closed by the system
+    def ready(self, events: int) -> None:
+        # Without such a protocol the system closes descriptors that are received.
+        if not (self._mask & READ and IFileDescriptorReceiver.providedBy(self.protocol)):
+            super().ready(events)
             return
-        if not self.disconnecting:
-            lost = self.doRead()  # type: ignore[no-untyped-call] # as above
+        if events & self._mask & WRITE:
+            self.proceed()
+        if events != WRITE and self._mask & READ:
+            lost = self.doRead()
             if isinstance(lost, ConnectionDone):
                 self._read_end()
             elif lost is not None:

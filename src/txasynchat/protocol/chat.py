@@ -211,10 +211,12 @@ class AsyncChat(Sending, Protocol):
             )
             transports.turn_away(transport, self, error)
             raise error
-        tlslayer.adopt(transport)
-        endings.let_protocol_end(transport)
         self._outbox.connect(transport)
-        transports.tell_of_half_close(transport, self)
+        bare = endings.own(transport, self)
+        if not bare:
+            tlslayer.adopt(transport)
+            endings.let_protocol_end(transport)
+            transports.tell_of_half_close(transport, self)
         try:
             super().makeConnection(transport)  # type: ignore[no-untyped-call] # Twisted's, untyped
             ranges.check_owner(self, ranges.HANDLER, AsyncChat)
@@ -225,6 +227,8 @@ class AsyncChat(Sending, Protocol):
             self._failed()
         if self._outbox.phase is _DEPARTED:
             transports.abort(transport)  # abort() was called before there was anything to abort
+        elif bare:
+            self._open()
         elif transports.when_secure(transport, self):
             self._open_if_introduced()
         elif self._state is _CLOSING:
@@ -867,6 +871,8 @@ class AsyncChat(Sending, Protocol):
         if self.transport is None:
             return
         if self._closing is None:
+            if closing.at_once(self.transport, self._inbox, self._outbox):
+                return
             self._closing = closing.Closing(self, self._inbox, self._outbox, self._abort)
         self._closing.proceed()
 

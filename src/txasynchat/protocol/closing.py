@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from txasynchat.protocol.inbox import Inbox
     from txasynchat.protocol.outbox import Outbox, Owner
 
-__all__ = ["Closing", "broke_off", "sending_was_ended"]
+__all__ = ["Closing", "at_once", "broke_off", "sending_was_ended"]
 
 
 class Closing:
@@ -145,6 +145,25 @@ class Closing:
             endings.end(transport)
         else:
             self._abort(CloseTimedOut(limit, outbox.size + (unsent or 0)))
+
+
+def at_once(transport: Any, inbox: Inbox, outbox: Outbox) -> bool:
+    """
+    End a connection of the hub that has nothing to wait for; return whether that was so.
+    """
+    close = getattr(type(transport), "close_at_once", None)
+    if (
+        close is None
+        or inbox.discarded
+        or inbox.overran
+        or not outbox.finished
+        or outbox.phase is not Phase.READY
+        or not close(transport, unread=not inbox.peer_finished)
+    ):
+        return False
+    inbox.close()
+    outbox.depart(transport)
+    return True
 
 
 def broke_off(error: BaseException | None, transport: Any, outbox: Outbox) -> bool:
