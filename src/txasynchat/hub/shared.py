@@ -11,7 +11,7 @@ connection inside the call that ended it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 from twisted.internet.error import ConnectionLost
@@ -21,9 +21,6 @@ from twisted.python.failure import Failure
 
 from txasynchat.hub.hub import Hub
 from txasynchat.log import failure
-
-if TYPE_CHECKING:
-    from txasynchat.hub.pollers import Events
 
 __all__ = ["Served", "SharedHub", "has_descriptors", "shared_hub"]
 
@@ -140,21 +137,25 @@ class SharedHub:
     def _turn(self) -> None:
         hub = self._hub
         served = self._served
+        # As many events as there are sockets: what they would be in one iteration of the reactor. But
+        # what is ready soon need not wait for the next one, which costs as much as a message.
+        room = min(len(served), LARGEST_TURN)
         self._turning = True
         try:
-            events: Events = hub.wait(0, min(len(served) + 1, LARGEST_TURN))
-            for number, bits in events:
-                one = served.get(number)
-                if one is None:
-                    if number not in hub.masks:  # else it was closed a moment ago
-                        hub.quiet(number)
-                    continue
-                try:
-                    one.ready(bits)
-                except BaseException:  # noqa: BLE001 it is an application's, and is logged
-                    self._failed(one)
-            if self._due:
-                self._proceed()
+            while room > 0 and (events := hub.wait(0, room)):
+                room -= len(events)
+                for number, bits in events:
+                    one = served.get(number)
+                    if one is None:
+                        if number not in hub.masks:  # else it was closed a moment ago
+                            hub.quiet(number)
+                        continue
+                    try:
+                        one.ready(bits)
+                    except BaseException:  # noqa: BLE001 it is an application's, and is logged
+                        self._failed(one)
+                if self._due:
+                    self._proceed()
         finally:
             self._end_turn()
 

@@ -33,6 +33,7 @@ from typing_extensions import override
 from zope.interface import implementer
 
 from txasynchat.hub.pollers import READ, WRITE
+from txasynchat.hub.pollers import unread as unread_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -186,7 +187,8 @@ class Connection(_Connection):  # type: ignore[misc] # without types
 
     @override
     def write(self, data: bytes) -> None:
-        if self.owner is not None and self.owner._takes_write(self, data):
+        owner = self.owner
+        if owner is not None and self._asks(owner) and owner._takes_write(self, data):
             return
         if self.TLS:
             super().write(data)
@@ -235,12 +237,8 @@ class Connection(_Connection):  # type: ignore[misc] # without types
         """
         if self._tempDataLen or self.TLS or self.disconnecting or self._writeDisconnecting:
             return False
-        if unread:
-            try:
-                if self.socket.recv(1, socket.MSG_PEEK):
-                    return False
-            except (OSError, AttributeError):  # nothing there, or it is lost already
-                pass
+        if unread and unread_bytes(self._number) > 0:
+            return False
         self.disconnecting = 1
         self._mask = 0
         if not self._waits:
@@ -250,12 +248,14 @@ class Connection(_Connection):  # type: ignore[misc] # without types
 
     @override
     def loseWriteConnection(self) -> None:
-        if self.owner is None or not self.owner._takes_half_closing():
+        owner = self.owner
+        if owner is None or not self._asks(owner) or not owner._takes_half_closing():
             super().loseWriteConnection()
 
     @override
     def loseConnection(self) -> None:
-        if self.owner is not None and self.owner._takes_closing():
+        owner = self.owner
+        if owner is not None and self._asks(owner) and owner._takes_closing():
             return
         if self.TLS:
             super().loseConnection()
@@ -280,8 +280,9 @@ class Connection(_Connection):  # type: ignore[misc] # without types
         """
         Begin TLS with Twisted's options; see `ITLSTransport`.
         """
-        if self.owner is not None:
-            self.owner._takes_tls()
+        owner = self.owner
+        if owner is not None and self._asks(owner):
+            owner._takes_tls()
         if not self._tempDataBuffer:
             self._tempDataBuffer = []  # Twisted's own write() appends to it
         super().startTLS(ctx, normal)
@@ -395,6 +396,10 @@ class Connection(_Connection):  # type: ignore[misc] # without types
         self.connectionLost(_Failure())
 
     # -- internals
+
+    def _asks(self, owner: Any) -> bool:
+        # Not while TLS of another kind is above, which writes what no protocol wrote.
+        return owner is self.protocol or self.TLS
 
     def _watch(self, mask: int) -> None:
         self._mask = mask

@@ -93,6 +93,18 @@ _READY = Phase.READY
 _DEPARTED = Phase.DEPARTED
 
 
+# What `ranges.HANDLER` has, in the order of `AsyncChat._checked`.
+_CHECKED = (
+    "high_water",
+    "low_water",
+    "max_unsent",
+    "ac_out_buffer_size",
+    "close_timeout",
+    "clock",
+    "max_message_length",
+)
+
+
 @implementer(IPushProducer, IConsumer, IHalfCloseableProtocol, IHandshakeListener)
 class AsyncChat(Sending, Protocol):
     """
@@ -124,6 +136,8 @@ class AsyncChat(Sending, Protocol):
 
     #: `get_terminator` is overridden, and is asked.
     _asks: ClassVar[bool] = False
+    #: The settings of the class, once they were checked.
+    _checked: ClassVar[tuple[Any, ...]] = (None,) * len(_CHECKED)
     #: handle_secure is overridden.
     _hears_of_tls: ClassVar[bool] = False
     # `__new__` sets all of these at once, and the class has no attribute of the same name. CPython
@@ -219,7 +233,17 @@ class AsyncChat(Sending, Protocol):
             transports.tell_of_half_close(transport, self)
         try:
             super().makeConnection(transport)  # type: ignore[no-untyped-call] # Twisted's, untyped
-            ranges.check_owner(self, ranges.HANDLER, AsyncChat)
+            checked = self._checked
+            if not (
+                self.high_water is checked[0]
+                and self.low_water is checked[1]
+                and self.max_unsent is checked[2]
+                and self.ac_out_buffer_size is checked[3]
+                and self.close_timeout is checked[4]
+                and self.clock is checked[5]
+                and self.max_message_length is checked[6]
+            ):
+                self._check_settings()
             if self._computes:
                 self._framer.limit = self.max_message_length
                 self._framer.overflow = self.overflow
@@ -253,7 +277,12 @@ class AsyncChat(Sending, Protocol):
             except Exception:  # noqa: BLE001 it is the application's, and is logged
                 self._failed()
             outbox = self._outbox
-            if self._unsettled or (outbox.size and not outbox.send_reply(self.transport)):
+            if self._unsettled:
+                if self._state is not _CLOSING or not closing.at_once(
+                    self.transport, self._inbox, outbox
+                ):
+                    self._settle()
+            elif outbox.size and not outbox.send_reply(self.transport):
                 self._settle()
         finally:
             self._delivering = False
@@ -276,7 +305,8 @@ class AsyncChat(Sending, Protocol):
         self._outbox.phase = _DEPARTED
         self._outbox.registered = False
         self._framer.close()
-        self._drop_output()
+        if self._outbox:
+            self._drop_output()
         for ending in (self._closing, self._upgrade):
             if ending is not None:
                 ending.cancel()
@@ -519,6 +549,16 @@ class AsyncChat(Sending, Protocol):
         return None if self.transport is None else transports.peer_address(self.transport)
 
     # -- internals: state
+
+    def _check_settings(self) -> None:
+        """
+        Check the settings of this object; those of its class need no check on the next one.
+        """
+        ranges.check_owner(self, ranges.HANDLER, AsyncChat)
+        cls = type(self)
+        values = tuple(getattr(cls, name) for name in _CHECKED)
+        if values != cls._checked:
+            cls._checked = values
 
     def _set_state(self, state: State) -> None:
         self._state = state

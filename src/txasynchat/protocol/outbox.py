@@ -240,6 +240,22 @@ class Outbox(OutputQueue):
         self.taken += len(data)
         return True
 
+    def send_last(self, transport: Any) -> bool:
+        """
+        `send_reply` where the request to close follows; return whether everything was sent.
+        """
+        send_now = self._send_now
+        if send_now is None or self.full or self.registered or self.flushing:
+            return False
+        data = self.take_last()
+        if data is None:
+            return False
+        left = send_now(transport, data) if data else data
+        self.taken += len(data) - len(left)
+        if left:
+            self.put_back_last(left)
+        return not left
+
     def _become_producer(self, owner: Owner) -> bool:
         """
         Make *owner* the transport's producer, so that it hears when there is no room, and the transport
