@@ -56,7 +56,7 @@ class Program(Server):
     It logs what listens where and how to try it. If it cannot listen, the program ends.
 
     Args:
-        reactor, factory, endpoints, stop_timeout: see `Server`.
+        reactor, factory, endpoints, stop_timeout, transport: see `Server`.
         what: what is served, in a word or two; by default the name of the handler.
         detached: nobody reads standard error any more; a reason not to start goes to the log.
 
@@ -67,7 +67,7 @@ class Program(Server):
 
     _log = Logger()
 
-    def __init__(  # noqa: PLR0913 - three of them by name
+    def __init__(  # noqa: PLR0913 - four of them by name
         self,
         reactor: Any,
         factory: IProtocolFactory | Factory[Any],
@@ -76,12 +76,15 @@ class Program(Server):
         what: str = "",
         stop_timeout: float | None = STOP_TIMEOUT,
         detached: bool = False,
+        transport: str = "twisted",
     ) -> None:
         served = getattr(factory, "handler", factory)
         self.what = what or getattr(served, "__name__", type(served).__name__)
         self.detached = detached
         try:
-            super().__init__(reactor, factory, endpoints, stop_timeout=stop_timeout)
+            super().__init__(
+                reactor, factory, endpoints, stop_timeout=stop_timeout, transport=transport
+            )
         except ListenError as error:
             raise CannotStart(error) from None
 
@@ -128,6 +131,7 @@ def serve(
     factory: IProtocolFactory | Factory[Any],
     *endpoints: str | IStreamServerEndpoint | Listens,
     stop_timeout: float | None = STOP_TIMEOUT,
+    transport: str = "hub",
 ) -> None:
     """
     Serve until SIGINT or SIGTERM; for a script's last line.
@@ -139,6 +143,7 @@ def serve(
         factory: a `ChatFactory`, or any other `IProtocolFactory`.
         endpoints: what to listen on, as `Server` takes it.
         stop_timeout: seconds that connections have to finish at the end; None for no limit.
+        transport: what carries the connections, as `Server` takes it.
 
     Raises:
         CannotStart: an endpoint cannot be listened on; uncaught, it ends the script with one line.
@@ -150,7 +155,7 @@ def serve(
         globalLogBeginner.beginLoggingTo(
             [textFileLogObserver(sys.stderr)], redirectStandardIO=False
         )
-    program = Program(loop, factory, endpoints, stop_timeout=stop_timeout)
+    program = Program(loop, factory, endpoints, stop_timeout=stop_timeout, transport=transport)
     program.startService()
     loop.addSystemEventTrigger("before", "shutdown", program.stopService)
     loop.run()

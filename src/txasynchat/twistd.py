@@ -23,7 +23,7 @@ from txasynchat.handlers import Hears, hears, is_legacy, wanted
 from txasynchat.program import CannotStart, Program
 from txasynchat.protocol import AsyncChat
 from txasynchat.ranges import STOPPING, Range
-from txasynchat.server import STOP_TIMEOUT, ChatFactory
+from txasynchat.server import STOP_TIMEOUT, TRANSPORTS, ChatFactory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -85,10 +85,16 @@ class Options(usage.Options):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call] # Twisted's, untyped
         self.update(
-            {"handler": None, "listen": [], "max-message-length": None, "stop-timeout": None}
+            {
+                "handler": None,
+                "listen": [],
+                "transport": "hub",
+                "max-message-length": None,
+                "stop-timeout": None,
+            }
         )
 
-    # The texts of these four are what --help shows.
+    # The texts of these five are what --help shows.
 
     def opt_handler(self, name: str) -> None:
         """
@@ -103,6 +109,14 @@ class Options(usage.Options):
         [default: tcp:8007:interface=127.0.0.1]
         """
         self["listen"].append(endpoint)
+
+    def opt_transport(self, name: str) -> None:
+        """
+        What carries the connections: hub, which costs less, or twisted. [default: hub]
+        """
+        if name not in TRANSPORTS:
+            raise CannotStart(f"--transport must be {' or '.join(TRANSPORTS)}, not {name!r}")
+        self["transport"] = name
 
     def opt_max_message_length(self, count: str) -> None:
         """
@@ -155,6 +169,7 @@ def makeService(options: Options) -> Program:  # noqa: N802 - ServiceMaker looks
         what=options["handler"] or "echo",
         stop_timeout=STOP_TIMEOUT if stop_timeout is None else stop_timeout,
         detached=detached,
+        transport=options["transport"],
     )
 
 

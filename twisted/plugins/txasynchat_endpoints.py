@@ -42,6 +42,17 @@ class _HubServer:
         return parse_server(reactor, *args, **kwargs)
 
 
+@implementer(IPlugin, IStreamClientEndpointStringParserWithReactor)
+class _HubClient:
+    prefix = "hub"
+
+    def parseStreamClient(self, reactor: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N802 Twisted's
+        from txasynchat.hub.places import parse_client  # noqa: PLC0415 listing imports nothing
+
+        return parse_client(reactor, *args, **kwargs)
+
+
 hub_server = _HubServer()
+hub_client = _HubClient()
 secure_server = _Server()
 secure_client = _Client()

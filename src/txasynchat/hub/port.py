@@ -10,7 +10,6 @@ A factory that provides `ISocketFactory` gets the accepted sockets themselves.
 from __future__ import annotations
 
 import errno
-import os
 import socket
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +23,7 @@ from txasynchat.hub.pollers import READ
 from txasynchat.hub.shared import shared_hub
 from txasynchat.hub.transport import Connection, UNIXConnection
 from txasynchat.log import failure
+from txasynchat.transports import Lent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -242,17 +242,7 @@ class UNIXPort(_Accepting, unix.Port):
     transport: Any = UNIXConnection
 
 
-class LentPort(UNIXPort):
+class LentPort(Lent, UNIXPort):
     """
-    A port on a Unix socket that another process has open too, and whose file is not ours.
+    A port on a Unix socket that was lent.
     """
-
-    # Or the socket would stop listening for the other process, too.
-    _shouldShutdown = False  # noqa: N815 Twisted's
-
-    @override
-    def startListening(self) -> None:
-        # Twisted sets the file's mode, which only the owner may, and removes the file at the end. It
-        # does neither if the name begins with a null byte, because then there is no file.
-        self._bindPath = b"\0" + os.fsencode(self._bindPath).removeprefix(b"\0")
-        super().startListening()  # type: ignore[no-untyped-call] # Twisted's, untyped

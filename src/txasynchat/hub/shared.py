@@ -11,7 +11,7 @@ connection inside the call that ended it.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
 
 from twisted.internet.error import ConnectionLost
@@ -22,7 +22,10 @@ from twisted.python.failure import Failure
 from txasynchat.hub.hub import Hub
 from txasynchat.log import failure
 
-__all__ = ["Served", "SharedHub", "has_descriptors", "shared_hub"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Served", "SharedHub", "has_descriptors", "served_by", "shared_hub"]
 
 #: Events that are handled in one iteration of the reactor; the rest comes in the next one.
 LARGEST_TURN = 512
@@ -71,7 +74,7 @@ class SharedHub:
         "_hub",
         "_served",
         "_trigger",
-        "_turning",
+        "_turns",
         "reactor",
     )
 
@@ -82,8 +85,9 @@ class SharedHub:
         self._hub = Hub()
         self._served: dict[int, Served] = {}
         self._due: list[Served] = []
-        # A turn is going on, which looks at _due when it ends; else _call does.
-        self._turning = False
+        # How many turns are going on, which look at _due when they end; else _call does. A handler may
+        # drive the reactor, or end it.
+        self._turns = 0
         self._call: Any = None
         self._hub.attach(reactor, self._turn)
         self._trigger = reactor.addSystemEventTrigger("during", "shutdown", self._reactor_stops)
@@ -121,15 +125,18 @@ class SharedHub:
         """
         self._hub.forget(number)
         del self._served[number]
-        if not self._served and not self._turning:
+        if not self._served and not self._turns:
             self._close()
+
+    def __iter__(self) -> Iterator[Served]:
+        return iter(list(self._served.values()))
 
     def later(self, served: Served) -> None:
         """
         Call ``served.proceed()`` soon, but not now: at the end of this turn if there is one.
         """
         self._due.append(served)
-        if not self._turning and self._call is None:
+        if not self._turns and self._call is None:
             self._call = self.reactor.callLater(0, self._catch_up)
 
     # -- called by the reactor
@@ -140,7 +147,7 @@ class SharedHub:
         # As many events as there are sockets: what they would be in one iteration of the reactor. But
         # what is ready soon need not wait for the next one, which costs as much as a message.
         room = min(len(served), LARGEST_TURN)
-        self._turning = True
+        self._turns += 1
         try:
             while room > 0 and (events := hub.wait(0, room)):
                 room -= len(events)
@@ -161,14 +168,16 @@ class SharedHub:
 
     def _catch_up(self) -> None:
         self._call = None
-        self._turning = True
+        self._turns += 1
         try:
             self._proceed()
         finally:
             self._end_turn()
 
     def _end_turn(self) -> None:
-        self._turning = False
+        self._turns -= 1
+        if self._turns:
+            return
         if not self._served:
             self._close()
         elif self._due and self._call is None:
@@ -196,14 +205,16 @@ class SharedHub:
             self._call = None
         if _shared.get(self.reactor) is self:
             del _shared[self.reactor]
-            self.reactor.removeSystemEventTrigger(self._trigger)
+            if self._trigger is not None:
+                self.reactor.removeSystemEventTrigger(self._trigger)
             self._hub.close()
 
     def _reactor_stops(self) -> None:
         """
         Be lost, as everything that Twisted's reactors poll is when they stop.
         """
-        for one in list(self._served.values()):
+        self._trigger = None
+        for one in self:
             try:
                 one.connectionLost(_LOST)
             except BaseException:  # noqa: BLE001 as above
@@ -228,3 +239,14 @@ def shared_hub(reactor: Any) -> SharedHub:
     if found is None:
         found = _shared[reactor] = SharedHub(reactor)
     return found
+
+
+def served_by(reactor: Any) -> list[Served]:
+    """
+    List what is in the hub of *reactor*.
+    """
+    try:
+        found = _shared.get(reactor)
+    except TypeError:  # a reactor in memory may not be hashable, or referred to weakly
+        return []
+    return [] if found is None else list(found)

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from txasynchat.hub.shared import SharedHub
 
-__all__ = ["Connection", "UNIXConnection"]
+__all__ = ["Connection", "Outgoing", "OutgoingUNIX", "UNIXConnection"]
 
 #: Bytes that are read at once.
 LARGEST_READ = 65_536
@@ -357,6 +357,7 @@ class Connection(_Connection):  # type: ignore[misc] # without types
                 if data:
                     self.protocol.dataReceived(data)
                     if len(data) == LARGEST_READ:
+                        del data  # so that the next piece comes into the same memory
                         self._read_on()
                 else:
                     self._read_end()
@@ -421,6 +422,7 @@ class Connection(_Connection):  # type: ignore[misc] # without types
             self.protocol.dataReceived(data)
             if len(data) < LARGEST_READ:
                 return
+            del data
 
     def _read_end(self) -> None:
         self._watch(self._mask & ~READ)
@@ -481,10 +483,7 @@ class UNIXConnection(_DescriptorsMixin, Connection):  # type: ignore[misc] # wit
     # A list as soon as there is one to send.
     _sendmsgQueue: Any = ()  # noqa: N815 Twisted's
 
-    def __init__(
-        self, hub: SharedHub, sock: socket.socket, protocol: Any, peer: Any, server: Any
-    ) -> None:
-        Connection.__init__(self, hub, sock, protocol, peer, server)
+    __init__ = Connection.__init__  # not the mixin's
 
     @property
     def hostname(self) -> Any:
@@ -550,3 +549,37 @@ class UNIXConnection(_DescriptorsMixin, Connection):  # type: ignore[misc] # wit
                 self._read_end()
             elif lost is not None:
                 self.connectionLost(_LOST)
+
+
+class Outgoing(Connection):
+    """
+    A connection that a client made.
+
+    Args:
+        hub, sock, protocol, peer: see `Connection`.
+        factory: the client's; it is told of the end.
+    """
+
+    __slots__ = ("factory",)
+
+    def __init__(
+        self, hub: SharedHub, sock: socket.socket, protocol: Any, peer: Any, factory: Any
+    ) -> None:
+        self.factory = factory
+        super().__init__(hub, sock, protocol, peer, None)
+
+    @override
+    def connectionLost(self, reason: Failure) -> None:
+        if not self.disconnected:
+            try:
+                super().connectionLost(reason)
+            finally:
+                self.factory.doStop()
+
+
+class OutgoingUNIX(Outgoing, UNIXConnection):
+    """
+    A connection that a client made to a Unix socket.
+    """
+
+    __slots__ = ()
