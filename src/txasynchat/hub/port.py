@@ -102,7 +102,6 @@ class _Accepting(_Port):  # type: ignore[misc] # see above
             if ISocketFactory.providedBy(self.factory):
                 self._accepted = self.factory.socket_accepted
             self.socket.setblocking(False)
-            self.numberAccepts = 1
             hub = shared_hub(self.reactor)
             hub.add(self._number, self, READ)
             self._hub = hub
@@ -134,7 +133,7 @@ class _Accepting(_Port):  # type: ignore[misc] # see above
         Accept what has connected, up to a limit that grows while it is reached.
         """
         most = self.numberAccepts
-        self.numberAccepts = min(2 * most, LARGEST_BATCH)  # or fewer, by `transports.accept_fewer`
+        self.numberAccepts = min(most + 20, LARGEST_BATCH)  # or fewer, by `transports.accept_fewer`
         accept = self.socket._accept
         family, kind = self.addressFamily, self.socketType
         for accepted in range(most):
