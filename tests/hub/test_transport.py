@@ -10,6 +10,7 @@ import os
 import socket
 import struct
 
+from OpenSSL import SSL
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ServerEndpoint, TCP6ServerEndpoint, UNIXServerEndpoint
@@ -19,6 +20,7 @@ from twisted.internet.interfaces import (
     IFileDescriptorReceiver,
     IHalfCloseableDescriptor,
     IHalfCloseableProtocol,
+    IOpenSSLServerConnectionCreator,
     IPullProducer,
     IPushProducer,
     ISSLTransport,
@@ -28,14 +30,13 @@ from twisted.internet.interfaces import (
     IUNIXTransport,
 )
 from twisted.internet.protocol import Factory, Protocol
-from twisted.internet.ssl import PrivateCertificate
 from twisted.internet.task import deferLater
 from twisted.trial.unittest import TestCase
 from typing_extensions import override
 from zope.interface import implementer
 
 from helpers.kinds import on_the_hub_too
-from helpers.support import HOST, client_context, in_thread, leaf, pem
+from helpers.support import HOST, client_context, in_thread, use_certificate
 
 PATIENCE = 20.0
 
@@ -471,11 +472,21 @@ class Attributes(ConnectionCase):
         self.assertTrue(IUNIXTransport.providedBy(protocol.transport))
 
 
+@implementer(IOpenSSLServerConnectionCreator)
+class Options:
+    """Made of nothing but Twisted and pyOpenSSL."""
+
+    def serverConnectionForTLS(self, layer):  # noqa: N802 Twisted's name
+        context = SSL.Context(SSL.TLS_METHOD)
+        use_certificate(context)
+        return SSL.Connection(context, None)
+
+
 @on_the_hub_too
 class Upgrades(ConnectionCase):
     async def test_twisteds_own_tls_can_be_started(self):
         """``startTLS`` with the options of a Twisted application, in mid-connection."""
-        options = PrivateCertificate.loadPEM(pem(leaf())).options()
+        options = Options()
 
         class Starting(Notes):
             @override

@@ -84,10 +84,11 @@ class _Accepting(_Port):  # type: ignore[misc] # see above
 
     _hub: SharedHub | None = None
     _number = -1
+    numberAccepts: int  # noqa: N815 Twisted's
     # The timer of a rest.
     _resting: Any = None
-    # Said already, and nothing was accepted since.
-    _told = False
+    #: How often it had to rest since it last accepted something.
+    rested = 0
     _log = Logger()
 
     # -- Twisted's FileDescriptor
@@ -151,13 +152,13 @@ class _Accepting(_Port):  # type: ignore[misc] # see above
             # As socket.accept() does; that looks each of these up, and the enums of two, every time.
             sock = socket.socket(family, kind, 0, number)
             sock.setblocking(False)
+            self.rested = 0
             try:
                 self._serve(sock, address)
             except BaseException:  # noqa: BLE001 it is the factory's, and is logged
                 failure(self._log, "{port!r}: {peer} cannot be served", port=self, peer=address)
             if not self.connected or self.disconnecting:
                 return
-        self._told = False
 
     def proceed(self) -> None:
         """
@@ -193,8 +194,8 @@ class _Accepting(_Port):  # type: ignore[misc] # see above
         protocol.makeConnection(transport)
 
     def _rest(self) -> None:
-        if not self._told:
-            self._told = True
+        self.rested += 1
+        if self.rested == 1:
             self._log.warn(
                 "no descriptor is left for the connections that {port!r} could accept, and they wait; "
                 "raise the limit on open files (ulimit -n)",
