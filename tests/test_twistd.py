@@ -739,7 +739,9 @@ def test_help_shows_the_usage():
         [*TWISTD, "asynchat", "--help"],
         capture_output=True, text=True, timeout=SECONDS, check=True,
     )  # fmt: skip
-    for option in ("--handler", "--listen", "--max-message-length", "--stop-timeout"):
+    for option in (
+        "--handler", "--listen", "--transport", "--max-message-length", "--stop-timeout",
+    ):  # fmt: skip
         assert option in done.stdout
     assert "twistd -n asynchat --handler chat:User --listen tcp:4000" in done.stdout
 
