@@ -630,6 +630,9 @@ MISTAKES = {
         ["--stop-timeout=-1"],
         "--stop-timeout must be a number from 0 to 1,000,000, not '-1'",
     ),
+    "no transport": (
+        ["--transport=tcp"], "--transport must be hub or twisted, not 'tcp'"
+    ),
     "no kind of endpoint": (
         ["--listen", "4000"],
         ("cannot listen on '4000': Unknown endpoint type: '4000'; "

@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Served", "SharedHub", "has_descriptors", "served_by", "shared_hub"]
 
-#: Events that are handled in one iteration of the reactor; the rest comes in the next one.
+#: Events that are handled at most in one iteration of the reactor; the rest comes in the next one.
 LARGEST_TURN = 512
+#: As many may be handled with a few sockets, too.
+SMALLEST_TURN = 16
 
 _LOST = Failure(ConnectionLost())  # type: ignore[no-untyped-call] # Twisted's, untyped
 
@@ -137,20 +139,23 @@ class SharedHub:
         """
         self._due.append(served)
         if not self._turns and self._call is None:
-            self._call = self.reactor.callLater(0, self._catch_up)
+            self._call = self.reactor.callLater(0, self._begin_turn)
 
     # -- called by the reactor
 
     def _turn(self) -> None:
         hub = self._hub
         served = self._served
-        # As many events as there are sockets: what they would be in one iteration of the reactor. But
-        # what is ready soon need not wait for the next one, which costs as much as a message.
-        room = min(len(served), LARGEST_TURN)
+        # About as many calls as there are sockets: what they would be in one iteration of the reactor.
+        # But what is ready soon need not wait for the next one, which costs as much as a message.
+        room = min(max(len(served), SMALLEST_TURN), LARGEST_TURN)
         self._turns += 1
         try:
-            while room > 0 and (events := hub.wait(0, room)):
-                room -= len(events)
+            while room > 0:
+                events = hub.wait(0, room)
+                if not (events or self._due):
+                    break
+                room -= len(events) or 1
                 for number, bits in events:
                     one = served.get(number)
                     if one is None:
@@ -162,35 +167,27 @@ class SharedHub:
                     except BaseException:  # noqa: BLE001 it is an application's, and is logged
                         self._failed(one)
                 if self._due:
-                    self._proceed()
+                    due, self._due = self._due, []
+                    for one in due:
+                        try:
+                            one.proceed()
+                        except BaseException:  # noqa: BLE001 as above
+                            self._failed(one)
         finally:
-            self._end_turn()
+            self._turns -= 1
+            if not self._turns:
+                self._end_turn()
 
-    def _catch_up(self) -> None:
+    def _begin_turn(self) -> None:
         self._call = None
-        self._turns += 1
-        try:
-            self._proceed()
-        finally:
-            self._end_turn()
+        self._turn()
 
     def _end_turn(self) -> None:
-        self._turns -= 1
-        if self._turns:
-            return
         if not self._served:
             self._close()
         elif self._due and self._call is None:
-            # Noted while others proceeded. The reactor comes first.
-            self._call = self.reactor.callLater(0, self._catch_up)
-
-    def _proceed(self) -> None:
-        due, self._due = self._due, []
-        for one in due:
-            try:
-                one.proceed()
-            except BaseException:  # noqa: BLE001 it is an application's, and is logged
-                self._failed(one)
+            # The reactor comes first.
+            self._call = self.reactor.callLater(0, self._begin_turn)
 
     def _failed(self, one: Served) -> None:
         failure(self._log, "{served!r} raised", served=one)
