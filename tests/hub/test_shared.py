@@ -14,7 +14,7 @@ import pytest
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ServerEndpoint
-from twisted.internet.error import ConnectionDone
+from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import deferLater
 from twisted.internet.testing import MemoryReactorClock
@@ -143,6 +143,33 @@ class Lifetimes(HubCase):
             except ConnectionResetError:
                 found.append(b"")
         return found
+
+    async def test_a_socket_that_somebody_closed_does_not_silence_the_next(self):
+        """Its connection is lost as soon as the number is another's, which is served."""
+        made, lost = [], Deferred()
+
+        class Noting(Echo):
+            @override
+            def connectionMade(self):
+                made.append(self)
+
+            @override
+            def connectionLost(self, reason):
+                if self is made[0]:
+                    lost.callback(reason.type)
+
+        _, address = await self.listen(Noting)
+        first = self.connect(address)
+        while not made:
+            await deferLater(reactor, 0)
+        number = made[0].transport.fileno()
+        made[0].transport.getHandle().close()
+        first.close()
+        while len(made) < 2 or made[-1].transport.fileno() != number:
+            client = self.connect(address)
+            client.sendall(b"x")
+            self.assertEqual(await in_thread(client.recv, 1), b"x")
+        self.assertIs(await lost, ConnectionLost)
 
 
 class Shares(HubCase):

@@ -381,7 +381,7 @@ class Producers(ConnectionCase):
             protocol.transport.write(bytes(100_000))
             written += 100_000
         self.assertLess(written, 10_000_000)
-        reading = in_thread(lambda: len(client.recv(written, socket.MSG_WAITALL)))
+        reading = in_thread(lambda: len(client.makefile("rb").read(written)))
         await producer.resumed
         self.assertEqual(producer.told, ["pause", "resume"])
         self.assertEqual(await reading, written)
@@ -407,6 +407,20 @@ class Producers(ConnectionCase):
         late = Pushing(protocol.transport)
         protocol.transport.registerProducer(late, True)
         self.assertEqual(late.told, ["stop"])
+
+    async def test_a_pull_producer_that_raises_ends_the_connection(self):
+        class Failing(Pulled):
+            @override
+            def resumeProducing(self):
+                if self.left == 1:
+                    raise ZeroDivisionError
+                super().resumeProducing()
+
+        client, protocol = await self.connect()
+        protocol.transport.registerProducer(Failing(protocol.transport, 5), False)
+        self.assertEqual(len(await self.read_all(client)), 40_000)
+        self.assertIs((await protocol.gone()).type, ZeroDivisionError)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
     async def test_reading_pauses_and_resumes(self):
         class Pausing(Notes):

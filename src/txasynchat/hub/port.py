@@ -124,7 +124,7 @@ class _Accepting(_Port):  # type: ignore[misc] # see above
         self._end_rest()
         hub, self._hub = self._hub, None
         if hub is not None:
-            hub.remove(self._number)
+            hub.remove(self._number, self)
         super().connectionLost(reason)
 
     # -- Served

@@ -108,11 +108,16 @@ class SharedHub:
         Raises:
             OSError: the socket cannot be waited for, and is not served.
         """
+        earlier = self._served.get(number)
+        if earlier is not None:
+            # Somebody closed its descriptor, and the number belongs to another now.
+            self._hub.forget(number)
+            self.reactor.callLater(0, earlier.connectionLost, _LOST)
         self._served[number] = served
         try:
             self._hub.watch(number, mask)
         except BaseException:
-            self.remove(number)
+            self.remove(number, served)
             raise
 
     def watch(self, number: int, mask: int) -> None:
@@ -121,12 +126,13 @@ class SharedHub:
         """
         self._hub.watch(number, mask)
 
-    def remove(self, number: int) -> None:
+    def remove(self, number: int, served: Served) -> None:
         """
         Serve a socket no more. To be called before it is closed.
         """
-        self._hub.forget(number)
-        del self._served[number]
+        if self._served.get(number) is served:
+            self._hub.forget(number)
+            del self._served[number]
         if not self._served and not self._turns:
             self._close()
 

@@ -34,6 +34,7 @@ from zope.interface import implementer
 
 from txasynchat.hub.pollers import READ, WRITE
 from txasynchat.hub.pollers import unread as unread_bytes
+from txasynchat.log import failure
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -50,8 +51,6 @@ READS = 4
 JOINED = 65_536
 #: Pieces that one ``sendmsg`` is given.
 PIECES = 64
-#: Bytes that are sent at once.
-LARGEST_SEND = 262_144
 
 # Twisted's methods have no types.
 _Connection: Any = tcp.Connection
@@ -317,10 +316,18 @@ class Connection(_Connection):  # type: ignore[misc] # without types
         self.disconnected = 1
         self.connected = 0
         self._mask = 0
-        self._hub.remove(self._number)
-        producer, self.producer = self.producer, None
+        self._hub.remove(self._number, self)
+        producer = self.producer
         if producer is not None:
-            producer.stopProducing()
+            self.producer = None
+            try:
+                producer.stopProducing()
+            except BaseException:  # noqa: BLE001 the protocol has to hear of the loss all the same
+                failure(
+                    self._log,
+                    "{connection!r}: a producer raised when it was stopped",
+                    connection=self,
+                )
         sock, protocol = self.socket, self.protocol
         del self.socket, self.protocol
         self.owner = None
@@ -339,21 +346,17 @@ class Connection(_Connection):  # type: ignore[misc] # without types
 
     def ready(self, events: int) -> None:
         """
-        Send what waits, and read.
+        Read, and send what waits.
         """
         mask = self._mask
-        if events & WRITE and mask & WRITE:
-            self.proceed()
-            mask = self._mask
-        if events != WRITE:
-            if mask & READ:
-                try:
-                    data = self.socket.recv(LARGEST_READ)
-                except BlockingIOError:
-                    return
-                except OSError:
-                    self.connectionLost(_LOST)
-                    return
+        if mask & READ and events != WRITE:
+            try:
+                data = self.socket.recv(LARGEST_READ)
+            except BlockingIOError:
+                pass
+            except OSError:
+                self.connectionLost(_LOST)
+            else:
                 if data:
                     self.protocol.dataReceived(data)
                     if len(data) == LARGEST_READ:
@@ -361,8 +364,9 @@ class Connection(_Connection):  # type: ignore[misc] # without types
                         self._read_on()
                 else:
                     self._read_end()
-            elif mask & WRITE and not events & WRITE:  # an error, or a hang-up
-                self.proceed()
+        # An error or a hang-up is found out by sending, where nothing is read.
+        if events != READ and self._mask & WRITE and (events & WRITE or not mask & READ):
+            self.proceed()
 
     def proceed(self) -> None:
         """
@@ -541,14 +545,14 @@ class UNIXConnection(_DescriptorsMixin, Connection):  # type: ignore[misc] # wit
         if not (self._mask & READ and IFileDescriptorReceiver.providedBy(self.protocol)):
             super().ready(events)
             return
-        if events & self._mask & WRITE:
-            self.proceed()
-        if events != WRITE and self._mask & READ:
+        if events != WRITE:
             lost = self.doRead()
             if isinstance(lost, ConnectionDone):
                 self._read_end()
             elif lost is not None:
                 self.connectionLost(_LOST)
+        if events & self._mask & WRITE:
+            self.proceed()
 
 
 class Outgoing(Connection):
