@@ -182,7 +182,7 @@ class _Accepting(_Port):  # type: ignore[misc] # see above
             return
         # Twisted's own methods, so that a subclass may override them.
         try:
-            peer = _with_scope(address)
+            peer = _with_scope(address) if self.addressFamily == socket.AF_INET6 else address
             protocol = self.factory.buildProtocol(self._buildAddr(peer))
             if protocol is None:
                 sock.close()
@@ -216,12 +216,12 @@ class _Accepting(_Port):  # type: ignore[misc] # see above
 
 def _with_scope(address: Any) -> Any:
     """
-    Return a peer's *address*, with the name of the interface if it is one of a link.
+    Return a peer's IPv6 *address*, with the name of the interface if it is one of a link.
     """
-    if len(address) == 4 and isinstance(address, tuple) and address[3]:
-        host = socket.getnameinfo(address, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)[0]
-        return (host, *address[1:])
-    return address
+    if not address[3]:
+        return address
+    host = socket.getnameinfo(address, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)[0]
+    return (host, *address[1:])
 
 
 @implementer(IListeningPort)

@@ -404,13 +404,15 @@ class AsyncChat(Sending, Protocol):
         """
         if self._state is _CLOSING or self._state is _CLOSED:
             return
-        if self._delivering and self._inbox.undelivered:
+        if self._delivering and (self._inbox.kept or self._framer.buffer):
             # The peer did not wait for the answer, so more may come when the connection is closed.
             self._inbox.overran = True
         self._set_state(_CLOSING)
         self._unchoke()
-        self._pushed()
-        if not self._delivering:
+        if self._delivering:
+            self._unsettled = True
+        else:
+            self._pushed()
             self._leave()
 
     def close_when_idle(self) -> None:
