@@ -25,6 +25,7 @@ MIB = 2**20
 
 OURS = "AsyncChat, two calls"
 MESSAGES = "AsyncChat, message_received"
+HUB = "AsyncChat on the hub"
 STDLIB = "asynchat" if sys.version_info < (3, 12) else "asynchat (pyasynchat)"
 
 
@@ -59,6 +60,13 @@ COMPETITORS = (
         OURS,
         "on_twisted.py",
         ("AsyncChat",),
+        roles=("echo", "oneshot", "source", "sink", "generator"),
+        module="txasynchat.protocol",
+    ),
+    Competitor(
+        HUB,
+        "on_twisted.py",
+        ("AsyncChat", "--hub"),
         roles=("echo", "oneshot", "source", "sink", "generator"),
         module="txasynchat.protocol",
     ),

@@ -350,8 +350,8 @@ class Reasons(KindsCase):
             await in_thread(client.close)
 
         for way in NATIVE:
-            if way != "native unix":  # it has no reset of this kind
-                kind = ConnectionReset if way == "native tcp" else TruncatedConnection
+            if not way.endswith("unix"):  # it has no reset of this kind
+                kind = ConnectionReset if way.endswith("tcp") else TruncatedConnection
                 assert type(await self.end(way, reset)) is kind, way
             assert await self.end(way, finish) is None, way
 

@@ -630,6 +630,9 @@ MISTAKES = {
         ["--stop-timeout=-1"],
         "--stop-timeout must be a number from 0 to 1,000,000, not '-1'",
     ),
+    "no transport": (
+        ["--transport=tcp"], "--transport must be hub or twisted, not 'tcp'"
+    ),
     "no kind of endpoint": (
         ["--listen", "4000"],
         ("cannot listen on '4000': Unknown endpoint type: '4000'; "
@@ -739,7 +742,9 @@ def test_help_shows_the_usage():
         [*TWISTD, "asynchat", "--help"],
         capture_output=True, text=True, timeout=SECONDS, check=True,
     )  # fmt: skip
-    for option in ("--handler", "--listen", "--max-message-length", "--stop-timeout"):
+    for option in (
+        "--handler", "--listen", "--transport", "--max-message-length", "--stop-timeout",
+    ):  # fmt: skip
         assert option in done.stdout
     assert "twistd -n asynchat --handler chat:User --listen tcp:4000" in done.stdout
 

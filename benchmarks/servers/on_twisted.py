@@ -169,9 +169,15 @@ def main() -> None:
         COMPETITORS,
         and_plain="listen without TLS on a second port too",
         stock_tls="our handlers on Twisted's own TLS endpoint",
+        hub="on connections of our own, in a hub",
     )
     factory = Factory.forProtocol(COMPETITORS[options.competitor](options)[options.role])
-    plain = endpoints.TCP4ServerEndpoint(reactor, 0, backlog=4096, interface="127.0.0.1")
+    host = reactor
+    if options.hub:
+        from txasynchat.hub.places import HubReactor
+
+        host = HubReactor(reactor)
+    plain = endpoints.TCP4ServerEndpoint(host, 0, backlog=4096, interface="127.0.0.1")
     places = [plain]
     if options.tls:
         places = [with_tls(plain, options), *(places if options.and_plain else [])]

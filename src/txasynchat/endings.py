@@ -30,11 +30,27 @@ if TYPE_CHECKING:
 else:
     _Base = object
 
-__all__ = ["asks_protocol", "end", "let_protocol_end", "protocol_above"]
+__all__ = ["asks_protocol", "end", "let_protocol_end", "own", "protocol_above"]
 
 #: How many bytes, and how often, are read at most to empty a socket before it is closed.
 _LAST_READ = 65_536
 _LAST_READS = 64
+
+
+def own(transport: Any, protocol: Any) -> bool:
+    """
+    Do what `let_protocol_end` does, for a connection of the hub right beneath *protocol*.
+
+    Returns:
+        False if *transport* is something else, and nothing was done.
+    """
+    if (
+        not hasattr(type(transport), "owner")
+        or getattr(transport, "protocol", None) is not protocol
+    ):
+        return False
+    transport.owner = protocol
+    return True
 
 
 def let_protocol_end(transport: Any) -> None:

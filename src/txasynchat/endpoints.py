@@ -368,7 +368,7 @@ def parse_client(reactor: Any, *arguments: str, **words: str) -> SecureClientEnd
     """
     inner, ours = _split(client_options, arguments, words)
     if "hostname" not in ours:
-        host = re.match(r"tcp:((?:[^:\\]|\\.)+)", inner)
+        host = re.match(r"(?:hub:)?tcp:((?:[^:\\]|\\.)+)", inner)
         if host is None:
             raise ValueError("secure: needs hostname= where the inner string is not tcp:host:port")
         ours["hostname"] = re.sub(r"\\(.)", r"\1", host[1])

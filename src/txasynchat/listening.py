@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from twisted.internet import unix
 from twisted.internet.endpoints import AdoptedStreamServerEndpoint, serverFromString
 from twisted.internet.error import AlreadyListened
-from typing_extensions import override
 
 from txasynchat.errors import CredentialsError, ListenError
+from txasynchat.transports import Lent
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
@@ -40,7 +40,7 @@ _FORMS = {
     "systemd": "systemd:domain=INET:index=0",
 }
 # Prefixes of another endpoint's description.
-_AROUND = re.compile(r"((secure|haproxy):)*")
+_AROUND = re.compile(r"((secure|haproxy|hub):)*")
 
 
 class Listens(Protocol):
@@ -51,9 +51,14 @@ class Listens(Protocol):
     def listen(self, protocolFactory: Any, /) -> Any: ...  # noqa: D102, N803 - Twisted's
 
 
-def make_endpoint(reactor: Any, endpoint: Any) -> IStreamServerEndpoint:
+def make_endpoint(reactor: Any, endpoint: Any, *, hub: bool = False) -> IStreamServerEndpoint:
     """
     Return *endpoint*, or make it from its description.
+
+    Args:
+        reactor: listens.
+        endpoint: an endpoint, or the description of one.
+        hub: have `hub` serve what is described, where it can.
 
     Raises:
         ListenError: it is a description, but not of an endpoint.
@@ -61,7 +66,7 @@ def make_endpoint(reactor: Any, endpoint: Any) -> IStreamServerEndpoint:
     """
     if isinstance(endpoint, str):
         try:
-            return parse(reactor, endpoint)
+            return parse(reactor, _on_hub(endpoint) if hub else endpoint)
         except Exception as error:
             # Each kind of endpoint has exceptions of its own for bad arguments.
             raise ListenError(endpoint, error, why(endpoint, error)) from error
@@ -83,7 +88,7 @@ def parse(reactor: Any, description: str) -> IStreamServerEndpoint:
     while (wrapped := getattr(inner, "_wrappedEndpoint", None)) is not None:
         inner = wrapped
     if isinstance(inner, AdoptedStreamServerEndpoint):
-        inner.reactor = _Adopter(reactor)
+        inner.reactor = _Adopter(inner.reactor)
     return endpoint
 
 
@@ -112,7 +117,7 @@ class _Adopter:
                 raise ValueError(
                     f"systemd passed a socket of family {what}; write domain={what[3:]}"
                 )
-        if family == socket.AF_UNIX:
+        if family == socket.AF_UNIX and not getattr(self._reactor, "lends", False):
             lent = _LentPort._fromListeningDescriptor(self._reactor, descriptor, factory)  # type: ignore[no-untyped-call] # Twisted's, untyped
             lent.startListening()
             return lent  # type: ignore[no-any-return] # see above
@@ -120,19 +125,16 @@ class _Adopter:
         return adopted
 
 
-class _LentPort(unix.Port):
-    # A port on a Unix socket that another process has open too, and whose file is not ours.
+def _on_hub(description: str) -> str:
+    from txasynchat.hub.places import on_hub  # noqa: PLC0415 - loaded by those who use it
 
-    _shouldShutdown = False  # noqa: N815 - Twisted's: or the other process would not listen either
+    return on_hub(description)
 
-    @override
-    def startListening(self) -> None:
-        # Twisted sets the file's mode, which only the owner may, and removes the file at the end. It
-        # does neither if the name begins with a null byte, because then there is no file.
-        name = "_bindPath" if hasattr(self, "_bindPath") else "port"  # as in older versions
-        path = os.fsencode(getattr(self, name))
-        setattr(self, name, b"\0" + path.removeprefix(b"\0"))
-        super().startListening()  # type: ignore[no-untyped-call] # Twisted's, untyped
+
+class _LentPort(Lent, unix.Port):
+    """
+    Twisted's port on a Unix socket that was lent.
+    """
 
 
 def unlock(reactor: Any, error: Any) -> None:
@@ -144,7 +146,9 @@ def unlock(reactor: Any, error: Any) -> None:
     path, reason = getattr(error, "port", None), getattr(error, "socketError", None)
     if not isinstance(path, bytes) or not isinstance(reason, OSError):
         return
-    for port in getattr(reactor, "getReaders", list)():
+    from txasynchat.hub.shared import served_by  # noqa: PLC0415 - loaded where something failed
+
+    for port in (*getattr(reactor, "getReaders", list)(), *served_by(reactor)):
         if getattr(getattr(port, "lockFile", None), "name", None) == path + b".lock":
             return  # another port of ours listens there
     lock = _lock(Path(os.fsdecode(path)))

@@ -291,6 +291,28 @@ class OutputQueue:
         items.clear()
         return data
 
+    def take_last(self) -> bytes | None:
+        """
+        Return all that waits before the request to close, and be `finished`; None, and nothing happens,
+        if that is not only whole pushes.
+        """
+        items = self._items
+        if self._others != 1 or self._offset or items[-1] is not None:
+            return None
+        items.pop()
+        self._others = 0
+        self.finished = True
+        return self.take_bytes()
+
+    def put_back_last(self, data: bytes) -> None:
+        """
+        Undo `take_last` for *data*, the end of what it returned.
+        """
+        self._items += (bytes(data), None)
+        self.size = len(data)
+        self._others = 1
+        self.finished = False
+
     def take(self, limit: int) -> bytes:
         """
         Return the next bytes, *limit* at most.

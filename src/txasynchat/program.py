@@ -47,7 +47,7 @@ class Program(Server):
     A `Server` that is a whole program: logs what listens where and how to try it, or ends.
 
     Args:
-        reactor, factory, endpoints, stop_timeout: see `Server`.
+        reactor, factory, endpoints, stop_timeout, transport: see `Server`.
         what: what is served, in a word or two; by default the name of the handler.
         detached: nobody reads standard error any more; a reason not to start goes to the log.
 
@@ -58,7 +58,7 @@ class Program(Server):
 
     _log = logger.Logger()
 
-    def __init__(  # noqa: PLR0913 - three of them by name
+    def __init__(  # noqa: PLR0913 - four of them by name
         self,
         reactor: Any,
         factory: IProtocolFactory | Factory[Any],
@@ -67,12 +67,15 @@ class Program(Server):
         what: str = "",
         stop_timeout: float | None = STOP_TIMEOUT,
         detached: bool = False,
+        transport: str = "twisted",
     ) -> None:
         served = getattr(factory, "handler", factory)
         self.what = what or getattr(served, "__name__", type(served).__name__)
         self.detached = detached
         try:
-            super().__init__(reactor, factory, endpoints, stop_timeout=stop_timeout)
+            super().__init__(
+                reactor, factory, endpoints, stop_timeout=stop_timeout, transport=transport
+            )
         except ListenError as error:
             raise CannotStart(error) from None
 
@@ -108,6 +111,7 @@ def serve(
     factory: IProtocolFactory | Factory[Any],
     *endpoints: str | IStreamServerEndpoint | Listens,
     stop_timeout: float | None = STOP_TIMEOUT,
+    transport: str = "hub",
 ) -> None:
     """
     Serve until SIGINT or SIGTERM; for a script's last line.
@@ -119,6 +123,7 @@ def serve(
         factory: a `ChatFactory`, or any other `IProtocolFactory`.
         endpoints: what to listen on, as `Server` takes it.
         stop_timeout: seconds that connections have to finish at the end; None for no limit.
+        transport: what carries the connections, as `Server` takes it.
 
     Raises:
         CannotStart: an endpoint cannot be listened on; uncaught, it ends the script with one line.
@@ -129,7 +134,7 @@ def serve(
     if not _is_logging():
         observers = [logger.textFileLogObserver(sys.stderr)]
         logger.globalLogBeginner.beginLoggingTo(observers, redirectStandardIO=False)
-    program = Program(loop, factory, endpoints, stop_timeout=stop_timeout)
+    program = Program(loop, factory, endpoints, stop_timeout=stop_timeout, transport=transport)
     program.startService()
     loop.addSystemEventTrigger("before", "shutdown", program.stopService)
     loop.run()

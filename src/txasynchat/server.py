@@ -41,6 +41,8 @@ __all__ = ["ChatFactory", "Server"]
 
 #: Seconds that connections have to finish when their server stops.
 STOP_TIMEOUT = 15.0
+#: What may carry connections; see `Server`.
+TRANSPORTS = ("hub", "twisted")
 #: Seconds that ports and connections have to report their end, after connections were aborted.
 ABORT_TIMEOUT = 5.0
 
@@ -106,6 +108,9 @@ class Server(Service):
         factory: a `ChatFactory`, or any other `IProtocolFactory`.
         endpoints: endpoints, or their descriptions, as `serverFromString` takes them.
         stop_timeout: seconds that connections have to finish when the service stops; None for no limit.
+        transport: what carries the connections of a description that ends in a socket (``tcp:``,
+            ``tcp6:``, ``unix:``, ``systemd:``): ``twisted``, or ``hub``, connections of our own, which
+            cost less. An endpoint that is not a description brings its own.
 
     Attributes:
         connections: the protocols of live connections.
@@ -115,7 +120,7 @@ class Server(Service):
         ListenError: a description is not an endpoint's.
         TypeError: *factory* is not a factory, *endpoints* is a single string, or *stop_timeout* is not
             a number.
-        ValueError: *stop_timeout* is below 0, or above 1,000,000.
+        ValueError: *stop_timeout* is below 0, or above 1,000,000; or there is no such *transport*.
     """
 
     _log = Logger()
@@ -127,6 +132,7 @@ class Server(Service):
         endpoints: Iterable[str | IStreamServerEndpoint | Listens],
         *,
         stop_timeout: float | None = STOP_TIMEOUT,
+        transport: str = "twisted",
     ) -> None:
         if not IProtocolFactory.providedBy(factory):
             raise TypeError(f"{factory!r} is not a protocol factory; write ChatFactory(Handler)")
@@ -135,6 +141,8 @@ class Server(Service):
         if not hasattr(endpoints, "__iter__"):
             raise TypeError(f"endpoints is {endpoints!r}; give a list of them, as ['tcp:8007']")
         STOPPING.check("stop_timeout", stop_timeout)
+        if transport not in TRANSPORTS:
+            raise ValueError(f"transport must be {' or '.join(TRANSPORTS)}, not {transport!r}")
         self.reactor = reactor
         self.stop_timeout = stop_timeout
         self._factory: Any = factory
@@ -143,7 +151,8 @@ class Server(Service):
         else:
             self.connections = Connections()
             self._factory = WatchedFactory(factory, self.connections)
-        self._endpoints = [(str(each), make_endpoint(reactor, each)) for each in endpoints]
+        hub = transport == "hub"
+        self._endpoints = [(str(each), make_endpoint(reactor, each, hub=hub)) for each in endpoints]
         self.ports: list[IListeningPort] = []
         # The calls of listen() that are not done; whether they were made.
         self._pending: list[Deferred[IListeningPort]] = []
@@ -348,7 +357,9 @@ def _close_ports(reactor: Any, process: int) -> None:
     # the files of their Unix sockets would stay.
     if os.getpid() != process:
         return  # a child, which does not own the ports
-    readers: list[Any] = getattr(reactor, "getReaders", list)()
+    from txasynchat.hub.shared import served_by  # noqa: PLC0415 - loaded where something failed
+
+    readers: list[Any] = [*getattr(reactor, "getReaders", list)(), *served_by(reactor)]
     ports: list[Any] = [each for each in readers if IListeningPort.providedBy(each)]
     for port in ports:
         with suppress(Exception):

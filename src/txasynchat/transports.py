@@ -45,7 +45,12 @@ if TYPE_CHECKING:
 
     from twisted.logger import LogEvent
 
+    _Port: Any = Any
+else:
+    _Port = object
+
 __all__ = [
+    "Lent",
     "abort",
     "accept_fewer",
     "can_half_close",
@@ -89,8 +94,9 @@ def immediate_sender(transport: Any) -> Callable[[Any, bytes], bytes] | None:
     for ``transport.write``. That is everything if other bytes wait before them, or if the connection is
     lost, which the reactor will notice and report by itself.
     """
-    if isinstance(transport, TLSMemoryBIOProtocol):
-        return getattr(type(transport), "send_now", None)
+    send_now: Callable[[Any, bytes], bytes] | None = getattr(type(transport), "send_now", None)
+    if send_now is not None:  # our own TLS, or a connection of the hub
+        return send_now
     if not isinstance(transport, Connection):
         return None
     return _send_after_descriptors if isinstance(transport, _SendmsgMixin) else _send
@@ -470,3 +476,23 @@ def real_socket(transport: Any) -> socket.socket | None:
     """
     one = getattr(innermost(transport), "socket", None)
     return one if isinstance(one, socket.socket) else None
+
+
+class Lent(_Port):  # type: ignore[misc] # its base has no types
+    """
+    The part of a port on a Unix socket that another process has open too, and whose file is not ours.
+    """
+
+    # Or the socket would stop listening for the other process, too.
+    _shouldShutdown = False  # noqa: N815 Twisted's
+
+    def startListening(self) -> None:  # noqa: N802 Twisted's
+        """
+        Begin to accept.
+        """
+        # Twisted sets the file's mode, which only the owner may, and removes the file at the end. It
+        # does neither if the name begins with a null byte, because then there is no file.
+        name = "_bindPath" if hasattr(self, "_bindPath") else "port"  # as in older versions
+        path = os.fsencode(getattr(self, name))
+        setattr(self, name, b"\0" + path.removeprefix(b"\0"))
+        super().startListening()

@@ -23,7 +23,7 @@ from txasynchat.handlers import Hears, hears, is_legacy, wanted
 from txasynchat.program import CannotStart, Program
 from txasynchat.protocol import AsyncChat
 from txasynchat.ranges import STOPPING, Range
-from txasynchat.server import STOP_TIMEOUT, ChatFactory
+from txasynchat.server import STOP_TIMEOUT, TRANSPORTS, ChatFactory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -81,9 +81,10 @@ class Options(usage.Options):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call] # Twisted's, untyped
-        self.update(dict.fromkeys(("handler", "max-message-length", "stop-timeout")), listen=[])
+        self.update(dict.fromkeys(("handler", "max-message-length", "stop-timeout")))
+        self.update(listen=[], transport="hub")
 
-    # What --help shows of these four is their docstrings.
+    # What --help shows of these five is their docstrings.
 
     def opt_handler(self, name: str) -> None:
         """
@@ -98,6 +99,14 @@ class Options(usage.Options):
         [default: tcp:8007:interface=127.0.0.1]
         """
         self["listen"].append(endpoint)
+
+    def opt_transport(self, name: str) -> None:
+        """
+        What carries the connections: hub, which costs less, or twisted. [default: hub]
+        """
+        if name not in TRANSPORTS:
+            raise CannotStart(f"--transport must be {' or '.join(TRANSPORTS)}, not {name!r}")
+        self["transport"] = name
 
     def opt_max_message_length(self, count: str) -> None:
         """
@@ -145,6 +154,7 @@ def makeService(options: Options) -> Program:  # noqa: N802 - ServiceMaker looks
         what=name or "echo",
         stop_timeout=STOP_TIMEOUT if stop_timeout is None else stop_timeout,
         detached=detached,
+        transport=options["transport"],
     )
 
 

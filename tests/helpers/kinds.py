@@ -5,6 +5,7 @@ A handler on every kind of transport, native or legacy, and clients that read at
 from __future__ import annotations
 
 import socket
+import sys
 import threading
 import time
 
@@ -17,12 +18,23 @@ from helpers.support import HOST, PATIENCE, client_context, in_thread, server_op
 from txasynchat import AsyncChat, State, transports
 from txasynchat.compat import LegacyFactory, served
 from txasynchat.endpoints import SecureServerEndpoint
+from txasynchat.hub.places import HubReactor
 from txasynchat.tls.layer import TLSLayer
 
 #: The transport below a handler.
 KINDS = ("tcp", "unix", "secure", "ssl")
-NATIVE = tuple(f"native {kind}" for kind in KINDS)
+#: The same as connections of the hub, which are for native handlers.
+ON_THE_HUB = ("hub-tcp", "hub-unix", "hub-secure")
+NATIVE = tuple(f"native {kind}" for kind in KINDS + ON_THE_HUB)
 SERVED = tuple(f"served {kind}" for kind in KINDS)
+
+
+def on_the_hub_too(cls):
+    """Add the tests of *cls*, which listen on its `reactor`, on connections of the hub as well."""
+    name = f"{cls.__name__}OnTheHub"
+    members = {"reactor": HubReactor(reactor), "__module__": cls.__module__, "__doc__": cls.__doc__}
+    setattr(sys.modules[cls.__module__], name, type(name, (cls,), members))
+    return cls
 
 
 class Client:
@@ -83,11 +95,13 @@ class KindsCase(TestCase):
         self.seconds = seconds
 
     def endpoint(self, kind):
-        tcp = TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1")
+        hub, _, kind = kind.rpartition("-")
+        host = HubReactor(reactor) if hub else reactor
+        tcp = TCP4ServerEndpoint(host, 0, interface="127.0.0.1")
         if kind == "tcp":
             return tcp
         if kind == "unix":
-            return UNIXServerEndpoint(reactor, self.mktemp())
+            return UNIXServerEndpoint(host, self.mktemp())
         if kind == "ssl":
             return SSL4ServerEndpoint(reactor, 0, server_options(), interface="127.0.0.1")
         limits = {"close_timeout": self.seconds / 2, "flush_timeout": self.seconds}
@@ -115,6 +129,7 @@ class KindsCase(TestCase):
         port = await self.endpoint(kind).listen(wrap(factory))
         self.addCleanup(port.stopListening)
         host = port.getHost()
+        kind = kind.rpartition("-")[2]
         client = Client(host.name if kind == "unix" else (host.host, host.port), kind)
         self.addCleanup(client.close)
         return client, handlers

@@ -22,6 +22,7 @@ import tempfile
 import threading
 import tty
 import unittest
+from functools import partial
 from operator import methodcaller
 
 import pytest
@@ -58,6 +59,7 @@ from txasynchat import (
 )
 from txasynchat.endpoints import SecureServerEndpoint
 from txasynchat.errors import TruncatedConnection
+from txasynchat.hub.places import HubReactor
 
 pytestmark = [
     # Twisted's own endpoints pass certificates in a way that pyOpenSSL deprecates.
@@ -294,8 +296,8 @@ class InMemory:
 # -- transports: each connects a handler of a factory, and returns the peer
 
 
-async def over_tcp(case, factory, wrap=lambda endpoint: endpoint, peer=Socket):
-    port = await wrap(TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1")).listen(factory)
+async def over_tcp(case, factory, wrap=lambda endpoint: endpoint, peer=Socket, host=reactor):
+    port = await wrap(TCP4ServerEndpoint(host, 0, interface="127.0.0.1")).listen(factory)
     case.addCleanup(port.stopListening)
     address = ("127.0.0.1", port.getHost().port)
     sock = socket.create_connection(address, PATIENCE)
@@ -303,10 +305,10 @@ async def over_tcp(case, factory, wrap=lambda endpoint: endpoint, peer=Socket):
     return await deferToThread(peer, sock)
 
 
-async def over_unix(case, factory):
+async def over_unix(case, factory, host=reactor):
     folder = tempfile.TemporaryDirectory()
     case.addCleanup(folder.cleanup)
-    port = await UNIXServerEndpoint(reactor, f"{folder.name}/socket").listen(factory)
+    port = await UNIXServerEndpoint(host, f"{folder.name}/socket").listen(factory)
     case.addCleanup(port.stopListening)
     sock = socket.socket(socket.AF_UNIX)
     case.addCleanup(sock.close)
@@ -315,11 +317,11 @@ async def over_unix(case, factory):
     return Socket(sock)
 
 
-async def over_secure(case, factory):
+async def over_secure(case, factory, host=reactor):
     def secure(endpoint):
         return SecureServerEndpoint(reactor, endpoint, support.server_options())
 
-    return await over_tcp(case, factory, secure, OverTLS)
+    return await over_tcp(case, factory, secure, OverTLS, host)
 
 
 async def over_ssl(case, factory):
@@ -425,14 +427,18 @@ TRANSPORTS = {
     "process": over_a_process,
     "process-terminal": over_a_terminal_of_a_process,
     "memory": in_memory,
+    "hub-tcp": partial(over_tcp, host=HubReactor(reactor)),
+    "hub-unix": partial(over_unix, host=HubReactor(reactor)),
+    "hub-secure": partial(over_secure, host=HubReactor(reactor)),
 }
 #: A terminal has one descriptor, which cannot be half-closed; nor does Twisted's transport in
 #: memory support that.
 HALF_CLOSING = ["tcp", "unix", "secure", "ssl", "stdio-pipes", "stdio-secure", "process"]
-OVER_TLS = ["secure", "ssl", "stdio-secure"]
+HALF_CLOSING += ["hub-tcp", "hub-unix", "hub-secure"]
+OVER_TLS = ["secure", "ssl", "stdio-secure", "hub-secure"]
 #: They report a killed peer as a loss. The others, over pipes or standard input and output,
 #: have one descriptor for each direction, and report their ends.
-BREAKING = ["tcp", "unix", "serial", "process-terminal", "memory"]
+BREAKING = ["tcp", "unix", "serial", "process-terminal", "memory", "hub-tcp", "hub-unix"]
 #: They live in a reactor.
 WITH_A_CLOCK = [name for name in TRANSPORTS if name != "memory"]
 #: Their peers do not see the end: Twisted leaves standard input and output open until the process
@@ -736,7 +742,7 @@ async def test_the_last_words_of_a_process_arrive(case, transport, policy):
     assert chat.messages == [last]
 
 
-@on("stdio-pipes", "process", "tcp", "unix")
+@on("stdio-pipes", "process", "tcp", "unix", "hub-tcp", "hub-unix")
 async def test_half_closing_side_still_receives(case, transport, policy):
     """The peer reads to the end, and answers then."""
     chat, peer = await connect(case, transport, policy)

@@ -39,6 +39,7 @@ from twisted.protocols.policies import ThrottlingFactory, TimeoutFactory, Wrappi
 from twisted.trial.unittest import TestCase
 from typing_extensions import override
 
+from helpers.kinds import on_the_hub_too
 from txasynchat import AsyncChat, HandshakeFailed, State
 from txasynchat.protocol import reports
 
@@ -118,6 +119,7 @@ class Client:
 
 class SocketCase(TestCase):
     timeout = 60
+    reactor = reactor
 
     async def serve(self, handler, wrap=lambda factory: factory, endpoint=None):
         """Listen; return the address, and the list of handlers that will be built."""
@@ -128,7 +130,7 @@ class SocketCase(TestCase):
             return chats[-1]
 
         factory = Factory.forProtocol(build)
-        endpoint = endpoint or TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1")
+        endpoint = endpoint or TCP4ServerEndpoint(self.reactor, 0, interface="127.0.0.1")
         port = await endpoint.listen(wrap(factory))
 
         async def clean():
@@ -163,6 +165,7 @@ def tls_endpoint(case):
     return serverFromString(reactor, description), context
 
 
+@on_the_hub_too
 class HalfCloseTests(SocketCase):
     async def test_answers_arrive_before_the_end(self):
         address, chats = await self.serve(Line)
@@ -201,12 +204,13 @@ class HalfCloseTests(SocketCase):
 
     async def test_half_close_works_over_a_unix_socket(self):
         path = self.mktemp()
-        address, chats = await self.serve(Line, endpoint=UNIXServerEndpoint(reactor, path))
+        address, chats = await self.serve(Line, endpoint=UNIXServerEndpoint(self.reactor, path))
         assert await self.converse(address, b"a\nb\n") == b"a\nb\n"
         await chats[0].gone
         assert chats[0].addr == ""
 
 
+@on_the_hub_too
 class LastWordTests(SocketCase):
     """The last bytes arrive, even at a peer that is still sending."""
 
@@ -429,6 +433,7 @@ class LastWordTests(SocketCase):
         assert chats[0].events == [b"x"]
 
 
+@on_the_hub_too
 class SlowReaderTests(SocketCase):
     size = 96 * MIB
 
@@ -628,6 +633,7 @@ class SlowReaderTests(SocketCase):
         assert kind == "CloseTimedOut"
 
 
+@on_the_hub_too
 class WriteTests(SocketCase):
     async def test_answers_to_one_chunk_are_one_system_call_in_the_same_iteration(self):
         class Counting:
@@ -698,6 +704,7 @@ class WriteTests(SocketCase):
         assert chats[0].dropped == 4
 
 
+@on_the_hub_too
 class ManyClientsTests(SocketCase):
     async def test_clients_that_behave_at_random_get_their_answers_and_leave_nothing(self):
         class Busy(Line):
@@ -760,6 +767,7 @@ class ManyClientsTests(SocketCase):
         }
 
 
+@on_the_hub_too
 class GarbageTests(SocketCase):
     async def freed(self, wrap):
         """Not by the garbage collector, whose runs are pauses in a server with many connections."""
@@ -776,7 +784,7 @@ class GarbageTests(SocketCase):
                 self.push_with_producer(iter([message, b"\n"]))
 
         factory = wrap(Factory.forProtocol(Quick))
-        port = await TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1").listen(factory)
+        port = await TCP4ServerEndpoint(self.reactor, 0, interface="127.0.0.1").listen(factory)
         gc.disable()
         try:
             address = ("127.0.0.1", port.getHost().port)
@@ -796,6 +804,7 @@ class GarbageTests(SocketCase):
         await self.freed(WrappingFactory)
 
 
+@on_the_hub_too
 class PolicyTests(SocketCase):
     async def test_timeout_closes_an_idle_tls_connection(self):
         """A transport that has a producer would wait for that without end."""
@@ -890,6 +899,7 @@ else:
     __import__(f"twisted.internet.{KIND}reactor", fromlist=["install"]).install()
 from twisted.internet import reactor
 from txasynchat import AsyncChat
+from txasynchat.hub.places import HubReactor
 
 class Server(AsyncChat):
     terminator = b"\n"
@@ -951,7 +961,8 @@ def run():
     finally:
         reactor.callFromThread(reactor.stop)
 
-port = reactor.listenTCP(0, Factory.forProtocol(Server), interface="127.0.0.1")
+host = HubReactor(reactor) if sys.argv[2] == "hub" else reactor
+port = host.listenTCP(0, Factory.forProtocol(Server), interface="127.0.0.1")
 thread = threading.Thread(target=run, daemon=True)
 reactor.callWhenRunning(thread.start)
 reactor.run()
@@ -970,11 +981,12 @@ thread.join(5)
         "asyncio",
     ],
 )
-def test_on_every_reactor(kind):
+@pytest.mark.parametrize("transport", ["twisted", "hub"])
+def test_on_every_reactor(kind, transport):
     """Half-close, last word, slow reader and stuck reader, in a process with that reactor."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     done = subprocess.run(
-        [sys.executable, "-c", SCENE, kind],
+        [sys.executable, "-c", SCENE, kind, transport],
         env=environment,
         capture_output=True,
         text=True,
@@ -1071,6 +1083,7 @@ def test_an_idle_connection_takes_less_than_one_kib_more_than_a_bare_protocol():
     assert ours - bare < 1_024, (ours, bare)
 
 
+@on_the_hub_too
 class EndTests(SocketCase):
     """`handle_end` comes for each connection that was made, whatever ended it."""
 

@@ -1,5 +1,5 @@
 """
-The ``secure:`` endpoint strings; what they mean is imported when one is used.
+The ``secure:`` and ``hub:`` endpoint strings; what they mean is imported when one is used.
 """
 
 from typing import Any
@@ -32,5 +32,27 @@ class _Client:
         return parse_client(reactor, *args, **kwargs)
 
 
+@implementer(IPlugin, IStreamServerEndpointStringParser)
+class _HubServer:
+    prefix = "hub"
+
+    def parseStreamServer(self, reactor: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N802 Twisted's
+        from txasynchat.hub.places import parse_server  # noqa: PLC0415 listing imports nothing
+
+        return parse_server(reactor, *args, **kwargs)
+
+
+@implementer(IPlugin, IStreamClientEndpointStringParserWithReactor)
+class _HubClient:
+    prefix = "hub"
+
+    def parseStreamClient(self, reactor: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N802 Twisted's
+        from txasynchat.hub.places import parse_client  # noqa: PLC0415 listing imports nothing
+
+        return parse_client(reactor, *args, **kwargs)
+
+
+hub_server = _HubServer()
+hub_client = _HubClient()
 secure_server = _Server()
 secure_client = _Client()

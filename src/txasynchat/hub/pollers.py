@@ -9,7 +9,8 @@ from __future__ import annotations
 import errno
 import os
 import select
-import struct
+import sys
+from contextlib import suppress
 from typing import Any, Protocol
 
 from txasynchat.hub.descriptors import Owned
@@ -36,8 +37,12 @@ ONCE = 0x80000000
 Events = list[tuple[int, int]]
 
 _select: Any = select  # for names that it has on the BSDs and macOS only
+_ioctl: Any = None
+with suppress(ImportError):  # not on every system
+    from fcntl import ioctl as _ioctl
+    from termios import FIONREAD
 
-_INT = struct.Struct("i")
+_NO_BYTES = bytes(4)
 
 # Of poll(2)'s flags, ENDED exists on Linux only.
 _POLL_KNOWS = READ | URGENT | WRITE | getattr(select, "POLLRDHUP", 0)
@@ -202,15 +207,12 @@ def unread(fd: int) -> int:
     """
     Return how many bytes wait to be read from *fd*; -1 if the system does not say, as of a listener.
     """
-    answer = bytearray(_INT.size)
-    try:
-        from fcntl import ioctl  # noqa: PLC0415 - not on every system, and rarely needed
-        from termios import FIONREAD  # noqa: PLC0415 - as above
-
-        ioctl(fd, FIONREAD, answer)
-    except (ImportError, OSError):
+    if _ioctl is None:
         return -1
-    return int(_INT.unpack(answer)[0])
+    try:
+        return int.from_bytes(_ioctl(fd, FIONREAD, _NO_BYTES), sys.byteorder)
+    except OSError:
+        return -1
 
 
 def knows_once(poller: Poller) -> bool:

@@ -77,6 +77,18 @@ _READY = Phase.READY
 _DEPARTED = Phase.DEPARTED
 
 
+# What `ranges.HANDLER` has, in the order of `AsyncChat._checked`.
+_CHECKED = (
+    "high_water",
+    "low_water",
+    "max_unsent",
+    "ac_out_buffer_size",
+    "close_timeout",
+    "clock",
+    "max_message_length",
+)
+
+
 @implementer(interfaces.IPushProducer, interfaces.IConsumer)
 @implementer(interfaces.IHalfCloseableProtocol, interfaces.IHandshakeListener)
 class AsyncChat(Hooks, Protocol):
@@ -111,6 +123,8 @@ class AsyncChat(Hooks, Protocol):
 
     #: `get_terminator` is overridden, and is asked.
     _asks: ClassVar[bool] = False
+    #: The settings of the class, once they were checked.
+    _checked: ClassVar[tuple[Any, ...]] = (None,) * len(_CHECKED)
     #: handle_secure is overridden.
     _hears_of_tls: ClassVar[bool] = False
     # `__new__` sets all of these at once, and the class has no attribute of the same name. CPython
@@ -194,13 +208,25 @@ class AsyncChat(Hooks, Protocol):
             )
             transports.turn_away(transport, self, error)
             raise error
-        tlslayer.adopt(transport)
-        endings.let_protocol_end(transport)
         self._outbox.connect(transport)
-        transports.tell_of_half_close(transport, self)
+        bare = endings.own(transport, self)
+        if not bare:
+            tlslayer.adopt(transport)
+            endings.let_protocol_end(transport)
+            transports.tell_of_half_close(transport, self)
         try:
             super().makeConnection(transport)  # type: ignore[no-untyped-call] # Twisted's, untyped
-            ranges.check_owner(self, ranges.HANDLER, AsyncChat)
+            checked = self._checked
+            if not (
+                self.high_water is checked[0]
+                and self.low_water is checked[1]
+                and self.max_unsent is checked[2]
+                and self.ac_out_buffer_size is checked[3]
+                and self.close_timeout is checked[4]
+                and self.clock is checked[5]
+                and self.max_message_length is checked[6]
+            ):
+                self._check_settings()
             if self._computes:
                 self._inbox.limit = self.max_message_length
                 self._inbox.overflow = self.overflow
@@ -208,6 +234,8 @@ class AsyncChat(Hooks, Protocol):
             self._failed()
         if self._outbox.phase is _DEPARTED:
             transports.abort(transport)  # abort() was called before there was anything to abort
+        elif bare:
+            self._open()
         elif transports.when_secure(transport, self):
             self._open_if_introduced()
         elif self._state is _CLOSING:
@@ -231,7 +259,12 @@ class AsyncChat(Hooks, Protocol):
             except Exception:  # noqa: BLE001 it is the application's, and is logged
                 self._failed()
             outbox = self._outbox
-            if self._unsettled or (outbox.size and not outbox.send_reply(self.transport)):
+            if self._unsettled:
+                if self._state is not _CLOSING or not closing.at_once(
+                    self.transport, self._inbox, outbox
+                ):
+                    self._settle()
+            elif outbox.size and not outbox.send_reply(self.transport):
                 self._settle()
         finally:
             self._delivering = False
@@ -253,7 +286,8 @@ class AsyncChat(Hooks, Protocol):
         self._outbox.phase = _DEPARTED
         self._outbox.registered = False
         self._inbox.close()
-        self._drop_output()
+        if self._outbox:
+            self._drop_output()
         for ending in (self._closing, self._upgrade):
             if ending is not None:
                 ending.stall.cancel()
@@ -433,13 +467,15 @@ class AsyncChat(Hooks, Protocol):
         """
         if self._state is _CLOSING or self._state is _CLOSED:
             return
-        if self._delivering and self._inbox.undelivered:
+        if self._delivering and (self._inbox.kept or self._inbox.buffer):
             # The peer did not wait for the answer, so more may come when the connection is closed.
             self._inbox.overran = True
         self._set_state(_CLOSING)
         self._unchoke()
-        self._pushed()
-        if not self._delivering:
+        if self._delivering:
+            self._unsettled = True
+        else:
+            self._pushed()
             self._leave()
 
     def close_when_idle(self) -> None:
@@ -570,6 +606,16 @@ class AsyncChat(Hooks, Protocol):
         return None if self.transport is None else transports.peer_address(self.transport)
 
     # -- internals: state
+
+    def _check_settings(self) -> None:
+        """
+        Check the settings of this object; those of its class need no check on the next one.
+        """
+        ranges.check_owner(self, ranges.HANDLER, AsyncChat)
+        cls = type(self)
+        values = tuple(getattr(cls, name) for name in _CHECKED)
+        if values != cls._checked:
+            cls._checked = values
 
     def _set_state(self, state: State) -> None:
         self._state = state
@@ -887,6 +933,8 @@ class AsyncChat(Hooks, Protocol):
         if self.transport is None:
             return
         if self._closing is None:
+            if closing.at_once(self.transport, self._inbox, self._outbox):
+                return
             self._closing = closing.Closing(self, self._inbox, self._outbox, self._abort)
         self._closing.proceed()
 

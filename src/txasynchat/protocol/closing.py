@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from txasynchat.protocol.inbox import Inbox
     from txasynchat.protocol.outbox import Outbox, Owner
 
-__all__ = ["Closing", "broke_off"]
+__all__ = ["Closing", "at_once", "broke_off"]
 
 
 @dataclass(slots=True, eq=False)
@@ -128,6 +128,31 @@ class Closing:
             endings.end(transport)
         else:
             self.abort(CloseTimedOut(limit, outbox.size + (unsent or 0)))
+
+
+def at_once(transport: Any, inbox: Inbox, outbox: Outbox) -> bool:
+    """
+    End a connection of the hub that has nothing to wait for, once its last bytes are sent.
+
+    Of a connection that comes, says one line and goes, this is a third of what its end would cost.
+
+    Returns:
+        False if it has to end in the usual way, which may have begun: last bytes were sent.
+    """
+    close = getattr(type(transport), "close_at_once", None)
+    if (
+        close is None
+        or outbox.phase is not Phase.READY
+        or inbox.kept is not None
+        or inbox.discarded
+        or inbox.overran
+        or not (outbox.finished or outbox.send_last(transport))
+        or not close(transport, unread=not inbox.peer_finished)
+    ):
+        return False
+    inbox.close()
+    outbox.depart(transport)
+    return True
 
 
 def broke_off(error: BaseException | None, transport: Any, outbox: Outbox) -> bool:

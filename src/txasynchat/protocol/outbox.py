@@ -246,6 +246,22 @@ class Outbox(OutputQueue):
             return False
         return True
 
+    def send_last(self, transport: Any) -> bool:
+        """
+        `send_reply` where the request to close follows; return whether everything was sent.
+        """
+        send_now = self._send_now
+        if send_now is None or self.full or self.registered or self.flushing:
+            return False
+        data = self.take_last()
+        if data is None:
+            return False
+        left = send_now(transport, data) if data else data
+        self.taken += len(data) - len(left)
+        if left:
+            self.put_back_last(left)
+        return not left
+
     def _become_producer(self, owner: Owner) -> bool:
         """
         Make *owner* the transport's producer; return whether the transport can still be written to.
