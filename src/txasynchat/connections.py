@@ -10,6 +10,7 @@ stays what it is, and a protocol that forgets ``super()`` is counted all the sam
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred, succeed
@@ -55,6 +56,12 @@ class Connections:
         protocol.makeConnection = _Watch(self, protocol).made
         return protocol
 
+    def began(self, transport: Any, protocol: Any) -> None:
+        """
+        Count a connection, until `ended` is called with the same *transport*.
+        """
+        self._live[transport] = protocol
+
     def when_empty(self) -> Deferred[None]:
         """
         Return a Deferred that fires as soon as there is no connection.
@@ -97,9 +104,12 @@ class Connections:
         except BaseException:  # noqa: BLE001 see finish()
             self._log.failure("cannot end the connection of {transport!r}", transport=transport)
             # Its end will not be reported.
-            self._forget(transport)
+            self.ended(transport)
 
-    def _forget(self, transport: Any) -> None:
+    def ended(self, transport: Any) -> None:
+        """
+        Count a connection no more; harmless when repeated.
+        """
         self._live.pop(transport, None)
         if not self._live:
             waiting, self._waiting = self._waiting, []
@@ -122,14 +132,14 @@ class _Watch:
         self.transport = transport
         del protocol.makeConnection
         protocol.connectionLost = self.lost
-        self.connections._live[transport] = protocol
+        self.connections.began(transport, protocol)
         try:
             make(transport)
         except RuntimeError:
             if getattr(protocol, "transport", transport) is not transport:
                 # It has another connection, and refused this one.
                 protocol.connectionLost = self.original
-                self.connections._forget(transport)
+                self.connections.ended(transport)
             raise
 
     def lost(self, reason: Failure = connectionDone) -> None:
@@ -137,7 +147,7 @@ class _Watch:
         try:
             self.original(reason)
         finally:
-            self.connections._forget(self.transport)
+            self.connections.ended(self.transport)
 
 
 def _handler(protocol: Any) -> Any:
@@ -161,6 +171,23 @@ class WatchedFactory:
     def buildProtocol(self, addr: IAddress | None) -> Any:  # noqa: D102, N802 - IProtocolFactory
         protocol = self._factory.buildProtocol(addr)
         return None if protocol is None else self._connections.watch(protocol)
+
+    def socket_accepted(self, sock: Any, address: Any) -> None:
+        """
+        Let the factory serve a socket, if it takes sockets, and count the connection.
+        """
+        self._count(self._factory.socket_accepted(sock, address))
+
+    def secure_socket_accepted(self, sock: Any, address: Any, options: Any) -> None:
+        """
+        As `socket_accepted`, with TLS; the connection counts when the handshake is done.
+        """
+        self._factory.secure_socket_accepted(sock, address, options, self._count)
+
+    def _count(self, connection: Any) -> None:
+        if connection is not None:
+            self._connections.began(connection, connection)
+            connection.when_ended(partial(self._connections.ended, connection))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._factory, name)

@@ -13,7 +13,7 @@ from txasynchat.compat._reactor import running_event_loop
 if TYPE_CHECKING:
     from txasynchat.compat._driver import MapDriver
 
-__all__ = ["Attachment", "attach"]
+__all__ = ["Attachment", "attach", "default_reactor"]
 
 #: Seconds after which channels are asked although nothing happens to any of them.
 TICK = 0.1
@@ -30,6 +30,9 @@ class Attachment:
         exception: what ended the attachment, as it would have ended ``loop()``: ExitNow, SystemExit,
             an error in a predicate; `None` if nothing has.
     """
+
+    #: A program may put channels into the map at any time, and tell nobody.
+    _expects = True
 
     def __init__(self, driver: MapDriver, reactor: Any) -> None:
         self.reactor = reactor
@@ -65,6 +68,19 @@ class Attachment:
             self._poked = True
             self._call_from_thread(self._look)
 
+    def removed(self, fd: Any) -> None:
+        """
+        The channel under *fd* has left the map.
+        """
+
+    def start(self) -> None:
+        """
+        Begin.
+        """
+        self._driver.start(poll_mode=False)
+        self._driver.hub.attach(self.reactor, self._turn)
+        self._look()
+
     def _look(self) -> None:
         self._poked = False
         if not self._detached:
@@ -78,6 +94,9 @@ class Attachment:
         try:
             ready = self._driver.turn(BATCH)
         except BaseException as error:
+            if self._failed(error):
+                self.poke()
+                return
             self.exception = error
             self.detach()
             if isinstance(error, KeyboardInterrupt):
@@ -92,8 +111,14 @@ class Attachment:
             return
         if ready:
             self.poke()
-        if self._tick is None:
+        if self._tick is None and (self._expects or self._driver.channels):
             self._tick = self._call_later(TICK, self._ticked)
+
+    def _failed(self, error: BaseException) -> bool:  # noqa: ARG002
+        """
+        Return whether the attachment goes on after *error*.
+        """
+        return False
 
 
 def attach(map: dict[Any, Any] | None = None, reactor: Any = None) -> Attachment:  # noqa: A002
@@ -118,7 +143,7 @@ def attach(map: dict[Any, Any] | None = None, reactor: Any = None) -> Attachment
 
     channels = asyncore.socket_map if map is None else map
     if reactor is None:
-        reactor = _default_reactor()
+        reactor = default_reactor()
     driver = _loop.take(channels, vars(asyncore))
     if driver is None or driver.depth > 1:
         if driver is not None:
@@ -128,16 +153,17 @@ def attach(map: dict[Any, Any] | None = None, reactor: Any = None) -> Attachment
         )
     attachment = driver.attachment = Attachment(driver, reactor)
     try:
-        driver.start(poll_mode=False)
-        driver.hub.attach(reactor, attachment._turn)
-        attachment._look()
+        attachment.start()
     except BaseException:
         attachment.detach()
         raise
     return attachment
 
 
-def _default_reactor() -> Any:
+def default_reactor() -> Any:
+    """
+    Return the asyncio event loop that runs in this thread without Twisted, or the installed reactor.
+    """
     installed: Any = sys.modules.get("twisted.internet.reactor")
     loop = running_event_loop()
     if loop is not None and getattr(installed, "_asyncioEventloop", None) is not loop:

@@ -81,6 +81,8 @@ class MapDriver:
         self.wake()
 
     def remove(self, fd: Any) -> None:
+        if self.attachment is not None:
+            self.attachment.removed(fd)
         entries = self._entries
         entries.newcomers.moments.pop(fd, None)
         if entries.batches and _get_ident() == self.thread:

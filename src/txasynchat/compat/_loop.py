@@ -8,15 +8,18 @@ import os
 import threading
 import weakref
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from txasynchat.compat import _interest, _reactor
 from txasynchat.compat._attributes import own
 from txasynchat.compat._driver import MapDriver
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 __all__ = [
     "Driver", "added", "discard", "driver_of", "emptied", "ended", "register", "release",
-    "removed", "rest", "run", "take", "touch", "waits_for_tls",
+    "removed", "rest", "run", "set_adopter", "take", "touch", "waits_for_tls",
 ]  # fmt: skip
 
 
@@ -85,6 +88,18 @@ def register(driver: Driver, owner: Any) -> None:
     key = id(driver.channels)
     _drivers[key] = driver
     weakref.finalize(owner, _drivers.pop, key, None)
+
+
+_adopter: Callable[[Any], None] | None = None
+
+
+def set_adopter(adopter: Callable[[Any], None] | None) -> Callable[[Any], None] | None:
+    """
+    Have *adopter* called with each map that gets a channel while nothing drives it; return the former.
+    """
+    global _adopter
+    before, _adopter = _adopter, adopter
+    return before
 
 
 def take(channels: Any, names: dict[str, Any]) -> MapDriver | None:
@@ -170,6 +185,11 @@ def added(channels: Any, fd: Any) -> None:
     A channel was put into the map *channels* under *fd*.
     """
     driver = _drivers.get(id(channels))
+    if _adopter is not None and (
+        driver is None or (isinstance(driver, MapDriver) and not driver.depth)
+    ):
+        _adopter(channels)
+        driver = _drivers.get(id(channels))
     if driver is not None:
         driver.add(fd)
 

@@ -29,6 +29,7 @@ import socket
 import threading
 import weakref
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.error import ConnectionDone
@@ -40,8 +41,10 @@ from zope.interface import implementer
 
 from txasynchat import endings, transports
 from txasynchat.compat import _interest, _loop, asynchat, asyncore
+from txasynchat.compat._accepted import Accepted, Beside, Handshake
 from txasynchat.delivery import Progress
 from txasynchat.handlers import Hears, arguments_for, hears, wanted
+from txasynchat.hub.port import ISocketFactory
 from txasynchat.log import failure
 from txasynchat.tls import layer as tlslayer
 
@@ -739,9 +742,14 @@ class Connection(Protocol):
             self._reactor.stop()
 
 
+@implementer(ISocketFactory)
 class LegacyFactory(ServerFactory):
     """
-    Builds a legacy handler for each connection, with the transport in the shape of its socket.
+    Builds a legacy handler for each connection, with its socket.
+
+    A port of the hub (``hub:tcp:…``) gives real sockets, and the handlers run as in ``loop()``, beside
+    the reactor: see `compat._accepted`. Everywhere else the handler gets the transport in the shape of
+    a socket.
 
     ``LegacyFactory(Handler)`` calls ``Handler(sock)``, or ``Handler(sock, addr)``, as the names of
     the parameters say; *arguments* follow what was recognised. ``LegacyFactory(build=…)`` calls
@@ -764,6 +772,7 @@ class LegacyFactory(ServerFactory):
 
     protocol = Connection
     noisy = False
+    _log = Logger()
 
     def __init__(
         self,
@@ -777,9 +786,10 @@ class LegacyFactory(ServerFactory):
             raise TypeError("LegacyFactory takes either a handler or build=")
         self.handler = handler
         self.reactor = reactor
+        self._beside: Beside | None = None
         #: Descriptor to channel, as `asyncore.socket_map`.
         self.channels: dict[Any, Any] = {}
-        self.connections: dict[Any, Connection] = {}
+        self.connections: dict[Any, Any] = {}
         #: Connections whose channels are asked again and again.
         self.restless: set[Connection] = set()
         # When the restless are asked next; whether that is in the next turn.
@@ -789,8 +799,73 @@ class LegacyFactory(ServerFactory):
         _loop.register(_FactoryDriver(self), self)
 
     @override
+    def stopFactory(self) -> None:
+        if self._beside is not None:
+            self._beside.leave(self)
+
+    @override
     def buildProtocol(self, addr: IAddress | None) -> Connection:
         return Connection(self)
+
+    def socket_accepted(self, sock: Any, address: Any) -> Accepted | None:
+        """
+        Build a handler for an accepted socket, and run it beside the reactor; see `ISocketFactory`.
+
+        Returns:
+            the connection; None if there is no handler, and the socket is closed.
+        """
+        beside = self._beside = Beside.of(self.reactor)
+        beside.users.add(self)
+        made = None
+        with beside.handlers():
+            try:
+                made = self.build_channel(sock, address)
+            except asyncore._reraised_exceptions:
+                beside.stop()
+            except Exception:  # noqa: BLE001 it is the application's, and is logged
+                failure(self._log, "{peer}: no handler could be built", peer=address)
+                made = False
+        if not isinstance(made, asyncore.dispatcher) or made.socket is None:
+            made = None if made is False else self._find(sock, made)
+        if made is None:
+            sock.close()
+            return None
+        connection = Accepted(made, address)
+        self.connections[connection] = connection
+        connection.when_ended(partial(self.connections.pop, connection))
+        beside.watch(connection)
+        return connection
+
+    def _find(self, sock: Any, made: Any) -> Any:
+        """
+        Return the channel that has *sock*, where the builder did not return it.
+        """
+        channel = asyncore.socket_map.get(sock.fileno())
+        if channel is None or channel.socket is not sock:
+            self._log.error("{peer}: {what}", peer=sock, what=_not_ours(made))
+            return None
+        return channel
+
+    def secure_socket_accepted(
+        self,
+        sock: Any,
+        address: Any,
+        options: Any,
+        done: Callable[[Accepted | None], object] = lambda _: None,
+    ) -> None:
+        """
+        Shake hands on an accepted socket, and then do as `socket_accepted` does.
+
+        Args:
+            sock: see `ISocketFactory`.
+            address: see there.
+            options: a `ServerOptions`.
+            done: called with what `socket_accepted` returns, or None after a handshake that failed.
+        """
+        beside = self._beside = Beside.of(self.reactor)
+        beside.users.add(self)
+        with beside.handlers():
+            Handshake(sock, address, options, self.socket_accepted, done)
 
     def look_again(self, connection: Connection, *, soon: bool = False) -> None:
         """

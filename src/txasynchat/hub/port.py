@@ -65,7 +65,7 @@ class ISocketFactory(Interface):
     A factory for ports of a hub that serves sockets by itself.
     """
 
-    def socket_accepted(sock: socket.socket, address: Any) -> None:  # noqa: N805 an interface
+    def socket_accepted(sock: socket.socket, address: Any) -> Any:  # noqa: N805 an interface
         """
         Serve a connection; it is the factory's from now on, to be closed too.
 

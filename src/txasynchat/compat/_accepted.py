@@ -1,0 +1,395 @@
+"""
+Accepted sockets, for legacy handlers that run beside a reactor.
+
+A port of the hub gives the socket; the handler gets it as it is, and the facade's own driver calls it,
+by `attach`. So a served handler has what it would have in ``loop()``. The maps in which it registers
+channels, its own and others that it opens, are attached when the first one is there, and left alone
+when they are empty.
+
+Three things are decided here, which ``loop()`` decides otherwise:
+
+- `asyncore.ExitNow`, `SystemExit` and `KeyboardInterrupt` of a handler stop the reactor;
+- an exception of a predicate ends the channel that raises it, and not the loop;
+- a connection lasts until its channel has left its map, and whoever wants to know is told.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import sys
+import threading
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, ClassVar
+from weakref import WeakKeyDictionary, WeakSet
+
+from twisted.logger import Logger
+from typing_extensions import override
+
+from txasynchat.compat import _loop, asyncore
+from txasynchat.compat._attach import Attachment, default_reactor
+from txasynchat.compat._driver import MapDriver
+from txasynchat.compat._tls_socket import TLSSocket
+from txasynchat.log import Throttle, escape, failure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["Accepted", "Beside", "Handshake"]
+
+_log = Logger()
+# One line a second for each kind: peers can repeat them.
+_failed = Throttle(1.0)
+
+
+class Accepted:
+    """
+    One connection whose handler has the socket; what a server knows of it.
+
+    Args:
+        channel: the handler; in its map.
+        address: the peer's.
+
+    Attributes:
+        channel: the handler.
+    """
+
+    __slots__ = ("_address", "_on_end", "channel")
+
+    def __init__(self, channel: Any, address: Any) -> None:
+        self.channel = channel
+        self._address = address
+        self._on_end: list[Callable[[], object]] = []
+
+    def __repr__(self) -> str:
+        return f"<Accepted from {self._address!r}: {self.channel!r}>"
+
+    def when_ended(self, call: Callable[[], object]) -> None:
+        """
+        Call *call* when the channel has left its map.
+        """
+        self._on_end.append(call)
+
+    def ended(self) -> None:
+        """
+        Called once, when the channel has left its map.
+        """
+        for call in self._on_end:
+            call()
+
+    def handle_shutdown(self) -> None:
+        """
+        The server stops: the channel sends what it has queued, and closes.
+
+        One that is no ``async_chat`` has no queue: it meets the end of the stream.
+        """
+        if hasattr(type(self.channel), "close_when_done"):
+            self.channel.close_when_done()
+        else:
+            self.loseConnection()
+
+    def loseConnection(self) -> None:  # noqa: N802 as of a transport
+        """
+        Let the channel meet the end of the stream.
+        """
+        try:
+            self.channel.socket.shutdown(socket.SHUT_RD)
+        except OSError:
+            self.channel.handle_close()
+
+    def abortConnection(self) -> None:  # noqa: N802 as of a transport
+        """
+        Reset the connection; what the system does not have yet is lost.
+        """
+        with suppress(OSError):
+            self.channel.socket.setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+            )
+        try:
+            self.channel.handle_close()
+        finally:
+            self.channel.close()
+
+
+class Handshake(asyncore.dispatcher):
+    """
+    The channel of an accepted socket until TLS is agreed on; then the handler gets the socket.
+
+    Args:
+        sock, address: as they were accepted.
+        options: a `ServerOptions`.
+        serve: called with the socket, which has TLS on it, and *address*.
+        done: called with what *serve* returned; with None after a handshake that failed.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        address: Any,
+        options: Any,
+        serve: Callable[[Any, Any], Accepted | None],
+        done: Callable[[Accepted | None], object],
+    ) -> None:
+        self._peer = address
+        self._serve = serve
+        self._done = done
+        tls = TLSSocket(
+            sock, options, server_side=True, handshake_timeout=options.handshake_timeout
+        )
+        super().__init__(tls)
+        tls.belong_to(self)
+        tls.begin()
+
+    @override
+    def handle_read(self) -> None:
+        self.handle_write()
+
+    @override
+    def handle_write(self) -> None:
+        """
+        The first event that TLS lets through: the handshake is done.
+        """
+        tls = self.socket
+        if tls is not None and tls.secure:
+            self.del_channel()
+            self.socket = None
+            self._done(self._serve(tls, self._peer))
+
+    @override
+    def handle_close(self) -> None:
+        self.close()
+        self._done(None)
+
+    @override
+    def handle_error(self) -> None:
+        error = sys.exc_info()[1]
+        self.close()
+        suppressed = _failed.suppressed(type(error).__name__)
+        if suppressed is not None:
+            _log.info(
+                "{peer}: {error}{before}",
+                peer=self._peer,
+                error=escape(str(error)),
+                before=f" ({suppressed} of these before it were not logged)" if suppressed else "",
+            )
+        self._done(None)
+
+
+class Beside:
+    """
+    The maps that one reactor drives because served handlers use them; there is one for each reactor.
+    """
+
+    _all: ClassVar[WeakKeyDictionary[Any, Beside]] = WeakKeyDictionary()
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+        self._thread = threading.get_ident()
+        #: Factories that listen: until the last one has stopped, maps stay attached without channels.
+        self.users: WeakSet[Any] = WeakSet()
+        self._names = vars(asyncore) | {name: _guarded(name) for name in _CALLS}
+        self._attachments: list[_Served] = []
+
+    @classmethod
+    def of(cls, reactor: Any) -> Beside:
+        """
+        Return the one of *reactor*; of the installed one for None.
+        """
+        reactor = reactor or default_reactor()
+        return cls._all.get(reactor) or cls._all.setdefault(reactor, cls(reactor))
+
+    @contextmanager
+    def handlers(self) -> Iterator[None]:
+        """
+        Drive each map in which a channel registers meanwhile, in this thread.
+        """
+        before = _loop.set_adopter(self._adopt)
+        try:
+            yield
+        finally:
+            _loop.set_adopter(before)
+
+    def watch(self, connection: Accepted) -> None:
+        """
+        Tell *connection* when its channel has left its map.
+        """
+        channel = connection.channel
+        attachment = getattr(_loop.driver_of(channel._map), "attachment", None)
+        if isinstance(attachment, _Served):
+            attachment.watched[channel._fileno] = connection
+
+    def leave(self, user: Any) -> None:
+        """
+        A factory listens no more.
+        """
+        self.users.discard(user)
+        for one in list(self._attachments):
+            one.detach_if_unused()
+
+    def stop(self) -> None:
+        """
+        A handler asked to leave ``loop()``; here that is the reactor.
+        """
+        _log.info("a served handler ends the program")
+        if self._reactor.running:
+            self._reactor.stop()
+
+    def _adopt(self, channels: dict[Any, Any]) -> None:
+        if threading.get_ident() != self._thread:
+            return  # its own thread may run a loop()
+        kept = _loop.driver_of(channels)
+        if isinstance(kept, MapDriver) and not kept.depth:
+            _loop.discard(kept)  # of an earlier loop(), which exceptions may end
+        driver = _loop.take(channels, self._names)
+        if driver is None or driver.depth > 1:
+            if driver is not None:
+                _loop.release(driver)
+            return  # somebody else drives it
+        attachment = driver.attachment = _Served(driver, self._reactor, self)
+        self._attachments.append(attachment)
+        attachment.start()
+
+    def detached(self, attachment: _Served) -> None:
+        """
+        *attachment* has ended.
+        """
+        self._attachments.remove(attachment)
+
+
+class _Served(Attachment):
+    """
+    The attachment of a map that served handlers use.
+
+    Attributes:
+        watched: descriptor to connection.
+    """
+
+    _expects = False
+
+    def __init__(self, driver: Any, reactor: Any, beside: Beside) -> None:
+        super().__init__(driver, reactor)
+        self._beside = beside
+        self.watched: dict[Any, Accepted] = {}
+        self._left: list[Any] = []
+
+    @override
+    def start(self) -> None:
+        # Not asked at once: the first channel is still being made.
+        self._driver.start(poll_mode=False)
+        self._driver.hub.attach(self.reactor, self._turn)
+        self.poke()
+
+    @override
+    def removed(self, fd: Any) -> None:
+        """
+        The channel under *fd* has left the map; another one may take its place, with its socket.
+        """
+        if fd in self.watched:
+            self._left.append(fd)
+
+    @override
+    def _turn(self) -> None:
+        with self._beside.handlers():
+            super()._turn()
+        if self._left:
+            self._tell_of_ends()
+        if not self._driver.channels:
+            self.detach_if_unused()
+
+    @override
+    def _ticked(self) -> None:
+        # Whoever takes a channel out of the map by hand tells nobody.
+        channels = self._driver.channels
+        self._left += [fd for fd in self.watched if fd not in channels]
+        super()._ticked()
+
+    @override
+    def detach(self) -> None:
+        if not self._detached:
+            super().detach()
+            self._beside.detached(self)
+
+    def detach_if_unused(self) -> None:
+        """
+        End, if there is no channel and nobody will bring one.
+        """
+        if not (self._driver.channels or self._beside.users):
+            self.detach()
+
+    def _tell_of_ends(self) -> None:
+        left, self._left = self._left, []
+        channels = self._driver.channels
+        for fd in left:
+            channel = channels.get(fd)
+            connection = self.watched.get(fd)
+            if connection is None:
+                continue
+            if channel is not None:
+                connection.channel = channel
+                continue
+            del self.watched[fd]
+            connection.ended()
+
+    @override
+    def _failed(self, error: BaseException) -> bool:
+        if isinstance(error, asyncore._reraised_exceptions):
+            self._beside.stop()
+            return True
+        channels = self._driver.channels
+        culprits = [one for one in list(channels.values()) if _raises(one)]
+        for channel in culprits:
+            try:
+                channel.handle_close()
+            except Exception:  # noqa: BLE001 it is the application's, and is logged
+                failure(_log, "{channel!r}: handle_close raised", channel=channel)
+            _end(channel)
+        return bool(culprits)
+
+
+#: How a dispatch calls a channel: the functions of ``asyncore``.
+_CALLS = ("read", "write", "_exception", "readwrite")
+
+
+def _guarded(name: str) -> Callable[..., None]:
+    """
+    Return a function of ``asyncore`` that ends a channel instead of the loop.
+    """
+    call = getattr(asyncore, name)
+
+    def guarded(channel: Any, *flags: int) -> None:
+        try:
+            call(channel, *flags)
+        except asyncore._reraised_exceptions:
+            raise
+        except Exception:  # noqa: BLE001 it is the application's, and is logged
+            failure(_log, "{channel!r}: the handler raised", channel=channel)
+            _end(channel)
+
+    return guarded
+
+
+def _end(channel: Any) -> None:
+    """
+    Close *channel* past what it makes of that.
+    """
+    with suppress(Exception):
+        asyncore.dispatcher.close(channel)
+
+
+def _raises(channel: Any) -> bool:
+    """
+    Return whether *channel* cannot be driven any more: its socket is closed, or a predicate raises,
+    which is logged.
+    """
+    try:
+        os.fstat(channel.socket.fileno())
+    except (AttributeError, OSError, ValueError):
+        return True
+    try:
+        channel.readable()
+        channel.writable()
+    except Exception:  # noqa: BLE001 asyncore lets these end its loop; here one channel
+        failure(_log, "{channel!r}: the handler raised", channel=channel)
+        return True
+    return False
