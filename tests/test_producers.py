@@ -604,3 +604,41 @@ def test_random_programs_agree_with_a_plain_list_of_bytes():
         got += drain(queue, chance.randrange(1, 5_000))
         assert got == expected
         assert queue.size == 0
+
+
+@given(st.lists(st.binary(max_size=4), max_size=6), st.integers(0, 30))
+def test_the_last_bytes_are_taken_and_put_back_as_if_nothing_had_been_done(pushed, sent):
+    """A system that takes only a part of the last answer loses nothing of it."""
+    queue = OutputQueue()
+    for data in pushed:
+        queue.push(data)
+    assert queue.take_last() is None  # no end was asked for
+    queue.close_when_done()
+    last = queue.take_last()
+    assert last == b"".join(pushed)
+    assert queue.finished
+    assert not queue
+    assert not queue.size
+    left = last[sent:]
+    if left:
+        queue.put_back_last(left)
+        assert (queue.size, queue.finished) == (len(left), False)
+        queue.push(b"late")  # dropped, as behind every request to close
+        assert queue.take(100) == left
+        assert queue.take(100) == b""
+        assert queue.finished
+
+
+def test_the_last_bytes_are_not_taken_before_a_producer_or_from_a_part():
+    queue = OutputQueue()
+    queue.push(b"first")
+    queue.push_producer(iter([b"second"]))
+    queue.close_when_done()
+    assert queue.take_last() is None
+    assert queue.take(100) == b"firstsecond"
+    queue = OutputQueue()
+    queue.push(b"in parts")
+    queue.close_when_done()
+    assert queue.take(3) == b"in "
+    assert queue.take_last() is None
+    assert queue.take(100) == b"parts"

@@ -120,6 +120,7 @@ async def until(condition):
 
 class ServerTestCase(TestCase):
     timeout = 20
+    transport = "twisted"
 
     @pytest.fixture(autouse=True)
     def in_a_folder(self, tmp_path):
@@ -133,6 +134,7 @@ class ServerTestCase(TestCase):
         return quoteStringArgument(str(path)), authority
 
     def serve(self, factory, *endpoints, **options):
+        options = {"transport": self.transport, **options}
         server = Server(reactor, factory, endpoints or [LOOPBACK], **options)
         server.startService()
         self.addCleanup(self.ended, server)
@@ -874,3 +876,15 @@ def open_chat(terminator, handler=Answering):
     transport = StringTransport()
     chat.makeConnection(transport)
     return chat, transport
+
+
+class FactoryTestsOnTheHub(FactoryTests):
+    transport = "hub"
+
+
+class OtherFactoryTestsOnTheHub(OtherFactoryTests):
+    transport = "hub"
+
+
+class StopTestsOnTheHub(StopTests):
+    transport = "hub"
