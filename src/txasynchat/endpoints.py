@@ -42,8 +42,8 @@ from txasynchat.errors import ChatError, HandshakeFailed
 from txasynchat.listening import parse
 from txasynchat.ranges import TLS
 from txasynchat.tls.certificates import Credentials
-from txasynchat.tls.layer import TLSFactory
 from txasynchat.tls.options import ClientCertificate, ClientOptions, ServerOptions, Version
+from txasynchat.tls.transport import TLSFactory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IProtocolFactory
     from twisted.internet.protocol import Factory
 
-    from txasynchat.tls.layer import TLSLayer
+    from txasynchat.tls.transport import TLSTransport
 
 __all__ = [
     "SecureClientEndpoint",
@@ -103,10 +103,11 @@ class SecureClientEndpoint:
             verifies no name.
     """
 
-    def __init__(self, reactor: Any, endpoint: Any, options: ClientOptions) -> None:
-        if not IOpenSSLClientConnectionCreator.providedBy(
-            options
-        ) or IOpenSSLServerConnectionCreator.providedBy(options):
+    def __init__(self, reactor: Any, endpoint: Any, options: Any) -> None:
+        if not isinstance(options, ClientOptions) and (
+            not IOpenSSLClientConnectionCreator.providedBy(options)
+            or IOpenSSLServerConnectionCreator.providedBy(options)
+        ):
             raise TypeError(
                 "options must be ClientOptions(hostname), or Twisted's optionsForClientTLS(hostname),"
                 f" which verify the server's name: {options!r:.80}"
@@ -138,14 +139,14 @@ class _Connecting(TLSFactory):
 
     _log = Logger()
 
-    def __init__(self, options: ClientOptions, factory: IProtocolFactory, reactor: Any) -> None:
+    def __init__(self, options: Any, factory: IProtocolFactory, reactor: Any) -> None:
         super().__init__(options, True, factory, reactor)
         # None once it has fired.
         self._secured: Deferred[Any] | None = Deferred(self._cancel)
         # The other endpoint's, until it asks for a protocol.
         self._connecting: Deferred[Any] | None = None
         self._asked = False
-        self._layer: TLSLayer | None = None
+        self._layer: TLSTransport | None = None
 
     def begin(self, endpoint: Any) -> Deferred[Any]:
         """
@@ -179,7 +180,7 @@ class _Connecting(TLSFactory):
         return self._layer
 
     @override
-    def settled(self, layer: TLSLayer, failure: Failure | None) -> None:
+    def settled(self, layer: TLSTransport, failure: Failure | None) -> None:
         """
         Fire with the protocol, or fail.
         """

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from twisted.logger import LogEvent
 
 __all__ = [
+    "TLSBase",
     "abort",
     "accept_fewer",
     "can_half_close",
@@ -54,6 +55,8 @@ __all__ = [
     "has_unread_bytes",
     "immediate_sender",
     "innermost",
+    "is_secure",
+    "is_tls",
     "link_to",
     "lose",
     "outstanding_bytes",
@@ -78,6 +81,30 @@ __all__ = [
 ]
 
 
+class TLSBase(ProtocolWrapper):
+    """
+    TLS of this package, as far as it is known here; `txasynchat.tls.transport` has the rest.
+    """
+
+    #: The handshake is done.
+    is_secure = False
+    #: What ``connectionLost`` will tell; None: what the transport below says.
+    reason: Failure | None = None
+
+    def send_now(self, data: bytes) -> bytes:
+        """
+        Do what the function of `immediate_sender` does.
+        """
+        return data
+
+    @property
+    def sent_everything(self) -> bool:
+        """
+        Nothing more is to be sent: close_notify was, or TLS is over.
+        """
+        return True
+
+
 def immediate_sender(transport: Any) -> Callable[[Any, bytes], bytes] | None:
     """
     Return a function that hands bytes to the operating system at once, or None if there is none.
@@ -89,8 +116,8 @@ def immediate_sender(transport: Any) -> Callable[[Any, bytes], bytes] | None:
     for ``transport.write``. That is everything if other bytes wait before them, or if the connection is
     lost, which the reactor will notice and report by itself.
     """
-    if isinstance(transport, TLSMemoryBIOProtocol):
-        return getattr(type(transport), "send_now", None)
+    if isinstance(transport, TLSBase):
+        return type(transport).send_now
     if not isinstance(transport, Connection):
         return None
     return _send_after_descriptors if isinstance(transport, _SendmsgMixin) else _send
@@ -179,7 +206,7 @@ def can_half_close(transport: Any) -> bool:
     )
 
 
-def tls_layer(transport: Any) -> TLSMemoryBIOProtocol | None:
+def tls_layer(transport: Any) -> Any:
     """
     Return the TLS that *transport* is, or is wrapped around; None without TLS.
 
@@ -187,13 +214,27 @@ def tls_layer(transport: Any) -> TLSMemoryBIOProtocol | None:
     """
     found = layers(transport)
     for layer in found:
-        if isinstance(layer, TLSMemoryBIOProtocol):
+        if is_tls(layer):
             return layer
     if getattr(found[-1], "TLS", False):
         above = getattr(found[-1], "protocol", None)
-        if isinstance(above, TLSMemoryBIOProtocol):
+        if is_tls(above):
             return above
     return None
+
+
+def is_tls(layer: Any) -> bool:
+    """
+    Return whether *layer* is TLS, ours or Twisted's.
+    """
+    return isinstance(layer, TLSBase | TLSMemoryBIOProtocol)
+
+
+def is_secure(tls: Any) -> bool:
+    """
+    Return whether the handshake of what `tls_layer` returned is done.
+    """
+    return bool(tls.is_secure if isinstance(tls, TLSBase) else tls._handshakeDone)
 
 
 def when_secure(transport: Any, listener: Any) -> bool:
@@ -204,7 +245,7 @@ def when_secure(transport: Any, listener: Any) -> bool:
     above itself, if that provides `IHandshakeListener`; a policy's wrapper is made to pass it on.
     """
     tls = tls_layer(transport)
-    if tls is None or tls._handshakeDone:
+    if tls is None or is_secure(tls):
         return True
     _pass_on(tls.wrappedProtocol, listener, IHandshakeListener)
     _pass_on(tls.wrappedProtocol, listener, IHalfCloseableProtocol)
@@ -301,8 +342,8 @@ def turn_away(transport: Any, protocol: Any, error: Exception) -> None:
     if link is not None:
         above, attribute = link
         setattr(above, attribute, Protocol())
-        if isinstance(above, TLSMemoryBIOProtocol):
-            above._reason = Failure(error)  # type: ignore[no-untyped-call] # Twisted's, untyped
+        if isinstance(above, TLSBase):
+            above.reason = Failure(error)  # type: ignore[no-untyped-call] # Twisted's, untyped
         connected = getattr(above, "_connectedDeferred", None)
         if connected is not None and not connected.called:
             connected.errback(error)

@@ -43,7 +43,7 @@ from txasynchat.compat import _interest, _loop, asynchat, asyncore
 from txasynchat.delivery import Progress
 from txasynchat.handlers import Hears, arguments_for, hears, wanted
 from txasynchat.log import failure
-from txasynchat.tls import layer as tlslayer
+from txasynchat.tls.transport import adopt
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -309,7 +309,7 @@ class Connection(Protocol):
 
     @override
     def makeConnection(self, transport: Any) -> None:
-        tlslayer.adopt(transport)
+        adopt(transport)
         endings.let_protocol_end(transport)
         self._send_now = transports.immediate_sender(transport)
         transports.tell_of_half_close(transport, self)

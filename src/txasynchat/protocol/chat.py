@@ -52,9 +52,9 @@ from txasynchat.protocol.inbox import Inbox
 from txasynchat.protocol.outbox import HalfClose, Outbox, Phase
 from txasynchat.protocol.sending import Sending
 from txasynchat.protocol.starttls import Upgrade, is_for_client
-from txasynchat.tls import layer as tlslayer
-from txasynchat.tls.layer import TLSInfo
+from txasynchat.tls.info import TLSInfo
 from txasynchat.tls.leftovers import Leftovers
+from txasynchat.tls.transport import adopt
 
 if TYPE_CHECKING:
     from typing import Self
@@ -211,7 +211,7 @@ class AsyncChat(Sending, Protocol):
             )
             transports.turn_away(transport, self, error)
             raise error
-        tlslayer.adopt(transport)
+        adopt(transport)
         endings.let_protocol_end(transport)
         self._outbox.connect(transport)
         transports.tell_of_half_close(transport, self)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
 
     from txasynchat.errors import ChatError, MessageTooLong
-    from txasynchat.tls.layer import TLSInfo
+    from txasynchat.tls.info import TLSInfo
 
 __all__ = ["Hooks"]
 

@@ -11,8 +11,8 @@ what has arrived when TLS starts is either refused or given to TLS, where plaint
 record. It is never handled.
 
 The steps: delivery stops; what was queued goes out in the clear, up to a barrier in the output queue;
-whatever arrived until then is left over; a `TLSLayer` is put between the transport and the protocol;
-delivery goes on after its handshake.
+whatever arrived until then is left over; a `TLSTransport` is put between the transport and the
+protocol; delivery goes on after its handshake.
 
 One limit on time holds for the handshake, and for a peer that takes nothing of what must go out before.
 """
@@ -30,8 +30,8 @@ from txasynchat import transports
 from txasynchat.delivery import StallWatch
 from txasynchat.errors import HandshakeTimedOut, PlaintextAfterStartTLS
 from txasynchat.protocol.outbox import Phase
-from txasynchat.tls.layer import TLSFactory
 from txasynchat.tls.leftovers import Leftovers
+from txasynchat.tls.transport import TLSFactory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -181,6 +181,9 @@ def is_for_client(options: Any) -> bool:
     Raises:
         TypeError: they are for neither, or for both.
     """
+    is_client: bool | None = getattr(options, "is_client", None)
+    if is_client is not None:
+        return is_client
     client = IOpenSSLClientConnectionCreator.providedBy(options)
     server = IOpenSSLServerConnectionCreator.providedBy(options)
     if client is server:

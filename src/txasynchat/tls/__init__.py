@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from txasynchat.tls.certificates import Credentials
-    from txasynchat.tls.layer import TLSInfo
+    from txasynchat.tls.info import TLSInfo
     from txasynchat.tls.leftovers import Leftovers
     from txasynchat.tls.options import ClientCertificate, ClientOptions, ServerOptions, Version
 
@@ -31,7 +31,7 @@ _MODULES = {
     "Credentials": "certificates",
     "Leftovers": "leftovers",
     "ServerOptions": "options",
-    "TLSInfo": "layer",
+    "TLSInfo": "info",
     "Version": "options",
 }
 
