@@ -42,8 +42,8 @@ from txasynchat.errors import ChatError, HandshakeFailed
 from txasynchat.listening import parse
 from txasynchat.ranges import TLS
 from txasynchat.tls.certificates import Credentials
+from txasynchat.tls.factory import TLSFactory
 from txasynchat.tls.options import ClientCertificate, ClientOptions, ServerOptions, Version
-from txasynchat.tls.transport import TLSFactory
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -38,9 +38,9 @@ from helpers.wire import drain, raw_from
 from txasynchat import errors
 from txasynchat.compat import LegacyFactory, _tls_socket, asynchat, tls
 from txasynchat.endpoints import SecureServerEndpoint
+from txasynchat.tls.factory import TLSFactory
 from txasynchat.tls.handshakes import HandshakeLimit
 from txasynchat.tls.pending import PENDING, Pending, default_limit, network_of
-from txasynchat.tls.transport import TLSFactory
 
 #: The addresses of the attackers and of the honest client.
 THEIRS, OURS = "127.0.0.2", "127.0.0.3"

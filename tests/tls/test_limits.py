@@ -1,7 +1,7 @@
 """
 Peers that stop, vanish, or send what they should not: how long they are kept, and at what cost.
 
-Also covers `tls.transport` and `tls.pyopenssl`.
+Also covers `tls.opening`.
 """
 
 import contextlib

@@ -1,7 +1,7 @@
 """
 TLS as a transport, for protocols that are not an `AsyncChat`: with options of ours and of Twisted's.
 
-Also covers `tls.info` and `tls.pyopenssl`.
+Also covers `tls.factory`, `tls.info` and `tls.pyopenssl`.
 """
 
 import pytest
@@ -34,7 +34,7 @@ from helpers.support import HOST, Notes, Server, leaf, pem, server_options, trus
 from txasynchat import AsyncChat, errors, transports
 from txasynchat.endpoints import SecureClientEndpoint
 from txasynchat.tls import ClientOptions, TLSInfo
-from txasynchat.tls.transport import TLSFactory
+from txasynchat.tls.factory import TLSFactory
 
 pytestmark = pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")
 

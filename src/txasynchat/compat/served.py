@@ -43,7 +43,7 @@ from txasynchat.compat import _interest, _loop, asynchat, asyncore
 from txasynchat.delivery import Progress
 from txasynchat.handlers import Hears, arguments_for, hears, wanted
 from txasynchat.log import failure
-from txasynchat.tls.transport import adopt
+from txasynchat.tls.factory import adopt
 
 if TYPE_CHECKING:
     from collections.abc import Callable

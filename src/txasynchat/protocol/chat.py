@@ -52,9 +52,9 @@ from txasynchat.protocol.inbox import Inbox
 from txasynchat.protocol.outbox import HalfClose, Outbox, Phase
 from txasynchat.protocol.sending import Sending
 from txasynchat.protocol.starttls import Upgrade, is_for_client
+from txasynchat.tls.factory import adopt
 from txasynchat.tls.info import TLSInfo
 from txasynchat.tls.leftovers import Leftovers
-from txasynchat.tls.transport import adopt
 
 if TYPE_CHECKING:
     from typing import Self

@@ -30,8 +30,8 @@ from txasynchat import transports
 from txasynchat.delivery import StallWatch
 from txasynchat.errors import HandshakeTimedOut, PlaintextAfterStartTLS
 from txasynchat.protocol.outbox import Phase
+from txasynchat.tls.factory import TLSFactory
 from txasynchat.tls.leftovers import Leftovers
-from txasynchat.tls.transport import TLSFactory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
