@@ -87,9 +87,9 @@ class TLSBase(ProtocolWrapper):
     """
 
     #: The handshake is done.
-    is_secure = False
+    is_secure: bool
     #: What ``connectionLost`` will tell; None: what the transport below says.
-    reason: Failure | None = None
+    reason: Failure | None
 
     def send_now(self, data: bytes) -> bytes:
         """

@@ -122,6 +122,7 @@ def adopt(transport: Any) -> None:
         connection, layer._tlsConnection = layer._tlsConnection, None  # type: ignore[assignment] # it is held there only
         layer.__class__ = OverTwisteds  # type: ignore[assignment] # it differs in methods only
         adopted: Any = layer
+        adopted.set_up()
         adopted._early = layer._appSendBuffer or None
         is_server = transports.was_accepted(layer.transport)
         adopted.engine = PyOpenSSLEngine(lambda: connection, is_server=is_server)

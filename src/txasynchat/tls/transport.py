@@ -78,44 +78,51 @@ class TLSTransport(transports.TLSBase):
     #: Seconds in which the peer must have taken something of what was written before.
     flush_timeout: float = 10.0
 
-    #: An `Engine` or `PyOpenSSLEngine`; None before the connection and after it.
-    engine: Any = None
-
-    # Narrower in Twisted, untyped, or None at times that do not concern us.
+    # Narrower in Twisted, or untyped.
     transport: Any
     wrappedProtocol: Any  # noqa: N815 Twisted's name
     __provides__: Any
 
-    _opening: Opening | None = None
-    _clock: IReactorTime | None = None
-    _send_below: Callable[[Any, bytes], bytes] | None = None
-    #: What the transport writes to, where that may be lost by itself.
-    _writing_end: Any = None
-    #: The handshake is done, and the peer's direction is open.
-    _reads = False
-    #: What was written before it could be encrypted.
-    _early: list[bytes] | None = None
-    #: What was written while received data is handled.
-    _outgoing: list[bytes] | None = None
-    _outgoing_size = 0
-    _producer: _Producer | None = None
-    #: The protocol has a queue, which goes before what others write.
-    _asks_writes = False
-    #: The peer sent close_notify, and the protocol goes on writing.
-    _half_closed = False
-    #: `loseWriteConnection` was called: nothing more is written.
-    _write_closed = False
-    #: TLS is over, and the transport was told to close.
-    _over = False
-    _aborted = False
-    #: The limit on the end: the next look, what was seen, and seconds without progress.
-    _timer: IDelayedCall | None = None
-    _progress: Progress | None = None
-    _stalled = 0.0
-
     def __init__(self, factory: Any, protocol: Any, connects: bool = True) -> None:
         super().__init__(factory, protocol)
         self._connects = connects
+        self.set_up()
+
+    def set_up(self) -> None:
+        """
+        Set the attributes to what holds before the handshake.
+
+        All at once, and none of them in the class, for the reason given in `AsyncChat`.
+        """
+        #: An `Engine` or `PyOpenSSLEngine`; None before the connection and after it.
+        self.engine: Any = None
+        self.is_secure = False
+        self.reason: Failure | None = None
+        self._opening: Opening | None = None
+        self._clock: IReactorTime | None = None
+        self._send_below: Callable[[Any, bytes], bytes] | None = None
+        # What the transport writes to, where that may be lost by itself.
+        self._writing_end: Any = None
+        # The handshake is done, and this direction is open.
+        self._reads = self._writes = False
+        # What was written before it could be encrypted.
+        self._early: list[bytes] | None = None
+        # What was written while received data is handled.
+        self._outgoing: list[bytes] | None = None
+        self._outgoing_size = 0
+        self._producer: _Producer | None = None
+        # The protocol has a queue, which goes before what others write.
+        self._asks_writes = False
+        # The peer sent close_notify, and the protocol goes on writing.
+        self._half_closed = False
+        # `loseWriteConnection` was called: nothing more is written.
+        self._write_closed = False
+        # TLS is over, and the transport was told to close; or it was aborted.
+        self._over = self._aborted = False
+        # The limit on the end: the next look, what was seen, and seconds without progress.
+        self._timer: IDelayedCall | None = None
+        self._progress: Progress | None = None
+        self._stalled = 0.0
 
     # -- IProtocol: called by the transport below
 
@@ -207,7 +214,7 @@ class TLSTransport(transports.TLSBase):
         if not self._over and self.reason is None and not self.disconnecting:
             self.reason = self._explain_loss(reason.getErrorMessage())
         reason, self.reason = self.reason or reason, None
-        self._reads = self.connected = False
+        self._reads = self._writes = self.connected = False
         self._over = True
         self._outgoing = self._early = self._opening = None
         self._settle(reason)
@@ -268,12 +275,7 @@ class TLSTransport(transports.TLSBase):
 
         So a protocol need not become a producer before there is something to wait for.
         """
-        if (
-            self._send_below is None
-            or self.disconnecting
-            or self._write_closed
-            or not transports.has_room(self.transport)
-        ):
+        if not self._writes or not transports.has_room(self.transport):
             return data
         if self._outgoing:
             self._join(data)
@@ -292,6 +294,7 @@ class TLSTransport(transports.TLSBase):
             return
         self._send_outgoing()
         self.disconnecting = True
+        self._writes = False
         if not (self.is_secure or self._early):
             self.abortConnection()
         self._say_goodbye()
@@ -310,6 +313,7 @@ class TLSTransport(transports.TLSBase):
             return
         self._send_outgoing()
         self._write_closed = True
+        self._writes = False
         self._say_goodbye()
 
     def abortConnection(self) -> None:  # noqa: N802 Twisted's name
@@ -318,7 +322,7 @@ class TLSTransport(transports.TLSBase):
         """
         self._outgoing = None
         self._aborted = self.disconnecting = True
-        self._reads = False
+        self._reads = self._writes = False
         self._stop_timer()
         if self._opening is not None:
             self._opening.cancel()
@@ -396,6 +400,8 @@ class TLSTransport(transports.TLSBase):
         self.is_secure = self._reads = True
         self._opening = None
         self._send_below = transports.immediate_sender(self.transport)
+        if self._send_below is not None and not (self.disconnecting or self._write_closed):
+            self._writes = True
         self._send_early()
         self.flush()
         producer = self._producer
@@ -461,7 +467,7 @@ class TLSTransport(transports.TLSBase):
         engine = self.engine
         if engine is None:
             return
-        if self.is_secure and self._early is None:
+        if self._early is None and self.is_secure:
             record = engine.encrypt(data) if len(data) <= RECORD else None
             if record:
                 self._send(record)
@@ -559,7 +565,7 @@ class TLSTransport(transports.TLSBase):
             self.reason = reason
         if not self._over:
             self._over = True
-            self._reads = False
+            self._reads = self._writes = False
             if self._opening is not None:
                 self._opening.cancel()
             self.flush()
