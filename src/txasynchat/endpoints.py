@@ -72,9 +72,14 @@ class SecureServerEndpoint:
         reactor: measures the time for the limits.
         endpoint: accepts the connections.
         options: how TLS is spoken; its limit on handshakes holds for all endpoints that share it.
+
+    Raises:
+        TypeError: *options* is for clients.
     """
 
     def __init__(self, reactor: Any, endpoint: Any, options: ServerOptions) -> None:
+        if getattr(options, "is_client", False):
+            raise TypeError(f"options must be ServerOptions: {options!r:.80}")
         self.options = options
         self._reactor = reactor
         self._endpoint = endpoint
@@ -103,8 +108,8 @@ class SecureClientEndpoint:
             verifies no name.
     """
 
-    def __init__(self, reactor: Any, endpoint: Any, options: Any) -> None:
-        if not isinstance(options, ClientOptions) and (
+    def __init__(self, reactor: Any, endpoint: Any, options: ClientOptions) -> None:
+        if not getattr(options, "is_client", False) and (
             not IOpenSSLClientConnectionCreator.providedBy(options)
             or IOpenSSLServerConnectionCreator.providedBy(options)
         ):
@@ -139,7 +144,7 @@ class _Connecting(TLSFactory):
 
     _log = Logger()
 
-    def __init__(self, options: Any, factory: IProtocolFactory, reactor: Any) -> None:
+    def __init__(self, options: ClientOptions, factory: IProtocolFactory, reactor: Any) -> None:
         super().__init__(options, True, factory, reactor)
         # None once it has fired.
         self._secured: Deferred[Any] | None = Deferred(self._cancel)

@@ -20,6 +20,7 @@ from twisted.internet.interfaces import (
     IHandshakeListener,
     IOpenSSLClientConnectionCreator,
     IOpenSSLServerConnectionCreator,
+    IPullProducer,
 )
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.ssl import Certificate, PrivateCertificate, optionsForClientTLS
@@ -30,9 +31,11 @@ from twisted.trial.unittest import TestCase
 from typing_extensions import override
 from zope.interface import implementer
 
-from helpers.support import HOST, Notes, Server, leaf, pem, server_options, trust
+from helpers import support
+from helpers.support import HOST, Notes, Server, in_thread, leaf, pem, server_options, trust
 from txasynchat import AsyncChat, errors, transports
-from txasynchat.endpoints import SecureClientEndpoint
+from txasynchat.endpoints import SecureClientEndpoint, SecureServerEndpoint
+from txasynchat.testing import MemoryLink
 from txasynchat.tls import ClientOptions, TLSInfo
 from txasynchat.tls.factory import TLSFactory
 
@@ -287,6 +290,32 @@ def test_missing_close_notify_is_a_truncation(pair):
     pair.ends.clear()
 
 
+@implementer(IPullProducer)
+class Pulled:
+    """Writes a little each time that it is asked."""
+
+    def __init__(self, consumer):
+        self.consumer, self.left = consumer, 300
+
+    def resumeProducing(self):  # noqa: N802 Twisted's name
+        self.left -= 1
+        self.consumer.write(b"x" * 999 + b"\n")
+        if not self.left:
+            self.consumer.unregisterProducer()
+            self.consumer.loseConnection()
+
+    def stopProducing(self):  # noqa: N802
+        pass
+
+
+class Pulling(Heard):
+    """Sends by a pull producer that is registered before the handshake."""
+
+    @override
+    def connectionMade(self):
+        self.transport.registerProducer(Pulled(self.transport), False)
+
+
 class Refused(TestCase):
     """Whoever hands options of ours to Twisted's TLS learns at once what to use instead."""
 
@@ -300,6 +329,13 @@ class Refused(TestCase):
         for one in ours():
             assert not IOpenSSLServerConnectionCreator.providedBy(one)
             assert not IOpenSSLClientConnectionCreator.providedBy(one)
+
+    def test_endpoints_of_ours_take_those_of_their_side(self):
+        server, client = ours()
+        with pytest.raises(TypeError, match="must be ServerOptions"):
+            SecureServerEndpoint(reactor, None, client)
+        with pytest.raises(TypeError, match="must be ClientOptions"):
+            SecureClientEndpoint(reactor, None, server)
 
     def test_factories_and_reactors_refuse_them(self):
         server, client = ours()
@@ -384,6 +420,38 @@ class Twisteds(TestCase):
         (_, info), answer = client.notes
         assert (info.version, answer) == ("TLSv1.3", b"hello")
         assert client.close_reason is server.handlers[0].close_reason is None
+
+    async def test_pull_producer_is_asked_until_it_ends(self):
+        for options in (server_options(), twisteds()[0]):
+            server = await Server(self, options, handler=Pulling).listen()
+
+            def read(port=server.port):
+                count = 0
+                with support.stdlib_client(port, support.client_context()) as client:
+                    while data := client.recv(65_536):
+                        count += len(data)
+                return count
+
+            assert await in_thread(read) == 300_000
+
+    async def test_tls_starts_in_memory_too(self):
+        """As applications test it: nothing but `MemoryLink`, and no reactor."""
+
+        class Upgrading(Notes):
+            def message_received(self, message):
+                self.push(b"go\n")
+                self.start_tls(server_options(handshake_timeout=None))
+
+        class Client(Notes):
+            def handle_connect(self):
+                self.push(b"STARTTLS\n")
+
+            def message_received(self, message):
+                self.start_tls(ClientOptions(HOST, trust(), handshake_timeout=None))
+
+        client, server = Client(), Upgrading()
+        MemoryLink(client, server, size=100).flush()
+        assert client.tls.server_name == server.tls.server_name == HOST
 
     async def test_client_endpoint_takes_twisteds_options_for_any_protocol(self):
         server = await Server(self, server_options()).listen()

@@ -352,9 +352,16 @@ class TLSTransport(transports.TLSBase):
             raise RuntimeError(f"a producer is registered already: {self._producer.producer!r}")
         self._producer = _Producer(producer, streaming)
         if self.is_secure:
-            self.transport.registerProducer(self._producer, streaming)
+            self._register_below(self._producer)
         elif streaming:
             self._producer.pauseProducing()
+
+    def _register_below(self, producer: _Producer) -> None:
+        if not producer.streaming:
+            # It is asked for more when the transport has written something.
+            self._send_below = None
+            self._writes = False
+        self.transport.registerProducer(producer, producer.streaming)
 
     @override
     def unregisterProducer(self) -> None:
@@ -366,6 +373,7 @@ class TLSTransport(transports.TLSBase):
         self._producer = None
         if self.is_secure:
             self.transport.unregisterProducer()
+            self._open_sending()
         self._say_goodbye()
 
     def getPeerCertificate(self) -> crypto.X509 | None:  # noqa: N802 Twisted's name
@@ -399,14 +407,12 @@ class TLSTransport(transports.TLSBase):
         """
         self.is_secure = self._reads = True
         self._opening = None
-        self._send_below = transports.immediate_sender(self.transport)
-        if self._send_below is not None and not (self.disconnecting or self._write_closed):
-            self._writes = True
+        self._open_sending()
         self._send_early()
         self.flush()
         producer = self._producer
         if producer is not None:
-            self.transport.registerProducer(producer, producer.streaming)
+            self._register_below(producer)
             if producer.streaming:
                 producer.resumeProducing()
         self._say_goodbye()
@@ -420,6 +426,12 @@ class TLSTransport(transports.TLSBase):
                 return
         self._settle(None)
         self.dataReceived(b"")  # what came behind the last flight
+
+    def _open_sending(self) -> None:
+        self._send_below = transports.immediate_sender(self.transport)
+        self._writes = self._send_below is not None and not (
+            self.disconnecting or self._write_closed or self._over
+        )
 
     def failed(self) -> None:
         """
