@@ -8,7 +8,7 @@ from twisted.internet.defer import Deferred
 from twisted.protocols.policies import ThrottlingFactory, WrappingFactory
 
 from helpers.kinds import NATIVE, KindsCase
-from helpers.support import HOST, client_context, in_thread, server_options
+from helpers.support import HOST, client_context, in_thread, twisted_options
 from txasynchat import AsyncChat
 
 # Twisted's own endpoints pass certificates in a way that pyOpenSSL deprecates.
@@ -100,7 +100,7 @@ def secure_then_read(client):
 class StartTLSTests(KindsCase):
     async def test_bytes_pushed_before_twisteds_start_tls_are_sent_in_the_clear(self):
         """The client waits for READY before its handshake, and gets it."""
-        options = server_options()
+        options = twisted_options()
 
         class Starting(Line):
             def message_received(self, message):
@@ -127,7 +127,7 @@ class StartTLSTests(KindsCase):
             def message_received(self, message):
                 self.push(bytes(20_000_000))
                 try:
-                    self.transport.startTLS(server_options())
+                    self.transport.startTLS(twisted_options())
                 except RuntimeError as error:
                     seen.callback(str(error))
                 self.abort()

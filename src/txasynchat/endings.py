@@ -18,7 +18,6 @@ from twisted.internet.endpoints import _WrappingProtocol
 from twisted.internet.error import ConnectionDone
 from twisted.internet.tcp import Connection
 from twisted.protocols.policies import ProtocolWrapper
-from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 
 from txasynchat import transports
@@ -62,7 +61,7 @@ def let_protocol_end(transport: Any) -> None:
     may have two more: ``_takes_write`` returns True for bytes that it sends itself, behind what it has
     queued; ``_takes_tls``, called before ``startTLS``, sends in the clear what is queued, or raises.
 
-    A `TLSLayer` asks by itself; Twisted's own TLS is left alone.
+    A `TLSTransport` asks by itself; Twisted's own TLS is left alone.
     """
     connection = transports.innermost(transport)
     cls: Any = type(connection)
@@ -124,14 +123,14 @@ def protocol_above(transport: Any) -> Any:
     None if other TLS is above it: that closes what is beneath it only when it is done, and writes what
     no protocol wrote.
     """
-    if isinstance(transport, TLSMemoryBIOProtocol):
+    if transports.is_tls(transport):
         above: Any = transport.wrappedProtocol
     else:
         above = getattr(transport, "protocol", None)
         if transport.TLS:
             above = above.wrappedProtocol  # skips the TLS that startTLS put in between
     while True:
-        if isinstance(above, TLSMemoryBIOProtocol):
+        if transports.is_tls(above):
             return None
         if isinstance(above, ProtocolWrapper):
             above = above.wrappedProtocol
@@ -167,6 +166,8 @@ def _sent_all(transport: Any, connection: Connection) -> bool:
     tls: Any = transports.tls_layer(transport)
     if tls is None:
         ended = connection.disconnecting or connection._writeDisconnecting
+    elif isinstance(tls, transports.TLSBase):
+        ended = tls.sent_everything
     elif tls._lostTLSConnection or tls._tlsConnection is None:
         ended = True
     else:

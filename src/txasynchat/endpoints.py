@@ -44,7 +44,7 @@ from txasynchat.hub.port import ISocketFactory
 from txasynchat.listening import parse
 from txasynchat.ranges import TLS
 from txasynchat.tls.certificates import Credentials
-from txasynchat.tls.layer import TLSFactory
+from txasynchat.tls.factory import TLSFactory
 from txasynchat.tls.options import ClientCertificate, ClientOptions, ServerOptions, Version
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IProtocolFactory
     from twisted.internet.protocol import Factory
 
-    from txasynchat.tls.layer import TLSLayer
+    from txasynchat.tls.transport import TLSTransport
 
 __all__ = [
     "SecureClientEndpoint",
@@ -74,9 +74,14 @@ class SecureServerEndpoint:
         reactor: measures the time for the limits.
         endpoint: accepts the connections.
         options: how TLS is spoken; its limit on handshakes holds for all endpoints that share it.
+
+    Raises:
+        TypeError: *options* is for clients.
     """
 
     def __init__(self, reactor: Any, endpoint: Any, options: ServerOptions) -> None:
+        if getattr(options, "is_client", False):
+            raise TypeError(f"options must be ServerOptions: {options!r:.80}")
         self.options = options
         self._reactor = reactor
         self._endpoint = endpoint
@@ -130,9 +135,10 @@ class SecureClientEndpoint:
     """
 
     def __init__(self, reactor: Any, endpoint: Any, options: ClientOptions) -> None:
-        if not IOpenSSLClientConnectionCreator.providedBy(
-            options
-        ) or IOpenSSLServerConnectionCreator.providedBy(options):
+        if not getattr(options, "is_client", False) and (
+            not IOpenSSLClientConnectionCreator.providedBy(options)
+            or IOpenSSLServerConnectionCreator.providedBy(options)
+        ):
             raise TypeError(
                 "options must be ClientOptions(hostname), or Twisted's optionsForClientTLS(hostname),"
                 f" which verify the server's name: {options!r:.80}"
@@ -171,7 +177,7 @@ class _Connecting(TLSFactory):
         # The other endpoint's, until it asks for a protocol.
         self._connecting: Deferred[Any] | None = None
         self._asked = False
-        self._layer: TLSLayer | None = None
+        self._layer: TLSTransport | None = None
 
     def begin(self, endpoint: Any) -> Deferred[Any]:
         """
@@ -205,7 +211,7 @@ class _Connecting(TLSFactory):
         return self._layer
 
     @override
-    def settled(self, layer: TLSLayer, failure: Failure | None) -> None:
+    def settled(self, layer: TLSTransport, failure: Failure | None) -> None:
         """
         Fire with the protocol, or fail.
         """

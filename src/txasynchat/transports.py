@@ -51,6 +51,7 @@ else:
 
 __all__ = [
     "Lent",
+    "TLSBase",
     "abort",
     "accept_fewer",
     "can_half_close",
@@ -59,6 +60,8 @@ __all__ = [
     "has_unread_bytes",
     "immediate_sender",
     "innermost",
+    "is_secure",
+    "is_tls",
     "link_to",
     "lose",
     "outstanding_bytes",
@@ -81,6 +84,30 @@ __all__ = [
     "writing_end",
     "writing_was_ended",
 ]
+
+
+class TLSBase(ProtocolWrapper):
+    """
+    TLS of this package, as far as it is known here; `txasynchat.tls.transport` has the rest.
+    """
+
+    #: The handshake is done.
+    is_secure: bool
+    #: What ``connectionLost`` will tell; None: what the transport below says.
+    reason: Failure | None
+
+    def send_now(self, data: bytes) -> bytes:
+        """
+        Do what the function of `immediate_sender` does.
+        """
+        return data
+
+    @property
+    def sent_everything(self) -> bool:
+        """
+        Nothing more is to be sent: close_notify was, or TLS is over.
+        """
+        return True
 
 
 def immediate_sender(transport: Any) -> Callable[[Any, bytes], bytes] | None:
@@ -180,7 +207,7 @@ def can_half_close(transport: Any) -> bool:
     )
 
 
-def tls_layer(transport: Any) -> TLSMemoryBIOProtocol | None:
+def tls_layer(transport: Any) -> Any:
     """
     Return the TLS that *transport* is, or is wrapped around; None without TLS.
 
@@ -190,9 +217,23 @@ def tls_layer(transport: Any) -> TLSMemoryBIOProtocol | None:
     if getattr(found[-1], "TLS", False):
         found.append(getattr(found[-1], "protocol", None))
     for one in found:
-        if isinstance(one, TLSMemoryBIOProtocol):
+        if is_tls(one):
             return one
     return None
+
+
+def is_tls(layer: Any) -> bool:
+    """
+    Return whether *layer* is TLS, ours or Twisted's.
+    """
+    return isinstance(layer, TLSBase | TLSMemoryBIOProtocol)
+
+
+def is_secure(tls: Any) -> bool:
+    """
+    Return whether the handshake of what `tls_layer` returned is done.
+    """
+    return bool(tls.is_secure if isinstance(tls, TLSBase) else tls._handshakeDone)
 
 
 def when_secure(transport: Any, listener: Any) -> bool:
@@ -203,7 +244,7 @@ def when_secure(transport: Any, listener: Any) -> bool:
     above itself, if that provides `IHandshakeListener`; a policy's wrapper is made to pass it on.
     """
     tls = tls_layer(transport)
-    if tls is None or tls._handshakeDone:
+    if tls is None or is_secure(tls):
         return True
     _pass_on(tls.wrappedProtocol, listener, IHandshakeListener)
     _pass_on(tls.wrappedProtocol, listener, IHalfCloseableProtocol)
@@ -297,8 +338,8 @@ def turn_away(transport: Any, protocol: Any, error: Exception) -> None:
     if link is not None:
         above, attribute = link
         setattr(above, attribute, Protocol())
-        if isinstance(above, TLSMemoryBIOProtocol):
-            above._reason = Failure(error)  # type: ignore[no-untyped-call] # Twisted's, untyped
+        if isinstance(above, TLSBase):
+            above.reason = Failure(error)  # type: ignore[no-untyped-call] # Twisted's, untyped
         connected = getattr(above, "_connectedDeferred", None)
         if connected is not None and not connected.called:
             connected.errback(error)

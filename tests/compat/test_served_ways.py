@@ -31,7 +31,7 @@ from helpers.wire import Memory, raw, reset
 from txasynchat import Server
 from txasynchat.compat import LegacyFactory, asynchat, asyncore, served, start_tls
 from txasynchat.errors import HandshakeTimedOut
-from txasynchat.tls.layer import TLSLayer
+from txasynchat.tls.transport import TLSTransport
 
 # Twisted passes pyOpenSSL's own certificates to pyOpenSSL, which deprecates them.
 pytestmark = pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")
@@ -818,7 +818,7 @@ class SecureHubEndTests(SecureHub, Ends, WaysTestCase):
 
 class SslEndTests(Ssl, Ends, WaysTestCase):
     async def test_handshake_that_never_begins_times_out(self):
-        self.patch(TLSLayer, "handshake_timeout", 0.2)
+        self.patch(TLSTransport, "handshake_timeout", 0.2)
         server = await self.serve(Lines)
         client = await in_thread(lambda: Client(self.port, secure=False))
         assert await in_thread(client.drain) == b""

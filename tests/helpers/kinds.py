@@ -14,12 +14,19 @@ from twisted.internet.endpoints import SSL4ServerEndpoint, TCP4ServerEndpoint, U
 from twisted.internet.protocol import Factory
 from twisted.trial.unittest import TestCase
 
-from helpers.support import HOST, PATIENCE, client_context, in_thread, server_options
+from helpers.support import (
+    HOST,
+    PATIENCE,
+    client_context,
+    in_thread,
+    server_options,
+    twisted_options,
+)
 from txasynchat import AsyncChat, State, transports
 from txasynchat.compat import LegacyFactory, served
 from txasynchat.endpoints import SecureServerEndpoint
 from txasynchat.hub.places import HubReactor
-from txasynchat.tls.layer import TLSLayer
+from txasynchat.tls.transport import TLSTransport
 
 #: The transport below a handler.
 KINDS = ("tcp", "unix", "secure", "ssl")
@@ -89,8 +96,8 @@ class KindsCase(TestCase):
     def limits(self, seconds):
         """Set every limit on the end of a connection to so many seconds."""
         self.patch(AsyncChat, "close_timeout", seconds)
-        self.patch(TLSLayer, "close_timeout", seconds / 2)
-        self.patch(TLSLayer, "flush_timeout", seconds)
+        self.patch(TLSTransport, "close_timeout", seconds / 2)
+        self.patch(TLSTransport, "flush_timeout", seconds)
         self.patch(served, "CLOSE_TIMEOUT", seconds)
         self.seconds = seconds
 
@@ -103,7 +110,7 @@ class KindsCase(TestCase):
         if kind == "unix":
             return UNIXServerEndpoint(host, self.mktemp())
         if kind == "ssl":
-            return SSL4ServerEndpoint(reactor, 0, server_options(), interface="127.0.0.1")
+            return SSL4ServerEndpoint(reactor, 0, twisted_options(), interface="127.0.0.1")
         limits = {"close_timeout": self.seconds / 2, "flush_timeout": self.seconds}
         return SecureServerEndpoint(reactor, tcp, server_options(**limits))
 

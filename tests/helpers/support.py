@@ -18,11 +18,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from OpenSSL import SSL
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint, connectProtocol
 from twisted.internet.protocol import Factory
+from twisted.internet.ssl import PrivateCertificate
 from twisted.internet.threads import deferToThread
 from typing_extensions import override
 
@@ -195,18 +195,16 @@ def use_certificate(context) -> None:
 
 def in_memory_handshake(context: ssl.SSLContext, options: ServerOptions) -> ssl.SSLSession | None:
     """Perform a handshake without a network; return the session that the client can resume."""
-    server = options.serverConnectionForTLS(None)
-    server.set_accept_state()
+    server = options.engine()
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     client = context.wrap_bio(incoming, outgoing, server_hostname=HOST)
     # The server's tickets come after its handshake, before its data.
-    for step in (client.do_handshake, server.do_handshake) * 3:
-        with suppress(ssl.SSLWantReadError, SSL.WantReadError):
-            step()
-        if sent := outgoing.read():
-            server.bio_write(sent)
-        with suppress(SSL.WantReadError):
-            incoming.write(server.bio_read(65_536))
+    for _ in range(3):
+        with suppress(ssl.SSLWantReadError):
+            client.do_handshake()
+        if (sent := outgoing.read()) and server.feed(sent):
+            server.shake_hands()
+        incoming.write(server.take())
     with suppress(ssl.SSLWantReadError):
         client.read()
     return client.session
@@ -250,6 +248,11 @@ class Server:
         expected = Deferred()
         self._expected.append(expected)
         return expected
+
+
+def twisted_options(*names):
+    """What a Twisted application brings."""
+    return PrivateCertificate.loadPEM(pem(leaf(*names))).options()
 
 
 def server_options(**arguments):

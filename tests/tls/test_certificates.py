@@ -16,7 +16,6 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from OpenSSL import SSL
 from twisted.logger import LogLevel, globalLogPublisher
 
 from helpers import support
@@ -55,20 +54,18 @@ class Served:
         """Return the serial number of the certificate that a client gets, or None if refused."""
         context = client_context() if context is None else context
         context.check_hostname = False
-        server = self.options.serverConnectionForTLS(self)
-        server.set_accept_state()
+        server = self.options.engine()
         incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         client = context.wrap_bio(incoming, outgoing, server_hostname=name)
-        try:
-            for step in (client.do_handshake, server.do_handshake) * 3:
-                with contextlib.suppress(ssl.SSLWantReadError, SSL.WantReadError):
-                    step()
-                if sent := outgoing.read():
-                    server.bio_write(sent)
-                with contextlib.suppress(SSL.WantReadError):
-                    incoming.write(server.bio_read(65_536))
-        except SSL.Error:
-            return None
+        while not server.is_secure:
+            with contextlib.suppress(ssl.SSLWantReadError):
+                client.do_handshake()
+            if (sent := outgoing.read()) and server.feed(sent):
+                server.shake_hands()
+            if server.ended:
+                return None
+            incoming.write(server.take())
+        client.do_handshake()
         return int(client.getpeercert()["serialNumber"], 16)
 
 

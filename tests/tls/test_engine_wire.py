@@ -1,6 +1,6 @@
 """
-The TLS engine on sockets of the loopback: the openssl program at the other end, Twisted's TLS with our
-options, and what both of our engines cost.
+The TLS engine on sockets of the loopback: the openssl program at the other end, Twisted's TLS, and
+what both of our engines cost.
 """
 
 import contextlib
@@ -12,6 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from OpenSSL import SSL
+from twisted.internet.ssl import Certificate, PrivateCertificate, TLSVersion, optionsForClientTLS
+from twisted.protocols.policies import WrappingFactory
+from twisted.protocols.tls import TLSMemoryBIOProtocol
 
 from helpers import support, wire
 from helpers.engines import OnSocket, listen
@@ -21,6 +25,7 @@ from txasynchat.tls import ClientCertificate, ClientOptions, Credentials, Versio
 
 EACH_VERSION = pytest.mark.parametrize("version", Version, ids=["1.2", "1.3"])
 FLAGS = {Version.TLS_1_2: "-tls1_2", Version.TLS_1_3: "-tls1_3"}
+TWISTEDS = {Version.TLS_1_2: TLSVersion.TLSv1_2, Version.TLS_1_3: TLSVersion.TLSv1_3}
 NAMES = {Version.TLS_1_2: "1.2", Version.TLS_1_3: "1.3"}
 
 
@@ -252,6 +257,7 @@ def test_idle_connections_take_less_than_20_kib_and_busy_ones_less_than_three_ti
     assert max(figures[1::2]) < 60, figures
 
 
+@pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")
 @EACH_VERSION
 def test_what_was_agreed_on_is_what_twisteds_tls_says_of_it(version):
     """Every field of `TLSInfo`, of the same certificates and options."""
@@ -259,12 +265,12 @@ def test_what_was_agreed_on_is_what_twisteds_tls_says_of_it(version):
     server = server_options(
         alpn=(b"chat",), client_certificate=ClientCertificate.OPTIONAL, client_authorities=trust()
     )
-    client = ClientOptions(
+    client = optionsForClientTLS(
         HOST,
-        trust(),
-        alpn=(b"chat",),
-        maximum=version,
-        credentials=Credentials(support.pem(certificate)),
+        trustRoot=Certificate.loadPEM(trust()),
+        clientCertificate=PrivateCertificate.loadPEM(support.pem(certificate)),
+        acceptableProtocols=[b"chat"],
+        extraCertificateOptions={"lowerMaximumSecurityTo": TWISTEDS[version]},
     )
     ours, theirs = socket.socketpair()
     with ours, theirs, ThreadPoolExecutor(1) as pool:
@@ -272,19 +278,23 @@ def test_what_was_agreed_on_is_what_twisteds_tls_says_of_it(version):
         shaking = pool.submit(shake_by_hand, client, theirs)
         end = OnSocket(server.engine(), ours).shake()
         reference = shaking.result()
+        chain = Credentials(support.pem(certificate)).load().chain
+        reference["peer_certificate_der"] = chain[0].public_bytes(
+            support.serialization.Encoding.DER
+        )
         for name, value in reference.items():
             assert getattr(end.engine, name) == value, name
 
 
 def shake_by_hand(options, sock):
     """The client's side by pyOpenSSL; return what it knows."""
-    connection = options.clientConnectionForTLS(None)
+    connection = options.clientConnectionForTLS(TLSMemoryBIOProtocol(WrappingFactory(None), None))
     connection.set_connect_state()
     while True:
         try:
             connection.do_handshake()
             break
-        except support.SSL.WantReadError:
+        except SSL.WantReadError:
             send_made(connection, sock)
             connection.bio_write(sock.recv(65_536))
     send_made(connection, sock)
@@ -293,13 +303,10 @@ def shake_by_hand(options, sock):
         "cipher": connection.get_cipher_name(),
         "alpn": connection.get_alpn_proto_negotiated(),
         "server_name": connection.get_servername().decode(),
-        "peer_certificate_der": options.credentials.load()
-        .chain[0]
-        .public_bytes(support.serialization.Encoding.DER),
     }
 
 
 def send_made(connection, sock):
-    with contextlib.suppress(support.SSL.WantReadError):
+    with contextlib.suppress(SSL.WantReadError):
         while True:
             sock.sendall(connection.bio_read(65_536))

@@ -2,7 +2,7 @@
 Floods of clients that start a TLS connection and do not continue: others are served, and the number of
 unfinished handshakes is bounded.
 
-Also covers `tls.greeting`, `tls.handshakes` and `tls.pending`.
+Also covers `tls.handshakes` and `tls.pending`.
 """
 
 import contextlib
@@ -14,13 +14,13 @@ import sys
 import time
 
 import pytest
-from OpenSSL.SSL import Connection
 from twisted.internet import reactor, task
 from twisted.internet.defer import gatherResults
 from twisted.internet.endpoints import SSL4ServerEndpoint, TCP4ServerEndpoint, serverFromString
-from twisted.internet.protocol import Factory
-from twisted.internet.ssl import PrivateCertificate
+from twisted.internet.error import ConnectionDone
+from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.testing import StringTransport
+from twisted.python.failure import Failure
 from twisted.trial import unittest
 
 from helpers import support, wire
@@ -31,14 +31,14 @@ from helpers.support import (
     client_context,
     in_thread,
     leaf,
-    pem,
     server_options,
+    twisted_options,
 )
 from helpers.wire import drain, raw_from
 from txasynchat import errors
 from txasynchat.compat import LegacyFactory, _tls_socket, asynchat, tls
 from txasynchat.endpoints import SecureServerEndpoint
-from txasynchat.tls.greeting import Greeting
+from txasynchat.tls.factory import TLSFactory
 from txasynchat.tls.handshakes import HandshakeLimit
 from txasynchat.tls.pending import PENDING, Pending, default_limit, network_of
 
@@ -109,14 +109,12 @@ class Floods(unittest.TestCase):
             inner = serverFromString(reactor, "haproxy:tcp:0:interface=127.0.0.1:backlog=1000")
             port = await SecureServerEndpoint(reactor, inner, options).listen(factory)
         else:
-            if way == "ssl, Twisted's options":
-                options = PrivateCertificate.loadPEM(pem(leaf())).options()
             if way == "served, ssl":
                 factory = LegacyFactory(LegacyEcho)
-            endpoint = SSL4ServerEndpoint(reactor, 0, options, 1000, "127.0.0.1")
+            endpoint = SSL4ServerEndpoint(reactor, 0, twisted_options(), 1000, "127.0.0.1")
             port = await endpoint.listen(factory)
-            if way == "ssl, Twisted's options":
-                limit = HandshakeLimit.of(port.factory)
+            limit = HandshakeLimit.of(port.factory)
+            limit.count, limit.pending.limit = options.max_handshakes, options.max_pending
         self.addCleanup(port.stopListening)
         self.addCleanup(self.ended, limit)
         return port.getHost().port, limit
@@ -133,7 +131,7 @@ class Floods(unittest.TestCase):
 
     async def test_honest_client_is_served_during_any_flood(self):
         """On every kind of server, from one address or from many."""
-        for way in ("secure", "served", "ssl", "ssl, Twisted's options", "served, ssl"):
+        for way in ("secure", "served", "ssl", "served, ssl"):
             for what, data in ATTACKS.items():
                 for addresses in (None, many_addresses()):
                     port, limit = await self.serve(way, max_handshakes=2)
@@ -201,7 +199,7 @@ class Floods(unittest.TestCase):
         """OpenSSL would take 30 KB for each silent client."""
 
         def engines():
-            return sum(isinstance(one, Connection) for one in gc.get_objects())
+            return sum(isinstance(one, ssl.SSLObject) for one in gc.get_objects())
 
         for data in (b"", hello()[:-1]):
             port, limit = await self.serve("secure")
@@ -380,15 +378,26 @@ class Parts(unittest.SynchronousTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_reading_stops_after_the_hello_until_it_is_answered(self):
-        told = []
-        transport = StringTransport()
-        greeting = Greeting(transport, lambda: told.append(True))
+        clock = task.Clock()
+        ours = Factory.forProtocol(Protocol)
+        factory = TLSFactory(server_options(max_handshakes=1), False, ours, clock)
+
+        def connect():
+            tls, transport = factory.buildProtocol(None), StringTransport()
+            tls.makeConnection(transport)
+            return tls, transport
+
+        first, _ = connect()
+        first.dataReceived(hello())
+        second, transport = connect()
         whole = hello()
-        greeting.receive(whole[:50])
-        self.assertEqual(told, [])
-        greeting.receive(whole[50:])
-        self.assertEqual((told, transport.producerState), ([True], "producing"))
-        greeting.receive(b"more")
-        self.assertEqual((told, transport.producerState), ([True], "paused"))
-        self.assertEqual(greeting.finish(), whole + b"more")
+        second.dataReceived(whole[:50])
+        second.dataReceived(whole[50:])
         self.assertEqual(transport.producerState, "producing")
+        second.dataReceived(b"more")
+        self.assertEqual((transport.producerState, transport.value()), ("paused", b""))
+        first.connectionLost(Failure(ConnectionDone()))
+        clock.advance(0)
+        self.assertEqual(transport.producerState, "producing")
+        self.assertNotEqual(transport.value(), b"")
+        second.connectionLost(Failure(ConnectionDone()))

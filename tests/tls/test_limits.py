@@ -1,7 +1,7 @@
 """
 Peers that stop, vanish, or send what they should not: how long they are kept, and at what cost.
 
-Also covers `tls.layer`.
+Also covers `tls.opening`.
 """
 
 import contextlib
@@ -11,11 +11,10 @@ import ssl
 import time
 
 import pytest
-from OpenSSL.SSL import Connection, Error
 from twisted.internet import reactor, task
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.endpoints import SSL4ServerEndpoint
-from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
+from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.testing import StringTransport
@@ -35,12 +34,13 @@ from helpers.support import (
     in_thread,
     server_options,
     trust,
+    twisted_options,
 )
 from helpers.wire import HOSTILE, ask_for_renegotiation, drain, one_byte_records, raw
 from txasynchat import errors, transports
-from txasynchat.tls import ClientOptions, layer
+from txasynchat.tls import ClientOptions, engine
 from txasynchat.tls.handshakes import HandshakeLimit, Scheduler
-from txasynchat.tls.layer import TLSLayer
+from txasynchat.tls.transport import TLSTransport
 
 
 def memory_client(version=None):
@@ -331,6 +331,7 @@ class Telling(LineOnlyReceiver):
         self.closed.callback(reason)
 
 
+@pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")
 class Stock(unittest.TestCase):
     """An `AsyncChat` has the same limits, and gets the same errors, on Twisted's own TLS endpoints."""
 
@@ -349,7 +350,7 @@ class Stock(unittest.TestCase):
 
         factory = Factory.forProtocol(Noting)
         factory.noisy = False
-        endpoint = SSL4ServerEndpoint(reactor, 0, server_options(), interface="127.0.0.1")
+        endpoint = SSL4ServerEndpoint(reactor, 0, twisted_options(), interface="127.0.0.1")
         port = await endpoint.listen(factory)
         self.addCleanup(port.stopListening)
         return port.getHost().port, handlers
@@ -388,52 +389,12 @@ class Stock(unittest.TestCase):
             self.assertEqual(handler.notes[1:], ["connect", b"hello", "close"])
             self.assertIs(type(handler.close_reason), reason)
 
-    async def test_our_options_are_as_strict_on_twisteds_endpoints(self):
-        options = server_options(alpn=(b"chat/1",), require_alpn=True, strict_names=True)
-        refused = {
-            "no protocol": (HOST, []),
-            "another": (HOST, ["h2"]),
-            "name": ("other", ["chat/1"]),
-        }
-        for base in (Notes, Telling):
-            handlers = []
-            factory = Factory()
-            factory.noisy = False
-            factory.buildProtocol = lambda _, made=handlers, base=base: (
-                made.append(base()) or made[-1]
-            )
-            endpoint = SSL4ServerEndpoint(reactor, 0, options, interface="127.0.0.1")
-            port = await endpoint.listen(factory)
-            self.addCleanup(port.stopListening)
-
-            def run(name, protocols, port=port):
-                context = client_context()
-                context.check_hostname = False
-                if protocols:
-                    context.set_alpn_protocols(protocols)
-                with (
-                    contextlib.suppress(OSError),
-                    support.stdlib_client(port.getHost().port, context, name) as client,
-                ):
-                    client.sendall(b"hello\n")
-                    return support.read_line(client)
-                return b""
-
-            self.assertEqual(await in_thread(run, HOST, ["chat/1"]), b"hello\n")
-            for what, (name, protocols) in refused.items():
-                if base is Telling and what == "no protocol":
-                    continue  # this is checked after the handshake, which is Twisted's there
-                self.assertEqual(await in_thread(run, name, protocols), b"", (base, what))
-            for handler in handlers:
-                with contextlib.suppress(Error, ConnectionLost, ConnectionDone, ConnectionAborted):
-                    await handler.closed
-
     async def test_subclass_of_twisteds_transport_is_left_alone(self):
         class Theirs(BufferingTLSTransport):
             pass
 
         factory = TLSMemoryBIOFactory(
-            server_options(), False, Factory.forProtocol(Notes), clock=task.Clock()
+            twisted_options(), False, Factory.forProtocol(Notes), clock=task.Clock()
         )
         factory.protocol = Theirs
         layer = factory.buildProtocol(None)
@@ -444,7 +405,7 @@ class Stock(unittest.TestCase):
 
 def openssl_connections():
     gc.collect()
-    return [one for one in gc.get_objects() if isinstance(one, Connection)]
+    return [one for one in gc.get_objects() if isinstance(one, ssl.SSLObject)]
 
 
 class Hostile(unittest.TestCase):
@@ -585,7 +546,7 @@ class Hostile(unittest.TestCase):
         await server.handlers[1].closed
 
     async def test_peer_that_requests_key_updates_and_reads_none_is_disconnected(self):
-        self.patch(layer, "_UNASKED", 10_000)
+        self.patch(engine, "LARGEST_DEBT", 10_000)
 
         class Small(Notes):
             def handle_connect(self):
@@ -641,4 +602,4 @@ class Parts(unittest.TestCase):
         limit.leave("c", clock)
         self.assertEqual((limit.in_flight, limit.waiting), (0, 0))
         self.assertEqual(clock.getDelayedCalls(), [])
-        self.assertTrue(TLSLayer.handshake_timeout)
+        self.assertTrue(TLSTransport.handshake_timeout)

@@ -1,7 +1,7 @@
 """
 Handshakes, certificates and ends of TLS: real sockets, real OpenSSL, other libraries' clients.
 
-Also covers `tls.options`.
+Also covers `tls.options` and `tls.info`.
 """
 
 import contextlib
@@ -44,7 +44,14 @@ from helpers.support import (
     trust,
 )
 from txasynchat import errors
-from txasynchat.tls import ClientCertificate, ClientOptions, Credentials, ServerOptions, Version
+from txasynchat.tls import (
+    ClientCertificate,
+    ClientOptions,
+    Credentials,
+    ServerOptions,
+    Version,
+    contexts,
+)
 from txasynchat.tls.certificates import Loaded
 
 
@@ -275,7 +282,8 @@ class Verification(unittest.TestCase):
             load_pem_private_key(expired.private_key_pem.bytes(), None),
             frozenset(),
         )
-        server._contexts._made[0] = server._contexts._make(loaded)
+        made = server._contexts
+        made._made[0] = contexts._Pair(lambda: made._make(loaded), single=False)
         server._contexts._by_name.clear()
         _, told = await self.refused(
             errors.CertificateExpired, server, ClientOptions(HOST, trust())
@@ -600,7 +608,8 @@ class Start(unittest.TestCase):
 
     def test_international_host_name_is_accepted(self):
         self.assertEqual(
-            ClientOptions("b\xfccher.example", trust())._server_name, b"xn--bcher-kva.example"
+            ClientOptions("b\xfccher.example", trust()).engine().server_name,
+            "xn--bcher-kva.example",
         )
 
 

@@ -46,7 +46,7 @@ from txasynchat.delivery import Progress
 from txasynchat.handlers import Hears, arguments_for, hears, wanted
 from txasynchat.hub.port import ISocketFactory
 from txasynchat.log import failure
-from txasynchat.tls import layer as tlslayer
+from txasynchat.tls.factory import adopt
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -312,7 +312,7 @@ class Connection(Protocol):
 
     @override
     def makeConnection(self, transport: Any) -> None:
-        tlslayer.adopt(transport)
+        adopt(transport)
         endings.let_protocol_end(transport)
         self._send_now = transports.immediate_sender(transport)
         transports.tell_of_half_close(transport, self)

@@ -37,8 +37,8 @@ from txasynchat.protocol import closing, reports, settings
 from txasynchat.protocol.hooks import Hooks
 from txasynchat.protocol.outbox import HalfClose, Outbox, Phase
 from txasynchat.protocol.starttls import Upgrade
-from txasynchat.tls import layer as tlslayer
-from txasynchat.tls.layer import TLSInfo
+from txasynchat.tls.factory import adopt
+from txasynchat.tls.info import TLSInfo
 from txasynchat.tls.leftovers import Leftovers
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ class AsyncChat(Hooks, Protocol):
         self._outbox.connect(transport)
         bare = endings.own(transport, self)
         if not bare:
-            tlslayer.adopt(transport)
+            adopt(transport)
             endings.let_protocol_end(transport)
             transports.tell_of_half_close(transport, self)
         try:

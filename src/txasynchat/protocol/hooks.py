@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from txasynchat.errors import ChatError, MessageTooLong
     from txasynchat.protocol.outbox import Outbox
     from txasynchat.terminators import Terminator
-    from txasynchat.tls.layer import TLSInfo
+    from txasynchat.tls.info import TLSInfo
 
 __all__ = ["Hooks"]
 

@@ -11,8 +11,8 @@ what has arrived when TLS starts is either refused or given to TLS, where plaint
 record. It is never handled.
 
 The steps: delivery stops; what was queued goes out in the clear, up to a barrier in the output queue;
-whatever arrived until then is left over; a `TLSLayer` is put between the transport and the protocol;
-delivery goes on after its handshake.
+whatever arrived until then is left over; a `TLSTransport` is put between the transport and the
+protocol; delivery goes on after its handshake.
 
 One limit on time holds for the handshake, and for a peer that takes nothing of what must go out before.
 """
@@ -31,7 +31,7 @@ from txasynchat import transports
 from txasynchat.delivery import StallWatch
 from txasynchat.errors import HandshakeTimedOut, PlaintextAfterStartTLS
 from txasynchat.protocol.outbox import Phase
-from txasynchat.tls.layer import TLSFactory
+from txasynchat.tls.factory import TLSFactory
 from txasynchat.tls.leftovers import Leftovers
 
 if TYPE_CHECKING:
@@ -159,3 +159,23 @@ class Upgrade:
         counts = self.outbox.taken, *transports.outstanding_bytes(self.chat.transport)
         if self.stall.stalled(self._factory.clock, limit, self._watch, *counts):
             self.abort(HandshakeTimedOut(limit))
+
+
+def is_for_client(options: Any) -> bool:
+    """
+    Return whether *options* of TLS are for a client, and not for a server.
+
+    Raises:
+        TypeError: they are for neither, or for both.
+    """
+    is_client: bool | None = getattr(options, "is_client", None)
+    if is_client is not None:
+        return is_client
+    client = IOpenSSLClientConnectionCreator.providedBy(options)
+    server = IOpenSSLServerConnectionCreator.providedBy(options)
+    if client is server:
+        raise TypeError(
+            "options must be ServerOptions, ClientOptions or one of Twisted's connection creators"
+            f" for one side: {options!r:.80}"
+        )
+    return client

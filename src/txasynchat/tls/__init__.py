@@ -12,7 +12,7 @@ from txasynchat._lazy import on_first_use
 
 if TYPE_CHECKING:  # ``X as X``: for type checkers, X is public
     from txasynchat.tls.certificates import Credentials as Credentials
-    from txasynchat.tls.layer import TLSInfo as TLSInfo
+    from txasynchat.tls.info import TLSInfo as TLSInfo
     from txasynchat.tls.leftovers import Leftovers as Leftovers
     from txasynchat.tls.options import ClientCertificate as ClientCertificate
     from txasynchat.tls.options import ClientOptions as ClientOptions
@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # ``X as X``: for type checkers, X is public
 
 _NAMES = {
     "certificates": "Credentials",
-    "layer": "TLSInfo",
+    "info": "TLSInfo",
     "leftovers": "Leftovers",
     "options": "ClientCertificate ClientOptions ServerOptions Version",
 }

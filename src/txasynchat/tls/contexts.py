@@ -43,11 +43,6 @@ __all__ = ["ServerContexts", "client_context"]
 _SESSIONS = 1_000
 
 _TLS_1_3 = 0x0304
-_VERIFY_MODES = {
-    "OFF": ssl.CERT_NONE,
-    "OPTIONAL": ssl.CERT_OPTIONAL,
-    "REQUIRED": ssl.CERT_REQUIRED,
-}
 
 
 class ServerContexts:
@@ -68,7 +63,7 @@ class ServerContexts:
         credentials = options.credentials
         several = [credentials] if isinstance(credentials, Credentials) else list(credentials)
         if not several:
-            raise ValueError("a server needs credentials")
+            raise ValueError("credentials is empty; a server needs at least one Credentials")
         interval = float("inf") if options.reload_interval is None else options.reload_interval
         authorities = options.client_authorities
         files: tuple[str, ...] = ()
@@ -190,7 +185,7 @@ class ServerContexts:
             context.num_tickets = 0  # those of TLS 1.3 that refer to what the server keeps
         if self._authorities.loaded:
             _trust(context, self._authorities.loaded)
-        context.verify_mode = _VERIFY_MODES[options.client_certificate.name]
+        context.verify_mode = options.client_certificate.value
         return context
 
 
@@ -279,7 +274,9 @@ def _trust(context: ssl.SSLContext, authorities: Sequence[x509.Certificate]) -> 
 
 def _basic_context(protocol: int, options: Any) -> ssl.SSLContext:
     if options.maximum.value < options.minimum.value:
-        raise ValueError("the highest version is below the lowest")
+        raise ValueError(
+            f"maximum, {options.maximum}, must not be below minimum, {options.minimum}"
+        )
     context = ssl.SSLContext(protocol)
     context.minimum_version = ssl.TLSVersion(options.minimum.value)
     context.maximum_version = ssl.TLSVersion(options.maximum.value)
@@ -289,7 +286,7 @@ def _basic_context(protocol: int, options: Any) -> ssl.SSLContext:
     try:
         context.set_ciphers(options.ciphers)
     except ssl.SSLError as error:
-        raise ValueError(f"OpenSSL knows no such ciphers: {options.ciphers!r}") from error
+        raise ValueError(f"ciphers: OpenSSL knows none of {options.ciphers!r}") from error
     if options.alpn:
         # The public method takes text in ASCII only; protocols are bytes (RFC 7301, section 3.1).
         encoded = b"".join(bytes((len(protocol),)) + protocol for protocol in options.alpn)

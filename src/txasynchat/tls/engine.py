@@ -62,6 +62,7 @@ __all__ = [
     "LARGEST_DEBT",
     "LARGEST_READ",
     "LARGEST_WRITE",
+    "RECORD",
     "Contexts",
     "Engine",
     "OneContext",

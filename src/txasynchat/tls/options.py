@@ -1,60 +1,35 @@
 """
 The settings of TLS: one object for a server, one for a client.
 
-Both are connection creators in Twisted's sense (`IOpenSSLServerConnectionCreator`,
-`IOpenSSLClientConnectionCreator`), so they can be given wherever Twisted takes one. The limits on time
-and number apply to the transports of this package (`txasynchat.endpoints`, `AsyncChat.start_tls`).
-
-Contexts are built here because Twisted's ``CertificateOptions`` cannot forbid renegotiation, refuse an
-unknown name, or say which verification failed.
+They are for the transports of this package (`txasynchat.endpoints`, `AsyncChat.start_tls`), whose TLS
+is `Engine`. Twisted's TLS takes connection creators of pyOpenSSL, and gets a TypeError.
 """
 
 from __future__ import annotations
 
 import enum
-import os
-import time
+import ssl
 from dataclasses import dataclass, field
-from functools import cached_property, partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import idna
-from OpenSSL import SSL, crypto
-from service_identity import VerificationError
-from service_identity.hazmat import DNS_ID, IPAddress_ID, verify_service_identity
-from service_identity.pyopenssl import extract_patterns
-from twisted.internet.interfaces import (
-    IOpenSSLClientConnectionCreator,
-    IOpenSSLServerConnectionCreator,
-)
-from zope.interface import implementer
+from service_identity.hazmat import DNS_ID, IPAddress_ID
+from twisted.internet.interfaces import IOpenSSLContextFactory
+from zope.interface import classImplements
 
-from txasynchat import transports
-from txasynchat.errors import (
-    CertificateExpired,
-    CertificateRejected,
-    CredentialsError,
-    NoCommonProtocol,
-    SelfSigned,
-    UnknownAuthority,
-    UnknownServerName,
-    WrongName,
-)
+from txasynchat.errors import NoCommonProtocol
 from txasynchat.ranges import TLS, check_all
-from txasynchat.tls.certificates import Credentials, Loaded, Watched, load_authorities
 from txasynchat.tls.contexts import ServerContexts, client_context
 from txasynchat.tls.engine import Engine
 from txasynchat.tls.handshakes import HANDSHAKES, HandshakeLimit
 from txasynchat.tls.pending import default_limit
 
 if TYPE_CHECKING:
-    import ssl
-    from collections.abc import Callable, Sequence
-
-    from cryptography import x509
+    from collections.abc import Sequence
+    from typing import Never
 
     from txasynchat.errors import TLSError
+    from txasynchat.tls.certificates import Credentials
 
 __all__ = ["ClientCertificate", "ClientOptions", "ServerOptions", "Version"]
 
@@ -67,8 +42,8 @@ class Version(enum.Enum):
     A version of TLS; those below 1.2 are not offered.
     """
 
-    TLS_1_2 = SSL.TLS1_2_VERSION
-    TLS_1_3 = SSL.TLS1_3_VERSION
+    TLS_1_2 = ssl.TLSVersion.TLSv1_2
+    TLS_1_3 = ssl.TLSVersion.TLSv1_3
 
 
 class ClientCertificate(enum.Enum):
@@ -77,16 +52,42 @@ class ClientCertificate(enum.Enum):
     """
 
     #: It does not.
-    OFF = SSL.VERIFY_NONE
+    OFF = ssl.CERT_NONE
     #: It does; it accepts a client without one, and refuses one whose certificate is not trusted.
-    OPTIONAL = SSL.VERIFY_PEER
+    OPTIONAL = ssl.CERT_OPTIONAL
     #: It does, and refuses clients that have none.
-    REQUIRED = SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT
+    REQUIRED = ssl.CERT_REQUIRED
 
 
-@implementer(IOpenSSLServerConnectionCreator)
+class _NotForTwisteds:
+    """
+    Options that Twisted's TLS does not take.
+    """
+
+    is_client: ClassVar[bool]
+
+    @property
+    def getContext(self) -> Never:  # noqa: N802 Twisted's name
+        """
+        Raise a TypeError: what Twisted would ask for it is not there.
+        """
+        remedy = (
+            "SecureClientEndpoint, 'secure:' before the endpoint's string"
+            if self.is_client
+            else "'secure:' before the endpoint's string, SecureServerEndpoint"
+        )
+        raise TypeError(
+            f"{type(self).__name__} is not for Twisted's own TLS (listenSSL, startTLS, ssl:);"
+            f" use {remedy} or AsyncChat.start_tls"
+        )
+
+
+# So that Twisted asks for it at once, without a warning that there is nothing.
+classImplements(_NotForTwisteds, IOpenSSLContextFactory)
+
+
 @dataclass(frozen=True)
-class ServerOptions:
+class ServerOptions(_NotForTwisteds):
     """
     How a server speaks TLS.
 
@@ -128,6 +129,8 @@ class ServerOptions:
         TypeError: an argument that must be a number is not one.
     """
 
+    is_client: ClassVar[bool] = False
+
     credentials: Credentials | Sequence[Credentials]
     strict_names: bool = False
     client_certificate: ClientCertificate = ClientCertificate.OFF
@@ -147,7 +150,7 @@ class ServerOptions:
     max_pending: int | None = field(default_factory=default_limit)
     #: The handshakes that go on now.
     limit: HandshakeLimit = field(init=False, repr=False, compare=False)
-    _contexts: _Contexts = field(init=False, repr=False, compare=False)
+    _contexts: ServerContexts = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_all(self, TLS)
@@ -162,146 +165,17 @@ class ServerOptions:
                 "require_alpn without alpn would refuse every client; give alpn, the protocols spoken"
             )
         object.__setattr__(self, "limit", HandshakeLimit(self.max_handshakes, self.max_pending))
-        object.__setattr__(self, "_contexts", _Contexts(self))
-
-    def serverConnectionForTLS(self, protocol: Any) -> SSL.Connection:  # noqa: N802 Twisted's name
-        """
-        Make the OpenSSL connection for a new handshake; this may check the files.
-        """
-        connection = SSL.Connection(self._contexts.default(), None)
-        connection.set_app_data(protocol)  # the callbacks leave their reasons there
-        return connection
-
-    def check(self, connection: SSL.Connection) -> TLSError | None:
-        """
-        Say what is wrong after a handshake that OpenSSL accepts.
-        """
-        if self.require_alpn and not connection.get_alpn_proto_negotiated():
-            return NoCommonProtocol("the client offers no protocol")
-        return None
+        object.__setattr__(self, "_contexts", ServerContexts(self))
 
     def engine(self) -> Engine:
         """
         Make the engine of a new connection; the files may be looked at when its hello is complete.
         """
-        return Engine.server(self._engine_contexts)
-
-    @cached_property
-    def _engine_contexts(self) -> ServerContexts:
-        return ServerContexts(self)
+        return Engine.server(self._contexts)
 
 
-class _Contexts:
-    """
-    A server's OpenSSL contexts, one for each certificate; replaced when it is renewed.
-    """
-
-    def __init__(self, options: ServerOptions) -> None:
-        self._options = options
-        credentials = options.credentials
-        several = [credentials] if isinstance(credentials, Credentials) else list(credentials)
-        if not several:
-            raise ValueError("credentials is empty; a server needs at least one Credentials")
-        interval = float("inf") if options.reload_interval is None else options.reload_interval
-        authorities = options.client_authorities
-        files: tuple[str, ...] = ()
-        if isinstance(authorities, str | os.PathLike):
-            authorities = str(Path(authorities).absolute())
-            files = (authorities,)
-        watched = partial(Watched, interval=interval, now=time.monotonic)
-        self._authorities = watched(
-            "the authorities of clients", files, partial(_load_authorities, authorities)
-        )
-        self._watched = [
-            watched("the certificate", one.files, partial(self._load, one), describe=_validity)
-            for one in several
-        ]
-        # A ticket from one of these contexts is valid for all.
-        self._made = [watched.loaded[1] for watched in self._watched]
-        self._by_name = self._index()
-
-    def default(self) -> SSL.Context:
-        """
-        Return the context to begin with, after checking the files if it is time.
-        """
-        other_authorities = self._authorities.renewed()
-        for position, watched in enumerate(self._watched):
-            if watched.renewed():
-                self._made[position] = watched.loaded[1]
-            elif other_authorities:
-                self._made[position] = self._make(watched.loaded[0])
-            else:
-                continue
-            self._by_name = self._index()
-        return self._made[0]
-
-    def _index(self) -> dict[str, SSL.Context]:
-        names: dict[str, SSL.Context] = {}
-        for watched, context in zip(self._watched, self._made, strict=True):
-            for name in watched.loaded[0].names:
-                names.setdefault(name, context)
-        return names
-
-    def _load(self, credentials: Credentials) -> tuple[Loaded, SSL.Context]:
-        loaded = credentials.load()
-        return loaded, self._make(loaded)
-
-    def _make(self, loaded: Loaded) -> SSL.Context:
-        options = self._options
-        context = _basic_context(SSL.TLS_SERVER_METHOD, options)
-        _use(context, loaded)
-        context.set_session_id(b"txasynchat")
-        if not options.sessions:
-            context.set_options(SSL.OP_NO_TICKET)
-        context.set_verify(options.client_certificate.value, _verify_chain)
-        for authority in self._authorities.loaded:
-            _store(context).add_cert(crypto.X509.from_cryptography(authority))
-            context.add_client_ca(authority)
-        context.set_tlsext_servername_callback(self._choose_by_name)
-        if options.alpn:
-            context.set_alpn_select_callback(self._choose_protocol)
-        return _finished(context, options)
-
-    def _choose_by_name(self, connection: SSL.Connection) -> None:
-        """
-        Called by OpenSSL when the client's hello was read.
-        """
-        name = connection.get_servername()
-        if name is None:
-            return
-        # Names on the wire are ASCII; any other matches nothing.
-        text = name.decode("ascii", "replace").lower().rstrip(".")
-        names = self._by_name
-        context = names.get(text) or names.get("*." + text.partition(".")[2])
-        if context is not None:
-            connection.set_context(context)
-        elif self._options.strict_names:
-            layer = connection.get_app_data()
-            if _is_ours(layer):
-                layer.refusal = UnknownServerName(
-                    "the client asks for a name that no certificate has"
-                )
-            else:
-                transports.abort(layer)
-
-    def _choose_protocol(self, connection: SSL.Connection, offered: list[bytes]) -> Any:
-        """
-        Called by OpenSSL when the client offers protocols.
-        """
-        for protocol in self._options.alpn:
-            if protocol in offered:
-                return protocol
-        if self._options.strict_alpn:
-            if not _is_ours(connection.get_app_data()):
-                return b""  # ends the handshake, with a less specific alert
-            # do_handshake raises this, after OpenSSL has made the alert.
-            raise NoCommonProtocol("the client offers none of our protocols")
-        return SSL.NO_OVERLAPPING_PROTOCOLS
-
-
-@implementer(IOpenSSLClientConnectionCreator)
 @dataclass(frozen=True)
-class ClientOptions:
+class ClientOptions(_NotForTwisteds):
     """
     How a client speaks TLS, and with whom. The server's certificate is always verified.
 
@@ -328,6 +202,8 @@ class ClientOptions:
         TypeError: an argument that must be a number is not one.
     """
 
+    is_client: ClassVar[bool] = True
+
     hostname: str
     authorities: Any = None
     credentials: Credentials | None = None
@@ -339,8 +215,7 @@ class ClientOptions:
     handshake_timeout: float | None = 10.0
     close_timeout: float = 3.0
     flush_timeout: float = 10.0
-    _context: SSL.Context = field(init=False, repr=False, compare=False)
-    _server_name: bytes | None = field(init=False, repr=False, compare=False)
+    _context: ssl.SSLContext = field(init=False, repr=False, compare=False)
     _verified_name: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -352,58 +227,24 @@ class ClientOptions:
                 "hostname must be a str, the name or address in the server's certificate:"
                 f" {hostname!r}"
             )
-        wanted: DNS_ID | IPAddress_ID
-        server_name: bytes | None = None
         try:
-            wanted = IPAddress_ID(hostname)  # it is not sent (RFC 6066, section 3)
-            verified_name = str(wanted.ip)
+            # OpenSSL knows by itself that it is not sent (RFC 6066, section 3).
+            name = str(IPAddress_ID(hostname).ip)
         except ValueError:
             try:
-                ascii_name = hostname if hostname.isascii() else idna.encode(hostname).decode()
-                wanted, server_name = DNS_ID(ascii_name), ascii_name.encode()
-                verified_name = ascii_name
+                name = hostname if hostname.isascii() else idna.encode(hostname).decode()
+                DNS_ID(name)
             except ValueError as error:
                 raise ValueError(f"hostname is not a host name: {hostname!r}") from error
-        context = _basic_context(SSL.TLS_CLIENT_METHOD, self)
-        if self.authorities is None:
-            context.set_default_verify_paths()
-        else:
-            for authority in load_authorities(self.authorities):
-                _store(context).add_cert(crypto.X509.from_cryptography(authority))
-        if self.credentials is not None:
-            _use(context, self.credentials.load())
-        context.set_verify(SSL.VERIFY_PEER, _verify_server(wanted))
-        if self.alpn:
-            context.set_alpn_protos(list(self.alpn))
-        object.__setattr__(self, "_context", _finished(context, self))
-        object.__setattr__(self, "_server_name", server_name)
-        object.__setattr__(self, "_verified_name", verified_name)
-
-    def clientConnectionForTLS(self, protocol: Any) -> SSL.Connection:  # noqa: N802 Twisted's name
-        """
-        Make the OpenSSL connection for a new handshake.
-        """
-        connection = SSL.Connection(self._context, None)
-        connection.set_app_data(protocol)  # the callbacks leave their reasons there
-        if self._server_name is not None:
-            connection.set_tlsext_host_name(self._server_name)
-        return connection
-
-    def check(self, connection: SSL.Connection) -> TLSError | None:
-        """
-        Say what is wrong after a handshake that OpenSSL accepts.
-        """
-        return self._check_protocol(connection.get_alpn_proto_negotiated())
+        context = client_context(self, self.authorities, self.credentials)
+        object.__setattr__(self, "_context", context)
+        object.__setattr__(self, "_verified_name", name)
 
     def engine(self) -> Engine:
         """
         Make the engine of a new connection.
         """
-        return Engine.client(self._engine_context, self._verified_name, self._check_protocol)
-
-    @cached_property
-    def _engine_context(self) -> ssl.SSLContext:
-        return client_context(self, self.authorities, self.credentials)
+        return Engine.client(self._context, self._verified_name, self._check_protocol)
 
     def _check_protocol(self, protocol: bytes | None) -> TLSError | None:
         if self.alpn and self.strict_alpn and not protocol:
@@ -411,128 +252,7 @@ class ClientOptions:
         return None
 
 
-def _validity(loaded: tuple[Loaded, SSL.Context]) -> str:
-    return f", valid until {loaded[0].chain[0].not_valid_after_utc.isoformat()}"
-
-
-def _load_authorities(authorities: Any) -> tuple[x509.Certificate, ...]:
-    """
-    Read trust roots (none for None), and check that OpenSSL accepts them.
-    """
-    if authorities is None:
-        return ()
-    certificates = load_authorities(authorities)
-    store = crypto.X509Store()
-    try:
-        for certificate in certificates:
-            store.add_cert(crypto.X509.from_cryptography(certificate))
-    except crypto.Error as error:
-        raise CredentialsError(str(authorities)[:80], f"OpenSSL says: {error}") from error
-    return certificates
-
-
 def _check_alpn(protocols: Sequence[bytes]) -> None:
     for protocol in protocols:
         if type(protocol) is not bytes or not 0 < len(protocol) < 256:
             raise ValueError(f"an ALPN protocol must be bytes, 1 to 255 of them: {protocol!r}")
-
-
-def _basic_context(method: int, options: ServerOptions | ClientOptions) -> SSL.Context:
-    context = SSL.Context(method)
-    if options.minimum is Version.TLS_1_3 and options.maximum is Version.TLS_1_2:
-        raise ValueError(
-            f"maximum, {options.maximum}, must not be below minimum, {options.minimum}"
-        )
-    context.set_min_proto_version(options.minimum.value)
-    context.set_max_proto_version(options.maximum.value)
-    context.set_options(
-        SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION | SSL.OP_CIPHER_SERVER_PREFERENCE
-    )
-    # It halves the memory of an idle connection.
-    context.set_mode(SSL.MODE_RELEASE_BUFFERS)
-    context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
-    context.set_app_data(options)
-    return context
-
-
-def _finished(context: SSL.Context, options: ServerOptions | ClientOptions) -> SSL.Context:
-    """
-    Set the ciphers, last: pyOpenSSL makes a connection for it, and changes no context after that.
-    """
-    try:
-        context.set_cipher_list(options.ciphers.encode("ascii"))
-    except SSL.Error as error:
-        raise ValueError(f"ciphers: OpenSSL knows none of {options.ciphers!r}") from error
-    return context
-
-
-def _is_ours(layer: Any) -> bool:
-    """
-    Return whether *layer* is a `TLSLayer`, which reads its `refusal`, and not one of Twisted's own.
-    """
-    return hasattr(layer, "refusal")
-
-
-def _use(context: SSL.Context, loaded: Loaded) -> None:
-    leaf, *rest = loaded.chain
-    try:
-        context.use_certificate(leaf)
-        context.use_privatekey(loaded.key)
-        for certificate in rest:
-            context.add_extra_chain_cert(certificate)
-    except SSL.Error as error:
-        raise CredentialsError(leaf.subject.rfc4514_string(), f"OpenSSL says: {error}") from error
-
-
-def _store(context: SSL.Context) -> crypto.X509Store:
-    store = context.get_cert_store()
-    if store is None:  # pyOpenSSL allows for it, OpenSSL never does it
-        raise MemoryError
-    return store
-
-
-_VERIFICATION = SSL.X509VerificationCodes
-_UNKNOWN = (UnknownAuthority, "comes from an unknown authority")
-_REASONS: dict[int, tuple[type[CertificateRejected], str]] = {
-    _VERIFICATION.ERR_CERT_HAS_EXPIRED: (CertificateExpired, "has expired"),
-    _VERIFICATION.ERR_CERT_NOT_YET_VALID: (CertificateExpired, "is not valid yet"),
-    _VERIFICATION.ERR_DEPTH_ZERO_SELF_SIGNED_CERT: (SelfSigned, "is self-signed"),
-    _VERIFICATION.ERR_SELF_SIGNED_CERT_IN_CHAIN: (UnknownAuthority, "ends at an unknown authority"),
-    _VERIFICATION.ERR_UNABLE_TO_GET_ISSUER_CERT: (UnknownAuthority, "has an unknown issuer"),
-    _VERIFICATION.ERR_UNABLE_TO_GET_ISSUER_CERT_LOCALLY: _UNKNOWN,
-    _VERIFICATION.ERR_UNABLE_TO_VERIFY_LEAF_SIGNATURE: _UNKNOWN,
-}
-
-
-def _verify_chain(
-    connection: SSL.Connection, _: crypto.X509, error: int, depth: int, accepted: int
-) -> bool:
-    """
-    Called by OpenSSL for each certificate of a chain: keep the reason why one is refused.
-    """
-    if not accepted:
-        kind, text = _REASONS.get(error, (CertificateRejected, f"fails OpenSSL's check {error}"))
-        which = "the peer's certificate" if depth == 0 else f"certificate {depth} above the peer's"
-        connection.get_app_data().refusal = kind(f"{which} {text}")
-    return bool(accepted)
-
-
-def _verify_server(wanted: DNS_ID | IPAddress_ID) -> Callable[..., bool]:
-    def verify(
-        connection: SSL.Connection, certificate: crypto.X509, error: int, depth: int, accepted: int
-    ) -> bool:
-        if not _verify_chain(connection, certificate, error, depth, accepted):
-            return False
-        if depth == 0:
-            try:
-                verify_service_identity(extract_patterns(certificate), [wanted], [])
-            except VerificationError:
-                name = getattr(wanted, "hostname", None) or getattr(wanted, "ip", wanted)
-                text = name.decode() if isinstance(name, bytes) else str(name)
-                connection.get_app_data().refusal = WrongName(
-                    f"the server's certificate is not for {text}"
-                )
-                return False
-        return True
-
-    return verify
