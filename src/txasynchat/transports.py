@@ -212,6 +212,8 @@ def tls_layer(transport: Any) -> Any:
 
     A TCP transport that was told to ``startTLS`` has it above itself, as its protocol.
     """
+    if is_tls(transport):
+        return transport
     found = layers(transport)
     for layer in found:
         if is_tls(layer):
