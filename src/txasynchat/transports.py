@@ -213,6 +213,8 @@ def tls_layer(transport: Any) -> Any:
 
     A TCP transport that was told to ``startTLS`` has it above itself, as its protocol.
     """
+    if is_tls(transport):
+        return transport
     found = layers(transport)
     if getattr(found[-1], "TLS", False):
         found.append(getattr(found[-1], "protocol", None))
@@ -338,8 +340,9 @@ def turn_away(transport: Any, protocol: Any, error: Exception) -> None:
     if link is not None:
         above, attribute = link
         setattr(above, attribute, Protocol())
-        if isinstance(above, TLSBase):
-            above.reason = Failure(error)  # type: ignore[no-untyped-call] # Twisted's, untyped
+        if is_tls(above):
+            name = "reason" if isinstance(above, TLSBase) else "_reason"
+            setattr(above, name, Failure(error))  # type: ignore[no-untyped-call] # Twisted's, untyped
         connected = getattr(above, "_connectedDeferred", None)
         if connected is not None and not connected.called:
             connected.errback(error)

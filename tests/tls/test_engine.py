@@ -8,6 +8,7 @@ Also covers `tls.contexts` and `tls.failures`.
 import contextlib
 import errno
 import gc
+import itertools
 import os
 import re
 import socket
@@ -115,6 +116,24 @@ def test_any_split_of_the_ciphertext_gives_the_same_plaintext_and_the_same_end(
     assert made.to_client == b"".join(answered)
     for engine in (made.client, made.server):
         assert (engine.ended, engine.failure, engine.peer_closed) == (True, None, True)
+
+
+@EACH_VERSION
+@given(
+    sizes=st.lists(st.integers(1, 70_000), min_size=1, max_size=8),
+    chunks=st.lists(st.integers(1, 70_000), min_size=1, max_size=5),
+)
+def test_large_pieces_may_be_cut_anywhere(version, sizes, chunks):
+    """Between them there are small ones, and records are cut in their headers, too."""
+    made = secure(client=CLIENTS[version])
+    text = b"".join(bytes((number,)) * size for number, size in enumerate(sizes))
+    wire = b"".join(encrypted(made.client, bytes((n,)) * size) for n, size in enumerate(sizes))
+    at, turn = 0, itertools.cycle(chunks)
+    while at < len(wire):
+        size = next(turn)
+        made.to_server += give(made.server, wire[at : at + size])
+        at += size
+    assert made.to_server == text
 
 
 @EACH_VERSION

@@ -38,6 +38,7 @@ from txasynchat.endpoints import SecureClientEndpoint, SecureServerEndpoint
 from txasynchat.testing import MemoryLink
 from txasynchat.tls import ClientOptions, TLSInfo
 from txasynchat.tls.factory import TLSFactory
+from txasynchat.tls.handshakes import Scheduler
 
 pytestmark = pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")
 
@@ -114,14 +115,18 @@ class Pair:
             end.makeConnection(wire)
         self.server, self.client = self.protocols
 
+    def deliver(self, sender):
+        """Deliver what one end has sent."""
+        data = self.wires[sender].value()
+        self.wires[sender].clear()
+        if data:
+            self.ends[1 - sender].dataReceived(data)
+
     def run(self):
         """Deliver until nothing is under way."""
         while any(wire.value() for wire in self.wires):
-            for wire, end in zip(self.wires, reversed(self.ends), strict=True):
-                data = wire.value()
-                wire.clear()
-                if data:
-                    end.dataReceived(data)
+            for sender in (0, 1):
+                self.deliver(sender)
             self.clock.advance(0)
         return self
 
@@ -288,6 +293,31 @@ def test_missing_close_notify_is_a_truncation(pair):
     pair.end()
     assert pair.server.heard == ["handshake", errors.TruncatedConnection]
     pair.ends.clear()
+
+
+def test_handshake_is_finished_by_bytes_that_came_before_the_end(options):
+    """Its last step waited for its turn when the connection was lost."""
+    pair = Pair(options)
+    for sender in (1, 0):
+        pair.deliver(sender)
+    pair.client.transport.write(b"last words")
+    assert pair.client.heard == ["handshake"]
+    budget = Scheduler.of(pair.clock).budget
+    budget.seconds = 0.0
+    budget.run(lambda: None)
+    pair.deliver(1)
+    assert pair.server.heard == []
+    pair.end()
+    assert pair.server.heard == ["handshake", errors.TruncatedConnection]
+    assert pair.server.received == b"last words"
+
+
+def test_end_of_sending_is_told_once(half_closeable):
+    tls = half_closeable.client.transport
+    tls.loseWriteConnection()
+    tls.registerProducer(Producing(), True)
+    tls.unregisterProducer()
+    assert half_closeable.client.heard == ["handshake", "write lost"]
 
 
 @implementer(IPullProducer)

@@ -82,6 +82,8 @@ _SLICE: Final = 16_384 + 256
 #: enough for ten thousand of them.
 LARGEST_DEBT: Final = 262_144
 
+#: What a record of data begins with.
+_HEADER: Final = b"\x17\3\3"
 # Alerts (RFC 8446, section 6).
 _DECODE_ERROR: Final = 50
 _UNRECOGNIZED_NAME: Final = 112
@@ -179,8 +181,10 @@ class Engine:
         "_doubt",
         "_fed",
         "_feed",
+        "_head",
         "_hello",
         "_incoming",
+        "_missing",
         "_outgoing",
         "_read",
         "_reader",
@@ -228,6 +232,9 @@ class Engine:
         # A client's: the name in the server's certificate, and what is asked after the handshake.
         self._verified_name = ""
         self._check: Callable[[bytes | None], TLSError | None] | None = None
+        # Of the record that a large piece of ciphertext ended in: the bytes missing, or its header.
+        self._missing = 0
+        self._head = b""
         # What OpenSSL had to say on its own since the peer last read everything.
         self._debt = 0
         self._set_buffers()
@@ -447,6 +454,8 @@ class Engine:
     def _receive_slices(self, data: bytes) -> bytes:
         """
         Do as `receive` does, by and by: OpenSSL's buffers never shrink.
+
+        Slices end where records do, if that is known: a record that is cut costs an exception.
         """
         if not self._can_read:
             if self.ended:
@@ -455,13 +464,24 @@ class Engine:
         pieces = []
         room = LARGEST_READ
         view = memoryview(data)
-        for at in range(0, len(data), _SLICE):
-            self._feed(view[at : at + _SLICE])
+        size, at, end = len(data), 0, self._missing
+        if self._head:
+            end = _end_of_record(self._head + data[:5], 0) - len(self._head)
+        if data[end : end + 3] != _HEADER:  # something else came meanwhile
+            end = 0 if data.startswith(_HEADER) else size
+        while at < size:
+            begin, last = at, at + _SLICE
+            while end <= last and end + 5 <= size:
+                at, end = end, _end_of_record(data, end)
+            if not begin < at:
+                at = end if begin < end <= last else last
+            self._feed(view[begin:at])
             if room > 0:
                 pieces.append(self._read_on(None, room))
                 room -= len(pieces[-1])
             if self.ended:
                 break
+        self._missing, self._head = max(0, end - size), data[end:]
         self.more = not self.ended and self._incoming.pending > 0
         if self._outgoing.pending:
             self._note_debt()
@@ -654,6 +674,13 @@ class Engine:
         if self.tls is None or not self.is_secure:
             return None
         return self.tls.getpeercert(binary_form=True)
+
+
+def _end_of_record(data: bytes, at: int) -> int:
+    """
+    Return where the record that begins at *at* ends; somewhere behind, if none does.
+    """
+    return at + 5 + (data[at + 3] << 8 | data[at + 4])
 
 
 #: What looks like an IP address to OpenSSL, of which servers are not told (RFC 6066, section 3).

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 __all__ = ["TLSFactory", "adopt"]
 
 
-class OverTwisteds(TLSTransport, TLSMemoryBIOProtocol):
+class TransportForTwisteds(TLSTransport, TLSMemoryBIOProtocol):
     """
-    A `TLSTransport` where Twisted's options expect Twisted's own.
+    A `TLSTransport` for Twisted's options, which expect Twisted's own TLS.
     """
 
     @override
@@ -66,7 +66,7 @@ class TLSFactory(WrappingFactory[Any]):
         super().__init__(factory)
         self._make_ours = getattr(options, "engine", None)
         if self._make_ours is None:
-            self.protocol = OverTwisteds
+            self.protocol = TransportForTwisteds
             # Without a clock that would install a reactor.
             theirs = TLSMemoryBIOFactory(options, is_client, factory, clock=_NO_CLOCK)
             self._make_theirs: Any = theirs._creatorCallable
@@ -120,7 +120,7 @@ def adopt(transport: Any) -> None:
         layer._aggregator.flush()  # close() is newer than the oldest Twisted
         del layer.write, layer._aggregator
         connection, layer._tlsConnection = layer._tlsConnection, None  # type: ignore[assignment] # it is held there only
-        layer.__class__ = OverTwisteds  # type: ignore[assignment] # it differs in methods only
+        layer.__class__ = TransportForTwisteds  # type: ignore[assignment] # it differs in methods only
         adopted: Any = layer
         adopted.set_up()
         adopted._early = layer._appSendBuffer or None

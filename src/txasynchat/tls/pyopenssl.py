@@ -44,6 +44,11 @@ class PyOpenSSLEngine:
         tls: pyOpenSSL's connection; None before it is made.
     """
 
+    __slots__ = (
+        *("_debt", "_make", "_reader", "can_write", "ended", "failure", "is_secure", "is_server"),
+        *("more", "owes", "peer_closed", "tls", "write_closed"),
+    )
+
     def __init__(self, make: Callable[[], SSL.Connection], *, is_server: bool) -> None:
         self.is_server = is_server
         self.is_secure = self.can_write = False

@@ -207,9 +207,10 @@ class TLSTransport(transports.TLSBase):
         """
         Tell the protocol, with the reason as TLS sees it.
         """
-        if self._opening is not None:
-            self._opening.receive_no_more()
-            self._opening.cancel()
+        opening = self._opening
+        if opening is not None:
+            opening.receive_no_more()
+            opening.cancel()
         self._stop_timer()
         if not self._over and self.reason is None and not self.disconnecting:
             self.reason = self._explain_loss(reason.getErrorMessage())
@@ -560,6 +561,7 @@ class TLSTransport(transports.TLSBase):
             or self._producer is not None
             or self._early
             or engine is None
+            or engine.write_closed
         ):
             return
         engine.close()
