@@ -39,8 +39,6 @@ from zope.interface import implementer
 
 from txasynchat import transports
 from txasynchat.errors import ChatError, HandshakeFailed
-from txasynchat.hub.places import HubServerEndpoint
-from txasynchat.hub.port import ISocketFactory
 from txasynchat.listening import parse
 from txasynchat.ranges import TLS
 from txasynchat.tls.certificates import Credentials
@@ -90,33 +88,13 @@ class SecureServerEndpoint:
         """
         Listen on the other endpoint.
         """
-        factory: Any = TLSFactory(self.options, False, protocolFactory, self._reactor)
-        if isinstance(self._endpoint, HubServerEndpoint) and ISocketFactory.providedBy(
-            protocolFactory
-        ):
-            factory = _SecureSockets(protocolFactory, self.options)
+        # A factory may serve the sockets of the hub's ports by itself, TLS included.
+        over_sockets = getattr(self._endpoint, "over_sockets", None)
+        factory = None if over_sockets is None else over_sockets(protocolFactory, self.options)
+        if factory is None:
+            factory = TLSFactory(self.options, False, protocolFactory, self._reactor)
         listening: Deferred[Any] = self._endpoint.listen(factory)
         return listening
-
-
-@implementer(ISocketFactory)
-class _SecureSockets:
-    """
-    Stands before a factory that serves sockets by itself, TLS included.
-    """
-
-    def __init__(self, factory: Any, options: ServerOptions) -> None:
-        self._factory = factory
-        self._options = options
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._factory, name)
-
-    def socket_accepted(self, sock: Any, address: Any) -> None:
-        """
-        Give the socket to the factory, with how to speak TLS on it.
-        """
-        self._factory.secure_socket_accepted(sock, address, self._options)
 
 
 @implementer(IStreamClientEndpoint)

@@ -911,7 +911,7 @@ class Renewed:
         self.options = server_options(credentials=Credentials(*self.files))
         made = self.options._contexts
         for watched in (*made._watched, made._authorities):
-            watched._now = lambda: self.now
+            watched.now = lambda: self.now
             watched._looked = 0.0
 
     def serial(self):

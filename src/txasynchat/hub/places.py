@@ -27,7 +27,7 @@ from twisted.python.failure import Failure
 from typing_extensions import override
 from zope.interface import directlyProvides, implementer, providedBy
 
-from txasynchat.hub.port import LentPort, TCPPort, UNIXPort
+from txasynchat.hub.port import ISocketFactory, LentPort, TCPPort, UNIXPort
 from txasynchat.hub.shared import has_descriptors, shared_hub
 from txasynchat.hub.transport import Outgoing, OutgoingUNIX
 
@@ -114,6 +114,26 @@ def _begin(port: Any) -> IListeningPort:
     return listening
 
 
+@implementer(ISocketFactory)
+class SecureSockets:
+    """
+    Stands before a factory that serves sockets over TLS by itself; in all else it is that factory.
+    """
+
+    def __init__(self, factory: Any, options: Any) -> None:
+        self._factory = factory
+        self._options = options
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._factory, name)
+
+    def socket_accepted(self, sock: Any, address: Any) -> None:
+        """
+        Give the socket to the factory, with how to speak TLS on it.
+        """
+        self._factory.secure_socket_accepted(sock, address, self._options)
+
+
 @implementer(IStreamServerEndpoint)
 class HubServerEndpoint:
     """
@@ -126,6 +146,19 @@ class HubServerEndpoint:
     def __init__(self, endpoint: Any) -> None:
         # Under the name that Twisted's own endpoints around others use; see `listening.parse`.
         self._wrappedEndpoint = endpoint
+
+    def over_sockets(self, factory: Any, options: Any) -> Any:
+        """
+        Return what to listen with, for a factory that serves sockets over TLS by itself.
+
+        Args:
+            factory: to be listened with.
+            options: a `ServerOptions`.
+
+        Returns:
+            None if *factory* does not.
+        """
+        return SecureSockets(factory, options) if ISocketFactory.providedBy(factory) else None
 
     def listen(self, protocolFactory: IProtocolFactory | Factory[Any]) -> Deferred[Any]:  # noqa: N803 Twisted's
         """

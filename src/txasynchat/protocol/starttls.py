@@ -71,12 +71,7 @@ class Upgrade:
     stall: StallWatch = field(default_factory=StallWatch, init=False)
 
     def __post_init__(self) -> None:
-        self._is_client = IOpenSSLClientConnectionCreator.providedBy(self.options)
-        if self._is_client is IOpenSSLServerConnectionCreator.providedBy(self.options):
-            raise TypeError(
-                "options must be ServerOptions, ClientOptions or one of Twisted's connection creators"
-                f" for one side: {self.options!r:.80}"
-            )
+        self._is_client = is_for_client(self.options)
         self.leftovers = Leftovers(self.leftovers)  # no other object may pass for "not REJECT"
 
     def begin(self) -> bool:
