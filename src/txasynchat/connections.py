@@ -32,9 +32,7 @@ __all__ = ["Connections", "WatchedFactory"]
 
 
 class Connections:
-    """
-    The protocols of live connections, oldest first; iterating walks over a copy.
-    """
+    """The protocols of live connections, oldest first; iterating walks over a copy."""
 
     _log = Logger()
 
@@ -50,22 +48,16 @@ class Connections:
         return iter(list(self._live.values()))
 
     def watch(self, protocol: Any) -> Any:
-        """
-        Count the connection that *protocol*, which has no transport yet, will have; return it.
-        """
+        """Count the connection that *protocol*, which has no transport yet, will have; return it."""
         protocol.makeConnection = _Watch(self, protocol).made
         return protocol
 
     def began(self, transport: Any, protocol: Any) -> None:
-        """
-        Count a connection, until `ended` is called with the same *transport*.
-        """
+        """Count a connection, until `ended` is called with the same *transport*."""
         self._live[transport] = protocol
 
     def when_empty(self) -> Deferred[None]:
-        """
-        Return a Deferred that fires as soon as there is no connection.
-        """
+        """Return a Deferred that fires as soon as there is no connection."""
         if not self._live:
             return succeed(None)
         self._waiting.append(Deferred())
@@ -107,9 +99,7 @@ class Connections:
             self.ended(transport)
 
     def ended(self, transport: Any) -> None:
-        """
-        Count a connection no more; harmless when repeated.
-        """
+        """Count a connection no more; harmless when repeated."""
         self._live.pop(transport, None)
         if not self._live:
             waiting, self._waiting = self._waiting, []
@@ -158,9 +148,7 @@ def _handler(protocol: Any) -> Any:
 
 @implementer(IProtocolFactory)
 class WatchedFactory:
-    """
-    Any protocol factory, with its connections counted; in everything else it is that factory.
-    """
+    """Any protocol factory, with its connections counted; in everything else it is that factory."""
 
     def __init__(self, factory: Any, connections: Connections) -> None:
         self._factory = factory
@@ -173,15 +161,11 @@ class WatchedFactory:
         return None if protocol is None else self._connections.watch(protocol)
 
     def socket_accepted(self, sock: Any, address: Any) -> None:
-        """
-        Let the factory serve a socket, if it takes sockets, and count the connection.
-        """
+        """Let the factory serve a socket, if it takes sockets, and count the connection."""
         self._count(self._factory.socket_accepted(sock, address))
 
     def secure_socket_accepted(self, sock: Any, address: Any, options: Any) -> None:
-        """
-        As `socket_accepted`, with TLS; the connection counts when the handshake is done.
-        """
+        """As `socket_accepted`, with TLS; the connection counts when the handshake is done."""
         self._factory.secure_socket_accepted(sock, address, options, self._count)
 
     def _count(self, connection: Any) -> None:

@@ -66,15 +66,11 @@ class Accepted:
         return f"<Accepted from {self._address!r}: {self.channel!r}>"
 
     def when_ended(self, call: Callable[[], object]) -> None:
-        """
-        Call *call* when the channel has left its map.
-        """
+        """Call *call* when the channel has left its map."""
         self._on_end.append(call)
 
     def ended(self) -> None:
-        """
-        Called once, when the channel has left its map.
-        """
+        """Called once, when the channel has left its map."""
         for call in self._on_end:
             call()
 
@@ -90,18 +86,14 @@ class Accepted:
             self.loseConnection()
 
     def loseConnection(self) -> None:  # noqa: N802 as of a transport
-        """
-        Let the channel meet the end of the stream.
-        """
+        """Let the channel meet the end of the stream."""
         try:
             self.channel.socket.shutdown(socket.SHUT_RD)
         except OSError:
             self.channel.handle_close()
 
     def abortConnection(self) -> None:  # noqa: N802 as of a transport
-        """
-        Reset the connection; what the system does not have yet is lost.
-        """
+        """Reset the connection; what the system does not have yet is lost."""
         with suppress(OSError):
             self.channel.socket.setsockopt(
                 socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
@@ -147,9 +139,7 @@ class Handshake(asyncore.dispatcher):
 
     @override
     def handle_write(self) -> None:
-        """
-        The first event that TLS lets through: the handshake is done.
-        """
+        """The first event that TLS lets through: the handshake is done."""
         tls = self.socket
         if tls is not None and tls.secure:
             self.del_channel()
@@ -193,17 +183,13 @@ class Beside:
 
     @classmethod
     def of(cls, reactor: Any) -> Beside:
-        """
-        Return the one of *reactor*; of the installed one for None.
-        """
+        """Return the one of *reactor*; of the installed one for None."""
         reactor = reactor or default_reactor()
         return cls._all.get(reactor) or cls._all.setdefault(reactor, cls(reactor))
 
     @contextmanager
     def handlers(self) -> Iterator[None]:
-        """
-        Drive each map in which a channel registers meanwhile, in this thread.
-        """
+        """Drive each map in which a channel registers meanwhile, in this thread."""
         before = _loop.set_adopter(self._adopt)
         try:
             yield
@@ -211,26 +197,20 @@ class Beside:
             _loop.set_adopter(before)
 
     def watch(self, connection: Accepted) -> None:
-        """
-        Tell *connection* when its channel has left its map.
-        """
+        """Tell *connection* when its channel has left its map."""
         channel = connection.channel
         attachment = getattr(_loop.driver_of(channel._map), "attachment", None)
         if isinstance(attachment, _Served):
             attachment.watched[channel._fileno] = connection
 
     def leave(self, user: Any) -> None:
-        """
-        A factory listens no more.
-        """
+        """A factory listens no more."""
         self.users.discard(user)
         for one in list(self._attachments):
             one.detach_if_unused()
 
     def stop(self) -> None:
-        """
-        A handler asked to leave ``loop()``; here that is the reactor.
-        """
+        """A handler asked to leave ``loop()``; here that is the reactor."""
         _log.info("a served handler ends the program")
         if self._reactor.running:
             self._reactor.stop()
@@ -251,9 +231,7 @@ class Beside:
         attachment.start()
 
     def detached(self, attachment: _Served) -> None:
-        """
-        *attachment* has ended.
-        """
+        """*attachment* has ended."""
         self._attachments.remove(attachment)
 
 
@@ -282,9 +260,7 @@ class _Served(Attachment):
 
     @override
     def removed(self, fd: Any) -> None:
-        """
-        The channel under *fd* has left the map; another one may take its place, with its socket.
-        """
+        """The channel under *fd* has left the map; another one may take its place, with its socket."""
         if fd in self.watched:
             self._left.append(fd)
 
@@ -311,9 +287,7 @@ class _Served(Attachment):
             self._beside.detached(self)
 
     def detach_if_unused(self) -> None:
-        """
-        End, if there is no channel and nobody will bring one.
-        """
+        """End, if there is no channel and nobody will bring one."""
         if not (self._driver.channels or self._beside.users):
             self.detach()
 
@@ -352,9 +326,7 @@ _CALLS = ("read", "write", "_exception", "readwrite")
 
 
 def _guarded(name: str) -> Callable[..., None]:
-    """
-    Return a function of ``asyncore`` that ends a channel instead of the loop.
-    """
+    """Return a function of ``asyncore`` that ends a channel instead of the loop."""
     call = getattr(asyncore, name)
 
     def guarded(channel: Any, *flags: int) -> None:
@@ -370,9 +342,7 @@ def _guarded(name: str) -> Callable[..., None]:
 
 
 def _end(channel: Any) -> None:
-    """
-    Close *channel* past what it makes of that.
-    """
+    """Close *channel* past what it makes of that."""
     with suppress(Exception):
         asyncore.dispatcher.close(channel)
 

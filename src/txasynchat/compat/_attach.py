@@ -1,6 +1,4 @@
-"""
-Channels beside other things in a reactor or event loop that already runs.
-"""
+"""Channels beside other things in a reactor or event loop that already runs."""
 
 from __future__ import annotations
 
@@ -48,9 +46,7 @@ class Attachment:
         self._detached = False
 
     def detach(self) -> None:
-        """
-        Take the map away from the reactor. Channels stay open and in the map. May be repeated.
-        """
+        """Take the map away from the reactor. Channels stay open and in the map. May be repeated."""
         if self._detached:
             return
         self._detached = True
@@ -61,22 +57,16 @@ class Attachment:
         _loop.release(self._driver)
 
     def poke(self) -> None:
-        """
-        Have the reactor's thread look soon at what changed; from any thread.
-        """
+        """Have the reactor's thread look soon at what changed; from any thread."""
         if not self._poked and not self._detached:
             self._poked = True
             self._call_from_thread(self._look)
 
     def removed(self, fd: Any) -> None:
-        """
-        The channel under *fd* has left the map.
-        """
+        """The channel under *fd* has left the map."""
 
     def start(self) -> None:
-        """
-        Begin.
-        """
+        """Begin."""
         self._driver.start(poll_mode=False)
         self._driver.hub.attach(self.reactor, self._turn)
         self._look()
@@ -115,9 +105,7 @@ class Attachment:
             self._tick = self._call_later(TICK, self._ticked)
 
     def _failed(self, error: BaseException) -> bool:  # noqa: ARG002
-        """
-        Return whether the attachment goes on after *error*.
-        """
+        """Return whether the attachment goes on after *error*."""
         return False
 
 

@@ -298,9 +298,7 @@ class TLSSocket(LayeredSocket):
                 _loop.touch(channel)
 
     def _prepare_to_send(self) -> None:
-        """
-        See to whatever is in the way of `send`.
-        """
+        """See to whatever is in the way of `send`."""
         if self._closed:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         if self._switched and (
@@ -309,9 +307,7 @@ class TLSSocket(LayeredSocket):
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
     def pending(self) -> int:
-        """
-        Count what `recv` has to say and no poller knows of: decrypted bytes, and one for the end.
-        """
+        """Count what `recv` has to say and no poller knows of: decrypted bytes, and one for the end."""
         return len(self.received) + self.end_waits
 
     def close(self) -> None:
@@ -334,9 +330,7 @@ class TLSSocket(LayeredSocket):
             self._plain_socket.close()
 
     def shutdown(self, how: int) -> None:
-        """
-        Send close_notify unless only the reading side is closed; then as a plain socket.
-        """
+        """Send close_notify unless only the reading side is closed; then as a plain socket."""
         self._when_free(lambda: self._shut_down(how))
 
     def _shut_down(self, how: int) -> None:
@@ -346,9 +340,7 @@ class TLSSocket(LayeredSocket):
             self._plain_socket.shutdown(how)
 
     def fileno(self) -> int:
-        """
-        Return the plain socket's descriptor.
-        """
+        """Return the plain socket's descriptor."""
         return self._plain_socket.fileno()
 
     # -- what the loop calls: see `LayeredSocket`
@@ -360,9 +352,7 @@ class TLSSocket(LayeredSocket):
         self._channel = ref(channel)
 
     def interest(self, readable: Any, writable: Any) -> tuple[Any, Any]:
-        """
-        Turn what the handler waits for into what its descriptor has to be watched for.
-        """
+        """Turn what the handler waits for into what its descriptor has to be watched for."""
         if not self._switched:
             return False, writable
         if not self.secure:
@@ -440,9 +430,7 @@ class TLSSocket(LayeredSocket):
         return self.secure
 
     def _may_advance(self) -> bool:
-        """
-        Return whether what arrived is for TLS, and it is time for that.
-        """
+        """Return whether what arrived is for TLS, and it is time for that."""
         if self._closed or self._connecting:
             return False
         if not self.secure and self._evicted:
@@ -486,9 +474,7 @@ class TLSSocket(LayeredSocket):
         return self._closed
 
     def ready_to_write(self) -> bool:
-        """
-        Return whether it is news for the handler that the descriptor is writable.
-        """
+        """Return whether it is news for the handler that the descriptor is writable."""
         if not self._switched:
             return True
         try:
@@ -505,9 +491,7 @@ class TLSSocket(LayeredSocket):
                 self._catch_up()
 
     def is_secure_now(self) -> bool:
-        """
-        Return whether the handshake is done, when the plain socket is connected.
-        """
+        """Return whether the handshake is done, when the plain socket is connected."""
         if self._connecting:
             self._connecting = False
             self._start_clock()
@@ -529,9 +513,7 @@ class TLSSocket(LayeredSocket):
             self._place = _Place(self, self._plain_socket, self._pending)
 
     def begin_later(self) -> None:
-        """
-        Something has to leave in plain first, and the peer to take it: `begin` follows.
-        """
+        """Something has to leave in plain first, and the peer to take it: `begin` follows."""
         self._made_progress()
         self._start_clock()
 
@@ -542,15 +524,11 @@ class TLSSocket(LayeredSocket):
         return self._switched and not self._connecting
 
     def feed(self, data: bytes) -> None:
-        """
-        Take what arrived already for ciphertext.
-        """
+        """Take what arrived already for ciphertext."""
         self._engine.feed(data)
 
     def evict(self) -> None:
-        """
-        End the connection to make room for others; `advance` raises the reason.
-        """
+        """End the connection to make room for others; `advance` raises the reason."""
         self._evicted = True
         with suppress(OSError):
             self._plain_socket.shutdown(socket.SHUT_RDWR)
@@ -569,9 +547,7 @@ class TLSSocket(LayeredSocket):
         raise HandshakeTimedOut(self._timeout or 0.0)
 
     def _made_progress(self) -> bool:
-        """
-        Return whether the peer has taken something of what leaves before TLS since the last call.
-        """
+        """Return whether the peer has taken something of what leaves before TLS since the last call."""
         if self._progress is None:
             self._progress = Progress()
         return self._progress.made(self._sent_before, *_outstanding(self._plain_socket))
@@ -581,9 +557,7 @@ class TLSSocket(LayeredSocket):
             self.deadline = time.monotonic() + self._timeout
 
     def leave(self, see_out: Callable[[LastBytes], object]) -> None:
-        """
-        After `close`: if there are last bytes, call *see_out* with them.
-        """
+        """After `close`: if there are last bytes, call *see_out* with them."""
         self._when_free(lambda: self._leave(see_out))
 
     def _leave(self, see_out: Callable[[LastBytes], object]) -> None:
@@ -603,9 +577,7 @@ class TLSSocket(LayeredSocket):
     # -- internals
 
     def _when_free(self, call: Callable[[], Any]) -> None:
-        """
-        Call *call* now, or have the thread do it that sends or receives at this moment.
-        """
+        """Call *call* now, or have the thread do it that sends or receives at this moment."""
         self._later.append(call)
         self._catch_up()
 
@@ -622,9 +594,7 @@ class TLSSocket(LayeredSocket):
                 self._free.append(None)
 
     def _shake_hands(self) -> bool:
-        """
-        Go on with the handshake; return whether plain text has its turn.
-        """
+        """Go on with the handshake; return whether plain text has its turn."""
         engine = self._engine
         if engine.ended:
             return False
@@ -644,9 +614,7 @@ class TLSSocket(LayeredSocket):
         return flushed and engine.is_secure
 
     def _check_handshake(self) -> None:
-        """
-        Raise what went wrong, if anything did.
-        """
+        """Raise what went wrong, if anything did."""
         failure = self._engine.failure
         if failure is not None:
             with suppress(OSError):
@@ -655,9 +623,7 @@ class TLSSocket(LayeredSocket):
             raise _error_of(failure)
 
     def _note_end(self) -> None:
-        """
-        The peer ended, broke off, or broke TLS; `recv` says so when all before it was received.
-        """
+        """The peer ended, broke off, or broke TLS; `recv` says so when all before it was received."""
         self.end_waits = True
         failure = self._engine.failure
         if failure is not None and self._end is None:
@@ -672,9 +638,7 @@ class TLSSocket(LayeredSocket):
         self._give_up()
 
     def _give_up(self) -> None:
-        """
-        Expect nothing more; a handler that does not close is told of the end, as of any other.
-        """
+        """Expect nothing more; a handler that does not close is told of the end, as of any other."""
         self._engine.end_of_stream()
         self.end_waits = True
         self._leave_pending()
@@ -706,9 +670,7 @@ for _name in set(dir(socket.socket)).difference(dir(TLSSocket)):
 def engine_of(
     context: Any, server_side: bool | None = None, server_hostname: str | None = None
 ) -> Engine:
-    """
-    Make the engine for a `ssl.SSLContext`, or for options: see `TLSSocket`.
-    """
+    """Make the engine for a `ssl.SSLContext`, or for options: see `TLSSocket`."""
     if not isinstance(context, ssl.SSLContext):
         make = getattr(context, "engine", None)
         if make is None:
@@ -781,9 +743,7 @@ class _Place:
 
     @classmethod
     def pending_of(cls, context: Any) -> Pending:
-        """
-        Return what counts a server's unfinished handshakes: options have that, and share it.
-        """
+        """Return what counts a server's unfinished handshakes: options have that, and share it."""
         if not isinstance(context, ssl.SSLContext):
             shared: Pending = context.limit.pending
             return shared
@@ -793,22 +753,16 @@ class _Place:
         return pending
 
     def progressed(self) -> None:
-        """
-        The client's message was answered.
-        """
+        """The client's message was answered."""
         self._pending.progressed(self)
 
     def release(self, _: object = None) -> None:
-        """
-        The handshake has finished or failed, or the socket is gone.
-        """
+        """The handshake has finished or failed, or the socket is gone."""
         self._sock = None  # whose callback refers to this
         self._pending.discard(self)
 
     def evict(self) -> None:
-        """
-        Called by `Pending`.
-        """
+        """Called by `Pending`."""
         sock = None if self._sock is None else self._sock()
         if sock is not None:
             sock.evict()
@@ -849,9 +803,7 @@ class LastBytes:
         return True
 
     def send(self) -> bool:
-        """
-        Send what the system takes; return whether nothing is left to do.
-        """
+        """Send what the system takes; return whether nothing is left to do."""
         try:
             sent = self.sock.send(self._unsent)
         except BlockingIOError:

@@ -151,9 +151,7 @@ def check_server_context(context: Any) -> None:
 
 
 def wrap_accepted(plain: socket.socket, context: Any) -> TLSSocket:
-    """
-    Put TLS on a connection that was just accepted; its handshake begins when a channel gets it.
-    """
+    """Put TLS on a connection that was just accepted; its handshake begins when a channel gets it."""
     plain.setblocking(False)
     sock = TLSSocket(plain, context, server_side=True, handshake_timeout=HANDSHAKE_TIMEOUT)
     sock.begin()

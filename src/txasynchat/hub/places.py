@@ -75,9 +75,7 @@ class HubReactor:
     def listenTCP(  # noqa: N802 Twisted's name
         self, port: int, factory: Any, backlog: int = 50, interface: str = ""
     ) -> IListeningPort:
-        """
-        Listen on a TCP port; see `IReactorTCP`.
-        """
+        """Listen on a TCP port; see `IReactorTCP`."""
         return _begin(TCPPort(port, factory, backlog, interface, self._reactor))
 
     def listenUNIX(  # noqa: N802 Twisted's name
@@ -88,17 +86,13 @@ class HubReactor:
         mode: int = 0o666,
         wantPID: int = 0,  # noqa: N803 Twisted's
     ) -> IListeningPort:
-        """
-        Listen on a Unix socket; see `IReactorUNIX`.
-        """
+        """Listen on a Unix socket; see `IReactorUNIX`."""
         return _begin(UNIXPort(address, factory, backlog, mode, self._reactor, wantPID))
 
     def adoptStreamPort(  # noqa: N802 Twisted's name
         self, descriptor: int, family: int, factory: Any
     ) -> IListeningPort:
-        """
-        Listen on a socket that somebody else bound; see `IReactorSocket`.
-        """
+        """Listen on a socket that somebody else bound; see `IReactorSocket`."""
         if family == socket.AF_UNIX:
             return _begin(LentPort._fromListeningDescriptor(self._reactor, descriptor, factory))  # type: ignore[no-untyped-call] # Twisted's, untyped
         if family not in (socket.AF_INET, socket.AF_INET6):
@@ -128,9 +122,7 @@ class SecureSockets:
         return getattr(self._factory, name)
 
     def socket_accepted(self, sock: Any, address: Any) -> None:
-        """
-        Give the socket to the factory, with how to speak TLS on it.
-        """
+        """Give the socket to the factory, with how to speak TLS on it."""
         self._factory.secure_socket_accepted(sock, address, self._options)
 
 
@@ -161,9 +153,7 @@ class HubServerEndpoint:
         return SecureSockets(factory, options) if ISocketFactory.providedBy(factory) else None
 
     def listen(self, protocolFactory: IProtocolFactory | Factory[Any]) -> Deferred[Any]:  # noqa: N803 Twisted's
-        """
-        Listen.
-        """
+        """Listen."""
         listening: Deferred[Any] = self._wrappedEndpoint.listen(protocolFactory)
         return listening
 
@@ -195,9 +185,7 @@ class HubClientEndpoint:
         return connecting.addCallback(self._take_over, attempt)
 
     def _take_over(self, first: Any, attempt: _Attempt) -> Any:
-        """
-        Put a connection of the hub in the place of Twisted's, with the same socket.
-        """
+        """Put a connection of the hub in the place of Twisted's, with the same socket."""
         transport = first.transport
         factory = attempt.factory
         address, peer, theirs = transport.getPeer(), transport.realAddress, transport.socket
@@ -224,9 +212,7 @@ class HubClientEndpoint:
 
 
 class _Attempt(Factory):
-    """
-    The factory that Twisted's endpoint connects, in the place of the application's.
-    """
+    """The factory that Twisted's endpoint connects, in the place of the application's."""
 
     protocol = Protocol
     noisy = False
@@ -246,9 +232,7 @@ class _Attempt(Factory):
 
 
 def on_hub(description: str) -> str:
-    """
-    Return a server's *description* with ``hub:`` in it, where it ends in a socket.
-    """
+    """Return a server's *description* with ``hub:`` in it, where it ends in a socket."""
     return (
         _SERVER.sub(r"\1hub:", description, count=1) if _SERVER.match(description) else description
     )
@@ -280,9 +264,7 @@ def parse_client(reactor: Any, *arguments: str, **words: str) -> Any:
 
 
 def _takes(reactor: Any, inner: str) -> bool:
-    """
-    Return whether *reactor* can have a hub; say so if it cannot.
-    """
+    """Return whether *reactor* can have a hub; say so if it cannot."""
     if has_descriptors(reactor):
         return True
     _log.warn(
@@ -294,9 +276,7 @@ def _takes(reactor: Any, inner: str) -> bool:
 
 
 def _inner(kinds: tuple[str, ...], arguments: tuple[str, ...], words: dict[str, str]) -> str:
-    """
-    Return the description behind ``hub:``, which is of one of those *kinds*.
-    """
+    """Return the description behind ``hub:``, which is of one of those *kinds*."""
     first = next(iter(words), "")
     if not arguments and ":" in first:
         # An inner string that was written as one argument, and that Twisted split at its first "=".

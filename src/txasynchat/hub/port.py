@@ -61,9 +61,7 @@ _BROKEN_OFF = frozenset(
 
 
 class ISocketFactory(Interface):
-    """
-    A factory for ports of a hub that serves sockets by itself.
-    """
+    """A factory for ports of a hub that serves sockets by itself."""
 
     def socket_accepted(sock: socket.socket, address: Any) -> Any:  # noqa: N805 an interface
         """
@@ -78,9 +76,7 @@ class ISocketFactory(Interface):
 
 
 class _Accepting(_Port):  # type: ignore[misc] # see above
-    """
-    The part of a port that differs from Twisted's.
-    """
+    """The part of a port that differs from Twisted's."""
 
     _hub: SharedHub | None = None
     _number = -1
@@ -130,9 +126,7 @@ class _Accepting(_Port):  # type: ignore[misc] # see above
     # -- Served
 
     def ready(self, _events: int) -> None:
-        """
-        Accept what has connected, up to a limit that grows while it is reached.
-        """
+        """Accept what has connected, up to a limit that grows while it is reached."""
         most = self.numberAccepts
         self.numberAccepts = min(most + 20, LARGEST_BATCH)  # or fewer, by `transports.accept_fewer`
         accept = self.socket._accept
@@ -161,14 +155,10 @@ class _Accepting(_Port):  # type: ignore[misc] # see above
                 return
 
     def proceed(self) -> None:
-        """
-        Do nothing: a port never asks for it.
-        """
+        """Do nothing: a port never asks for it."""
 
     def failed(self) -> None:
-        """
-        Do nothing: the port goes on, as Twisted's do.
-        """
+        """Do nothing: the port goes on, as Twisted's do."""
 
     # -- internals
 
@@ -215,9 +205,7 @@ class _Accepting(_Port):  # type: ignore[misc] # see above
 
 
 def _with_scope(address: Any) -> Any:
-    """
-    Return a peer's IPv6 *address*, with the name of the interface if it is one of a link.
-    """
+    """Return a peer's IPv6 *address*, with the name of the interface if it is one of a link."""
     if not address[3]:
         return address
     host = socket.getnameinfo(address, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)[0]
@@ -226,23 +214,17 @@ def _with_scope(address: Any) -> Any:
 
 @implementer(IListeningPort)
 class TCPPort(_Accepting, tcp.Port):
-    """
-    A TCP port, over IPv4 or IPv6.
-    """
+    """A TCP port, over IPv4 or IPv6."""
 
     transport: Any = Connection
 
 
 @implementer(IListeningPort)
 class UNIXPort(_Accepting, unix.Port):
-    """
-    A port on a Unix socket.
-    """
+    """A port on a Unix socket."""
 
     transport: Any = UNIXConnection
 
 
 class LentPort(Lent, UNIXPort):
-    """
-    A port on a Unix socket that was lent.
-    """
+    """A port on a Unix socket that was lent."""

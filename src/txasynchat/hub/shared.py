@@ -36,9 +36,7 @@ _LOST = Failure(ConnectionLost())  # type: ignore[no-untyped-call] # Twisted's, 
 
 
 class Served(Protocol):
-    """
-    A socket in a `SharedHub`.
-    """
+    """A socket in a `SharedHub`."""
 
     def ready(self, events: int) -> None:
         """
@@ -46,19 +44,13 @@ class Served(Protocol):
         """
 
     def proceed(self) -> None:
-        """
-        Called once for each `SharedHub.later`.
-        """
+        """Called once for each `SharedHub.later`."""
 
     def failed(self) -> None:
-        """
-        Called while an exception of one of the others is handled, which is logged already.
-        """
+        """Called while an exception of one of the others is handled, which is logged already."""
 
     def connectionLost(self, reason: Failure, /) -> None:  # noqa: N802 Twisted's
-        """
-        Called when the reactor stops.
-        """
+        """Called when the reactor stops."""
 
 
 class SharedHub:
@@ -121,15 +113,11 @@ class SharedHub:
             raise
 
     def watch(self, number: int, mask: int) -> None:
-        """
-        Change what a socket waits for; it may be nothing.
-        """
+        """Change what a socket waits for; it may be nothing."""
         self._hub.watch(number, mask)
 
     def remove(self, number: int, served: Served) -> None:
-        """
-        Serve a socket no more. To be called before it is closed.
-        """
+        """Serve a socket no more. To be called before it is closed."""
         if self._served.get(number) is served:
             self._hub.forget(number)
             del self._served[number]
@@ -140,9 +128,7 @@ class SharedHub:
         return iter(list(self._served.values()))
 
     def later(self, served: Served) -> None:
-        """
-        Call ``served.proceed()`` soon, but not now: at the end of this turn if there is one.
-        """
+        """Call ``served.proceed()`` soon, but not now: at the end of this turn if there is one."""
         self._due.append(served)
         if not self._turns and self._call is None:
             self._call = self.reactor.callLater(0, self._begin_turn)
@@ -213,9 +199,7 @@ class SharedHub:
             self._hub.close()
 
     def _reactor_stops(self) -> None:
-        """
-        Be lost, as everything that Twisted's reactors poll is when they stop.
-        """
+        """Be lost, as everything that Twisted's reactors poll is when they stop."""
         self._trigger = None
         for one in self:
             try:
@@ -225,9 +209,7 @@ class SharedHub:
 
 
 def has_descriptors(reactor: Any) -> bool:
-    """
-    Return whether *reactor* polls real descriptors, unlike one in memory.
-    """
+    """Return whether *reactor* polls real descriptors, unlike one in memory."""
     return isinstance(reactor, PosixReactorBase)
 
 
@@ -235,9 +217,7 @@ _shared: WeakKeyDictionary[Any, SharedHub] = WeakKeyDictionary()
 
 
 def shared_hub(reactor: Any) -> SharedHub:
-    """
-    Return the hub of *reactor*, which begins with this call if there is none.
-    """
+    """Return the hub of *reactor*, which begins with this call if there is none."""
     found = _shared.get(reactor)
     if found is None:
         found = _shared[reactor] = SharedHub(reactor)
@@ -245,9 +225,7 @@ def shared_hub(reactor: Any) -> SharedHub:
 
 
 def served_by(reactor: Any) -> list[Served]:
-    """
-    List what is in the hub of *reactor*.
-    """
+    """List what is in the hub of *reactor*."""
     try:
         found = _shared.get(reactor)
     except TypeError:  # a reactor in memory may not be hashable, or referred to weakly

@@ -137,16 +137,12 @@ class Connection(_Connection):  # type: ignore[misc] # without types
 
     @property
     def reactor(self) -> Any:
-        """
-        The reactor that has the hub.
-        """
+        """The reactor that has the hub."""
         return self._hub.reactor
 
     @property
     def hostname(self) -> Any:
-        """
-        The peer's host.
-        """
+        """The peer's host."""
         return self.client[0]
 
     @property
@@ -155,9 +151,7 @@ class Connection(_Connection):  # type: ignore[misc] # without types
 
     @override
     def fileno(self) -> int:
-        """
-        Return the socket's descriptor; -1 when the connection is gone.
-        """
+        """Return the socket's descriptor; -1 when the connection is gone."""
         return -1 if self.disconnected else self._number
 
     @override
@@ -173,15 +167,11 @@ class Connection(_Connection):  # type: ignore[misc] # without types
     # -- ITransport
 
     def getHost(self) -> Any:  # noqa: N802 Twisted's
-        """
-        Return this side's address.
-        """
+        """Return this side's address."""
         return _address(_getsockname(self.socket))
 
     def getPeer(self) -> Any:  # noqa: N802 Twisted's
-        """
-        Return the peer's address.
-        """
+        """Return the peer's address."""
         return _address(self.client)
 
     @override
@@ -212,9 +202,7 @@ class Connection(_Connection):  # type: ignore[misc] # without types
         self.write(b"".join(iovec))
 
     def send_now(self, data: bytes) -> bytes:
-        """
-        Send at once, if nothing waits before; return what was not sent. See `immediate_sender`.
-        """
+        """Send at once, if nothing waits before; return what was not sent. See `immediate_sender`."""
         if self._tempDataLen or self.disconnecting or self.TLS or self._writeDisconnecting:
             return data
         try:
@@ -276,9 +264,7 @@ class Connection(_Connection):  # type: ignore[misc] # without types
             self.reactor.callLater(0, self.connectionLost, _Failure(ConnectionAborted()))
 
     def startTLS(self, ctx: Any, normal: bool = True) -> None:  # noqa: N802 Twisted's
-        """
-        Begin TLS with Twisted's options; see `ITLSTransport`.
-        """
+        """Begin TLS with Twisted's options; see `ITLSTransport`."""
         owner = self.owner
         if owner is not None and self._asks(owner):
             owner._takes_tls()
@@ -345,9 +331,7 @@ class Connection(_Connection):  # type: ignore[misc] # without types
     # -- Served
 
     def ready(self, events: int) -> None:
-        """
-        Read, and send what waits.
-        """
+        """Read, and send what waits."""
         mask = self._mask
         if mask & READ and events != WRITE:
             try:
@@ -395,9 +379,7 @@ class Connection(_Connection):  # type: ignore[misc] # without types
             self._closeWriteConnection()
 
     def failed(self) -> None:
-        """
-        Be lost by the exception that is being handled.
-        """
+        """Be lost by the exception that is being handled."""
         self.connectionLost(_Failure())
 
     # -- internals
@@ -411,9 +393,7 @@ class Connection(_Connection):  # type: ignore[misc] # without types
         self._hub.watch(self._number, mask)
 
     def _read_on(self) -> None:
-        """
-        Read more of what arrives in bulk, without another event for each piece.
-        """
+        """Read more of what arrives in bulk, without another event for each piece."""
         for _ in range(READS):
             if not self._mask & READ:
                 return
@@ -477,9 +457,7 @@ def _address(address: Any) -> IPv4Address | IPv6Address:
 
 @implementer(IUNIXTransport)
 class UNIXConnection(_DescriptorsMixin, Connection):  # type: ignore[misc] # without types
-    """
-    A connection on a Unix socket, over which descriptors may be passed too.
-    """
+    """A connection on a Unix socket, over which descriptors may be passed too."""
 
     __slots__ = ()
 
@@ -491,9 +469,7 @@ class UNIXConnection(_DescriptorsMixin, Connection):  # type: ignore[misc] # wit
 
     @property
     def hostname(self) -> Any:
-        """
-        The peer's path.
-        """
+        """The peer's path."""
         return self.client
 
     @override
@@ -505,20 +481,14 @@ class UNIXConnection(_DescriptorsMixin, Connection):  # type: ignore[misc] # wit
         return UNIXAddress(self.client or None)
 
     def getTcpNoDelay(self) -> bool:  # noqa: N802 Twisted's
-        """
-        Return False: there is no such thing here.
-        """
+        """Return False: there is no such thing here."""
         return False
 
     def setTcpNoDelay(self, enabled: bool) -> None:  # noqa: N802 Twisted's
-        """
-        Do nothing.
-        """
+        """Do nothing."""
 
     def sendFileDescriptor(self, fileno: int) -> None:  # noqa: N802 Twisted's
-        """
-        Send a copy of a descriptor, with the next byte.
-        """
+        """Send a copy of a descriptor, with the next byte."""
         if not self._sendmsgQueue:
             self._sendmsgQueue = []
         super().sendFileDescriptor(fileno)
@@ -582,8 +552,6 @@ class Outgoing(Connection):
 
 
 class OutgoingUNIX(Outgoing, UNIXConnection):
-    """
-    A connection that a client made to a Unix socket.
-    """
+    """A connection that a client made to a Unix socket."""
 
     __slots__ = ()

@@ -205,9 +205,7 @@ class _Pair:
         self.other = self.context if single else make()
 
     def count_session(self) -> None:
-        """
-        Note that a handshake leaves a session behind, in either.
-        """
+        """Note that a handshake leaves a session behind, in either."""
         self._count += 1
         if self._count > _SESSIONS:
             try:
@@ -253,9 +251,7 @@ def _validity(loaded: tuple[Loaded, _Pair]) -> str:
 
 
 def _load_authorities(authorities: Any) -> tuple[x509.Certificate, ...]:
-    """
-    Read trust roots (none for None), and check that OpenSSL accepts them.
-    """
+    """Read trust roots (none for None), and check that OpenSSL accepts them."""
     if authorities is None:
         return ()
     certificates = load_authorities(authorities)
@@ -311,9 +307,7 @@ def _use(context: ssl.SSLContext, loaded: Loaded) -> None:
 
 @contextmanager
 def _as_file(content: bytes) -> Iterator[str]:
-    """
-    Lend *content* a file's name: one in memory where the system has that, or one of our own.
-    """
+    """Lend *content* a file's name: one in memory where the system has that, or one of our own."""
     with _file_in_memory() or tempfile.NamedTemporaryFile() as file:  # only we may read either
         file.write(content)
         file.flush()

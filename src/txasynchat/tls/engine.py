@@ -91,9 +91,7 @@ _NO_APPLICATION_PROTOCOL: Final = 120
 
 
 class Contexts(Protocol):
-    """
-    What a server's engine asks when it has read a ClientHello.
-    """
+    """What a server's engine asks when it has read a ClientHello."""
 
     def choose(self, hello: ClientHello | None) -> ssl.SSLContext:
         """
@@ -117,15 +115,11 @@ class Contexts(Protocol):
         """
 
     def check(self, hello: ClientHello, alpn: bytes | None) -> TLSError | None:
-        """
-        Return what is wrong after a handshake that OpenSSL accepts; None if nothing is.
-        """
+        """Return what is wrong after a handshake that OpenSSL accepts; None if nothing is."""
 
 
 class OneContext:
-    """
-    The same context for every client: `Contexts` of whoever has only a `ssl.SSLContext`.
-    """
+    """The same context for every client: `Contexts` of whoever has only a `ssl.SSLContext`."""
 
     __slots__ = ("_context",)
 
@@ -133,20 +127,14 @@ class OneContext:
         self._context = context
 
     def choose(self, hello: ClientHello | None) -> ssl.SSLContext:  # noqa: ARG002 see Contexts
-        """
-        Return the context.
-        """
+        """Return the context."""
         return self._context
 
     def instead(self, hello: ClientHello) -> None:
-        """
-        Return None: what the context does about sessions stands.
-        """
+        """Return None: what the context does about sessions stands."""
 
     def check(self, hello: ClientHello, alpn: bytes | None) -> None:
-        """
-        Return None: what the context accepts stands.
-        """
+        """Return None: what the context accepts stands."""
 
 
 class Engine:
@@ -335,9 +323,7 @@ class Engine:
         self._take = self._outgoing.read
 
     def _start(self, context: ssl.SSLContext, hostname: str | None) -> None:
-        """
-        Start OpenSSL.
-        """
+        """Start OpenSSL."""
         tls = self.tls = context.wrap_bio(
             self._incoming,
             self._outgoing,
@@ -409,9 +395,7 @@ class Engine:
         return None if self._check is None else self._check(self.alpn)
 
     def _refuse(self, reason: HandshakeFailed) -> None:
-        """
-        End a handshake in its beginning, by an alert instead of what OpenSSL would say.
-        """
+        """End a handshake in its beginning, by an alert instead of what OpenSSL would say."""
         alert = _DECODE_ERROR
         if isinstance(reason, UnknownServerName):
             alert = _UNRECOGNIZED_NAME
@@ -609,9 +593,7 @@ class Engine:
         self._can_read = self.more = False
 
     def _stop(self, error: OSError) -> None:
-        """
-        Deal with OpenSSL's answer when it has no plaintext.
-        """
+        """Deal with OpenSSL's answer when it has no plaintext."""
         if self._outgoing.pending:
             self._note_debt()
         self.more = False
@@ -640,24 +622,18 @@ class Engine:
 
     @property
     def version(self) -> str | None:
-        """
-        ``"TLSv1.2"`` or ``"TLSv1.3"``; None before it is agreed on.
-        """
+        """``"TLSv1.2"`` or ``"TLSv1.3"``; None before it is agreed on."""
         return None if self.tls is None else self.tls.version()
 
     @property
     def cipher(self) -> str | None:
-        """
-        OpenSSL's name of the cipher suite.
-        """
+        """OpenSSL's name of the cipher suite."""
         cipher = None if self.tls is None else self.tls.cipher()
         return None if cipher is None else cipher[0]
 
     @property
     def alpn(self) -> bytes | None:
-        """
-        The protocol that was negotiated; None for none.
-        """
+        """The protocol that was negotiated; None for none."""
         if self.tls is None:
             return None
         try:
@@ -668,18 +644,14 @@ class Engine:
 
     @property
     def peer_certificate_der(self) -> bytes | None:
-        """
-        The peer's certificate, which was verified if the context says so; None if it sent none.
-        """
+        """The peer's certificate, which was verified if the context says so; None if it sent none."""
         if self.tls is None or not self.is_secure:
             return None
         return self.tls.getpeercert(binary_form=True)
 
 
 def _end_of_record(data: bytes, at: int) -> int:
-    """
-    Return where the record that begins at *at* ends; somewhere behind, if none does.
-    """
+    """Return where the record that begins at *at* ends; somewhere behind, if none does."""
     return at + 5 + (data[at + 3] << 8 | data[at + 4])
 
 

@@ -25,22 +25,16 @@ __all__ = ["TLSFactory", "adopt"]
 
 
 class TransportForTwisteds(TLSTransport, TLSMemoryBIOProtocol):
-    """
-    A `TLSTransport` for Twisted's options, which expect Twisted's own TLS.
-    """
+    """A `TLSTransport` for Twisted's options, which expect Twisted's own TLS."""
 
     @override
     def getHandle(self) -> Any:
-        """
-        Return pyOpenSSL's connection; None when the connection is lost.
-        """
+        """Return pyOpenSSL's connection; None when the connection is lost."""
         return None if self.engine is None else self.engine.tls
 
     @override
     def _checkHandshakeStatus(self) -> None:
-        """
-        Called by Twisted when the protocol above is connected; see `adopt`.
-        """
+        """Called by Twisted when the protocol above is connected; see `adopt`."""
         if not self._aborted:
             limit = HandshakeLimit.of(self.factory) if self.engine.is_server else None
             self.begin(transports.reactor_of(self.transport), limit)
@@ -82,16 +76,12 @@ class TLSFactory(WrappingFactory[Any]):
 
     @override
     def buildProtocol(self, addr: Any) -> Any:
-        """
-        Build the other factory's protocol, and TLS below it; None if that refuses the connection.
-        """
+        """Build the other factory's protocol, and TLS below it; None if that refuses the connection."""
         protocol = self.wrappedFactory.buildProtocol(addr)
         return None if protocol is None else self.protocol(self, protocol)
 
     def make_engine(self, transport: TLSTransport) -> Any:
-        """
-        Make the engine of one connection.
-        """
+        """Make the engine of one connection."""
         if self._make_ours is not None:
             return self._make_ours()
         return PyOpenSSLEngine(partial(self._make_theirs, transport), is_server=not self._is_client)

@@ -69,8 +69,6 @@ def _explain_verification(code: int, name: str) -> CertificateRejected:
 
 
 def words(error: OSError) -> str:
-    """
-    Return OpenSSL's own words for an error.
-    """
+    """Return OpenSSL's own words for an error."""
     found = _MESSAGE.fullmatch(str(error.args[-1]) if error.args else "")
     return (found[1] if found is not None else "") or type(error).__name__

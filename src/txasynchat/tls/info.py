@@ -1,6 +1,4 @@
-"""
-`TLSInfo`: what the two ends of a TLS connection agreed on, whichever kind of TLS it is.
-"""
+"""`TLSInfo`: what the two ends of a TLS connection agreed on, whichever kind of TLS it is."""
 
 from __future__ import annotations
 
@@ -36,9 +34,7 @@ class TLSInfo:
 
     @classmethod
     def of(cls, transport: Any) -> TLSInfo | None:
-        """
-        Ask the TLS that *transport* is or is wrapped around; None: there is none, or not yet.
-        """
+        """Ask the TLS that *transport* is or is wrapped around; None: there is none, or not yet."""
         tls = None if transport is None else transports.tls_layer(transport)
         if tls is None or not transports.is_secure(tls):
             return None

@@ -30,9 +30,7 @@ _ACCEPTS = 10
 
 
 class Owner(Protocol):
-    """
-    Whose handshake it is: a `TLSTransport`.
-    """
+    """Whose handshake it is: a `TLSTransport`."""
 
     transport: Any
     engine: Any
@@ -81,9 +79,7 @@ class Opening:
         self._waited = 0.0
 
     def begin(self) -> None:
-        """
-        The connection is made.
-        """
+        """The connection is made."""
         self._start_timer()
         if self._limit is not None:
             self._limit.connected(self, transports.peer_address(self._tls.transport))
@@ -92,9 +88,7 @@ class Opening:
             self._step()
 
     def receive(self, data: bytes) -> None:
-        """
-        Bytes came.
-        """
+        """Bytes came."""
         if self._done:
             return
         ready = self._tls.engine.feed(data)
@@ -109,16 +103,12 @@ class Opening:
             self._enter()
 
     def receive_no_more(self) -> None:
-        """
-        No more bytes will come: do the step that waits, if it may be the last and not in vain.
-        """
+        """No more bytes will come: do the step that waits, if it may be the last and not in vain."""
         if self._waits and self._answered:
             self._step()
 
     def cancel(self) -> None:
-        """
-        It is over: it has no time limit any more, and does not count. Harmless when repeated.
-        """
+        """It is over: it has no time limit any more, and does not count. Harmless when repeated."""
         self._done = True
         self._stop_timer()
         if self._limit is not None:
@@ -126,15 +116,11 @@ class Opening:
             self._limit = None
 
     def evict(self) -> None:
-        """
-        Called by `Pending`.
-        """
+        """Called by `Pending`."""
         self._tls.abort(Failure(HandshakeFailed(EVICTED)))
 
     def _enter(self) -> None:
-        """
-        The ClientHello is complete, or the client does not speak TLS.
-        """
+        """The ClientHello is complete, or the client does not speak TLS."""
         self._greeted = True
         address = transports.peer_address(self._tls.transport)
         if self._limit is None or self._limit.enter(self, address, self._clock, self._admitted):
@@ -143,17 +129,13 @@ class Opening:
             self._waits = True
 
     def _admitted(self) -> None:
-        """
-        There is a place for this handshake now.
-        """
+        """There is a place for this handshake now."""
         if not self._done:
             self._start_timer()
             self._go_on()
 
     def _go_on(self) -> None:
-        """
-        Do the next step, when it is its turn.
-        """
+        """Do the next step, when it is its turn."""
         if self._clock is None:
             self._step()
             return

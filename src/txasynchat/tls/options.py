@@ -38,18 +38,14 @@ CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 
 
 class Version(enum.Enum):
-    """
-    A version of TLS; those below 1.2 are not offered.
-    """
+    """A version of TLS; those below 1.2 are not offered."""
 
     TLS_1_2 = ssl.TLSVersion.TLSv1_2
     TLS_1_3 = ssl.TLSVersion.TLSv1_3
 
 
 class ClientCertificate(enum.Enum):
-    """
-    Whether a server asks its clients for a certificate.
-    """
+    """Whether a server asks its clients for a certificate."""
 
     #: It does not.
     OFF = ssl.CERT_NONE
@@ -60,17 +56,13 @@ class ClientCertificate(enum.Enum):
 
 
 class _NotForTwisteds:
-    """
-    Options that Twisted's TLS does not take.
-    """
+    """Options that Twisted's TLS does not take."""
 
     is_client: ClassVar[bool]
 
     @property
     def getContext(self) -> Never:  # noqa: N802 Twisted's name
-        """
-        Raise a TypeError: what Twisted would ask for it is not there.
-        """
+        """Raise a TypeError: what Twisted would ask for it is not there."""
         remedy = (
             "SecureClientEndpoint, 'secure:' before the endpoint's string"
             if self.is_client
@@ -241,9 +233,7 @@ class ClientOptions(_NotForTwisteds):
         object.__setattr__(self, "_verified_name", name)
 
     def engine(self) -> Engine:
-        """
-        Make the engine of a new connection.
-        """
+        """Make the engine of a new connection."""
         return Engine.client(self._context, self._verified_name, self._check_protocol)
 
     def _check_protocol(self, protocol: bytes | None) -> TLSError | None:

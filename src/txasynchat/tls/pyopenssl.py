@@ -100,9 +100,7 @@ class PyOpenSSLEngine:
     # -- data
 
     def receive(self, data: bytes) -> bytes:
-        """
-        Take ciphertext, and return the plaintext in it.
-        """
+        """Take ciphertext, and return the plaintext in it."""
         if self.ended:
             return b""
         if data:
@@ -144,9 +142,7 @@ class PyOpenSSLEngine:
         return self._read_all()
 
     def take(self, unsent: int = 0) -> bytes:
-        """
-        Return what has to be sent besides data, and count it while there is something *unsent*.
-        """
+        """Return what has to be sent besides data, and count it while there is something *unsent*."""
         data = self._read_all()
         self.owes = False
         self._debt = self._debt + len(data) if unsent and self.is_secure else 0
@@ -165,9 +161,7 @@ class PyOpenSSLEngine:
     # -- the end
 
     def close(self) -> None:
-        """
-        Make close_notify, for `take`; nothing can be written after it, and reading goes on.
-        """
+        """Make close_notify, for `take`; nothing can be written after it, and reading goes on."""
         if self.can_write:
             self.can_write = False
             self.write_closed = self.owes = True
@@ -175,9 +169,7 @@ class PyOpenSSLEngine:
                 self.tls.shutdown()
 
     def end_of_stream(self, what: str = "the peer stopped sending") -> None:
-        """
-        Note that no more ciphertext will come: a failure, unless the peer sent close_notify.
-        """
+        """Note that no more ciphertext will come: a failure, unless the peer sent close_notify."""
         if self.is_secure:
             self._fail(TruncatedConnection(f"no end of TLS before this: {what}"))
         else:
@@ -196,40 +188,30 @@ class PyOpenSSLEngine:
 
     @property
     def version(self) -> str:
-        """
-        ``"TLSv1.2"`` or ``"TLSv1.3"``.
-        """
+        """``"TLSv1.2"`` or ``"TLSv1.3"``."""
         version: str = self.tls.get_protocol_version_name()
         return version
 
     @property
     def cipher(self) -> str | None:
-        """
-        OpenSSL's name of the cipher suite.
-        """
+        """OpenSSL's name of the cipher suite."""
         name: str | None = self.tls.get_cipher_name()
         return name
 
     @property
     def alpn(self) -> bytes | None:
-        """
-        The protocol that was negotiated; None for none.
-        """
+        """The protocol that was negotiated; None for none."""
         return None if self.tls is None else self.tls.get_alpn_proto_negotiated() or None
 
     @property
     def server_name(self) -> str | None:
-        """
-        The name that the client asks for; None if it asks for none.
-        """
+        """The name that the client asks for; None if it asks for none."""
         name = self.tls.get_servername()
         return None if name is None else name.decode("ascii", "replace")
 
     @property
     def peer_certificate_der(self) -> bytes | None:
-        """
-        The peer's certificate; None if it sent none.
-        """
+        """The peer's certificate; None if it sent none."""
         found = None if self.tls is None else self.tls.get_peer_certificate()
         return None if found is None else crypto.dump_certificate(crypto.FILETYPE_ASN1, found)
 

@@ -128,9 +128,7 @@ class TLSTransport(transports.TLSBase):
 
     @override
     def makeConnection(self, transport: Any) -> None:
-        """
-        Connect the protocol above, unless it is connected already; then begin the handshake.
-        """
+        """Connect the protocol above, unless it is connected already; then begin the handshake."""
         _provide(self, transport, half_close=False)
         Protocol.makeConnection(self, transport)
         self.factory.registerProtocol(self)
@@ -174,9 +172,7 @@ class TLSTransport(transports.TLSBase):
 
     @override
     def dataReceived(self, data: bytes) -> None:
-        """
-        Decrypt, deliver, and send what that made the protocol write.
-        """
+        """Decrypt, deliver, and send what that made the protocol write."""
         if not self._reads:
             if self._opening is not None:
                 self._opening.receive(data)
@@ -204,9 +200,7 @@ class TLSTransport(transports.TLSBase):
 
     @override
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """
-        Tell the protocol, with the reason as TLS sees it.
-        """
+        """Tell the protocol, with the reason as TLS sees it."""
         opening = self._opening
         if opening is not None:
             opening.receive_no_more()
@@ -236,9 +230,7 @@ class TLSTransport(transports.TLSBase):
             )
 
     def writeConnectionLost(self) -> None:  # noqa: N802 Twisted's name
-        """
-        Nothing can be sent any more, not even an alert: that is the end, unless it was asked for.
-        """
+        """Nothing can be sent any more, not even an alert: that is the end, unless it was asked for."""
         if self._over or transports.writing_was_ended(self.transport, self._writing_end):
             return
         transports.read_what_is_there(self.transport)
@@ -250,9 +242,7 @@ class TLSTransport(transports.TLSBase):
 
     @override
     def write(self, data: bytes) -> None:
-        """
-        Encrypt and send: when received data is handled, or at once.
-        """
+        """Encrypt and send: when received data is handled, or at once."""
         if (self.disconnecting or self._write_closed) and self._producer is None:
             return
         if self._asks_writes and endings.asks_protocol(self, "_takes_write", self, data):
@@ -264,9 +254,7 @@ class TLSTransport(transports.TLSBase):
 
     @override
     def writeSequence(self, data: Iterable[bytes]) -> None:
-        """
-        Write all of *data*.
-        """
+        """Write all of *data*."""
         self.write(b"".join(data))
 
     @override
@@ -286,9 +274,7 @@ class TLSTransport(transports.TLSBase):
 
     @override
     def loseConnection(self) -> None:
-        """
-        Send what was written, then close_notify; wait for the peer's, not for ever.
-        """
+        """Send what was written, then close_notify; wait for the peer's, not for ever."""
         if self.disconnecting or not self.connected:
             return
         if endings.asks_protocol(self, "_takes_closing"):
@@ -318,9 +304,7 @@ class TLSTransport(transports.TLSBase):
         self._say_goodbye()
 
     def abortConnection(self) -> None:  # noqa: N802 Twisted's name
-        """
-        Close at once. There is no close_notify: the peer may not have everything.
-        """
+        """Close at once. There is no close_notify: the peer may not have everything."""
         self._outgoing = None
         self._aborted = self.disconnecting = True
         self._reads = self._writes = False
@@ -332,9 +316,7 @@ class TLSTransport(transports.TLSBase):
         transports.abort(self.transport)
 
     def abort(self, reason: Failure) -> None:
-        """
-        Do the same because of *reason*.
-        """
+        """Do the same because of *reason*."""
         self.reason = reason
         self.abortConnection()
 
@@ -343,9 +325,7 @@ class TLSTransport(transports.TLSBase):
 
     @override
     def registerProducer(self, producer: Any, streaming: bool) -> None:
-        """
-        Let *producer* write when the transport below has room, and the handshake is done.
-        """
+        """Let *producer* write when the transport below has room, and the handshake is done."""
         if self._over:
             producer.stopProducing()
             return
@@ -366,9 +346,7 @@ class TLSTransport(transports.TLSBase):
 
     @override
     def unregisterProducer(self) -> None:
-        """
-        Do what `loseConnection` or `loseWriteConnection` put off, if one of them was called.
-        """
+        """Do what `loseConnection` or `loseWriteConnection` put off, if one of them was called."""
         if self._producer is None:
             return
         self._producer = None
@@ -378,9 +356,7 @@ class TLSTransport(transports.TLSBase):
         self._say_goodbye()
 
     def getPeerCertificate(self) -> crypto.X509 | None:  # noqa: N802 Twisted's name
-        """
-        Return the peer's certificate; None if it has not sent one, or not yet.
-        """
+        """Return the peer's certificate; None if it has not sent one, or not yet."""
         der = None if self.engine is None else self.engine.peer_certificate_der
         return None if der is None else crypto.load_certificate(crypto.FILETYPE_ASN1, der)
 
@@ -388,24 +364,18 @@ class TLSTransport(transports.TLSBase):
     get_peer_certificate = getPeerCertificate
 
     def getHandle(self) -> Any:  # noqa: N802 Twisted's name
-        """
-        Return what Twisted's ``Certificate.peerFromTransport`` asks for the certificate.
-        """
+        """Return what Twisted's ``Certificate.peerFromTransport`` asks for the certificate."""
         return self
 
     @property
     def negotiatedProtocol(self) -> bytes | None:  # noqa: N802 Twisted's name
-        """
-        The protocol that ALPN chose; None for none, or not yet.
-        """
+        """The protocol that ALPN chose; None for none, or not yet."""
         return None if self.engine is None else self.engine.alpn
 
     # -- the handshake, called by `Opening`
 
     def secured(self) -> None:
-        """
-        The handshake is done.
-        """
+        """The handshake is done."""
         self.is_secure = self._reads = True
         self._opening = None
         self._open_sending()
@@ -435,17 +405,13 @@ class TLSTransport(transports.TLSBase):
         )
 
     def failed(self) -> None:
-        """
-        Log the application's exception that is being handled, and end this connection.
-        """
+        """Log the application's exception that is being handled, and end this connection."""
         peer = transports.peer_name(self.transport)
         failure(self._log, "{peer}: {what} raised", peer=peer, what=self.logPrefix())
         self.abort(self.reason or Failure())
 
     def _settle(self, failure: Failure | None) -> None:
-        """
-        The handshake is done, or will not be: tell who waits for that, before anybody else.
-        """
+        """The handshake is done, or will not be: tell who waits for that, before anybody else."""
         settled = getattr(self.factory, "settled", None)
         if settled is not None:
             settled(self, failure)
@@ -474,9 +440,7 @@ class TLSTransport(transports.TLSBase):
             self._say_goodbye()
 
     def _encrypt(self, data: bytes) -> None:
-        """
-        Encrypt and send; keep what cannot be encrypted yet.
-        """
+        """Encrypt and send; keep what cannot be encrypted yet."""
         engine = self.engine
         if engine is None:
             return
@@ -514,9 +478,7 @@ class TLSTransport(transports.TLSBase):
             self.transport.write(data)
 
     def flush(self) -> bool:
-        """
-        Send what the engine has to send by itself; return whether it had anything.
-        """
+        """Send what the engine has to send by itself; return whether it had anything."""
         engine = self.engine
         if engine is None or not engine.owes:
             return False
@@ -533,9 +495,7 @@ class TLSTransport(transports.TLSBase):
         return self._over or self.engine is None or self.engine.write_closed
 
     def _ended(self, engine: Any) -> None:
-        """
-        No more plaintext will come: the peer sent close_notify, or TLS failed.
-        """
+        """No more plaintext will come: the peer sent close_notify, or TLS failed."""
         self._reads = False
         if engine.failure is not None:
             self.finish(Failure(engine.failure))
@@ -551,9 +511,7 @@ class TLSTransport(transports.TLSBase):
             self.finish(None)
 
     def _say_goodbye(self) -> None:
-        """
-        Send close_notify, if that was asked for, and everything before it was written.
-        """
+        """Send close_notify, if that was asked for, and everything before it was written."""
         engine = self.engine
         if (
             not (self.disconnecting or self._write_closed)
@@ -572,9 +530,7 @@ class TLSTransport(transports.TLSBase):
             self.wrappedProtocol.writeConnectionLost()
 
     def finish(self, reason: Failure | None) -> None:
-        """
-        TLS is over: send what it still has to send, and let the transport go.
-        """
+        """TLS is over: send what it still has to send, and let the transport go."""
         if self.reason is None:
             self.reason = reason
         if not self._over:
@@ -626,9 +582,7 @@ class TLSTransport(transports.TLSBase):
             timer.cancel()
 
     def _explain_loss(self, what: str) -> Failure | None:
-        """
-        Say why the transport went away, where that is not all there is to say.
-        """
+        """Say why the transport went away, where that is not all there is to say."""
         engine = self.engine
         if engine is None:
             return None
@@ -637,9 +591,7 @@ class TLSTransport(transports.TLSBase):
 
 
 class _Producer:
-    """
-    The producer of a `TLSTransport`, as the transport below sees it.
-    """
+    """The producer of a `TLSTransport`, as the transport below sees it."""
 
     __slots__ = ("_paused", "producer", "streaming")
 
@@ -660,9 +612,7 @@ class _Producer:
         self.producer.stopProducing()
 
     def works(self, unsent: int | None) -> bool:
-        """
-        Return whether it has yet to finish, and it is not the peer that it waits for.
-        """
+        """Return whether it has yet to finish, and it is not the peer that it waits for."""
         return not (self._paused if self.streaming else unsent)
 
 
