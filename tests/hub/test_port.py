@@ -159,9 +159,13 @@ class PortTests(PortCase):
         self.assertEqual(await in_thread(self.echo, self.connect(port)), b"hello")
 
     async def test_a_port_that_is_taken_is_an_error(self):
+        """The socket that could not be bound is closed at once."""
         port = await self.listen()
-        with self.assertRaises(CannotListenError):
+        before = len(os.listdir("/dev/fd"))
+        with self.assertRaises(CannotListenError) as raised:
             await self.listen(f"hub:tcp:{port.getHost().port}:interface=127.0.0.1")
+        self.assertEqual(len(os.listdir("/dev/fd")), before)
+        del raised
 
     async def test_without_descriptors_connections_wait_and_it_is_said_once(self):
         """At the limit on open files nobody is refused, and the log is not flooded."""

@@ -80,12 +80,31 @@ class _Accepting(_Port):  # type: ignore[misc] # see above
 
     _hub: SharedHub | None = None
     _number = -1
+    # The socket, until it listens.
+    _created: Any = None
     numberAccepts: int  # noqa: N815 Twisted's
     # The timer of a rest.
     _resting: Any = None
     #: How often it had to rest since it last accepted something.
     rested = 0
     _log = Logger()
+
+    # -- Twisted's ports
+
+    @override
+    def createInternetSocket(self) -> Any:
+        self._created = super().createInternetSocket()
+        return self._created
+
+    @override
+    def startListening(self) -> None:
+        try:
+            super().startListening()
+        except BaseException:
+            if self._created is not None:
+                self._created.close()  # Twisted leaves one that it cannot bind to the collector
+            raise
+        self._created = None
 
     # -- Twisted's FileDescriptor
 
