@@ -52,9 +52,7 @@ _LONG_WITH_VALUE = "--check-hash-based-pycs"
 
 
 def main() -> None:
-    """
-    Do what ``sys.argv`` says; for ``run``, become the program that it names.
-    """
+    """Do what ``sys.argv`` says; for ``run``, become the program that it names."""
     arguments = sys.argv[1:]
     if arguments[:1] in (["-h"], ["--help"]) or arguments[1:] in (["-h"], ["--help"]):
         sys.stdout.write(USAGE)

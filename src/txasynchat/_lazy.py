@@ -1,6 +1,4 @@
-"""
-The names of a package that are loaded from its modules on first use.
-"""
+"""The names of a package that are loaded from its modules on first use."""
 
 import sys
 from collections.abc import Callable, Mapping

@@ -31,9 +31,7 @@ __all__ = ["Connections", "WatchedFactory"]
 
 
 class Connections:
-    """
-    The protocols of live connections, oldest first; iterating walks over a copy.
-    """
+    """The protocols of live connections, oldest first; iterating walks over a copy."""
 
     _log = Logger()
 
@@ -49,16 +47,12 @@ class Connections:
         return iter(list(self._live.values()))
 
     def watch(self, protocol: Any) -> Any:
-        """
-        Count the connection that *protocol*, which has no transport yet, will have; return it.
-        """
+        """Count the connection that *protocol*, which has no transport yet, will have; return it."""
         protocol.makeConnection = _Watch(self, protocol).made
         return protocol
 
     def when_empty(self) -> Deferred[None]:
-        """
-        Return a Deferred that fires as soon as there is no connection.
-        """
+        """Return a Deferred that fires as soon as there is no connection."""
         if not self._live:
             return succeed(None)
         self._waiting.append(Deferred())
@@ -148,9 +142,7 @@ def _handler(protocol: Any) -> Any:
 
 @implementer(IProtocolFactory)
 class WatchedFactory:
-    """
-    Any protocol factory, with its connections counted; in everything else it is that factory.
-    """
+    """Any protocol factory, with its connections counted; in everything else it is that factory."""
 
     def __init__(self, factory: Any, connections: Connections) -> None:
         self._factory = factory

@@ -27,9 +27,7 @@ __all__ = ["Progress", "StallWatch", "unacknowledged"]
 
 
 class Progress:
-    """
-    Compares one look at what waits with the one before.
-    """
+    """Compares one look at what waits with the one before."""
 
     __slots__ = ("_seen",)
 
@@ -49,9 +47,7 @@ class Progress:
 
 
 class StallWatch(Progress):
-    """
-    Compares what waits every so many seconds, until one look finds no progress since the last.
-    """
+    """Compares what waits every so many seconds, until one look finds no progress since the last."""
 
     __slots__ = ("_cancelled", "_timer")
 
@@ -85,15 +81,11 @@ class StallWatch(Progress):
 
     @property
     def waiting(self) -> bool:
-        """
-        There will be another look.
-        """
+        """There will be another look."""
         return self._timer is not None and self._timer.active()
 
     def cancel(self) -> None:
-        """
-        Look no more, whatever is asked later.
-        """
+        """Look no more, whatever is asked later."""
         self._cancelled = True
         if self.waiting and self._timer is not None:
             self._timer.cancel()

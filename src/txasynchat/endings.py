@@ -61,9 +61,7 @@ def let_protocol_end(transport: Any) -> None:
 
 
 class _Asking(_Base):
-    """
-    Asks the protocol before a transport does what it is told.
-    """
+    """Asks the protocol before a transport does what it is told."""
 
     def loseConnection(self) -> None:  # noqa: N802 Twisted's name
         if not asks_protocol(self, "_takes_closing"):
@@ -93,9 +91,7 @@ def _asking(cls: type) -> type:
 
 
 def asks_protocol(transport: Any, question: str, *arguments: Any) -> bool:
-    """
-    Ask the protocol above *transport*, or above the policies there; see `let_protocol_end`.
-    """
+    """Ask the protocol above *transport*, or above the policies there; see `let_protocol_end`."""
     above = protocol_above(transport)
     ask = getattr(type(above), question, None)
     return ask is not None and bool(ask(above, *arguments))
@@ -145,9 +141,7 @@ def end(transport: Any) -> None:
 
 
 def _sent_all(transport: Any, connection: Connection) -> bool:
-    """
-    Return whether the sending was ended, and the operating system has everything up to its end.
-    """
+    """Return whether the sending was ended, and the operating system has everything up to its end."""
     tls: Any = transports.tls_layer(transport)
     if tls is None:
         ended = connection.disconnecting or connection._writeDisconnecting

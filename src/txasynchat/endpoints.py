@@ -80,9 +80,7 @@ class SecureServerEndpoint:
         self._endpoint = endpoint
 
     def listen(self, protocolFactory: IProtocolFactory | Factory[Any]) -> Deferred[Any]:  # noqa: N803 Twisted's
-        """
-        Listen on the other endpoint.
-        """
+        """Listen on the other endpoint."""
         factory = TLSFactory(self.options, False, protocolFactory, self._reactor)
         listening: Deferred[Any] = self._endpoint.listen(factory)
         return listening
@@ -148,9 +146,7 @@ class _Connecting(TLSFactory):
         self._layer: TLSLayer | None = None
 
     def begin(self, endpoint: Any) -> Deferred[Any]:
-        """
-        Have the other endpoint connect; return the Deferred.
-        """
+        """Have the other endpoint connect; return the Deferred."""
         secured = self._secured
         connecting = maybeDeferred(endpoint.connect, self)
         if not self._asked:
@@ -160,9 +156,7 @@ class _Connecting(TLSFactory):
 
     @override
     def buildProtocol(self, addr: Any) -> Any:
-        """
-        Build the protocol, and TLS below it; None if the Deferred was cancelled.
-        """
+        """Build the protocol, and TLS below it; None if the Deferred was cancelled."""
         self._asked = True
         self._connecting = None
         if not self._waits():
@@ -180,9 +174,7 @@ class _Connecting(TLSFactory):
 
     @override
     def settled(self, layer: TLSLayer, failure: Failure | None) -> None:
-        """
-        Fire with the protocol, or fail.
-        """
+        """Fire with the protocol, or fail."""
         if self._secured is None:
             return
         if failure is None:
@@ -378,9 +370,7 @@ def parse_client(reactor: Any, *arguments: str, **words: str) -> SecureClientEnd
 def _split(
     options: Callable[..., object], arguments: tuple[str, ...], words: dict[str, str]
 ) -> tuple[str, dict[str, str]]:
-    """
-    Return the inner endpoint's string, and our own arguments.
-    """
+    """Return the inner endpoint's string, and our own arguments."""
     first = next(iter(words), "")
     if not arguments and ":" in first:
         # An inner string that was written as one argument, and that Twisted split at its first "=".

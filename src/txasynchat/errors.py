@@ -17,9 +17,7 @@ from __future__ import annotations
 
 
 class ChatError(Exception):
-    """
-    The base of every exception that this package defines.
-    """
+    """The base of every exception that this package defines."""
 
     #: Formatted with the attributes; it never has what a peer sent.
     _text = ""
@@ -29,9 +27,7 @@ class ChatError(Exception):
 
 
 class PeerError(ChatError):
-    """
-    The other side of one connection broke a limit or a rule; that connection ends.
-    """
+    """The other side of one connection broke a limit or a rule; that connection ends."""
 
 
 class MessageTooLong(PeerError):
@@ -96,9 +92,7 @@ class ConnectionReset(PeerError):
 
 
 class StoppedByServer(ChatError):
-    """
-    The server stopped, and ended a connection that had not finished in time.
-    """
+    """The server stopped, and ended a connection that had not finished in time."""
 
     _text = "the server stopped before the connection had finished"
 
@@ -146,15 +140,11 @@ class CredentialsError(ChatError, ValueError):
 
 
 class TLSError(PeerError):
-    """
-    The base of what goes wrong between two ends of TLS.
-    """
+    """The base of what goes wrong between two ends of TLS."""
 
 
 class HandshakeFailed(TLSError):
-    """
-    There is no common ground, or what came was not TLS at all; no data was delivered.
-    """
+    """There is no common ground, or what came was not TLS at all; no data was delivered."""
 
 
 class HandshakeTimedOut(HandshakeFailed):
@@ -173,51 +163,35 @@ class HandshakeTimedOut(HandshakeFailed):
 
 
 class NotAClientHello(HandshakeFailed):
-    """
-    A client's first bytes are not TLS, or are a malformed ClientHello.
-    """
+    """A client's first bytes are not TLS, or are a malformed ClientHello."""
 
 
 class NoCommonProtocol(HandshakeFailed):
-    """
-    ALPN found no protocol that both sides speak, and one is required.
-    """
+    """ALPN found no protocol that both sides speak, and one is required."""
 
 
 class UnknownServerName(HandshakeFailed):
-    """
-    The client asks for a server name that no certificate here has, and one is required.
-    """
+    """The client asks for a server name that no certificate here has, and one is required."""
 
 
 class CertificateRejected(HandshakeFailed):
-    """
-    The peer's certificate does not prove who it is; the base of the particular reasons.
-    """
+    """The peer's certificate does not prove who it is; the base of the particular reasons."""
 
 
 class WrongName(CertificateRejected):
-    """
-    The certificate is valid, but for another name or address than the one that was connected to.
-    """
+    """The certificate is valid, but for another name or address than the one that was connected to."""
 
 
 class CertificateExpired(CertificateRejected):
-    """
-    The certificate, or one above it, is not valid any more, or not valid yet.
-    """
+    """The certificate, or one above it, is not valid any more, or not valid yet."""
 
 
 class SelfSigned(CertificateRejected):
-    """
-    The certificate vouches for itself, and is not among those trusted.
-    """
+    """The certificate vouches for itself, and is not among those trusted."""
 
 
 class UnknownAuthority(CertificateRejected):
-    """
-    The certificate leads to no authority that is trusted.
-    """
+    """The certificate leads to no authority that is trusted."""
 
 
 class MissingClientCertificate(CertificateRejected):

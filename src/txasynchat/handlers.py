@@ -54,9 +54,7 @@ def wanted(
 
 
 def arguments_for(signature: inspect.Signature) -> list[str]:
-    """
-    Return an example argument, named like it, for each parameter that needs one.
-    """
+    """Return an example argument, named like it, for each parameter that needs one."""
     return [
         f"{one.name}={one.name}" if one.kind is one.KEYWORD_ONLY else one.name
         for one in signature.parameters.values()
@@ -65,9 +63,7 @@ def arguments_for(signature: inspect.Signature) -> list[str]:
 
 
 def is_legacy(handler: Any) -> bool:
-    """
-    Return whether *handler* is a class made from any ``asyncore.dispatcher``.
-    """
+    """Return whether *handler* is a class made from any ``asyncore.dispatcher``."""
     return isinstance(handler, type) and any(
         base.__name__ == "dispatcher" and base.__module__.rpartition(".")[2] == "asyncore"
         for base in handler.__mro__
@@ -75,9 +71,7 @@ def is_legacy(handler: Any) -> bool:
 
 
 class Hears(enum.Enum):
-    """
-    Whether a handler takes what a peer sends.
-    """
+    """Whether a handler takes what a peer sends."""
 
     YES = enum.auto()
     NO = enum.auto()  # but it may send, or others may use it to send
@@ -85,9 +79,7 @@ class Hears(enum.Enum):
 
 
 def hears(handler: type, base: type, hooks: Iterable[str]) -> Hears:
-    """
-    Return whether *handler* overrides, or assigns somewhere, one of the *hooks* of *base*.
-    """
+    """Return whether *handler* overrides, or assigns somewhere, one of the *hooks* of *base*."""
     own = [one for one in handler.__mro__ if one not in base.__mro__]
     functions = [
         (name, member)

@@ -75,9 +75,7 @@ def make_endpoint(reactor: Any, endpoint: Any) -> IStreamServerEndpoint:
 
 
 def parse(reactor: Any, description: str) -> IStreamServerEndpoint:
-    """
-    Make an endpoint as `serverFromString` does. It may raise anything, which `why` explains.
-    """
+    """Make an endpoint as `serverFromString` does. It may raise anything, which `why` explains."""
     endpoint: IStreamServerEndpoint = serverFromString(reactor, description)  # type: ignore[no-untyped-call] # Twisted's, untyped
     inner: Any = endpoint
     while (wrapped := getattr(inner, "_wrappedEndpoint", None)) is not None:
@@ -154,9 +152,7 @@ def unlock(reactor: Any, error: Any) -> None:
 
 
 def why(description: str, error: BaseException) -> str:
-    """
-    Return why making the endpoint, or its ``listen``, raised *error*, and what to write instead.
-    """
+    """Return why making the endpoint, or its ``listen``, raised *error*, and what to write instead."""
     # Twisted's CannotListenError names the port again, and has the reason inside.
     reason = getattr(error, "socketError", None) or error
     if isinstance(reason, CredentialsError):

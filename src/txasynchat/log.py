@@ -92,15 +92,11 @@ class Throttle:
         self._logged: dict[Hashable, tuple[float, int]] = {}
 
     def forget(self) -> None:
-        """
-        Let the next event of each kind be logged.
-        """
+        """Let the next event of each kind be logged."""
         self._logged.clear()
 
     def count(self, kind: Hashable) -> int:
-        """
-        Return how many of this kind were suppressed since the last one that was logged.
-        """
+        """Return how many of this kind were suppressed since the last one that was logged."""
         return self._logged.get(kind, (0.0, 0))[1]
 
     def suppressed(self, kind: Hashable) -> int | None:

@@ -30,9 +30,7 @@ _END: Final = object()
 
 
 class _Pieces:
-    """
-    The pieces of an iterator, which is closed if it is a generator.
-    """
+    """The pieces of an iterator, which is closed if it is a generator."""
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self._pieces = pieces
@@ -58,9 +56,7 @@ class _Pieces:
 
 
 class _Writer:
-    """
-    One of Twisted's producers, and what it wrote that is not taken yet.
-    """
+    """One of Twisted's producers, and what it wrote that is not taken yet."""
 
     def __init__(self, producer: Any, streaming: bool) -> None:
         self.producer = producer
@@ -88,9 +84,7 @@ class _Writer:
             self.producer.pauseProducing()
 
     def more(self) -> bytes:
-        """
-        Return what was written, asking for more if there is nothing; empty may mean "not yet".
-        """
+        """Return what was written, asking for more if there is nothing; empty may mean "not yet"."""
         if not (self.written or self.busy or self.done):
             self.busy = True
             self.producer.resumeProducing()
@@ -118,9 +112,7 @@ def _as_bytes(data: Any) -> bytes:
 
 
 def _as_more(producer: Any) -> Any:
-    """
-    Return *producer*, or an object that has ``more()`` in its place.
-    """
+    """Return *producer*, or an object that has ``more()`` in its place."""
     if callable(getattr(producer, "more", None)):
         return producer
     if callable(getattr(producer, "read", None)):
@@ -165,9 +157,7 @@ class OutputQueue:
         self.closing = self.finished = False
 
     def __bool__(self) -> bool:
-        """
-        Return whether anything is left to be taken, the request to close included.
-        """
+        """Return whether anything is left to be taken, the request to close included."""
         return self._next < len(self._items)
 
     # -- called by those who send
@@ -186,9 +176,7 @@ class OutputQueue:
             self.size += len(data)
 
     def take_back(self) -> None:
-        """
-        Forget the bytes that were pushed last, of which nothing was taken.
-        """
+        """Forget the bytes that were pushed last, of which nothing was taken."""
         self.size -= len(self._items.pop())
 
     def push_producer(self, producer: Any) -> None:
@@ -242,25 +230,19 @@ class OutputQueue:
         return True
 
     def unregister(self) -> None:
-        """
-        The registered producer whose turn it is has nothing more to write.
-        """
+        """The registered producer whose turn it is has nothing more to write."""
         if (writer := self._writer()) is not None:
             writer.done = True
 
     def close_when_done(self) -> None:
-        """
-        Let `finished` become true once everything up to here is taken; later items are dropped.
-        """
+        """Let `finished` become true once everything up to here is taken; later items are dropped."""
         if not self.closing:
             self._items.append(None)
             self._others += 1
             self.closing = True
 
     def hold_back(self) -> None:
-        """
-        Put a barrier into the queue: what is behind it is not taken before `go_on` removes it.
-        """
+        """Put a barrier into the queue: what is behind it is not taken before `go_on` removes it."""
         self._items.append(_BARRIER)
         self._others += 1
 
@@ -268,15 +250,11 @@ class OutputQueue:
 
     @property
     def held_back(self) -> bool:
-        """
-        Everything before the barrier is taken.
-        """
+        """Everything before the barrier is taken."""
         return bool(self) and self._items[self._next] is _BARRIER
 
     def go_on(self) -> None:
-        """
-        Remove the barrier.
-        """
+        """Remove the barrier."""
         self._pop()
 
     def take_bytes(self) -> bytes:
@@ -449,9 +427,7 @@ class OutputQueue:
         return ended
 
     def _forget(self, producer: Any) -> None:
-        """
-        Remove the front *producer*, which failed.
-        """
+        """Remove the front *producer*, which failed."""
         if self and self._items[self._next] is producer:
             self._pop()
         if isinstance(producer, _Told):

@@ -56,9 +56,7 @@ _READ = 8_192
 
 
 def layers(transport: Any) -> list[Any]:
-    """
-    List *transport* and what it is wrapped around, outermost first.
-    """
+    """List *transport* and what it is wrapped around, outermost first."""
     if isinstance(transport, FileDescriptor):
         return [transport]  # at once, because most are, and are asked several times
     found = []
@@ -71,16 +69,12 @@ def layers(transport: Any) -> list[Any]:
 
 
 def innermost(transport: Any) -> Any:
-    """
-    Return *transport*, or what it is wrapped around at last.
-    """
+    """Return *transport*, or what it is wrapped around at last."""
     return transport if isinstance(transport, FileDescriptor) else layers(transport)[-1]
 
 
 def writing_end(transport: Any) -> Any:
-    """
-    Return the descriptor that *transport* writes to; None if it has none, or not any more.
-    """
+    """Return the descriptor that *transport* writes to; None if it has none, or not any more."""
     transport = innermost(transport)
     if isinstance(transport, FileDescriptor):
         return transport
@@ -90,16 +84,12 @@ def writing_end(transport: Any) -> Any:
 
 
 def waits_for_exit(transport: Any) -> bool:
-    """
-    Return whether the loss of the connection is reported only when a process exits.
-    """
+    """Return whether the loss of the connection is reported only when a process exits."""
     return isinstance(innermost(transport), Process | PTYProcess)
 
 
 def reactor_of(transport: Any) -> Any:
-    """
-    Return the reactor that drives *transport*; None for one in memory.
-    """
+    """Return the reactor that drives *transport*; None for one in memory."""
     transport = innermost(transport)
     if isinstance(transport, STANDARD_IO):
         transport = transport._reader or transport._writer
@@ -107,9 +97,7 @@ def reactor_of(transport: Any) -> Any:
 
 
 def call_weakly(method: Callable[[], object]) -> Callable[[], None]:
-    """
-    Return a function that calls *method* of an object that it does not keep alive.
-    """
+    """Return a function that calls *method* of an object that it does not keep alive."""
     reference = WeakMethod(method)
 
     def call() -> None:
@@ -120,9 +108,7 @@ def call_weakly(method: Callable[[], object]) -> Callable[[], None]:
 
 
 def tell_of_ends(transport: Any, listener: Any) -> None:
-    """
-    Call *listener*, an `IHalfCloseableProtocol`, when a process closes one of its two ends.
-    """
+    """Call *listener*, an `IHalfCloseableProtocol`, when a process closes one of its two ends."""
     transport = innermost(transport)
     if isinstance(transport, Process) and transport.proto is not None:
         proto: Any = transport.proto
@@ -131,9 +117,7 @@ def tell_of_ends(transport: Any, listener: Any) -> None:
 
 
 def read_what_is_there(transport: Any) -> None:
-    """
-    Deliver what has already arrived: a peer that hangs up may have said something before.
-    """
+    """Deliver what has already arrived: a peer that hangs up may have said something before."""
     transport = innermost(transport)
     reader: Any = None
     if isinstance(transport, STANDARD_IO):
@@ -222,9 +206,7 @@ def _finish(transport: Any, ends: list[Any], reason: Failure) -> None:
 
 
 class _Nobody(ProcessProtocol):
-    """
-    Takes the place of a protocol that hung up on a process, until the process exits.
-    """
+    """Takes the place of a protocol that hung up on a process, until the process exits."""
 
     def __init__(self, process: Any, grace: float) -> None:
         self._timer: Any = None

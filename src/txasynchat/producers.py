@@ -24,14 +24,10 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 
 @runtime_checkable
 class MoreProducer(Protocol):
-    """
-    The producer of ``asynchat``.
-    """
+    """The producer of ``asynchat``."""
 
     def more(self) -> bytes:
-        """
-        Return the next bytes, or nothing at the end; not called again after that.
-        """
+        """Return the next bytes, or nothing at the end; not called again after that."""
 
 
 Producer: TypeAlias = MoreProducer | Iterable[bytes] | IO[bytes]
@@ -53,9 +49,7 @@ class simple_producer:  # noqa: N801 the stdlib's name
         self.buffer_size = buffer_size
 
     def more(self) -> bytes:
-        """
-        Return the next piece, empty at the end.
-        """
+        """Return the next piece, empty at the end."""
         piece = self.data[: self.buffer_size]
         self.data = self.data[self.buffer_size :]
         return piece
@@ -83,14 +77,10 @@ class FileProducer:
         return f"FileProducer({getattr(self._file, 'name', self._file)!r})"
 
     def more(self) -> bytes:
-        """
-        Return the next piece, empty at the end.
-        """
+        """Return the next piece, empty at the end."""
         return self._file.read(self.buffer_size)
 
     def close(self) -> None:
-        """
-        Close the file, if it was opened here.
-        """
+        """Close the file, if it was opened here."""
         if self._owned:
             self._file.close()

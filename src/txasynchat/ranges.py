@@ -117,18 +117,14 @@ STOPPING = Range(0, LONGEST_SECONDS, optional=True)
 
 
 def check_all(owner: Any, ranges: Mapping[str, Range]) -> None:
-    """
-    Check the attributes that *owner* has; see `Range.check`.
-    """
+    """Check the attributes that *owner* has; see `Range.check`."""
     for name, its in ranges.items():
         if hasattr(owner, name):
             its.check(name, getattr(owner, name))
 
 
 def check_class(cls: type, ranges: Mapping[str, Range | _Clock]) -> None:
-    """
-    Check what a class body sets, except properties and fields of dataclasses; see `Range.check`.
-    """
+    """Check what a class body sets, except properties and fields of dataclasses; see `Range.check`."""
     for name, its in ranges.items():
         value = inspect.getattr_static(cls, name)
         if type(value).__module__ == "builtins" and not hasattr(type(value), "__get__"):

@@ -188,9 +188,7 @@ class Server(Service):
 
     @override
     def startService(self) -> None:
-        """
-        Listen, unless `privilegedStartService` already did; it may raise the same.
-        """
+        """Listen, unless `privilegedStartService` already did; it may raise the same."""
         self.privilegedStartService()
         super().startService()  # type: ignore[no-untyped-call] # Twisted's, untyped
         if self._trigger is None:
@@ -228,9 +226,7 @@ class Server(Service):
     # -- called and overridden by the application
 
     def abort(self) -> None:
-        """
-        End every connection now. What the operating system has is delivered; the rest is lost.
-        """
+        """End every connection now. What the operating system has is delivered; the rest is lost."""
         if self.connections:
             self._log.warn("aborting {count} connections", count=len(self.connections))
         self.connections.abort()
@@ -238,15 +234,11 @@ class Server(Service):
             self._last_resort = self.reactor.callLater(ABORT_TIMEOUT, self._give_up)
 
     def listening_failed(self, error: ListenError) -> None:
-        """
-        An endpoint failed after `startService` had returned; the others are closed again.
-        """
+        """An endpoint failed after `startService` had returned; the others are closed again."""
         self._log.critical("{error}", error=str(error))
 
     def listening(self) -> None:
-        """
-        Every endpoint is listened on; see `ports`. An exception is logged, and serving goes on.
-        """
+        """Every endpoint is listened on; see `ports`. An exception is logged, and serving goes on."""
 
     # -- internals
 

@@ -1,6 +1,4 @@
-"""
-What may end a message: the kinds, their checks, and how each is found. No I/O here, no Twisted.
-"""
+"""What may end a message: the kinds, their checks, and how each is found. No I/O here, no Twisted."""
 
 from __future__ import annotations
 
@@ -72,9 +70,7 @@ class LengthPrefix:
         return self._struct.pack(len(body)) + body
 
     def unpack(self, buffer: bytes, position: int) -> int:
-        """
-        Return the length that stands at *position*; `size` bytes must be there.
-        """
+        """Return the length that stands at *position*; `size` bytes must be there."""
         return int(self._struct.unpack_from(buffer, position)[0])
 
 
@@ -157,9 +153,7 @@ class Delimiters:
         self.find = re.compile(b"|".join(map(re.escape, delimiters))).search
 
     def prefix_length_at_end(self, data: bytes, start: int) -> int:
-        """
-        Count the bytes at the end of *data*, from *start* on, that may begin a delimiter.
-        """
+        """Count the bytes at the end of *data*, from *start* on, that may begin a delimiter."""
         return max(prefix_length_at_end(data, one, start) for one in self._delimiters)
 
 

@@ -95,9 +95,7 @@ class Outcome:
 
 
 def run(chat: AsyncChat, chunks: Iterable[bytes]) -> Outcome:
-    """
-    Connect *chat* to a transport in memory, and deliver *chunks* one by one.
-    """
+    """Connect *chat* to a transport in memory, and deliver *chunks* one by one."""
     calls = record(chat)
     transport = StringTransport()  # type: ignore[no-untyped-call] # Twisted's, untyped
     chat.makeConnection(transport)
@@ -145,9 +143,7 @@ def _comparable(outcome: Outcome) -> tuple[Any, ...]:
 
 
 class MemoryEnd(StringTransport):
-    """
-    One end of a `MemoryLink`: a transport that can be full, half-closed, and aborted.
-    """
+    """One end of a `MemoryLink`: a transport that can be full, half-closed, and aborted."""
 
     #: Bytes waiting above which a producer is paused.
     room = 65_536
@@ -171,9 +167,7 @@ class MemoryEnd(StringTransport):
             self.producer.pauseProducing()
 
     def loseWriteConnection(self) -> None:  # noqa: N802 Twisted's name
-        """
-        Send nothing more; the peer hears of it when it has everything that was sent before.
-        """
+        """Send nothing more; the peer hears of it when it has everything that was sent before."""
         self._write_ended = True
 
     @override
@@ -181,9 +175,7 @@ class MemoryEnd(StringTransport):
         self._end(ConnectionAborted())
 
     def step(self, size: int | None) -> bool:
-        """
-        Do the next thing that this end has to do; return whether there was one.
-        """
+        """Do the next thing that this end has to do; return whether there was one."""
         waiting = self._waiting()
         if self.lost:
             return False
@@ -244,8 +236,6 @@ class MemoryLink:
         client.makeConnection(self.client)
 
     def flush(self) -> None:
-        """
-        Deliver everything, and do what follows from it at both ends, until nothing moves.
-        """
+        """Deliver everything, and do what follows from it at both ends, until nothing moves."""
         while self.client.step(self.size) | self.server.step(self.size):
             pass

@@ -129,17 +129,13 @@ def _send_after_descriptors(transport: Any, data: bytes) -> bytes:
 
 
 def unsent_bytes(transport: Any) -> int | None:
-    """
-    Count the bytes that transports hold and the operating system has not taken; None if unknown.
-    """
+    """Count the bytes that transports hold and the operating system has not taken; None if unknown."""
     end = writing_end(transport)
     return None if end is None else int(len(end.dataBuffer) - end.offset + end._tempDataLen)
 
 
 def outstanding_bytes(transport: Any) -> tuple[int | None, int | None]:
-    """
-    Count what is on its way to the peer: the `unsent_bytes`, and the unacknowledged ones.
-    """
+    """Count what is on its way to the peer: the `unsent_bytes`, and the unacknowledged ones."""
     sock = real_socket(transport)
     return unsent_bytes(transport), None if sock is None else unacknowledged(sock)
 
@@ -311,9 +307,7 @@ def accept_fewer(transport: Any, count: int) -> None:
 
 
 def was_accepted(transport: Any) -> bool:
-    """
-    Return whether a port accepted the connection of *transport*, as far as that is known.
-    """
+    """Return whether a port accepted the connection of *transport*, as far as that is known."""
     return getattr(innermost(transport), "server", None) is not None
 
 
@@ -330,9 +324,7 @@ def throttle_refusals(port: Any) -> None:
 
 @implementer(ILogObserver)
 class _Refusals:
-    """
-    Passes on a port's log events; those about refused connections are summed up.
-    """
+    """Passes on a port's log events; those about refused connections are summed up."""
 
     def __init__(self, observer: ILogObserver) -> None:
         self._observer = observer
@@ -385,18 +377,14 @@ def closes_by_itself(transport: Any) -> bool:
 
 
 def lose(transport: Any, *, sent: bool) -> None:
-    """
-    Close *transport* when it has sent everything, if anything was *sent*; see `pipes.let_go`.
-    """
+    """Close *transport* when it has sent everything, if anything was *sent*; see `pipes.let_go`."""
     by_itself = isinstance(transport, Connection) or tls_layer(transport) is not None
     if by_itself or not pipes.let_go(transport, sent=sent):
         transport.loseConnection()
 
 
 def abort(transport: Any) -> None:
-    """
-    Close now, whatever kind of transport it is; what is not sent is lost.
-    """
+    """Close now, whatever kind of transport it is; what is not sent is lost."""
     abort_connection = getattr(transport, "abortConnection", None)
     if abort_connection is not None:
         abort_connection()
@@ -429,16 +417,12 @@ def peer_address(transport: Any) -> Any:
 
 
 def own_address(transport: Any) -> Any:
-    """
-    Return this side's address in the form of `peer_address`.
-    """
+    """Return this side's address in the form of `peer_address`."""
     return _as_socket_would(transport.getHost)
 
 
 def peer_name(transport: Any) -> Any:
-    """
-    Return what to call the peer in the log. It never raises.
-    """
+    """Return what to call the peer in the log. It never raises."""
     try:
         bottom = innermost(transport)
         if isinstance(bottom, pipes.STANDARD_IO):
@@ -465,8 +449,6 @@ def _as_socket_would(ask: Callable[[], Any]) -> Any:
 
 
 def real_socket(transport: Any) -> socket.socket | None:
-    """
-    Return the socket beneath *transport*, for its options; None where there is none.
-    """
+    """Return the socket beneath *transport*, for its options; None where there is none."""
     one = getattr(innermost(transport), "socket", None)
     return one if isinstance(one, socket.socket) else None

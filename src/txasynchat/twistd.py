@@ -56,9 +56,7 @@ In an endpoint a colon ends an argument; write \\: for one inside.
 
 
 class LineEcho(AsyncChat):
-    """
-    The default handler: sends each line back with its own terminator.
-    """
+    """The default handler: sends each line back with its own terminator."""
 
     terminator = (b"\n", b"\r\n")
 
@@ -72,9 +70,7 @@ _LENGTHS = Range(0, whole=True)
 
 
 class Options(usage.Options):
-    """
-    The options of ``twistd asynchat``.
-    """
+    """The options of ``twistd asynchat``."""
 
     synopsis = "[--handler MODULE:NAME] [--listen ENDPOINT]..."
     longdesc = "Serve asynchat-style line and frame protocols on any Twisted endpoint."
@@ -100,15 +96,11 @@ class Options(usage.Options):
         self["listen"].append(endpoint)
 
     def opt_max_message_length(self, count: str) -> None:
-        """
-        Bytes of the longest message; 0 for no limit. [default: what the handler says, or 16384]
-        """
+        """Bytes of the longest message; 0 for no limit. [default: what the handler says, or 16384]"""
         self["max-message-length"] = _number("max-message-length", count, _LENGTHS)
 
     def opt_stop_timeout(self, seconds: str) -> None:
-        """
-        Seconds that connections have to finish when the server stops. [default: 15]
-        """
+        """Seconds that connections have to finish when the server stops. [default: 15]"""
         self["stop-timeout"] = _number("stop-timeout", seconds, STOPPING)
 
     @override

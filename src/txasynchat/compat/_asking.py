@@ -129,9 +129,7 @@ class Asking:
         self._asked = []  # until the next ``loop()`` no channel is kept alive
 
     def take_due(self, now: float) -> None:
-        """
-        Let those be asked whose rest is over, and newcomers that were left alone for long enough.
-        """
+        """Let those be asked whose rest is over, and newcomers that were left alone for long enough."""
         self.touched.update((fd, None) for fd, _ in self._resting.take_due(now))
         self.touched.update(dict.fromkeys(self._newcomers.take_due(now)))
 
@@ -150,9 +148,7 @@ class Asking:
         return False
 
     def refresh_all(self, *, ask_always: bool = True) -> None:
-        """
-        A full pass: look at the whole map, and ask everyone.
-        """
+        """A full pass: look at the whole map, and ask everyone."""
         begin = _monotonic()
         classify = begin >= self._next_classify
         self._ask_changed(ask_always)
@@ -258,9 +254,7 @@ class Asking:
             yield fd, 0
 
     def _ask_again(self, fd: Any, channel: Any, entry: Entry, ask_always: bool) -> None:
-        """
-        Ask a channel that may have changed, unless it is asked with those that are on every pass.
-        """
+        """Ask a channel that may have changed, unless it is asked with those that are on every pass."""
         if entry.kind and entry.kind != kind_of(channel):
             self._entries.classify(fd, entry, kind_of(channel))
         if entry.kind or not ask_always:

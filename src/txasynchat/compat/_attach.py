@@ -1,6 +1,4 @@
-"""
-Channels beside other things in a reactor or event loop that already runs.
-"""
+"""Channels beside other things in a reactor or event loop that already runs."""
 
 from __future__ import annotations
 
@@ -45,9 +43,7 @@ class Attachment:
         self._detached = False
 
     def detach(self) -> None:
-        """
-        Take the map away from the reactor. Channels stay open and in the map. May be repeated.
-        """
+        """Take the map away from the reactor. Channels stay open and in the map. May be repeated."""
         if self._detached:
             return
         self._detached = True
@@ -58,9 +54,7 @@ class Attachment:
         _loop.release(self._driver)
 
     def poke(self) -> None:
-        """
-        Have the reactor's thread look soon at what changed; from any thread.
-        """
+        """Have the reactor's thread look soon at what changed; from any thread."""
         if not self._poked and not self._detached:
             self._poked = True
             self._call_from_thread(self._look)

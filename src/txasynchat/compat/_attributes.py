@@ -26,9 +26,7 @@ def own(channel: Any, name: str) -> Any:
 
 
 def socket_of(channel: Any) -> Any:
-    """
-    Return what *channel* has as its socket, also by delegation; of any type, `None` if nothing.
-    """
+    """Return what *channel* has as its socket, also by delegation; of any type, `None` if nothing."""
     try:
         return channel.socket
     except Exception:  # noqa: BLE001 - a program's __getattr__, or its property, may do anything

@@ -1,6 +1,4 @@
-"""
-Moments at which something is due for a channel, of which only the next one is ever looked at.
-"""
+"""Moments at which something is due for a channel, of which only the next one is ever looked at."""
 
 from __future__ import annotations
 
@@ -43,9 +41,7 @@ class Deadlines:
         self._moments.pop(key, None)
 
     def take_due(self, now: float) -> list[tuple[Any, float]]:
-        """
-        Return the keys that are due, with their moments, earliest first, and forget them.
-        """
+        """Return the keys that are due, with their moments, earliest first, and forget them."""
         due = []
         while self._heap and self._heap[0][0] <= now:
             moment, _, key = heapq.heappop(self._heap)

@@ -55,9 +55,7 @@ class Dispatch:
         self._names = names
 
     def expire(self, now: float) -> bool:
-        """
-        Tell the channels whose time is over, by a read event; return whether there were any.
-        """
+        """Tell the channels whose time is over, by a read event; return whether there were any."""
         over = self._wants.deadlines.take_due(now)
         for fd, until in over:
             channel = self._entries.channels.get(fd)
@@ -101,9 +99,7 @@ class Dispatch:
             entries.batches.pop()
 
     def _without_strangers(self, ready: dict[Any, int]) -> list[Any]:
-        """
-        Take out of *ready* what is not in the table, and silence it; return the rest in order.
-        """
+        """Take out of *ready* what is not in the table, and silence it; return the rest in order."""
         ranks = self._entries.ranks
         number = self._entries.number
         for fd in [fd for fd in ready if fd not in ranks]:
@@ -197,9 +193,7 @@ class Dispatch:
                 self._end(fd, channel, told)
 
     def _end(self, fd: Any, channel: Any, told: int) -> None:
-        """
-        Count that *channel* was told of the end of its stream: before this event, *told* times.
-        """
+        """Count that *channel* was told of the end of its stream: before this event, *told* times."""
         if self._entries.channels.get(fd) is not channel or self._backoff.ends.get(fd, 0) != told:
             return  # it departed, or its recv() has counted
         left = 0

@@ -96,9 +96,7 @@ class MapDriver:
         self.wake()
 
     def wake(self) -> None:
-        """
-        Let what was changed just now take effect, if the driver sits in a wait.
-        """
+        """Let what was changed just now take effect, if the driver sits in a wait."""
         if self.waiting.is_going_on:
             self.hub.wake()
         elif self.attachment is not None and not self._entries.batches:

@@ -49,9 +49,7 @@ _LINE = f"import sys; exec({_FINDER!r})\n"
 
 
 class CannotEnable(Exception):
-    """
-    The file cannot be written or removed, or would not be read.
-    """
+    """The file cannot be written or removed, or would not be read."""
 
 
 def enable(*, user: bool = False) -> list[str]:
@@ -108,9 +106,7 @@ def disable(*, user: bool = False) -> list[str]:
 
 
 def spec_of(name: str) -> ModuleSpec:
-    """
-    Return the spec of *name* for ``import``; called by the line in the file.
-    """
+    """Return the spec of *name* for ``import``; called by the line in the file."""
     return ModuleSpec(name, _Installer(), origin=_origin(name))
 
 

@@ -94,9 +94,7 @@ class Newcomers:
 
     @property
     def next(self) -> float:
-        """
-        When the first of them is asked; infinite where there is none.
-        """
+        """When the first of them is asked; infinite where there is none."""
         self.has_news = False
         return min(list(self.moments.values()), default=(math.inf, 0.0))[0]
 
@@ -157,9 +155,7 @@ class Entries:
         return entry is not None and entry.ref is _nobody
 
     def number(self, fd: Any) -> int:
-        """
-        Return the descriptor that a key of the map stands for.
-        """
+        """Return the descriptor that a key of the map stands for."""
         if type(fd) is int:
             return fd
         number: int = fd if isinstance(fd, int) else fd.fileno()
@@ -202,9 +198,7 @@ class Entries:
             self.always.pop(fd, None)
 
     def sort(self, snapshot: dict[Any, Any]) -> None:
-        """
-        Put the entries into the order of *snapshot*, and forget those that are not in there.
-        """
+        """Put the entries into the order of *snapshot*, and forget those that are not in there."""
         old = self.known
         self.known = {fd: old[fd] for fd in snapshot if fd in old}
         self.ranks = {fd: rank for rank, fd in enumerate(self.known)}
@@ -212,9 +206,7 @@ class Entries:
         self.always = {fd: entry for fd, entry in self.known.items() if entry.kind == ALWAYS}
 
     def seem_current(self) -> bool:
-        """
-        Return whether map and table have equally many items and the same last one.
-        """
+        """Return whether map and table have equally many items and the same last one."""
         channels = self.channels
         known = self.known
         if len(channels) != len(known):

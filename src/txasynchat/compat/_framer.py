@@ -21,9 +21,7 @@ __all__ = ["LegacyFramer"]
 
 
 class LegacyFramer(Framer):
-    """
-    A `Framer` with the freedoms of ``asynchat``: no limit, no whole messages, no pause.
-    """
+    """A `Framer` with the freedoms of ``asynchat``: no limit, no whole messages, no pause."""
 
     __slots__ = ()
 
@@ -44,9 +42,7 @@ class LegacyFramer(Framer):
         self._position = self._searched = 0
 
     def feed(self, data: bytes) -> None:
-        """
-        Append received bytes. In ``collect_incoming_data`` they are where the cut will be made.
-        """
+        """Append received bytes. In ``collect_incoming_data`` they are where the cut will be made."""
         self._disturb()
         self._buffer = self._buffer[self._position :] + data
         self._position = self._searched = 0
@@ -59,9 +55,7 @@ class LegacyFramer(Framer):
     def deliver(
         self, receiver: PieceReceiver, get_terminator: Callable[[], Any] | None = None
     ) -> None:
-        """
-        Pass on what can be passed on. Inside a handler it goes on where the outer delivery is.
-        """
+        """Pass on what can be passed on. Inside a handler it goes on where the outer delivery is."""
         self._disturb()
         super().deliver(receiver, get_terminator)  # type: ignore[arg-type] # as in receive
 
@@ -78,6 +72,4 @@ class LegacyFramer(Framer):
         return super()._end_passed(receiver, piece, matched, total)  # type: ignore[arg-type] # as in receive
 
     def _returned(self, receiver: PieceReceiver, result: object) -> None:
-        """
-        Ignore what a legacy handler returns.
-        """
+        """Ignore what a legacy handler returns."""

@@ -1,6 +1,4 @@
-"""
-Put the facade where ``import asyncore`` and ``import asynchat`` find it.
-"""
+"""Put the facade where ``import asyncore`` and ``import asynchat`` find it."""
 
 from __future__ import annotations
 
@@ -56,9 +54,7 @@ def install() -> None:
 
 
 def uninstall() -> None:
-    """
-    Undo `install`: put back what was there before. Harmless without an `install`.
-    """
+    """Undo `install`: put back what was there before. Harmless without an `install`."""
     for name, module in _before.items():
         if module is None:
             sys.modules.pop(name, None)

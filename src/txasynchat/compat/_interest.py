@@ -1,6 +1,4 @@
-"""
-How the channels of a map have to be asked what they wait for, and what their sockets are.
-"""
+"""How the channels of a map have to be asked what they wait for, and what their sockets are."""
 
 from __future__ import annotations
 
@@ -123,9 +121,7 @@ def are_steady(channels: Iterable[Any]) -> bool:
 
 
 def are_open(channels: Collection[Any]) -> bool:
-    """
-    Return whether none of *channels* has an ordinary socket that was closed.
-    """
+    """Return whether none of *channels* has an ordinary socket that was closed."""
     try:  # the flag behind ``fileno()``, which costs ten times as much
         return not [one for one in channels if type(one.socket) is _socket and one.socket._closed]
     except Exception:  # noqa: BLE001 - one has no socket, or its __getattr__ does anything
@@ -182,9 +178,7 @@ def ask_layer(channel: Any, is_r: Any, is_w: Any) -> tuple[Any, Any, bool]:
 
 
 def is_open(channel: Any, fd: Any) -> bool:
-    """
-    Whether *channel* has an ordinary socket that is open; of others only the system knows.
-    """
+    """Whether *channel* has an ordinary socket that is open; of others only the system knows."""
     sock = socket_of(channel)
     is_known = type(sock) is _socket or isinstance(sock, LayeredSocket)
     return is_known and sock.fileno() == fd

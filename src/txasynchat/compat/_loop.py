@@ -1,6 +1,4 @@
-"""
-``asyncore.loop()``, with one driver for each map; and what channels report to it.
-"""
+"""``asyncore.loop()``, with one driver for each map; and what channels report to it."""
 
 from __future__ import annotations
 
@@ -111,9 +109,7 @@ def release(driver: MapDriver) -> None:
 
 
 def discard(driver: MapDriver) -> None:
-    """
-    Close *driver*, unless something is driven by it; the next ``loop()`` builds a new one.
-    """
+    """Close *driver*, unless something is driven by it; the next ``loop()`` builds a new one."""
     with _registry:
         if driver.depth:
             return  # another thread has just taken it
@@ -154,9 +150,7 @@ def run(
 
 
 def repeat(one_pass: Any, timeout: float | None, channels: Any, count: int | None) -> None:
-    """
-    Call *one_pass* with *timeout* until *channels* is empty, or *count* times.
-    """
+    """Call *one_pass* with *timeout* until *channels* is empty, or *count* times."""
     while channels and (count is None or count > 0):
         one_pass(timeout)
         count = None if count is None else count - 1
@@ -166,18 +160,14 @@ def repeat(one_pass: Any, timeout: float | None, channels: Any, count: int | Non
 
 
 def added(channels: Any, fd: Any) -> None:
-    """
-    A channel was put into the map *channels* under *fd*.
-    """
+    """A channel was put into the map *channels* under *fd*."""
     driver = _drivers.get(id(channels))
     if driver is not None:
         driver.add(fd)
 
 
 def removed(channels: Any, fd: Any) -> None:
-    """
-    The channel under *fd* was taken out of *channels*; its descriptor is still open.
-    """
+    """The channel under *fd* was taken out of *channels*; its descriptor is still open."""
     driver = _drivers.get(id(channels))
     if driver is not None:
         driver.remove(fd)
@@ -186,9 +176,7 @@ def removed(channels: Any, fd: Any) -> None:
 
 
 def emptied(channels: Any) -> None:
-    """
-    The map *channels* was cleared.
-    """
+    """The map *channels* was cleared."""
     driver = _drivers.get(id(channels))
     if driver is not None:
         driver.wake()
@@ -197,9 +185,7 @@ def emptied(channels: Any) -> None:
 
 
 def ended(channel: Any) -> None:
-    """
-    *channel* was notified of the end of its stream.
-    """
+    """*channel* was notified of the end of its stream."""
     driver, fd = _found(channel)
     if driver is not None:
         driver.end(fd)
@@ -224,18 +210,14 @@ def waits_for_tls(channel: Any, doing: str) -> bool:
 
 
 def rest(channel: Any) -> None:
-    """
-    Leave *channel* alone for a while, because it cannot handle its events now.
-    """
+    """Leave *channel* alone for a while, because it cannot handle its events now."""
     driver, fd = _found(channel)
     if driver is not None:
         driver.rest(fd)
 
 
 def _found(channel: Any) -> tuple[Driver | None, Any]:
-    """
-    Return the driver of *channel* and its key in the map; None as driver if it is not in the map.
-    """
+    """Return the driver of *channel* and its key in the map; None as driver if it is not in the map."""
     driver = _drivers.get(id(own(channel, "_map")))
     fd = own(channel, "_fileno")
     if driver is None or fd is None or driver.channels.get(fd) is not channel:
@@ -244,9 +226,7 @@ def _found(channel: Any) -> tuple[Driver | None, Any]:
 
 
 def touch(channel: Any) -> None:
-    """
-    *channel* may wait for something else now; this wakes a ``loop()`` in another thread.
-    """
+    """*channel* may wait for something else now; this wakes a ``loop()`` in another thread."""
     driver = _drivers.get(id(own(channel, "_map")))
     if driver is not None:
         fd = own(channel, "_fileno")

@@ -110,9 +110,7 @@ def put_first(fifo: Any, items: list[Any]) -> None:
 
 
 def take_all(fifo: Any) -> list[Any]:
-    """
-    Remove and return what is queued now, and report nothing; other threads may append meanwhile.
-    """
+    """Remove and return what is queued now, and report nothing; other threads may append meanwhile."""
     take = deque.popleft.__get__(fifo) if type(fifo) is Fifo else fifo.popleft
     items: list[Any] = []
     with suppress(IndexError):  # another thread has emptied it; return what was taken
@@ -198,9 +196,7 @@ class OutBuffer:
             self.data = value
 
     def append(self, data: Any) -> bool:
-        """
-        Keep *data* too; return whether anything was kept before.
-        """
+        """Keep *data* too; return whether anything was kept before."""
         with self._lock:
             kept = self.data
             self.data = kept + data

@@ -110,9 +110,7 @@ def current_reactor() -> Any:
 
 
 def here() -> Any:
-    """
-    Return the reactor that ``loop()`` has to serve in this thread, `None` if there is none.
-    """
+    """Return the reactor that ``loop()`` has to serve in this thread, `None` if there is none."""
     if threading.get_ident() == _main_thread:
         reactor: Any = sys.modules.get("twisted.internet.reactor")
         if reactor is not None and _is_ours(reactor):
@@ -214,9 +212,7 @@ def _start_pool(reactor: Any) -> None:
 
 
 def interrupt(reactor: Any) -> None:
-    """
-    End the current `turn`, from inside it.
-    """
+    """End the current `turn`, from inside it."""
     loop = getattr(reactor, "_asyncioEventloop", None)
     if loop is not None:
         loop.stop()

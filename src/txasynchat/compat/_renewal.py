@@ -23,9 +23,7 @@ _known: weakref.WeakKeyDictionary[Any, tuple[Any, Owned, Owned]] = weakref.WeakK
 
 
 def know(reactor: Any) -> None:
-    """
-    Remember the descriptors of *reactor*, which was just made.
-    """
+    """Remember the descriptors of *reactor*, which was just made."""
     epoll = _epoll_of(reactor)
     if epoll is not None:
         pollers.hold(epoll)

@@ -199,9 +199,7 @@ def sender_of(channel: Any) -> Sender:
 
 
 def call_within(channel: Any, call: Callable[[], None]) -> None:
-    """
-    Call a handler of *channel* from inside its sending: the handler may send.
-    """
+    """Call a handler of *channel* from inside its sending: the handler may send."""
     sender: Sender | None = own(channel, "_txasynchat_sender")
     if sender is None:
         call()

@@ -291,9 +291,7 @@ class TLSSocket(LayeredSocket):
                 _loop.touch(channel)
 
     def _prepare_to_send(self) -> None:
-        """
-        See to whatever is in the way of `send`.
-        """
+        """See to whatever is in the way of `send`."""
         if self._closed:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         if self._switched and (
@@ -302,9 +300,7 @@ class TLSSocket(LayeredSocket):
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
     def pending(self) -> int:
-        """
-        Count what `recv` has to say and no poller knows of: decrypted bytes, and one for the end.
-        """
+        """Count what `recv` has to say and no poller knows of: decrypted bytes, and one for the end."""
         return len(self.received) + self.end_waits
 
     def close(self) -> None:
@@ -328,9 +324,7 @@ class TLSSocket(LayeredSocket):
             self._plain_socket.close()
 
     def shutdown(self, how: int) -> None:
-        """
-        Send close_notify unless only the reading side is closed; then as a plain socket.
-        """
+        """Send close_notify unless only the reading side is closed; then as a plain socket."""
         self._when_free(lambda: self._shut_down(how))
 
     def _shut_down(self, how: int) -> None:
@@ -340,9 +334,7 @@ class TLSSocket(LayeredSocket):
             self._plain_socket.shutdown(how)
 
     def fileno(self) -> int:
-        """
-        Return the plain socket's descriptor.
-        """
+        """Return the plain socket's descriptor."""
         return self._plain_socket.fileno()
 
     # -- what the loop calls: see `LayeredSocket`
@@ -354,9 +346,7 @@ class TLSSocket(LayeredSocket):
         self._channel = ref(channel)
 
     def interest(self, readable: Any, writable: Any) -> tuple[Any, Any]:
-        """
-        Turn what the handler waits for into what its descriptor has to be watched for.
-        """
+        """Turn what the handler waits for into what its descriptor has to be watched for."""
         if not self._switched:
             return False, writable
         if not self.secure:
@@ -476,9 +466,7 @@ class TLSSocket(LayeredSocket):
         return self._closed
 
     def ready_to_write(self) -> bool:
-        """
-        Return whether it is news for the handler that the descriptor is writable.
-        """
+        """Return whether it is news for the handler that the descriptor is writable."""
         if not self._switched:
             return True
         try:
@@ -495,9 +483,7 @@ class TLSSocket(LayeredSocket):
                 self._catch_up()
 
     def is_secure_now(self) -> bool:
-        """
-        Return whether the handshake is done, when the plain socket is connected.
-        """
+        """Return whether the handshake is done, when the plain socket is connected."""
         if self._connecting:
             self._connecting = False
             self._start_clock()
@@ -519,9 +505,7 @@ class TLSSocket(LayeredSocket):
             self._place = _Place(self, self._plain_socket, self.tls.context)
 
     def begin_later(self) -> None:
-        """
-        Something has to leave in plain first, and the peer to take it: `begin` follows.
-        """
+        """Something has to leave in plain first, and the peer to take it: `begin` follows."""
         self._made_progress()
         self._start_clock()
 
@@ -532,15 +516,11 @@ class TLSSocket(LayeredSocket):
         return self._switched and not self._connecting
 
     def feed(self, data: bytes) -> None:
-        """
-        Take what arrived already for ciphertext.
-        """
+        """Take what arrived already for ciphertext."""
         self._feed(data)
 
     def evict(self) -> None:
-        """
-        End the connection to make room for others; `advance` raises the reason.
-        """
+        """End the connection to make room for others; `advance` raises the reason."""
         self._evicted = True
         with suppress(OSError):
             self._plain_socket.shutdown(socket.SHUT_RDWR)
@@ -559,9 +539,7 @@ class TLSSocket(LayeredSocket):
         raise HandshakeTimedOut(self._timeout or 0.0)
 
     def _made_progress(self) -> bool:
-        """
-        Return whether the peer has taken something of what leaves before TLS since the last call.
-        """
+        """Return whether the peer has taken something of what leaves before TLS since the last call."""
         if self._progress is None:
             self._progress = Progress()
         return self._progress.made(self._sent_before, *_outstanding(self._plain_socket))
@@ -571,9 +549,7 @@ class TLSSocket(LayeredSocket):
             self.deadline = time.monotonic() + self._timeout
 
     def leave(self, see_out: Callable[[LastBytes], object]) -> None:
-        """
-        After `close`: if there are last bytes, call *see_out* with them.
-        """
+        """After `close`: if there are last bytes, call *see_out* with them."""
         self._when_free(lambda: self._leave(see_out))
 
     def _leave(self, see_out: Callable[[LastBytes], object]) -> None:
@@ -593,9 +569,7 @@ class TLSSocket(LayeredSocket):
     # -- internals
 
     def _when_free(self, call: Callable[[], Any]) -> None:
-        """
-        Call *call* now, or have the thread do it that sends or receives at this moment.
-        """
+        """Call *call* now, or have the thread do it that sends or receives at this moment."""
         self._later.append(call)
         self._catch_up()
 
@@ -612,9 +586,7 @@ class TLSSocket(LayeredSocket):
                 self._free.append(None)
 
     def _shake_hands(self) -> bool:
-        """
-        Go on with the handshake; return whether plain text has its turn.
-        """
+        """Go on with the handshake; return whether plain text has its turn."""
         if self._ended:
             return False
         try:
@@ -640,9 +612,7 @@ class TLSSocket(LayeredSocket):
         return flushed and self.secure
 
     def _decrypt_more(self, text: bytes) -> None:
-        """
-        Read on behind *text* until there is no record, or none that is whole.
-        """
+        """Read on behind *text* until there is no record, or none that is whole."""
         pieces = [text]
         while text and (self._incoming.pending or self.tls.pending()):
             try:
@@ -664,9 +634,7 @@ class TLSSocket(LayeredSocket):
             self._stop(ssl.SSLEOFError("end of the stream without close_notify"))
 
     def _stop(self, error: OSError) -> None:
-        """
-        The peer broke off, or broke TLS; `recv` says so when all before it was received.
-        """
+        """The peer broke off, or broke TLS; `recv` says so when all before it was received."""
         if isinstance(error, ssl.SSLWantReadError):
             return
         self._ended = self.end_waits = self._broken = True
@@ -739,22 +707,16 @@ class _Place:
         pending.add(self, network_of(address))
 
     def progressed(self) -> None:
-        """
-        The client's message was answered.
-        """
+        """The client's message was answered."""
         self._pending.progressed(self)
 
     def release(self, _: object = None) -> None:
-        """
-        The handshake has finished or failed, or the socket is gone.
-        """
+        """The handshake has finished or failed, or the socket is gone."""
         self._sock = None  # whose callback refers to this
         self._pending.discard(self)
 
     def evict(self) -> None:
-        """
-        Called by `Pending`.
-        """
+        """Called by `Pending`."""
         sock = None if self._sock is None else self._sock()
         if sock is not None:
             sock.evict()
@@ -795,9 +757,7 @@ class LastBytes:
         return True
 
     def send(self) -> bool:
-        """
-        Send what the system takes; return whether nothing is left to do.
-        """
+        """Send what the system takes; return whether nothing is left to do."""
         try:
             sent = self.sock.send(self._unsent)
         except BlockingIOError:

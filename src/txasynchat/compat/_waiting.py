@@ -57,9 +57,7 @@ class Waiting:
         self.is_going_on = False
 
     def prepare(self, now: float) -> bool:
-        """
-        See to what is due, and ask those whose answer may have changed; return whether everyone.
-        """
+        """See to what is due, and ask those whose answer may have changed; return whether everyone."""
         asking = self._asking
         wants = self._wants
         if now >= self._next_check:
@@ -142,9 +140,7 @@ class Waiting:
         self._hub.check()
 
     def _sit_in(self, reactor: Any) -> None:
-        """
-        See to it that *reactor* polls the hub, and that the descriptors of both are their own.
-        """
+        """See to it that *reactor* polls the hub, and that the descriptors of both are their own."""
         hub = self._hub
         if self._check_is_due or hub.stale:
             self._check_is_due = False

@@ -92,9 +92,7 @@ class Wants:
         self.entries.drop(fd)
 
     def adopt(self, fd: Any, channel: Any) -> Entry:
-        """
-        Make an entry for *channel*, which was not in the map before, or not under *fd*.
-        """
+        """Make an entry for *channel*, which was not in the map before, or not under *fd*."""
         entries = self.entries
         if fd in entries.known and not entries.has_departed(fd):  # replaced with no method called
             self.depart(fd)
@@ -141,9 +139,7 @@ class Wants:
                     hub.forget(number)
 
     def _exchange(self, fd: Any, mask: int) -> int:
-        """
-        Return what to wait for in place of *mask*, where TLS wants the other direction.
-        """
+        """Return what to wait for in place of *mask*, where TLS wants the other direction."""
         self._exchanged.pop(fd, None)
         waits = self.tls_waits.get(fd)
         if waits is None:
@@ -156,9 +152,7 @@ class Wants:
         return mask & ~(doing | ENDED) | wants
 
     def change_back(self, ready: dict[Any, int]) -> None:
-        """
-        Let an event in *ready* that TLS wanted be one for what it kept the channel from; once.
-        """
+        """Let an event in *ready* that TLS wanted be one for what it kept the channel from; once."""
         for fd, mask in list(self._exchanged.items()):
             bits = ready.get(fd, 0)
             doing, wants = self.tls_waits.get(fd, (0, 0))
@@ -180,9 +174,7 @@ class Wants:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
     def ready(self) -> dict[Any, int]:
-        """
-        Return the events that the system does not report, by the keys of the channels.
-        """
+        """Return the events that the system does not report, by the keys of the channels."""
         masks = self.hub.masks
         number = self.entries.number
         ready = {fd: READ for fd in list(self.buffered) if masks.get(number(fd), 0) & READ}

@@ -32,9 +32,7 @@ _making = Lock()
 
 
 class _InBuffer:
-    """
-    ``async_chat.ac_in_buffer``: what was received and not yet delivered.
-    """
+    """``async_chat.ac_in_buffer``: what was received and not yet delivered."""
 
     def __get__(self, channel: Any, owner: type | None = None) -> Any:
         if channel is None:
@@ -77,9 +75,7 @@ class _CurrentTerminator:
 
 
 def _reports(channel: Any) -> bool:
-    """
-    Return whether a change of a channel's `producer_fifo` is reported, because it is ours.
-    """
+    """Return whether a change of a channel's `producer_fifo` is reported, because it is ours."""
     if type(channel).producer_fifo is not _producer_fifo:
         return False
     fifo = own(channel, "producer_fifo")
@@ -135,9 +131,7 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
         asyncore.dispatcher.__init__(self, sock, map)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """
-        Keep `terminator` the framer's, even if a subclass or mix-in sets it as a class attribute.
-        """
+        """Keep `terminator` the framer's, even if a subclass or mix-in sets it as a class attribute."""
         super().__init_subclass__(**kwargs)
         for base in cls.__mro__:
             own = base.__dict__.get("terminator")
@@ -162,9 +156,7 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
         return framer
 
     def __choose_way(self) -> None:
-        """
-        Find out whether `push` may send by itself, and input go to the framer directly.
-        """
+        """Find out whether `push` may send by itself, and input go to the framer directly."""
         if (
             getattr(self.initiate_send, "__func__", None) is _initiate_send
             and getattr(self.send, "__func__", None) is _send
@@ -181,9 +173,7 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
     # -- input
 
     def collect_incoming_data(self, data: bytes) -> None:
-        """
-        Called with received bytes of the current message, never empty; to be overridden.
-        """
+        """Called with received bytes of the current message, never empty; to be overridden."""
         raise NotImplementedError("must be implemented in subclass")
 
     def _collect_incoming_data(self, data: bytes) -> None:
@@ -195,9 +185,7 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
         return data
 
     def found_terminator(self) -> None:
-        """
-        Called at the end of a message; to be overridden.
-        """
+        """Called at the end of a message; to be overridden."""
         raise NotImplementedError("must be implemented in subclass")
 
     def set_terminator(self, term: Any) -> None:
@@ -217,15 +205,11 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
         self.terminator = term
 
     def get_terminator(self) -> Any:
-        """
-        Called on each round while received bytes are cut into messages.
-        """
+        """Called on each round while received bytes are cut into messages."""
         return self.terminator
 
     def handle_read(self) -> None:
-        """
-        Receive once, and deliver what can be delivered.
-        """
+        """Receive once, and deliver what can be delivered."""
         try:
             data = self.recv(self.ac_in_buffer_size)
         except BlockingIOError:
@@ -282,9 +266,7 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
 
     @property
     def producer_fifo(self) -> Any:
-        """
-        What was pushed and not sent yet, a deque; for other channels too, from any thread.
-        """
+        """What was pushed and not sent yet, a deque; for other channels too, from any thread."""
         try:
             fifo = self.__fifo
         except AttributeError:
@@ -310,15 +292,11 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
         _loop.touch(self)
 
     def handle_write(self) -> None:
-        """
-        Continue sending.
-        """
+        """Continue sending."""
         self.initiate_send()
 
     def handle_close(self) -> None:
-        """
-        Close; may be overridden.
-        """
+        """Close; may be overridden."""
         self.close()
 
     def push(self, data: Any) -> None:
@@ -366,9 +344,7 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
                 _loop.touch(self)
 
     def push_with_producer(self, producer: Any) -> None:
-        """
-        Send what ``producer.more()`` returns, until that is empty.
-        """
+        """Send what ``producer.more()`` returns, until that is empty."""
         put(self.producer_fifo, (producer,))
         if sender_of(self).is_joining:
             return
@@ -379,16 +355,12 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
 
     @_interest.steady()
     def readable(self) -> Any:
-        """
-        Asked on every pass: always 1.
-        """
+        """Asked on every pass: always 1."""
         return 1
 
     @_interest.steady(_reports)
     def writable(self) -> Any:
-        """
-        Asked on every pass: true while something is queued, or while not connected.
-        """
+        """Asked on every pass: true while something is queued, or while not connected."""
         try:
             fifo = self.__fifo
         except AttributeError:
@@ -398,9 +370,7 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
         return fifo or (not self.connected)
 
     def close_when_done(self) -> None:
-        """
-        Close when everything pushed so far has been sent.
-        """
+        """Close when everything pushed so far has been sent."""
         put(self.producer_fifo, (None,))
         _loop.touch(self)
 
@@ -458,9 +428,7 @@ class async_chat(asyncore.dispatcher):  # noqa: N801 - the stdlib's name
             return
 
     def discard_buffers(self) -> None:
-        """
-        Forget all that was received and not delivered, or pushed and not sent.
-        """
+        """Forget all that was received and not delivered, or pushed and not sent."""
         self.ac_in_buffer = b""
         del self.incoming[:]
         self.producer_fifo.clear()

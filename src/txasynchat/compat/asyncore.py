@@ -78,9 +78,7 @@ def _strerror(err: int) -> str:
 
 
 class ExitNow(Exception):
-    """
-    Raised in a handler, it ends `loop`. The map stays as it is.
-    """
+    """Raised in a handler, it ends `loop`. The map stays as it is."""
 
     __module__ = "asyncore"
 
@@ -92,9 +90,7 @@ _reraised_exceptions = (ExitNow, KeyboardInterrupt, SystemExit)
 
 
 def read(obj: Any) -> None:
-    """
-    Dispatch a read event to *obj*, any object with the handlers; its errors go to `handle_error`.
-    """
+    """Dispatch a read event to *obj*, any object with the handlers; its errors go to `handle_error`."""
     try:
         obj.handle_read_event()
     except _reraised_exceptions:
@@ -105,9 +101,7 @@ def read(obj: Any) -> None:
 
 
 def write(obj: Any) -> None:
-    """
-    Dispatch a write event to *obj*.
-    """
+    """Dispatch a write event to *obj*."""
     try:
         obj.handle_write_event()
     except _reraised_exceptions:
@@ -239,9 +233,7 @@ def poll(timeout: float | None = 0.0, map: dict[Any, Any] | None = None) -> None
 def _select(
     r: list[Any], w: list[Any], e: list[Any], timeout: float | None
 ) -> tuple[list[Any], list[Any], list[Any]]:
-    """
-    select(2), also for descriptors from 1,024 on, which it does not accept.
-    """
+    """select(2), also for descriptors from 1,024 on, which it does not accept."""
     try:
         return select.select(r, w, e, timeout)
     except ValueError:
@@ -413,17 +405,13 @@ class dispatcher:  # noqa: N801 - the stdlib's name
         return f"<{' '.join(words)} at {id(self):#x}>"
 
     def add_channel(self, map: dict[Any, Any] | None = None) -> None:  # noqa: A002
-        """
-        Put this channel into a map, its own by default.
-        """
+        """Put this channel into a map, its own by default."""
         channels = self._map if map is None else map
         channels[self._fileno] = self
         _loop.added(channels, self._fileno)
 
     def del_channel(self, map: dict[Any, Any] | None = None) -> None:  # noqa: A002
-        """
-        Take this channel out of a map, its own by default, if it is there.
-        """
+        """Take this channel out of a map, its own by default, if it is there."""
         fd = self._fileno
         channels = self._map if map is None else map
         try:
@@ -439,18 +427,14 @@ class dispatcher:  # noqa: N801 - the stdlib's name
         family: int = socket.AF_INET,
         type: int = socket.SOCK_STREAM,  # noqa: A002 - the stdlib's name
     ) -> None:
-        """
-        Make a new non-blocking socket this channel's, and register it.
-        """
+        """Make a new non-blocking socket this channel's, and register it."""
         self.family_and_type = family, type
         sock = socket.socket(family, type)
         sock.setblocking(False)
         self.set_socket(sock)
 
     def set_socket(self, sock: Any, map: dict[Any, Any] | None = None) -> None:  # noqa: A002
-        """
-        Make *sock* this channel's, and register it.
-        """
+        """Make *sock* this channel's, and register it."""
         self.socket = sock
         # A transport in the shape of a socket (`compat.served`) has a key, and no descriptor.
         key = getattr(sock, "channel_key", None)
@@ -458,9 +442,7 @@ class dispatcher:  # noqa: N801 - the stdlib's name
         self.add_channel(map)
 
     def set_reuse_addr(self) -> None:
-        """
-        Allow the address to be bound while old connections on it linger.
-        """
+        """Allow the address to be bound while old connections on it linger."""
         with suppress(OSError):
             before = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, before | 1)
@@ -469,16 +451,12 @@ class dispatcher:  # noqa: N801 - the stdlib's name
 
     @_interest.steady()
     def readable(self) -> Any:
-        """
-        Asked on every pass: does this channel want to read?
-        """
+        """Asked on every pass: does this channel want to read?"""
         return True
 
     @_interest.steady()
     def writable(self) -> Any:
-        """
-        Asked on every pass: does this channel want to write?
-        """
+        """Asked on every pass: does this channel want to write?"""
         return True
 
     # -- what a socket does
@@ -507,9 +485,7 @@ class dispatcher:  # noqa: N801 - the stdlib's name
         return self.socket.listen(num)
 
     def bind(self, addr: Any) -> Any:
-        """
-        Give the socket an address of this host.
-        """
+        """Give the socket an address of this host."""
         self.addr = addr
         return self.socket.bind(addr)
 
@@ -612,9 +588,7 @@ class dispatcher:  # noqa: N801 - the stdlib's name
         return b""
 
     def close(self) -> None:
-        """
-        Leave the map and close the socket. May be repeated.
-        """
+        """Leave the map and close the socket. May be repeated."""
         self.connected = False
         self.accepting = False
         self.connecting = False
@@ -631,24 +605,18 @@ class dispatcher:  # noqa: N801 - the stdlib's name
     # -- logging
 
     def log(self, message: Any) -> None:
-        """
-        Write *message* to the error stream.
-        """
+        """Write *message* to the error stream."""
         sys.stderr.write(f"log: {message!s}\n")
 
     def log_info(self, message: Any, type: str = "info") -> None:  # noqa: A002 - the stdlib's name
-        """
-        Print *message*, unless *type* is one of `ignore_log_types`.
-        """
+        """Print *message*, unless *type* is one of `ignore_log_types`."""
         if type not in self.ignore_log_types:
             print(f"{type}: {message}")  # noqa: T201 - the stdlib's way
 
     # -- events, as the loop delivers them
 
     def handle_read_event(self) -> None:
-        """
-        Called when the socket is readable: accept, or finish connecting, or `handle_read`.
-        """
+        """Called when the socket is readable: accept, or finish connecting, or `handle_read`."""
         if self.accepting:
             self.handle_accept()
             return
@@ -660,9 +628,7 @@ class dispatcher:  # noqa: N801 - the stdlib's name
             self.handle_read()
 
     def handle_connect_event(self) -> None:
-        """
-        Called when an attempt to connect is over; an OSError if it failed.
-        """
+        """Called when an attempt to connect is over; an OSError if it failed."""
         err = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if err != 0:
             raise OSError(err, _strerror(err))
@@ -673,9 +639,7 @@ class dispatcher:  # noqa: N801 - the stdlib's name
         self.connecting = False
 
     def handle_write_event(self) -> None:
-        """
-        Called when the socket is writable: finish connecting, then `handle_write`.
-        """
+        """Called when the socket is writable: finish connecting, then `handle_write`."""
         if self.accepting:
             return
         if not self.connected and self.connecting:
@@ -687,9 +651,7 @@ class dispatcher:  # noqa: N801 - the stdlib's name
             self.handle_write()
 
     def _handle_layer_read(self) -> None:
-        """
-        Let TLS take what arrived, and call `handle_read` as long as there is plain text for it.
-        """
+        """Let TLS take what arrived, and call `handle_read` as long as there is plain text for it."""
         sock = self.socket
         more = _TLS_READS
         while sock.advance():
@@ -710,9 +672,7 @@ class dispatcher:  # noqa: N801 - the stdlib's name
                 return
 
     def handle_expt_event(self) -> None:
-        """
-        Called for urgent data (`handle_expt`) or a pending error (`handle_close`).
-        """
+        """Called for urgent data (`handle_expt`) or a pending error (`handle_close`)."""
         err = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if err != 0:
             self.handle_close()
@@ -720,9 +680,7 @@ class dispatcher:  # noqa: N801 - the stdlib's name
             self.handle_expt()
 
     def handle_error(self) -> None:
-        """
-        Called inside the ``except`` block of an exception in a handler: report it, and close.
-        """
+        """Called inside the ``except`` block of an exception in a handler: report it, and close."""
         _, kind, value, where = compact_traceback()
         try:
             self_repr = repr(self)
@@ -736,56 +694,40 @@ class dispatcher:  # noqa: N801 - the stdlib's name
     # -- for subclasses
 
     def handle_expt(self) -> None:
-        """
-        Called when there is urgent data.
-        """
+        """Called when there is urgent data."""
         self.log_info("unhandled incoming priority event", "warning")
 
     def handle_read(self) -> None:
-        """
-        Called when `recv` will return something.
-        """
+        """Called when `recv` will return something."""
         self.log_info("unhandled read event", "warning")
 
     def handle_write(self) -> None:
-        """
-        Called when `send` will take something.
-        """
+        """Called when `send` will take something."""
         self.log_info("unhandled write event", "warning")
 
     def handle_connect(self) -> None:
-        """
-        Called once connected; `connected` is set after it returns.
-        """
+        """Called once connected; `connected` is set after it returns."""
         self.log_info("unhandled connect event", "warning")
 
     def handle_accept(self) -> None:
-        """
-        Called on a listener when a connection waits; by default it is taken.
-        """
+        """Called on a listener when a connection waits; by default it is taken."""
         pair = self.accept()
         if pair is not None:
             self.handle_accepted(*pair)
 
     def handle_accepted(self, sock: Any, addr: Any) -> None:  # noqa: ARG002 - for subclasses
-        """
-        Called on a listener with a new connection; by default it is closed.
-        """
+        """Called on a listener with a new connection; by default it is closed."""
         sock.close()
         self.log_info("unhandled accepted event", "warning")
 
     def handle_close(self) -> None:
-        """
-        Called when the connection is lost or at its end.
-        """
+        """Called when the connection is lost or at its end."""
         self.log_info("unhandled close event", "warning")
         self.close()
 
 
 class _Leaving(dispatcher):
-    """
-    The last bytes of a closed connection, sent as long as that makes progress.
-    """
+    """The last bytes of a closed connection, sent as long as that makes progress."""
 
     def __init__(self, map: dict[Any, Any], last: Any) -> None:  # noqa: A002
         super().__init__(None, map)
@@ -819,17 +761,13 @@ def _kept_by(channel: Any) -> OutBuffer | None:
 
 
 def _reports(channel: Any) -> bool:
-    """
-    Return whether changes of an `out_buffer` are reported: it is ours, and its value immutable.
-    """
+    """Return whether changes of an `out_buffer` are reported: it is ours, and its value immutable."""
     kept = _kept_by(channel)
     return type(channel).out_buffer is _out_buffer and kept is not None and type(kept.data) is bytes
 
 
 class dispatcher_with_send(dispatcher):  # noqa: N801 - the stdlib's name
-    """
-    A dispatcher whose `send` keeps what the system did not take.
-    """
+    """A dispatcher whose `send` keeps what the system did not take."""
 
     __module__ = "asyncore"
 
@@ -844,9 +782,7 @@ class dispatcher_with_send(dispatcher):  # noqa: N801 - the stdlib's name
 
     @property
     def out_buffer(self) -> Any:
-        """
-        What `send` could not send yet, for reading and assigning, by other channels too.
-        """
+        """What `send` could not send yet, for reading and assigning, by other channels too."""
         kept = _kept_by(self)
         if kept is None:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute 'out_buffer'")
@@ -864,9 +800,7 @@ class dispatcher_with_send(dispatcher):  # noqa: N801 - the stdlib's name
         _loop.touch(self)
 
     def initiate_send(self) -> None:
-        """
-        Send at most 64 KiB of what is kept. Safe from several threads: see `send`.
-        """
+        """Send at most 64 KiB of what is kept. Safe from several threads: see `send`."""
         sender_of(self).send(self.__send_chunk)
 
     def __send_chunk(self) -> None:
@@ -884,16 +818,12 @@ class dispatcher_with_send(dispatcher):  # noqa: N801 - the stdlib's name
             kept.cut(data, num_sent)
 
     def handle_write(self) -> None:
-        """
-        Go on sending.
-        """
+        """Go on sending."""
         self.initiate_send()
 
     @_interest.steady(_reports)
     def writable(self) -> Any:
-        """
-        True while not connected, or while something is kept.
-        """
+        """True while not connected, or while something is kept."""
         try:
             kept = self.__kept
         except AttributeError:
@@ -976,9 +906,7 @@ def close_all(map: dict[Any, Any] | None = None, ignore_all: bool = False) -> No
 if os.name == "posix":
 
     class file_wrapper:  # noqa: N801 - the stdlib's name
-        """
-        A duplicate of a descriptor that is not a socket's, with as much of a socket as is needed.
-        """
+        """A duplicate of a descriptor that is not a socket's, with as much of a socket as is needed."""
 
         __module__ = "asyncore"
 
@@ -991,21 +919,15 @@ if os.name == "posix":
             self.close()
 
         def recv(self, *args: Any) -> bytes:
-            """
-            Read, as os.read() does.
-            """
+            """Read, as os.read() does."""
             return os.read(self.fd, *args)
 
         def send(self, *args: Any) -> int:
-            """
-            Write, as os.write() does.
-            """
+            """Write, as os.write() does."""
             return os.write(self.fd, *args)
 
         def getsockopt(self, level: int, optname: int, buflen: int | None = None) -> int:
-            """
-            Return 0 for the pending error, the only option that a file has.
-            """
+            """Return 0 for the pending error, the only option that a file has."""
             if level == socket.SOL_SOCKET and optname == socket.SO_ERROR and not buflen:
                 return 0
             raise NotImplementedError("Only asyncore specific behaviour implemented.")
@@ -1014,18 +936,14 @@ if os.name == "posix":
         write = send
 
         def close(self) -> None:
-            """
-            Close the duplicate. May be repeated.
-            """
+            """Close the duplicate. May be repeated."""
             if self.fd < 0:
                 return
             fd, self.fd = self.fd, -1
             os.close(fd)
 
         def fileno(self) -> int:
-            """
-            Return the duplicate's number; -1 when closed.
-            """
+            """Return the duplicate's number; -1 when closed."""
             return self.fd
 
     class file_dispatcher(dispatcher):  # noqa: N801 - the stdlib's name
@@ -1048,9 +966,7 @@ if os.name == "posix":
             os.set_blocking(fd, False)
 
         def set_file(self, fd: int) -> None:
-            """
-            Make a duplicate of *fd* this channel's, and register it.
-            """
+            """Make a duplicate of *fd* this channel's, and register it."""
             self.socket = file_wrapper(fd)
             self._fileno = self.socket.fileno()
             self.add_channel()

@@ -136,9 +136,7 @@ class TransportSocket:
         return self._connection.receive(size, peek=bool(flags and flags & socket.MSG_PEEK))
 
     def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
-        """
-        As `recv`, into a writable buffer; return the number of bytes.
-        """
+        """As `recv`, into a writable buffer; return the number of bytes."""
         view = memoryview(buffer).cast("B")
         data = self.recv(nbytes or len(view), flags)
         view[: len(data)] = data
@@ -155,23 +153,17 @@ class TransportSocket:
         return self._connection.send(data)
 
     def sendall(self, data: Any, flags: int = 0) -> None:  # noqa: ARG002 see send()
-        """
-        Write all of *data*, whether there is room or not.
-        """
+        """Write all of *data*, whether there is room or not."""
         view = memoryview(data).cast("B")
         while view:
             view = view[self._connection.send(view, ignore_full=True) :]
 
     def close(self) -> None:
-        """
-        Close; what was sent before still goes out. Harmless when repeated.
-        """
+        """Close; what was sent before still goes out. Harmless when repeated."""
         self._connection.close()
 
     def shutdown(self, how: int) -> None:
-        """
-        Close one direction, or both.
-        """
+        """Close one direction, or both."""
         self._connection.shut_down(how)
 
     def fileno(self) -> int:
@@ -187,21 +179,15 @@ class TransportSocket:
         raise _no_descriptor()
 
     def detach(self) -> int:
-        """
-        As `fileno`.
-        """
+        """As `fileno`."""
         return self.fileno()
 
     def dup(self) -> Any:
-        """
-        As `fileno`, but EBADF when this is closed.
-        """
+        """As `fileno`, but EBADF when this is closed."""
         raise _error(errno.EBADF) if self._connection.closed else _no_descriptor()
 
     def makefile(self, *_arguments: Any, **_keywords: Any) -> Any:
-        """
-        As `dup`.
-        """
+        """As `dup`."""
         self.dup()
 
     def getpeername(self) -> Any:
@@ -216,15 +202,11 @@ class TransportSocket:
         return self._peer
 
     def getsockname(self) -> Any:
-        """
-        Return this side's address.
-        """
+        """Return this side's address."""
         return self._host
 
     def outstanding(self) -> tuple[int | None, int | None]:
-        """
-        Count what is on its way to the peer: see `transports.outstanding_bytes`.
-        """
+        """Count what is on its way to the peer: see `transports.outstanding_bytes`."""
         return transports.outstanding_bytes(self.transport)
 
     # -- settings: those of the socket underneath, where there is one
@@ -239,9 +221,7 @@ class TransportSocket:
         return socket.SOCK_STREAM if is_type else 0
 
     def setsockopt(self, level: int, option: int, *value: Any) -> None:
-        """
-        Set an option of the socket underneath.
-        """
+        """Set an option of the socket underneath."""
         if self._real is not None:
             self._real.setsockopt(level, option, *value)
 
@@ -256,23 +236,17 @@ class TransportSocket:
             raise ValueError("a transport of Twisted's never blocks")
 
     def settimeout(self, value: float | None) -> None:
-        """
-        As ``setblocking(value != 0)``.
-        """
+        """As ``setblocking(value != 0)``."""
         self.setblocking(value != 0)
 
     def gettimeout(self) -> float:
-        """
-        Return 0.0: never blocking.
-        """
+        """Return 0.0: never blocking."""
         return 0.0
 
 
 @implementer(IHalfCloseableProtocol, IHandshakeListener, IPushProducer)
 class Connection(Protocol):
-    """
-    One transport, and the channel that a legacy handler is: the poller of that one channel.
-    """
+    """One transport, and the channel that a legacy handler is: the poller of that one channel."""
 
     _log = Logger()
     transport: Any = None
@@ -318,9 +292,7 @@ class Connection(Protocol):
             self.handshakeCompleted()
 
     def handshakeCompleted(self) -> None:  # noqa: N802 Twisted's name
-        """
-        The TLS handshake is done: now there is somebody to talk to.
-        """
+        """The TLS handshake is done: now there is somebody to talk to."""
         if transports.when_introduced(self.transport, self._build):
             self._build()
 
@@ -364,16 +336,12 @@ class Connection(Protocol):
         self.run_pass()
 
     def readConnectionLost(self) -> None:  # noqa: N802 Twisted's name
-        """
-        The peer will send no more: the handler reads an empty string, when it reads.
-        """
+        """The peer will send no more: the handler reads an empty string, when it reads."""
         self._ended = True
         self.run_pass()
 
     def writeConnectionLost(self) -> None:  # noqa: N802 Twisted's name
-        """
-        The other direction was closed, by ``shutdown``.
-        """
+        """The other direction was closed, by ``shutdown``."""
 
     @override
     def connectionLost(self, reason: Failure = connectionDone) -> None:
@@ -404,30 +372,22 @@ class Connection(Protocol):
     # -- IPushProducer: called by the transport
 
     def pauseProducing(self) -> None:  # noqa: N802 Twisted's name
-        """
-        The transport is full.
-        """
+        """The transport is full."""
         self._full = True
 
     def resumeProducing(self) -> None:  # noqa: N802 Twisted's name
-        """
-        The transport has room again.
-        """
+        """The transport has room again."""
         self._full = False
         self._unregister()
         self.run_pass()
 
     def stopProducing(self) -> None:  # noqa: N802 Twisted's name
-        """
-        The connection is lost; ``connectionLost`` follows.
-        """
+        """The connection is lost; ``connectionLost`` follows."""
 
     # -- called by the socket
 
     def receive(self, size: int, *, peek: bool) -> bytes:
-        """
-        See `TransportSocket.recv`.
-        """
+        """See `TransportSocket.recv`."""
         if self.closed:
             raise _error(errno.EBADF)
         if self._unread:
@@ -442,9 +402,7 @@ class Connection(Protocol):
         raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
     def send(self, data: Any, *, ignore_full: bool = False) -> int:
-        """
-        See `TransportSocket.send`.
-        """
+        """See `TransportSocket.send`."""
         if self.closed:
             raise _error(errno.EBADF)
         if self._shut or not self.connected:
@@ -470,9 +428,7 @@ class Connection(Protocol):
         return len(piece)
 
     def close(self) -> None:
-        """
-        See `TransportSocket.close`.
-        """
+        """See `TransportSocket.close`."""
         if self.closed:
             return
         self.closed = True
@@ -485,16 +441,12 @@ class Connection(Protocol):
             self.schedule()
 
     def let_go(self) -> None:
-        """
-        Nobody refers to the socket any more; from any thread, at any moment.
-        """
+        """Nobody refers to the socket any more; from any thread, at any moment."""
         self._let_go = True
         self.schedule()
 
     def shut_down(self, how: int) -> None:
-        """
-        See `TransportSocket.shutdown`.
-        """
+        """See `TransportSocket.shutdown`."""
         if self.closed:
             raise _error(errno.EBADF)
         if how != socket.SHUT_RD and not self._shut:
@@ -549,9 +501,7 @@ class Connection(Protocol):
         return False
 
     def _watch(self) -> None:
-        """
-        End a closing transport whose peer has taken nothing since this was called last.
-        """
+        """End a closing transport whose peer has taken nothing since this was called last."""
         if self._watcher is not None and self._watcher.active():
             return
         self._watcher = None
@@ -566,15 +516,11 @@ class Connection(Protocol):
 
     @property
     def channel(self) -> Any:
-        """
-        The channel that registered with the socket; None when it left.
-        """
+        """The channel that registered with the socket; None when it left."""
         return self._channels.get(self._key)
 
     def schedule(self) -> None:
-        """
-        Look at the channel again in the reactor's next turn; from any thread, at any moment.
-        """
+        """Look at the channel again in the reactor's next turn; from any thread, at any moment."""
         if threading.get_ident() != self._thread:
             if not self._scheduled and self._reactor is not None:
                 self._scheduled = True
@@ -590,9 +536,7 @@ class Connection(Protocol):
         self.run_pass()
 
     def run_pass(self) -> None:
-        """
-        Ask the channel, and call its handlers, as long as that leads anywhere.
-        """
+        """Ask the channel, and call its handlers, as long as that leads anywhere."""
         if self._passing or self._key is None:
             return
         self._passing = True
@@ -634,9 +578,7 @@ class Connection(Protocol):
             factory.leave_alone(self)
 
     def _read(self) -> None:
-        """
-        Let the channel read while it wants to and that leads anywhere.
-        """
+        """Let the channel read while it wants to and that leads anywhere."""
         while (channel := self._channels.get(self._key)) is not None:
             before = len(self._unread)
             is_ready = before or (self._ended and not self._told)
@@ -654,9 +596,7 @@ class Connection(Protocol):
                 return  # it did not read, or it was told of the end
 
     def _write(self) -> bool:
-        """
-        Let the channel write while it wants to; return whether it should soon be asked again.
-        """
+        """Let the channel write while it wants to; return whether it should soon be asked again."""
         for _ in range(WRITES_IN_A_ROW):
             channel = self._channels.get(self._key)
             self._touched = False
@@ -689,9 +629,7 @@ class Connection(Protocol):
         return _interest.kind_of(channel) == _interest.ALWAYS
 
     def _part(self, channel: Any) -> None:
-        """
-        Part from a channel that has no connection any more, or has put another in its place.
-        """
+        """Part from a channel that has no connection any more, or has put another in its place."""
         if self._let_go or isinstance(getattr(channel, "socket", None), socket.socket):
             self._told = True
             self._channels.pop(self._key, None)
@@ -705,9 +643,7 @@ class Connection(Protocol):
             self._tell_of_end()
 
     def _tell_of_end(self) -> None:
-        """
-        Forget the channel, whose connection is gone; it is told, unless it was already.
-        """
+        """Forget the channel, whose connection is gone; it is told, unless it was already."""
         channel = self._channels.pop(self._key, None)
         if self._told or channel is None:
             return
@@ -729,9 +665,7 @@ class Connection(Protocol):
                 self.transport.pauseProducing()
 
     def _stop_reactor(self) -> None:
-        """
-        A handler asked to leave ``loop()``; here that is the reactor.
-        """
+        """A handler asked to leave ``loop()``; here that is the reactor."""
         self._log.info("{peer}: the handler ends the program", peer=self.transport.getPeer())
         self.close()
         self._channels.pop(self._key, None)
@@ -815,9 +749,7 @@ class LegacyFactory(ServerFactory):
             self.look_again(connection, soon=True)
 
     def leave_alone(self, connection: Connection) -> None:
-        """
-        Ask *connection* no more; with none left, nothing is scheduled either.
-        """
+        """Ask *connection* no more; with none left, nothing is scheduled either."""
         self.restless.discard(connection)
         if not self.restless and self._looking is not None:
             self._looking.cancel()
@@ -869,9 +801,7 @@ class _FactoryDriver:
 def _builder(
     handler: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]
 ) -> Callable[[Any, Any], Any]:
-    """
-    Find out by the names of its parameters how *handler* wants its socket and its address.
-    """
+    """Find out by the names of its parameters how *handler* wants its socket and its address."""
     name = getattr(handler, "__qualname__", None) or repr(handler)
     if not callable(handler):
         raise TypeError(f"{name} is not a class of handlers, nor can it be called to make one")
@@ -906,9 +836,7 @@ def _builder(
 
 
 def _not_ours(made: Any) -> str:
-    """
-    Say why a handler that was built is not in the factory's map.
-    """
+    """Say why a handler that was built is not in the factory's map."""
     if isinstance(getattr(made, "socket", None), TransportSocket):
         return (
             f"{type(made).__qualname__} registered in another map, which nobody drives here; "
@@ -918,9 +846,7 @@ def _not_ours(made: Any) -> str:
 
 
 def _example(name: str, wants: inspect.Signature) -> str:
-    """
-    Write a factory that gives a handler the socket and the address, as far as they can be told.
-    """
+    """Write a factory that gives a handler the socket and the address, as far as they can be told."""
     arguments = [
         "sock" if one in _SOCKET_NAMES else "addr" if one in _ADDRESS_NAMES else one
         for one in arguments_for(wants)
@@ -941,9 +867,7 @@ def _listens(handler: Any) -> bool:
 
 
 def takes_data(handler: type[asyncore.dispatcher]) -> Hears:
-    """
-    Return whether a legacy handler takes what a peer sends.
-    """
+    """Return whether a legacy handler takes what a peer sends."""
     hooks = ["handle_read", "handle_read_event", "recv"]
     if issubclass(handler, asynchat.async_chat):
         return hears(

@@ -127,9 +127,7 @@ def start_tls(  # noqa: PLR0913 they are settings, by keyword
 
 
 def check_server_context(context: ssl.SSLContext) -> None:
-    """
-    Raise an `ssl.SSLError` at once, not with each connection, if *context* cannot serve.
-    """
+    """Raise an `ssl.SSLError` at once, not with each connection, if *context* cannot serve."""
     # Below, newer patch releases of `ssl` raise a ValueError if the context checks host names; PyPy's
     # only warns.
     if context.protocol == ssl.PROTOCOL_TLS_CLIENT:
@@ -144,9 +142,7 @@ def check_server_context(context: ssl.SSLContext) -> None:
 
 
 def wrap_accepted(plain: socket.socket, context: ssl.SSLContext) -> TLSSocket:
-    """
-    Put TLS on a connection that was just accepted; its handshake begins when a channel gets it.
-    """
+    """Put TLS on a connection that was just accepted; its handshake begins when a channel gets it."""
     plain.setblocking(False)
     sock = TLSSocket(plain, context, server_side=True, handshake_timeout=HANDSHAKE_TIMEOUT)
     sock.begin()

@@ -50,9 +50,7 @@ SETTLE: Final = 8
 
 
 class Framer(StepwiseFramer):
-    """
-    The `StepwiseFramer` with short ways: the same calls, with fewer instructions.
-    """
+    """The `StepwiseFramer` with short ways: the same calls, with fewer instructions."""
 
     __slots__ = ("_batch", "_collecting", "_messages", "_open_for", "_unsettled")
 
@@ -138,9 +136,7 @@ class Framer(StepwiseFramer):
             self._buffer = b""
 
     def _open(self, delimiter: bytes) -> bool:
-        """
-        Open the short way of `receive`, if nothing is in its way; return whether it is open.
-        """
+        """Open the short way of `receive`, if nothing is in its way; return whether it is open."""
         if not delimiter or self._buffer or self.paused or self._over_long is not None:
             return False
         if delimiter is not self._seen:
@@ -251,9 +247,7 @@ class Framer(StepwiseFramer):
         return True
 
     def _disturb(self) -> None:
-        """
-        Leave the short ways: something happened that they do not expect.
-        """
+        """Leave the short ways: something happened that they do not expect."""
         self._open_for = _CLOSED
         if self._batch is not None:
             left = length_hint(self._batch)

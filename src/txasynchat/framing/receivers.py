@@ -1,6 +1,4 @@
-"""
-Whom a framer calls. Types alone.
-"""
+"""Whom a framer calls. Types alone."""
 
 from __future__ import annotations
 
@@ -13,9 +11,7 @@ __all__ = ["PieceReceiver", "Receiver"]
 
 
 class PieceReceiver(Protocol):
-    """
-    What every framer calls; each call may call methods of the framer.
-    """
+    """What every framer calls; each call may call methods of the framer."""
 
     def collect_incoming_data(self, data: bytes, /) -> object:
         """Take a piece of the current message; it is never empty."""
@@ -25,9 +21,7 @@ class PieceReceiver(Protocol):
 
 
 class Receiver(PieceReceiver, Protocol):
-    """
-    What a framer calls that has a limit, gives whole messages, or whose hooks return something.
-    """
+    """What a framer calls that has a limit, gives whole messages, or whose hooks return something."""
 
     def message_received(self, message: bytes, /) -> object:
         """Take a whole message, which may be empty, in place of the two other calls."""

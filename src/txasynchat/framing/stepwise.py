@@ -150,9 +150,7 @@ class StepwiseFramer:
     # -- bytes in
 
     def feed(self, data: bytes) -> None:
-        """
-        Append received bytes; nothing is delivered. May be called from inside any handler.
-        """
+        """Append received bytes; nothing is delivered. May be called from inside any handler."""
         if self.closed or not data:
             return
         self._disturb()
@@ -193,16 +191,12 @@ class StepwiseFramer:
         )
 
     def pause(self) -> None:
-        """
-        Deliver nothing from the next message or piece on; a message just ending is still ended.
-        """
+        """Deliver nothing from the next message or piece on; a message just ending is still ended."""
         self.paused = True
         self._disturb()
 
     def resume(self) -> None:
-        """
-        Allow delivery again; it goes on with the next `deliver`, or at once inside a running one.
-        """
+        """Allow delivery again; it goes on with the next `deliver`, or at once inside a running one."""
         self.paused = self.closed
 
     def clear(self) -> None:
@@ -219,18 +213,14 @@ class StepwiseFramer:
         self._end_message()
 
     def close(self) -> None:
-        """
-        Drop everything, now and in future; not even a message just ending is ended.
-        """
+        """Drop everything, now and in future; not even a message just ending is ended."""
         self.clear()
         self.closed = self.paused = True
 
     # -- events out
 
     def receive(self, receiver: Receiver, data: bytes) -> None:
-        """
-        `feed`, then `deliver`: the way for a driver; raises what `deliver` raises.
-        """
+        """`feed`, then `deliver`: the way for a driver; raises what `deliver` raises."""
         self.feed(data)
         self.deliver(receiver)
 
@@ -274,9 +264,7 @@ class StepwiseFramer:
                 return
 
     def _notice(self, terminator: Any) -> None:
-        """
-        Forget what belongs to another terminator.
-        """
+        """Forget what belongs to another terminator."""
         self._seen = terminator
         self._searched = 0
         self._body = None
@@ -286,27 +274,19 @@ class StepwiseFramer:
     # -- for short ways beside the reference
 
     def _prepare(self) -> None:
-        """
-        The last step of ``__init__``.
-        """
+        """The last step of ``__init__``."""
 
     def _disturb(self) -> None:
-        """
-        Something happens that a short way does not expect: make the position exact.
-        """
+        """Something happens that a short way does not expect: make the position exact."""
 
     def _deliver_many(self, receiver: Receiver, terminator: Any) -> bool:  # noqa: ARG002 there is none
-        """
-        Deliver whole messages from the position on; return whether there were any.
-        """
+        """Deliver whole messages from the position on; return whether there were any."""
         return False
 
     # -- the reference
 
     def _step(self, receiver: Receiver, terminator: Any) -> bool:
-        """
-        Take one piece from the buffer, and the end of message behind it; return whether to go on.
-        """
+        """Take one piece from the buffer, and the end of message behind it; return whether to go on."""
         buffer = self._buffer
         position = self._position
         if self._over_long is not None and self._over_long is not PASSED_ON:
@@ -400,9 +380,7 @@ class StepwiseFramer:
     # -- internals: the buffer and the current message
 
     def _join(self) -> None:
-        """
-        Make what is left one `bytes` object that begins at position 0.
-        """
+        """Make what is left one `bytes` object that begins at position 0."""
         position = self._position
         if self._backlog:
             self._buffer = b"".join((memoryview(self._buffer)[position:], *self._backlog))
@@ -422,9 +400,7 @@ class StepwiseFramer:
     def _pass_unfinished(
         self, receiver: Receiver, piece: bytes, terminator: Any, held: int
     ) -> None:
-        """
-        Pass on or keep a piece that only *held* bytes follow, and no end of the message.
-        """
+        """Pass on or keep a piece that only *held* bytes follow, and no end of the message."""
         if self.whole:
             self._keep(piece)
             self._position += len(piece)
@@ -433,9 +409,7 @@ class StepwiseFramer:
             self._piece_passed(piece, terminator, held)
 
     def _piece_passed(self, piece: bytes, terminator: Any, held: int) -> None:  # noqa: ARG002 see LegacyFramer
-        """
-        Count a piece, and cut it off.
-        """
+        """Count a piece, and cut it off."""
         if self.closed:
             return
         if terminator:
@@ -447,9 +421,7 @@ class StepwiseFramer:
     def _end_passed(
         self, receiver: Receiver, piece: bytes, matched: bytes | None, total: int
     ) -> bool:
-        """
-        End a message of *total* bytes whose last *piece* was passed on; return whether to go on.
-        """
+        """End a message of *total* bytes whose last *piece* was passed on; return whether to go on."""
         if self.closed:
             return False
         self._position += len(piece) + len(matched or b"")
@@ -468,9 +440,7 @@ class StepwiseFramer:
         return True
 
     def _count_down(self, terminator: Any, length: int) -> None:
-        """
-        Count *length* bytes of a message of known length.
-        """
+        """Count *length* bytes of a message of known length."""
         if isinstance(terminator, int):
             # A handler that put a delimiter in place of a running count meets the TypeError here,
             # as it does in asynchat.
@@ -490,9 +460,7 @@ class StepwiseFramer:
     def _overflow(
         self, receiver: Receiver, terminator: Any, limit: int, announced: int | None
     ) -> bool:
-        """
-        The current message is longer than *limit*; return whether to go on.
-        """
+        """The current message is longer than *limit*; return whether to go on."""
         self._disturb()
         self._announced = False
         position = self._position
@@ -534,9 +502,7 @@ class StepwiseFramer:
         return not self.closed
 
     def _tell(self, receiver: Receiver, error: MessageTooLong) -> None:
-        """
-        Call the hook, and close where that is what follows.
-        """
+        """Call the hook, and close where that is what follows."""
         try:
             receiver.overflowed(error)
         finally:

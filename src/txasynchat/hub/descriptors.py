@@ -38,31 +38,23 @@ class Owned:
         self._identity = _identify(number)
 
     def is_ours(self) -> bool:
-        """
-        Return whether the number still refers to what was opened.
-        """
+        """Return whether the number still refers to what was opened."""
         try:
             return _identify(self.number) == self._identity
         except OSError:
             return False
 
     def check(self) -> None:
-        """
-        Raise EBADF if the number no longer refers to what was opened.
-        """
+        """Raise EBADF if the number no longer refers to what was opened."""
         if not self.is_ours():
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
     def is_same(self, other: Owned) -> bool:
-        """
-        Return whether both have the same inode, as the two ends of a pipe do.
-        """
+        """Return whether both have the same inode, as the two ends of a pipe do."""
         return self._identity == other._identity
 
     def close(self) -> None:
-        """
-        Close it, unless somebody has done so. May be repeated.
-        """
+        """Close it, unless somebody has done so. May be repeated."""
         if self.is_ours():
             os.close(self.number)
         self.number = -1
@@ -115,23 +107,17 @@ class Pollers:
                 notify()
 
     def holds(self, poller: Any) -> bool:
-        """
-        Return whether no later poller got the number of this one.
-        """
+        """Return whether no later poller got the number of this one."""
         return self._held.get(poller.fileno(), (None,))[0] is poller
 
     def close(self, poller: Any) -> None:
-        """
-        Close *poller*, which still owns its number.
-        """
+        """Close *poller*, which still owns its number."""
         if self.holds(poller):
             del self._held[poller.fileno()]
             poller.close()
 
     def lose(self, poller: Any) -> None:
-        """
-        Leave *poller* open: its number is somebody else's, or may be.
-        """
+        """Leave *poller* open: its number is somebody else's, or may be."""
         if self.holds(poller):
             del self._held[poller.fileno()]
         self._lost.append(poller)

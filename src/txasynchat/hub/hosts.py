@@ -74,9 +74,7 @@ class Host:
         self._late: set[int] = set()
 
     def attach(self, own: int) -> None:
-        """
-        Begin to poll the hub, whose *own* descriptor becomes readable when something is ready.
-        """
+        """Begin to poll the hub, whose *own* descriptor becomes readable when something is ready."""
         self._own = own
         self.show(own, READ)
         if self.owns_channels:
@@ -84,18 +82,14 @@ class Host:
                 self.show(fd, mask)
 
     def detach(self) -> None:
-        """
-        Stop polling it.
-        """
+        """Stop polling it."""
         self.show(self._own, 0)
         if self.owns_channels:
             for fd in list(self._masks):
                 self.show(fd, 0)
 
     def abandon(self) -> None:
-        """
-        Stop polling it, in this process only.
-        """
+        """Stop polling it, in this process only."""
         self.detach()
 
     def watch(self, fd: int, mask: int) -> None:
@@ -110,25 +104,19 @@ class Host:
             self._late.add(fd)
 
     def catch_up(self) -> None:
-        """
-        Called in the host's thread, before the hub asks what is ready.
-        """
+        """Called in the host's thread, before the hub asks what is ready."""
         self._thread = threading.get_ident()
         while self._late:
             fd = self._late.pop()
             self.show(fd, self._masks.get(fd, 0))
 
     def show(self, fd: int, mask: int) -> None:
-        """
-        Make *fd* the host's reader or writer, as *mask* says, in the host's thread.
-        """
+        """Make *fd* the host's reader or writer, as *mask* says, in the host's thread."""
         raise NotImplementedError
 
 
 class AsyncioHost(Host):
-    """
-    An asyncio event loop.
-    """
+    """An asyncio event loop."""
 
     @override
     def show(self, fd: int, mask: int) -> None:
@@ -145,9 +133,7 @@ class AsyncioHost(Host):
 
 
 class ReactorHost(Host):
-    """
-    A Twisted reactor.
-    """
+    """A Twisted reactor."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -190,9 +176,7 @@ class ReactorHost(Host):
         )
 
     def _forget(self, one: HostedDescriptor) -> None:
-        """
-        Take *one* out of what an epoll reactor remembers, and leave its epoll alone.
-        """
+        """Take *one* out of what an epoll reactor remembers, and leave its epoll alone."""
         number = one.fileno()
         if self._is_on_epoll() and self.loop._selectables.pop(number, one) is one:
             self.loop._reads.discard(number)

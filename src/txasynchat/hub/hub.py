@@ -339,9 +339,7 @@ class Hub:
         return others
 
     def wake(self) -> None:
-        """
-        End a `wait` in another thread, or the next one; from any thread.
-        """
+        """End a `wait` in another thread, or the next one; from any thread."""
         if not self._woken:  # else that `wait` has not returned yet
             with self._wake_lock:
                 self._ring()
@@ -369,9 +367,7 @@ class Hub:
 
     @property
     def attached(self) -> bool:
-        """
-        Return whether a reactor or event loop polls this hub.
-        """
+        """Return whether a reactor or event loop polls this hub."""
         return self._host is not None
 
     def attach(self, host: Any, on_ready: Callable[[], None]) -> None:
@@ -402,9 +398,7 @@ class Hub:
         return self.waker if self._fileno < 0 else self._fileno
 
     def detach(self) -> None:
-        """
-        Leave the host; harmless when not attached.
-        """
+        """Leave the host; harmless when not attached."""
         host = self._host
         if host is not None:
             host.detach()
@@ -428,9 +422,7 @@ class Hub:
         return self._fileno
 
     def close(self) -> None:
-        """
-        Close the hub's own descriptors; the channels' stay open. May be repeated.
-        """
+        """Close the hub's own descriptors; the channels' stay open. May be repeated."""
         self.detach()
         with self._lock, self._wake_lock:
             self._close_descriptors()

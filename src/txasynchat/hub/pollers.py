@@ -97,9 +97,7 @@ class _Emulated:
 
 
 class PollPoller(_Emulated):
-    """
-    poll(2). It has no descriptor of its own, so it does not nest.
-    """
+    """poll(2). It has no descriptor of its own, so it does not nest."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -221,9 +219,7 @@ def knows_once(poller: Poller) -> bool:
 
 
 def new_poller() -> Poller:
-    """
-    Make the best poller that there is: epoll, kqueue, poll, select.
-    """
+    """Make the best poller that there is: epoll, kqueue, poll, select."""
     if hasattr(select, "epoll"):
         return select.epoll()
     if hasattr(select, "kqueue"):

@@ -49,30 +49,22 @@ class Waker:
         poller.modify(self.number, READ | WRITE)
 
     def hush(self, poller: Poller) -> None:
-        """
-        Undo `ring`; raises what that does.
-        """
+        """Undo `ring`; raises what that does."""
         poller.modify(self.number, READ)
 
     def is_in(self, poller: Poller) -> bool:
-        """
-        Return whether *poller*, and this, are still what they were.
-        """
+        """Return whether *poller*, and this, are still what they were."""
         return is_registered(self.number, poller)
 
     def close(self) -> None:
-        """
-        End one use.
-        """
+        """End one use."""
         with _lock:
             self.users -= 1
             if not self.users:
                 self._socket.close()
 
     def is_ours(self) -> bool:
-        """
-        Return whether nobody has closed it.
-        """
+        """Return whether nobody has closed it."""
         return self._socket.is_ours()
 
 
@@ -115,9 +107,7 @@ _lock = threading.RLock()  # reentrant: a hub that is collected meanwhile closes
 
 
 def new_waker(*, nests: bool) -> Waker | PipeWaker:
-    """
-    Return what wakes a poller, which has a descriptor if it *nests*; the caller closes it.
-    """
+    """Return what wakes a poller, which has a descriptor if it *nests*; the caller closes it."""
     global _current  # noqa: PLW0603 - the one of this process
     if not nests:
         return PipeWaker()

@@ -53,9 +53,7 @@ __all__ = ["AsyncChat", "State"]
 
 
 class State(enum.Enum):
-    """
-    Where a connection is in its life; it only ever moves down this list.
-    """
+    """Where a connection is in its life; it only ever moves down this list."""
 
     #: Not connected yet, or the TLS handshake is going on. What is pushed waits.
     CONNECTING = "connecting"
@@ -136,9 +134,7 @@ class AsyncChat(Hooks, Protocol):
     _closing: closing.Closing | None
 
     def __new__(cls, *_arguments: Any, **_named: Any) -> Self:
-        """
-        Set the state up, so that subclasses need not call this class's ``__init__``.
-        """
+        """Set the state up, so that subclasses need not call this class's ``__init__``."""
         begins_with = (cls.terminator, cls.max_message_length, cls.overflow)
         if cls.__dict__.get("_begins_with") != begins_with:
             cls._set_up()
@@ -295,9 +291,7 @@ class AsyncChat(Hooks, Protocol):
             self._cannot_send()
 
     def handshakeCompleted(self) -> None:  # noqa: N802
-        """
-        The TLS handshake is done: the connection opens, or goes on after `start_tls`.
-        """
+        """The TLS handshake is done: the connection opens, or goes on after `start_tls`."""
         self._upgrade = None
         if self._outbox.phase is Phase.WAITING:
             self._open_if_introduced()
@@ -319,9 +313,7 @@ class AsyncChat(Hooks, Protocol):
             self._failed()
 
     def resumeProducing(self) -> None:  # noqa: N802
-        """
-        The transport has room again.
-        """
+        """The transport has room again."""
         self._outbox.full = False
         self._flush()
 
@@ -350,9 +342,7 @@ class AsyncChat(Hooks, Protocol):
             self._pushed()
 
     def unregisterProducer(self) -> None:  # noqa: N802
-        """
-        The registered producer whose turn it is has ended.
-        """
+        """The registered producer whose turn it is has ended."""
         self._outbox.unregister()
         self._pushed()
 
@@ -420,9 +410,7 @@ class AsyncChat(Hooks, Protocol):
 
     @settings.shown
     def unsent(self) -> int:
-        """
-        Bytes that were pushed, and that the transport does not have yet.
-        """
+        """Bytes that were pushed, and that the transport does not have yet."""
         return self._outbox.size
 
     def close_when_done(self) -> None:
@@ -475,9 +463,7 @@ class AsyncChat(Hooks, Protocol):
         self._close()
 
     def abort(self) -> None:
-        """
-        Close now; what is queued is lost, and `handle_close` is not called.
-        """
+        """Close now; what is queued is lost, and `handle_close` is not called."""
         self._close_requested = True
         self._abort()
 
@@ -531,9 +517,7 @@ class AsyncChat(Hooks, Protocol):
         self._hold()
 
     def resume(self) -> None:
-        """
-        Deliver and read again: at once, or, from inside a handler, when it returns.
-        """
+        """Deliver and read again: at once, or, from inside a handler, when it returns."""
         if self._inbox.held:
             self._inbox.held = False
             if self._inbox.release():
@@ -541,23 +525,17 @@ class AsyncChat(Hooks, Protocol):
 
     @settings.shown
     def state(self) -> State:
-        """
-        Where the connection is in its life.
-        """
+        """Where the connection is in its life."""
         return self._state
 
     @settings.shown
     def paused(self) -> bool:
-        """
-        The application paused delivery.
-        """
+        """The application paused delivery."""
         return self._inbox.held
 
     @settings.shown
     def tls(self) -> TLSInfo | None:
-        """
-        What was agreed on in the TLS handshake; None before, and without TLS.
-        """
+        """What was agreed on in the TLS handshake; None before, and without TLS."""
         return TLSInfo.of(self.transport)
 
     @settings.shown
@@ -578,9 +556,7 @@ class AsyncChat(Hooks, Protocol):
             self._outbox.close_when_done()
 
     def _open_if_introduced(self) -> None:
-        """
-        Open the connection as soon as `addr` is the peer's and not a proxy's.
-        """
+        """Open the connection as soon as `addr` is the peer's and not a proxy's."""
         if transports.when_introduced(self.transport, self._open):
             self._open()
         elif self._outbox.closing:
@@ -615,9 +591,7 @@ class AsyncChat(Hooks, Protocol):
             self._set_reading()
 
     def _abort(self, error: errors.PeerError | None = None) -> None:
-        """
-        Close now, because of *error* where there is one; the transport calls ``connectionLost``.
-        """
+        """Close now, because of *error* where there is one; the transport calls ``connectionLost``."""
         if error is not None:
             self._report(error)
         if self._state is _CLOSED:
@@ -630,9 +604,7 @@ class AsyncChat(Hooks, Protocol):
             transports.abort(self.transport)
 
     def _call(self, handler: Any, *arguments: Any) -> None:
-        """
-        Call a handler of the application; an exception ends this connection only.
-        """
+        """Call a handler of the application; an exception ends this connection only."""
         try:
             result = handler(*arguments)
         except Exception:  # noqa: BLE001 it is the application's, and is logged
@@ -642,9 +614,7 @@ class AsyncChat(Hooks, Protocol):
                 self.hook_returned(result)
 
     def _failed(self) -> None:
-        """
-        Log the exception that is being handled, ask `handle_error`, and close.
-        """
+        """Log the exception that is being handled, ask `handle_error`, and close."""
         reports.handler_raised(self._log, self)
         if isinstance(sys.exc_info()[1], errors.ProducerError):
             # What is queued behind it would follow a piece that is cut off.
@@ -663,9 +633,7 @@ class AsyncChat(Hooks, Protocol):
     # -- internals: input
 
     def overflowed(self, error: errors.MessageTooLong) -> None:
-        """
-        Called by the framer when a message broke its limit; `message_too_long` is the hook.
-        """
+        """Called by the framer when a message broke its limit; `message_too_long` is the hook."""
         self._report(error)
         self._inbox.discarded |= self.overflow is Overflow.CLOSE
         self.message_too_long(error)
@@ -689,9 +657,7 @@ class AsyncChat(Hooks, Protocol):
                 self._go_on()
 
     def _go_on(self) -> None:
-        """
-        Deliver what waits, as far as that is allowed, and settle what follows from it.
-        """
+        """Deliver what waits, as far as that is allowed, and settle what follows from it."""
         self._redeliver = True
         if self._delivering:
             self._unsettled = True
@@ -738,9 +704,7 @@ class AsyncChat(Hooks, Protocol):
             self._set_reading()
 
     def _unchoke(self) -> None:
-        """
-        What waits to be sent is not a reason to hold delivery any more.
-        """
+        """What waits to be sent is not a reason to hold delivery any more."""
         if self._inbox.choked:
             self._inbox.choked = False
             if self._inbox.release():
@@ -764,16 +728,12 @@ class AsyncChat(Hooks, Protocol):
             )
 
     def _drop_output(self, *, hold_back: bool = False) -> None:
-        """
-        Forget what is queued, and stop the producers; see `Outbox.stop`.
-        """
+        """Forget what is queued, and stop the producers; see `Outbox.stop`."""
         if raised := self._outbox.stop(hold_back=hold_back):
             reports.stopped_producers_raised(self._log, self, raised)
 
     def _pushed(self) -> None:
-        """
-        Something was queued: write it, unless handlers are running and it is less than a piece.
-        """
+        """Something was queued: write it, unless handlers are running and it is less than a piece."""
         if not self._delivering or self._outbox.size >= self._outbox.piece:
             self._flush()
         else:
@@ -794,9 +754,7 @@ class AsyncChat(Hooks, Protocol):
             self._unchoke()
 
     def _flush(self) -> None:
-        """
-        Write what the transport takes, and do what had to wait for that.
-        """
+        """Write what the transport takes, and do what had to wait for that."""
         outbox = self._outbox
         if outbox.flushing or outbox.phase is not _READY:
             return
@@ -856,16 +814,12 @@ class AsyncChat(Hooks, Protocol):
     # -- internals: closing
 
     def _stopped_by_server(self) -> None:
-        """
-        Called by a server that is stopping, and that ends this connection now.
-        """
+        """Called by a server that is stopping, and that ends this connection now."""
         if self.close_reason is None:
             self.close_reason = errors.StoppedByServer()
 
     def _cannot_send(self) -> None:
-        """
-        The transport takes nothing more: deliver what has arrived, and close.
-        """
+        """The transport takes nothing more: deliver what has arrived, and close."""
         outbox = self._outbox
         if outbox.phase is _DEPARTED or self._state is _CLOSED:
             return
@@ -881,9 +835,7 @@ class AsyncChat(Hooks, Protocol):
             self._flush()
 
     def _leave(self) -> None:
-        """
-        While closing: something was written, or there is nothing to write.
-        """
+        """While closing: something was written, or there is nothing to write."""
         if self.transport is None:
             return
         if self._closing is None:

@@ -74,9 +74,7 @@ class Closing:
             self._watch()
 
     def _let_go(self, transport: Any) -> bool:
-        """
-        End the connection, or at first the sending alone; return whether nothing is left to do.
-        """
+        """End the connection, or at first the sending alone; return whether nothing is left to do."""
         # From here on what arrives is read, and dropped.
         self.inbox.close()
         self.inbox.set_reading(transport)
@@ -90,16 +88,12 @@ class Closing:
         return closes_by_itself
 
     def peer_finished(self) -> None:
-        """
-        The peer will send no more, so nothing is left to wait for.
-        """
+        """The peer will send no more, so nothing is left to wait for."""
         if self._lingers:
             self.chat.transport.loseConnection()
 
     def _must_linger(self, transport: Any) -> bool:
-        """
-        Return whether closing now, or once everything is sent, might reset the connection.
-        """
+        """Return whether closing now, or once everything is sent, might reset the connection."""
         inbox = self.inbox
         if inbox.peer_finished or not transports.can_half_close(transport):
             return False
@@ -108,9 +102,7 @@ class Closing:
         return bool(transports.unsent_bytes(transport)) or transports.has_unread_bytes(transport)
 
     def _watch(self) -> None:
-        """
-        End the connection if the peer took nothing since the last look; else look again later.
-        """
+        """End the connection if the peer took nothing since the last look; else look again later."""
         chat = self.chat
         outbox = self.outbox
         transport = chat.transport
@@ -131,9 +123,7 @@ class Closing:
 
 
 def broke_off(error: BaseException | None, transport: Any, outbox: Outbox) -> bool:
-    """
-    Return whether *error*, with which *transport* was lost, means that something is missing.
-    """
+    """Return whether *error*, with which *transport* was lost, means that something is missing."""
     if not isinstance(error, ConnectionLost) or isinstance(error, ConnectionAborted):
         return False
     # The reactor also reports a loss if the peer closes just after this side has; and TLS reports its

@@ -1,6 +1,4 @@
-"""
-`Hooks`: what an application sets and overrides on its `AsyncChat`, and the defaults.
-"""
+"""`Hooks`: what an application sets and overrides on its `AsyncChat`, and the defaults."""
 
 from __future__ import annotations
 
@@ -27,9 +25,7 @@ __all__ = ["Hooks"]
 
 
 class Hooks:
-    """
-    The part of `AsyncChat` that is the application's. Not to be used by itself.
-    """
+    """The part of `AsyncChat` that is the application's. Not to be used by itself."""
 
     # -- settings: class attributes, or instance attributes set before the connection is made, when
     # they are checked: see `txasynchat.ranges`.
@@ -118,9 +114,7 @@ class Hooks:
 
     @settings.shown
     def matched_terminator(self) -> bytes | None:
-        """
-        The delimiter that ended the latest message; None where its length did.
-        """
+        """The delimiter that ended the latest message; None where its length did."""
         return self._inbox.matched
 
     # -- asynchat: overridden by the application
@@ -210,18 +204,14 @@ class Hooks:
         """
 
     def hook_returned(self, result: object) -> None:
-        """
-        A hook returned something: warn, once for each class, if it would have to be awaited.
-        """
+        """A hook returned something: warn, once for each class, if it would have to be awaited."""
         reports.unawaited_result(self._log, type(self), result)
 
     # -- asynchat: the collected pieces
 
     @property
     def incoming(self) -> list[bytes]:
-        """
-        The pieces that `_collect_incoming_data` has collected.
-        """
+        """The pieces that `_collect_incoming_data` has collected."""
         if self._incoming is None:
             self._incoming = []
         return self._incoming

@@ -51,65 +51,49 @@ class Inbox(Framer):
 
     @property
     def idle(self) -> bool:
-        """
-        Delivery is not held, and no message that can still end has begun.
-        """
+        """Delivery is not held, and no message that can still end has begun."""
         held = self.held or self.choked or self.shut
         return not held and (self.peer_finished or not self.in_message)
 
     # -- bytes
 
     def keep(self, data: bytes) -> None:
-        """
-        Take bytes that arrive while handlers run; the delivery that is going on feeds them.
-        """
+        """Take bytes that arrive while handlers run; the delivery that is going on feeds them."""
         if self.kept is None:
             self.kept = []
         self.kept.append(data)
 
     def feed_kept(self) -> None:
-        """
-        `feed` what was kept.
-        """
+        """`feed` what was kept."""
         if self.kept is not None:
             self.feed(b"".join(self.kept))
             self.kept = None
 
     @property
     def undelivered(self) -> bytes:
-        """
-        What arrived and is not delivered.
-        """
+        """What arrived and is not delivered."""
         return b"".join((self.buffer, *(self.kept or ())))
 
     @override
     def clear(self) -> None:
-        """
-        Throw away what is `undelivered`; the next bytes begin a message.
-        """
+        """Throw away what is `undelivered`; the next bytes begin a message."""
         super().clear()
         self.kept = None
 
     # -- holding delivery
 
     def open(self) -> None:
-        """
-        The connection is open.
-        """
+        """The connection is open."""
         self.shut = False
         self.release()
 
     def suspend(self) -> None:
-        """
-        TLS is about to begin.
-        """
+        """TLS is about to begin."""
         self.suspended = True
         self.pause()
 
     def take_undelivered(self) -> bytes:
-        """
-        TLS begins: return what is `undelivered`, and forget it. What comes next is decrypted.
-        """
+        """TLS begins: return what is `undelivered`, and forget it. What comes next is decrypted."""
         data = self.undelivered
         self.clear()
         self.suspended = False
@@ -117,9 +101,7 @@ class Inbox(Framer):
         return data
 
     def release(self) -> bool:
-        """
-        `resume` unless delivery is held; return whether it goes on.
-        """
+        """`resume` unless delivery is held; return whether it goes on."""
         if self.held or self.choked or self.shut or self.suspended:
             return False
         self.resume()
@@ -127,17 +109,13 @@ class Inbox(Framer):
 
     @override
     def close(self) -> None:
-        """
-        Deliver nothing more.
-        """
+        """Deliver nothing more."""
         self.shut = True
         if not self.closed:
             super().close()
 
     def discard(self) -> None:
-        """
-        `close`, and remember whether that threw something away.
-        """
+        """`close`, and remember whether that threw something away."""
         if self.in_message or self.undelivered:
             self.discarded = True
         self.close()
@@ -145,9 +123,7 @@ class Inbox(Framer):
     # -- the transport
 
     def set_reading(self, transport: Any) -> None:
-        """
-        Tell the transport to read or to stop, if that is a change.
-        """
+        """Tell the transport to read or to stop, if that is a change."""
         # What arrives after close() is read, and dropped.
         reading = self.shut or not (self.held or self.choked)
         if reading is self.reading or self.peer_finished:
@@ -158,9 +134,7 @@ class Inbox(Framer):
             change()
 
     def read_on(self, transport: Any) -> None:
-        """
-        Have *transport* read, whatever holds delivery, because TLS is about to be put on it.
-        """
+        """Have *transport* read, whatever holds delivery, because TLS is about to be put on it."""
         if not self.reading:
             self.reading = True
             transport.resumeProducing()

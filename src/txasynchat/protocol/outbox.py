@@ -35,9 +35,7 @@ __all__ = ["HalfClose", "Outbox", "Owner", "Phase"]
 
 
 class Phase(enum.Enum):
-    """
-    Whether the transport can be written to; only moves down this list, except for `start_tls`.
-    """
+    """Whether the transport can be written to; only moves down this list, except for `start_tls`."""
 
     #: There is no transport yet, or its TLS handshake is going on. What is pushed waits.
     WAITING = "waiting"
@@ -48,9 +46,7 @@ class Phase(enum.Enum):
 
 
 class HalfClose(enum.Enum):
-    """
-    Whether the sending alone is to be ended.
-    """
+    """Whether the sending alone is to be ended."""
 
     NOT_ASKED = "not asked"
     #: Once everything that was queued before is sent.
@@ -65,9 +61,7 @@ _DEPARTED = Phase.DEPARTED
 
 
 class Owner(Protocol):
-    """
-    Whose connection it is: the transport's producer. `AsyncChat` says what the settings mean.
-    """
+    """Whose connection it is: the transport's producer. `AsyncChat` says what the settings mean."""
 
     transport: Any
     clock: IReactorTime | None
@@ -119,9 +113,7 @@ class Outbox(OutputQueue):
             self.push_producer(producer)
 
     def check_length(self, data: Buffer, limit: int | None) -> None:
-        """
-        Raise a ValueError if *data* alone is more than *limit*, which is what may ever wait.
-        """
+        """Raise a ValueError if *data* alone is more than *limit*, which is what may ever wait."""
         length = memoryview(data).nbytes
         if limit is not None and length > limit and not self.closing:
             raise ValueError(
@@ -153,17 +145,13 @@ class Outbox(OutputQueue):
     # -- the transport comes and goes
 
     def connect(self, transport: Any) -> None:
-        """
-        Prepare for *transport*.
-        """
+        """Prepare for *transport*."""
         self._send_now = transports.immediate_sender(transport)
         if self._send_now is None:
             self.writing_end = transports.writing_end(transport)
 
     def open(self, owner: Owner) -> None:
-        """
-        The transport takes bytes from now on.
-        """
+        """The transport takes bytes from now on."""
         if self.phase is _WAITING:
             self.phase = _READY
         self.piece = owner.ac_out_buffer_size
@@ -171,9 +159,7 @@ class Outbox(OutputQueue):
             self.piece = max(1, owner.max_unsent)  # so that more than that is noticed
 
     def suspend(self, transport: Any) -> None:
-        """
-        Write nothing before the next `open`: another transport takes the place of *transport*.
-        """
+        """Write nothing before the next `open`: another transport takes the place of *transport*."""
         self.resign(transport)
         self.full = False
         self.phase = _WAITING
@@ -258,9 +244,7 @@ class Outbox(OutputQueue):
         return self.registered
 
     def resign(self, transport: Any) -> None:
-        """
-        Stop being the producer of *transport*, if it is.
-        """
+        """Stop being the producer of *transport*, if it is."""
         if self.registered:
             self.registered = False
             transport.unregisterProducer()

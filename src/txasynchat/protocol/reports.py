@@ -57,9 +57,7 @@ def _about(chat: Any) -> dict[str, Any]:
 
 
 def peer_erred(events: Logger, chat: Any, error: PeerError) -> None:
-    """
-    Log a peer's mistake with its numbers, but none of its data.
-    """
+    """Log a peer's mistake with its numbers, but none of its data."""
     kind = type(error).__name__
     suppressed = peer_errors.suppressed(kind)
     if suppressed is None:
@@ -77,9 +75,7 @@ def peer_erred(events: Logger, chat: Any, error: PeerError) -> None:
 
 
 def handler_raised(events: Logger, chat: Any, what: str = "{peer}: {handler} raised") -> None:
-    """
-    Log the exception that is being handled, with its traceback.
-    """
+    """Log the exception that is being handled, with its traceback."""
     if isinstance(sys.exc_info()[1], ProducerError):
         # With the traceback of the producer's own exception, which is the cause.
         what = "{peer}: a producer of {handler} failed"
@@ -87,9 +83,7 @@ def handler_raised(events: Logger, chat: Any, what: str = "{peer}: {handler} rai
 
 
 def stopped_producers_raised(events: Logger, chat: Any, errors: Iterable[Exception]) -> None:
-    """
-    Log what producers raised when they were stopped.
-    """
+    """Log what producers raised when they were stopped."""
     for error in errors:
         try:
             raise error
@@ -100,9 +94,7 @@ def stopped_producers_raised(events: Logger, chat: Any, errors: Iterable[Excepti
 
 
 def no_terminator(events: Logger, chat: Any) -> None:
-    """
-    Warn, once for each class, that without a terminator ``message_received`` is never called.
-    """
+    """Warn, once for each class, that without a terminator ``message_received`` is never called."""
     cls = type(chat)
     if cls not in _without_terminator:
         _without_terminator.add(cls)
@@ -115,18 +107,14 @@ def no_terminator(events: Logger, chat: Any) -> None:
 
 
 def unawaited_hooks(events: Logger, cls: type) -> None:
-    """
-    Warn of hooks of *cls* whose results would have to be awaited.
-    """
+    """Warn of hooks of *cls* whose results would have to be awaited."""
     for hook, why in unawaited(cls, _HOOKS):
         _unawaited.add(cls)
         events.warn("{handler}.{hook} {why}", handler=cls.__qualname__, hook=hook, why=why)
 
 
 def unawaited_result(events: Logger, cls: type, result: object) -> None:
-    """
-    Warn, once for each class, if a hook of *cls* returned something that has to be awaited.
-    """
+    """Warn, once for each class, if a hook of *cls* returned something that has to be awaited."""
     if cls in _unawaited or not (isinstance(result, Deferred) or inspect.isawaitable(result)):
         return
     _unawaited.add(cls)

@@ -63,9 +63,7 @@ class Setting:
         self._name = name
 
     def begin_with(self, value: Any) -> Setting:
-        """
-        Return the same attribute for a class with another value.
-        """
+        """Return the same attribute for a class with another value."""
         if self._name == "terminator":
             check_terminator(value)
         other = copy.copy(self)
@@ -117,9 +115,7 @@ def restore(cls: type, base: type, names: Iterable[str]) -> bool:
 
 
 def check_terminator_of(cls: Any) -> None:
-    """
-    Check ``terminator = …`` in a class body; see ``AsyncChat.__init_subclass__``.
-    """
+    """Check ``terminator = …`` in a class body; see ``AsyncChat.__init_subclass__``."""
     terminator = cls.terminator
     # A descriptor, or a field of dataclasses or attrs, puts a value there later.
     made_by = type(terminator).__module__.partition(".")[0]

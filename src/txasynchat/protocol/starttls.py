@@ -141,18 +141,14 @@ class Upgrade:
             layer.dataReceived(received)
 
     def _rejects_leftovers(self) -> bool:
-        """
-        Abort the connection if it must not have received anything; return whether that happened.
-        """
+        """Abort the connection if it must not have received anything; return whether that happened."""
         if self.leftovers is Leftovers.REJECT and (received := self.inbox.undelivered):
             self.abort(PlaintextAfterStartTLS(len(received)))
             return True
         return False
 
     def _watch(self) -> None:
-        """
-        Abort if the peer took nothing since the last look; else look again later.
-        """
+        """Abort if the peer took nothing since the last look; else look again later."""
         limit = self._factory.handshake_timeout
         if limit is None or self.outbox.closing:
             return

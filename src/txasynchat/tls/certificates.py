@@ -37,9 +37,7 @@ CertificateSource: TypeAlias = str | os.PathLike[str] | bytes | Sequence[x509.Ce
 
 @dataclass(frozen=True)
 class Loaded:
-    """
-    A certificate that was read and checked.
-    """
+    """A certificate that was read and checked."""
 
     chain: tuple[x509.Certificate, ...]  # itself, then those that lead to its authority
     key: Any
@@ -71,9 +69,7 @@ class Credentials:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """
-        Return the files that this is read from.
-        """
+        """Return the files that this is read from."""
         return tuple(one for one in (self.certificate, self.key) if isinstance(one, str))
 
     def load(self) -> Loaded:
@@ -131,9 +127,7 @@ class Watched(Generic[T]):
         self.loaded = self.load()
 
     def renewed(self) -> bool:
-        """
-        Check the files if it is time, and load what changed; return whether `loaded` is new.
-        """
+        """Check the files if it is time, and load what changed; return whether `loaded` is new."""
         now = self.now()
         if now - self._looked < self.interval or not self.files:
             return False

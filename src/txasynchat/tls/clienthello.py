@@ -101,9 +101,7 @@ class HelloReader:
 
     @property
     def received(self) -> bytes:
-        """
-        Every byte fed so far, for the engine that takes over; some may follow the hello.
-        """
+        """Every byte fed so far, for the engine that takes over; some may follow the hello."""
         return bytes(self._received)
 
     def feed(self, data: bytes) -> bool:

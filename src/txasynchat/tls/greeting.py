@@ -41,9 +41,7 @@ class Greeting:
         self._paused = False
 
     def receive(self, data: bytes) -> None:
-        """
-        Keep *data*.
-        """
+        """Keep *data*."""
         try:
             if not self._reader.feed(data):
                 return
@@ -59,9 +57,7 @@ class Greeting:
                 pause()
 
     def finish(self) -> bytes:
-        """
-        Return everything received so far, and let the transport read again.
-        """
+        """Return everything received so far, and let the transport read again."""
         if self._paused:
             self._paused = False
             self._transport.resumeProducing()

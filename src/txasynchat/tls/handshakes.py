@@ -50,17 +50,13 @@ class Scheduler:
 
     @classmethod
     def of(cls, clock: IReactorTime) -> Scheduler:
-        """
-        Return the scheduler of this reactor.
-        """
+        """Return the scheduler of this reactor."""
         if clock not in cls._of:
             cls._of[clock] = cls(clock)
         return cls._of[clock]
 
     def run(self, step: Callable[[], object]) -> bool:
-        """
-        Run *step* now, or later if this turn has no time left; return whether it ran.
-        """
+        """Run *step* now, or later if this turn has no time left; return whether it ran."""
         if self._next is not None and (self._waiting or self.budget.is_spent()):
             self._waiting.append(step)
             return False
@@ -116,25 +112,19 @@ class HandshakeLimit:
 
     @classmethod
     def of(cls, factory: Any) -> HandshakeLimit:
-        """
-        Return the limit, with default numbers, of a factory whose options have none.
-        """
+        """Return the limit, with default numbers, of a factory whose options have none."""
         if factory not in cls._of:
             cls._of[factory] = cls(HANDSHAKES, default_limit())
         return cls._of[factory]
 
     @property
     def in_flight(self) -> int:
-        """
-        How many handshakes have a place.
-        """
+        """How many handshakes have a place."""
         return len(self._admitted)
 
     @property
     def waiting(self) -> int:
-        """
-        The number of handshakes in the queue.
-        """
+        """The number of handshakes in the queue."""
         return len(self._waiting)
 
     def connected(self, who: Member, address: Any) -> None:
@@ -175,9 +165,7 @@ class HandshakeLimit:
         return False
 
     def answered(self, who: Member, clock: IReactorTime | None) -> None:
-        """
-        Note that *who* now waits for its client.
-        """
+        """Note that *who* now waits for its client."""
         self.pending.progressed(who)
         if clock is not None and who in self._admitted:
             self._unanswered.pop(who, None)
@@ -185,9 +173,7 @@ class HandshakeLimit:
             self._look_later(clock)
 
     def leave(self, who: Member, clock: IReactorTime | None) -> None:
-        """
-        Forget *who*, whose handshake has finished or failed; harmless when repeated.
-        """
+        """Forget *who*, whose handshake has finished or failed; harmless when repeated."""
         self.pending.discard(who)
         self._unanswered.pop(who, None)
         if who in self._waiting:

@@ -151,9 +151,7 @@ class TLSLayer(TLSMemoryBIOProtocol):
 
     @override
     def makeConnection(self, transport: Any) -> None:
-        """
-        Connect the protocol above, unless it is connected already; then begin the handshake.
-        """
+        """Connect the protocol above, unless it is connected already; then begin the handshake."""
         is_client = getattr(self.factory, "is_client", True)
         self._greeting = None if is_client else Greeting(transport, self._greeted)
         self._tlsConnection = None
@@ -182,9 +180,7 @@ class TLSLayer(TLSMemoryBIOProtocol):
 
     @override
     def dataReceived(self, data: bytes) -> None:
-        """
-        Decrypt, deliver, and send what that made the protocol write.
-        """
+        """Decrypt, deliver, and send what that made the protocol write."""
         if self._greeting is not None:
             if not self._lostTLSConnection:
                 self._greeting.receive(data)
@@ -212,9 +208,7 @@ class TLSLayer(TLSMemoryBIOProtocol):
 
     @override
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """
-        Deliver what is left, then tell the protocol, with the reason as TLS sees it.
-        """
+        """Deliver what is left, then tell the protocol, with the reason as TLS sees it."""
         self._finish_handshake()
         self._stop_timer()
         self._leave_queue()
@@ -255,9 +249,7 @@ class TLSLayer(TLSMemoryBIOProtocol):
         return self._lostTLSConnection or self._half_closed
 
     def writeConnectionLost(self) -> None:  # noqa: N802 Twisted's name
-        """
-        Nothing can be sent any more, not even an alert: that is the end, unless it was asked for.
-        """
+        """Nothing can be sent any more, not even an alert: that is the end, unless it was asked for."""
         if self._lostTLSConnection or transports.writing_was_ended(
             self.transport, self._writing_end
         ):
@@ -271,9 +263,7 @@ class TLSLayer(TLSMemoryBIOProtocol):
 
     @override
     def write(self, data: bytes) -> None:
-        """
-        Encrypt and send: when received data is handled, or at once.
-        """
+        """Encrypt and send: when received data is handled, or at once."""
         if (self.disconnecting or self._write_closed) and self._producer is None:
             return
         if self._asks_writes and endings.asks_protocol(self, "_takes_write", self, data):
@@ -311,9 +301,7 @@ class TLSLayer(TLSMemoryBIOProtocol):
 
     @override
     def loseConnection(self) -> None:
-        """
-        Send what was written, then close_notify; wait for the peer's, not for ever.
-        """
+        """Send what was written, then close_notify; wait for the peer's, not for ever."""
         if self.disconnecting or not self.connected:
             return
         if endings.asks_protocol(self, "_takes_closing"):
@@ -339,9 +327,7 @@ class TLSLayer(TLSMemoryBIOProtocol):
         self._close_writing()
 
     def _close_writing(self) -> None:
-        """
-        Send close_notify, if everything before it was written.
-        """
+        """Send close_notify, if everything before it was written."""
         if self.disconnecting or self._producer or self._appSendBuffer or not self._handshakeDone:
             return
         self._shutdownTLS()
@@ -352,9 +338,7 @@ class TLSLayer(TLSMemoryBIOProtocol):
 
     @override
     def unregisterProducer(self) -> None:
-        """
-        Do what `loseConnection` or `loseWriteConnection` put off, if one of them was called.
-        """
+        """Do what `loseConnection` or `loseWriteConnection` put off, if one of them was called."""
         had_one = self._producer is not None
         super().unregisterProducer()
         if had_one and self._write_closed:
@@ -362,9 +346,7 @@ class TLSLayer(TLSMemoryBIOProtocol):
 
     @override
     def abortConnection(self) -> None:
-        """
-        Close at once.
-        """
+        """Close at once."""
         self._outgoing = None
         self._stop_timer()
         self._aborted = True
@@ -381,18 +363,14 @@ class TLSLayer(TLSMemoryBIOProtocol):
 
     @override
     def getHandle(self) -> Any:
-        """
-        Return OpenSSL's connection; None when the connection is lost.
-        """
+        """Return OpenSSL's connection; None when the connection is lost."""
         if self._greeting is not None:
             self._create_connection()
         return self._tlsConnection
 
     @override
     def getPeerCertificate(self) -> Any:
-        """
-        Return the peer's certificate; None if it has not sent one, or not yet.
-        """
+        """Return the peer's certificate; None if it has not sent one, or not yet."""
         connection = self._tlsConnection
         return None if connection is None else connection.get_peer_certificate()
 
@@ -407,9 +385,7 @@ class TLSLayer(TLSMemoryBIOProtocol):
 
     @override
     def _checkHandshakeStatus(self) -> None:
-        """
-        Begin; called once, when the connection is made.
-        """
+        """Begin; called once, when the connection is made."""
         if self._began or self._aborted:
             return
         self._began = True
@@ -437,9 +413,7 @@ class TLSLayer(TLSMemoryBIOProtocol):
             self._step()
 
     def _greeted(self) -> None:
-        """
-        The ClientHello is complete, or the client does not speak TLS.
-        """
+        """The ClientHello is complete, or the client does not speak TLS."""
         limit = self._limit
         if limit is None or limit.enter(
             self, transports.peer_address(self.transport), self._clock, self._admitted
@@ -447,25 +421,19 @@ class TLSLayer(TLSMemoryBIOProtocol):
             self._go_on()
 
     def _admitted(self) -> None:
-        """
-        There is a place for this handshake now.
-        """
+        """There is a place for this handshake now."""
         if self._lostTLSConnection or self._aborted:
             return
         self._start_timer()
         self._go_on()
 
     def evict(self) -> None:
-        """
-        Called by `Pending`.
-        """
+        """Called by `Pending`."""
         self._reason = Failure(HandshakeFailed(EVICTED))
         self.abortConnection()
 
     def _go_on(self) -> None:
-        """
-        Bytes came: do the next step, when it is its turn.
-        """
+        """Bytes came: do the next step, when it is its turn."""
         if self._step_waits:
             return
         if self._clock is None:
@@ -477,9 +445,7 @@ class TLSLayer(TLSMemoryBIOProtocol):
                 self._waits_since = self._clock.seconds()
 
     def _finish_handshake(self) -> None:
-        """
-        No more bytes will come: do the step that waits, if it may be the last and not in vain.
-        """
+        """No more bytes will come: do the step that waits, if it may be the last and not in vain."""
         if self._step_waits and self._answered:
             self._step()
 
@@ -545,9 +511,7 @@ class TLSLayer(TLSMemoryBIOProtocol):
             self._receive(connection, _ALL)
 
     def _start_openssl(self) -> None:
-        """
-        Create the connection and give it what has arrived.
-        """
+        """Create the connection and give it what has arrived."""
         greeting, self._greeting = self._greeting, None
         try:
             self._create_connection()
@@ -575,9 +539,7 @@ class TLSLayer(TLSMemoryBIOProtocol):
         self._tlsShutdownFinished(Failure(refusal))
 
     def _failed(self) -> None:
-        """
-        Log the application's exception that is being handled, and end this connection.
-        """
+        """Log the application's exception that is being handled, and end this connection."""
         peer = transports.peer_name(self.transport)
         failure(self._log, "{peer}: {what} raised", peer=peer, what=self.logPrefix())
         if self._reason is None:
@@ -585,9 +547,7 @@ class TLSLayer(TLSMemoryBIOProtocol):
         self.abortConnection()
 
     def _tell_factory(self, failure: Failure | None) -> None:
-        """
-        The handshake is done, or will not be: tell who waits for that, before anybody else.
-        """
+        """The handshake is done, or will not be: tell who waits for that, before anybody else."""
         if isinstance(self.factory, TLSFactory):
             self.factory.settled(self, failure)
 
@@ -619,9 +579,7 @@ class TLSLayer(TLSMemoryBIOProtocol):
     # -- reading
 
     def _count_records(self, data: bytes) -> int:
-        """
-        Count the records that *data* completes, so that OpenSSL has them whole; _ALL: not known.
-        """
+        """Count the records that *data* completes, so that OpenSSL has them whole; _ALL: not known."""
         position = self._missing
         if position is None:
             return _ALL
@@ -676,9 +634,7 @@ class TLSLayer(TLSMemoryBIOProtocol):
                 self._outgoing = None
 
     def _peer_closed(self) -> None:
-        """
-        close_notify came: answer it, now or when the protocol has no more to say.
-        """
+        """close_notify came: answer it, now or when the protocol has no more to say."""
         protocol = self.wrappedProtocol
         if not self.disconnecting and IHalfCloseableProtocol.providedBy(protocol):
             self._half_closed = True
@@ -749,9 +705,7 @@ class TLSLayer(TLSMemoryBIOProtocol):
         return bool(pieces)
 
     def _limit_unasked(self, size: int) -> None:
-        """
-        Abort a connection whose peer has OpenSSL answer, and reads no answers.
-        """
+        """Abort a connection whose peer has OpenSSL answer, and reads no answers."""
         self._unasked = self._unasked + size if transports.unsent_bytes(self.transport) else 0
         if self._unasked > _UNASKED and not self._aborted:
             self._reason = Failure(TLSError("the peer reads no answers to its key updates"))
@@ -769,9 +723,7 @@ class TLSLayer(TLSMemoryBIOProtocol):
 
     @override
     def _tlsShutdownFinished(self, reason: Failure | None) -> None:
-        """
-        TLS is over: send what it still has to send, and let the transport go.
-        """
+        """TLS is over: send what it still has to send, and let the transport go."""
         if self._reason is None:
             self._reason = reason
         self._lostTLSConnection = True
@@ -809,16 +761,12 @@ class TLSLayer(TLSMemoryBIOProtocol):
         self._timer = self._clock.callLater(self.close_timeout, self._watch_closing)
 
     def _producer_works(self) -> bool:
-        """
-        Return whether a producer has yet to finish, and it is not the peer that it waits for.
-        """
+        """Return whether a producer has yet to finish, and it is not the peer that it waits for."""
         producer: Any = self._producer
         return producer is not None and not producer._producerPaused
 
     def _explain_loss(self, connection: Any, what: str) -> Any:
-        """
-        Say why the transport went away, where that is not all there is to say.
-        """
+        """Say why the transport went away, where that is not all there is to say."""
         if not self._handshakeDone:
             return Failure(self.refusal or HandshakeFailed("the peer closed during the handshake"))
         if connection.get_shutdown() & RECEIVED_SHUTDOWN:
@@ -826,9 +774,7 @@ class TLSLayer(TLSMemoryBIOProtocol):
         return Failure(TruncatedConnection(f"no end of TLS before this: {what}"))
 
     def _explain(self, error: Exception) -> Exception:
-        """
-        Say what an error of OpenSSL's means.
-        """
+        """Say what an error of OpenSSL's means."""
         if isinstance(error, PeerError):
             return error
         if self.refusal is not None:
@@ -872,9 +818,7 @@ class TLSFactory(TLSMemoryBIOFactory):
 
     @override
     def buildProtocol(self, addr: Any) -> Any:
-        """
-        Build the other factory's protocol, and TLS below it; None if that refuses the connection.
-        """
+        """Build the other factory's protocol, and TLS below it; None if that refuses the connection."""
         protocol = self.wrappedFactory.buildProtocol(addr)
         return None if protocol is None else self.protocol(self, protocol)
 
@@ -912,9 +856,7 @@ _provided: WeakKeyDictionary[Any, list[Any]] = WeakKeyDictionary()
 
 
 def _provide(layer: TLSLayer, transport: Any, *, half_close: bool) -> None:
-    """
-    Let *layer* provide the interfaces of its transport, as Twisted's does, and this one.
-    """
+    """Let *layer* provide the interfaces of its transport, as Twisted's does, and this one."""
     beneath = providedBy(transport)
     known = _provided.get(beneath)
     if known is None:
@@ -926,9 +868,7 @@ def _provide(layer: TLSLayer, transport: Any, *, half_close: bool) -> None:
 
 
 def _is_end(error: Exception) -> bool:
-    """
-    Return whether OpenSSL means that the bytes ended where they should not.
-    """
+    """Return whether OpenSSL means that the bytes ended where they should not."""
     if isinstance(error, SysCallError):
         return True
     # An empty queue is what OpenSSL 4 leaves.
@@ -957,9 +897,7 @@ class TLSInfo:
 
     @classmethod
     def of(cls, transport: Any) -> TLSInfo | None:
-        """
-        Ask the TLS that *transport* is or is wrapped around; None: there is none, or not yet.
-        """
+        """Ask the TLS that *transport* is or is wrapped around; None: there is none, or not yet."""
         layer = None if transport is None else transports.tls_layer(transport)
         if layer is None or not layer._handshakeDone:
             return None

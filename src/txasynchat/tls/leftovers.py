@@ -12,9 +12,7 @@ __all__ = ["Leftovers"]
 
 
 class Leftovers(enum.Enum):
-    """
-    What becomes of bytes that came in the clear after the message that starts TLS.
-    """
+    """What becomes of bytes that came in the clear after the message that starts TLS."""
 
     #: The connection is aborted; its `close_reason` is `PlaintextAfterStartTLS`. (On the facade
     #: ``start_tls`` raises that.)

@@ -60,18 +60,14 @@ CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 
 
 class Version(enum.Enum):
-    """
-    A version of TLS; those below 1.2 are not offered.
-    """
+    """A version of TLS; those below 1.2 are not offered."""
 
     TLS_1_2 = SSL.TLS1_2_VERSION
     TLS_1_3 = SSL.TLS1_3_VERSION
 
 
 class ClientCertificate(enum.Enum):
-    """
-    Whether a server asks its clients for a certificate.
-    """
+    """Whether a server asks its clients for a certificate."""
 
     #: It does not.
     OFF = SSL.VERIFY_NONE
@@ -162,26 +158,20 @@ class ServerOptions:
         object.__setattr__(self, "_contexts", _Contexts(self))
 
     def serverConnectionForTLS(self, protocol: Any) -> SSL.Connection:  # noqa: N802 Twisted's name
-        """
-        Make the OpenSSL connection for a new handshake; this may check the files.
-        """
+        """Make the OpenSSL connection for a new handshake; this may check the files."""
         connection = SSL.Connection(self._contexts.default(), None)
         connection.set_app_data(protocol)  # the callbacks leave their reasons there
         return connection
 
     def check(self, connection: SSL.Connection) -> TLSError | None:
-        """
-        Say what is wrong after a handshake that OpenSSL accepts.
-        """
+        """Say what is wrong after a handshake that OpenSSL accepts."""
         if self.require_alpn and not connection.get_alpn_proto_negotiated():
             return NoCommonProtocol("the client offers no protocol")
         return None
 
 
 class _Contexts:
-    """
-    A server's OpenSSL contexts, one for each certificate; replaced when it is renewed.
-    """
+    """A server's OpenSSL contexts, one for each certificate; replaced when it is renewed."""
 
     def __init__(self, options: ServerOptions) -> None:
         self._options = options
@@ -208,9 +198,7 @@ class _Contexts:
         self._by_name = self._index()
 
     def default(self) -> SSL.Context:
-        """
-        Return the context to begin with, after checking the files if it is time.
-        """
+        """Return the context to begin with, after checking the files if it is time."""
         other_authorities = self._authorities.renewed()
         for position, watched in enumerate(self._watched):
             if watched.renewed():
@@ -250,9 +238,7 @@ class _Contexts:
         return _finished(context, options)
 
     def _choose_by_name(self, connection: SSL.Connection) -> None:
-        """
-        Called by OpenSSL when the client's hello was read.
-        """
+        """Called by OpenSSL when the client's hello was read."""
         name = connection.get_servername()
         if name is None:
             return
@@ -272,9 +258,7 @@ class _Contexts:
                 transports.abort(layer)
 
     def _choose_protocol(self, connection: SSL.Connection, offered: list[bytes]) -> Any:
-        """
-        Called by OpenSSL when the client offers protocols.
-        """
+        """Called by OpenSSL when the client offers protocols."""
         for protocol in self._options.alpn:
             if protocol in offered:
                 return protocol
@@ -363,9 +347,7 @@ class ClientOptions:
         object.__setattr__(self, "_server_name", server_name)
 
     def clientConnectionForTLS(self, protocol: Any) -> SSL.Connection:  # noqa: N802 Twisted's name
-        """
-        Make the OpenSSL connection for a new handshake.
-        """
+        """Make the OpenSSL connection for a new handshake."""
         connection = SSL.Connection(self._context, None)
         connection.set_app_data(protocol)  # the callbacks leave their reasons there
         if self._server_name is not None:
@@ -373,9 +355,7 @@ class ClientOptions:
         return connection
 
     def check(self, connection: SSL.Connection) -> TLSError | None:
-        """
-        Say what is wrong after a handshake that OpenSSL accepts.
-        """
+        """Say what is wrong after a handshake that OpenSSL accepts."""
         if self.alpn and self.strict_alpn and not connection.get_alpn_proto_negotiated():
             return NoCommonProtocol("the server takes none of our protocols")
         return None
@@ -386,9 +366,7 @@ def _validity(loaded: tuple[Loaded, SSL.Context]) -> str:
 
 
 def _load_authorities(authorities: Any) -> tuple[x509.Certificate, ...]:
-    """
-    Read trust roots (none for None), and check that OpenSSL accepts them.
-    """
+    """Read trust roots (none for None), and check that OpenSSL accepts them."""
     if authorities is None:
         return ()
     certificates = load_authorities(authorities)
@@ -426,9 +404,7 @@ def _basic_context(method: int, options: ServerOptions | ClientOptions) -> SSL.C
 
 
 def _finished(context: SSL.Context, options: ServerOptions | ClientOptions) -> SSL.Context:
-    """
-    Set the ciphers, last: pyOpenSSL makes a connection for it, and changes no context after that.
-    """
+    """Set the ciphers, last: pyOpenSSL makes a connection for it, and changes no context after that."""
     try:
         context.set_cipher_list(options.ciphers.encode("ascii"))
     except SSL.Error as error:
@@ -477,9 +453,7 @@ _REASONS: dict[int, tuple[type[CertificateRejected], str]] = {
 def _verify_chain(
     connection: SSL.Connection, _: crypto.X509, error: int, depth: int, accepted: int
 ) -> bool:
-    """
-    Called by OpenSSL for each certificate of a chain: keep the reason why one is refused.
-    """
+    """Called by OpenSSL for each certificate of a chain: keep the reason why one is refused."""
     if not accepted:
         kind, text = _REASONS.get(error, (CertificateRejected, f"fails OpenSSL's check {error}"))
         which = "the peer's certificate" if depth == 0 else f"certificate {depth} above the peer's"

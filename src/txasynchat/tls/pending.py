@@ -59,9 +59,7 @@ class Pending:
             return len(self._members)
 
     def add(self, member: Member, network: Hashable) -> None:
-        """
-        Count *member* from now on; evict another one if that exceeds the limit.
-        """
+        """Count *member* from now on; evict another one if that exceeds the limit."""
         with self._lock:
             self._sweep()
             self._insert(member, network)
@@ -73,17 +71,13 @@ class Pending:
         evicted.evict()
 
     def progressed(self, member: Member) -> None:
-        """
-        Note that *member* did what the server waited for: its waiting time restarts.
-        """
+        """Note that *member* did what the server waited for: its waiting time restarts."""
         with self._lock:
             if member in self._members:
                 self._members[member] = self._members.pop(member)
 
     def moved(self, member: Member, network: Hashable) -> None:
-        """
-        Do what `progressed` does, and note that *member* comes from *network*.
-        """
+        """Do what `progressed` does, and note that *member* comes from *network*."""
         with self._lock:
             if member in self._members:
                 self._remove(member)
@@ -133,21 +127,15 @@ class HandshakeBudget:
         self.renew()
 
     def renew(self) -> None:
-        """
-        Begin the next turn.
-        """
+        """Begin the next turn."""
         self._spent: float | None = None  # None before the first step
 
     def is_spent(self) -> bool:
-        """
-        Return whether the next step has to wait for the next turn.
-        """
+        """Return whether the next step has to wait for the next turn."""
         return self._spent is not None and self._spent >= self.seconds
 
     def run(self, step: Callable[[], object]) -> None:
-        """
-        Run *step*, and count the time that it takes.
-        """
+        """Run *step*, and count the time that it takes."""
         began = perf_counter()
         try:
             step()
