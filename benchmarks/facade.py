@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 FACADE = "facade"
 JOINING = "facade, writes joined"
 ASKED = "facade, predicates overridden"
+SERVED = "facade, served by the hub"
+WORN = "facade, served on a Twisted transport"
 STDLIB_POLL = f"{STDLIB}, poll"
 STDLIB_ASKED = f"{STDLIB}, predicates overridden"
 IDLE = {"full": (1000, 10000), "quick": (1000, 10000), "smoke": (10, 20)}
@@ -61,6 +63,8 @@ COMPETITORS = (
     competitor(FACADE, "facade"),
     competitor(JOINING, "facade", "--join"),
     competitor(ASKED, "facade", "--predicates"),
+    competitor(SERVED, "facade", "--hub"),
+    competitor(WORN, "facade", "--worn", essential=False),
     competitor(STDLIB, "installed"),
     competitor(STDLIB_POLL, "installed", "--poll", essential=False),
     competitor(STDLIB_ASKED, "installed", "--predicates"),
@@ -78,6 +82,7 @@ def scenarios(sizes: Sizes) -> list[Scenario]:
             [
                 Target(FACADE, STDLIB, at_least=1.0),
                 Target(ASKED, STDLIB_ASKED, at_least=1.0),
+                Target(SERVED, FACADE, at_least=0.95),
             ],
         ),
         extra("ping-pong, 500 connections", "echo", ("echo", 500, 1, seconds, ANY_NUMBER)),

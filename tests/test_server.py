@@ -405,8 +405,6 @@ class OtherFactoryTests(ServerTestCase):
         await server.stopService()
         assert await client.lost == b"hello\n"
         assert calls == ["handle_close"]
-        # The factory sometimes asks channels with their own predicates, and once too often.
-        await until(lambda: not factory._looking)
 
 
 class StartTests(ServerTestCase):

@@ -75,15 +75,35 @@ def handlers(asyncore, asynchat, options):
     return {"echo": echo, "oneshot": OneShot, "source": Source, "sink": Sink}
 
 
+def serve(handler, options) -> None:
+    """Serve on an endpoint."""
+    from twisted.internet import endpoints, reactor
+
+    from txasynchat.compat import LegacyFactory
+
+    place = "hub:tcp" if options.hub else "tcp"
+    place = f"{place}:0:interface=127.0.0.1:backlog=4096"
+    if options.tls:
+        place = f"secure:{place}:certificate={options.tls}"
+    endpoint = endpoints.serverFromString(reactor, place)
+    endpoint.listen(LegacyFactory(handler)).addCallback(lambda port: listening(port.getHost().port))
+    reactor.run()
+
+
 def main() -> None:
     options = arguments(
         ["facade", "installed"],
         poll="use poll, not select, where there is the choice",
         predicates="handlers override readable() and writable()",
         join="join the writes of one chunk of input (ours only)",
+        hub="beside a reactor, on sockets that the hub accepts (ours only)",
+        worn="beside a reactor, on Twisted's transports (ours only)",
     )
     asyncore, asynchat = modules(options.competitor)
     handler = handlers(asyncore, asynchat, options)[options.role]
+    if options.hub or options.worn:
+        serve(handler, options)
+        return
 
     class Listener(asyncore.dispatcher):
         def __init__(self) -> None:

@@ -23,7 +23,7 @@ from helpers.support import (
     twisted_options,
 )
 from txasynchat import AsyncChat, State, transports
-from txasynchat.compat import LegacyFactory, served
+from txasynchat.compat import LegacyFactory, _worn
 from txasynchat.endpoints import SecureServerEndpoint
 from txasynchat.hub.places import HubReactor
 from txasynchat.tls.transport import TLSTransport
@@ -98,7 +98,7 @@ class KindsCase(TestCase):
         self.patch(AsyncChat, "close_timeout", seconds)
         self.patch(TLSTransport, "close_timeout", seconds / 2)
         self.patch(TLSTransport, "flush_timeout", seconds)
-        self.patch(served, "CLOSE_TIMEOUT", seconds)
+        self.patch(_worn, "CLOSE_TIMEOUT", seconds)
         self.seconds = seconds
 
     def endpoint(self, kind):

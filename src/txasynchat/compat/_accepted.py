@@ -1,5 +1,5 @@
 """
-Accepted sockets, for legacy handlers that run beside a reactor.
+Legacy handlers beside a reactor: what drives them, and the sockets that the hub accepted for them.
 
 A port of the hub gives the socket; the handler gets it as it is, and the facade's own driver calls it,
 by `attach`. So a served handler has what it would have in ``loop()``. The maps in which it registers
@@ -29,14 +29,17 @@ from typing_extensions import override
 
 from txasynchat.compat import _loop, asyncore
 from txasynchat.compat._attach import Attachment, default_reactor
-from txasynchat.compat._driver import MapDriver
+from txasynchat.compat._interest import has_descriptor
 from txasynchat.compat._tls_socket import TLSSocket
+from txasynchat.hub.shared import has_descriptors
 from txasynchat.log import Throttle, escape, failure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["Accepted", "Beside", "Handshake"]
+    from txasynchat.compat._attach import Watcher
+
+__all__ = ["Accepted", "Beside", "Handshake", "end", "tell_of_end"]
 
 _log = Logger()
 # One line a second for each kind: peers can repeat them.
@@ -55,10 +58,11 @@ class Accepted:
         channel: the handler.
     """
 
-    __slots__ = ("_address", "_on_end", "channel")
+    __slots__ = ("_address", "_on_end", "_sock", "channel")
 
     def __init__(self, channel: Any, address: Any) -> None:
         self.channel = channel
+        self._sock = channel.socket
         self._address = address
         self._on_end: list[Callable[[], object]] = []
 
@@ -69,10 +73,14 @@ class Accepted:
         """Call *call* when the channel has left its map."""
         self._on_end.append(call)
 
-    def ended(self) -> None:
-        """Called once, when the channel has left its map."""
+    def settle(self, channel: Any) -> bool:
+        """See `_attach.Watcher`; another channel may have taken the socket."""
+        if channel is not None and (channel is self.channel or channel.socket is self._sock):
+            self.channel = channel
+            return True
         for call in self._on_end:
             call()
+        return False
 
     def handle_shutdown(self) -> None:
         """
@@ -174,7 +182,7 @@ class Beside:
     _all: ClassVar[WeakKeyDictionary[Any, Beside]] = WeakKeyDictionary()
 
     def __init__(self, reactor: Any) -> None:
-        self._reactor = reactor
+        self.reactor = reactor
         self._thread = threading.get_ident()
         #: Factories that listen: until the last one has stopped, maps stay attached without channels.
         self.users: WeakSet[Any] = WeakSet()
@@ -190,18 +198,21 @@ class Beside:
     @contextmanager
     def handlers(self) -> Iterator[None]:
         """Drive each map in which a channel registers meanwhile, in this thread."""
-        before = _loop.set_adopter(self._adopt)
+        before = _loop.set_adopter(self.adopt)
         try:
             yield
         finally:
             _loop.set_adopter(before)
 
-    def watch(self, connection: Accepted) -> None:
-        """Tell *connection* when its channel has left its map."""
-        channel = connection.channel
+    def watch(self, channel: Any, watcher: Watcher) -> None:
+        """Tell *watcher* what becomes of *channel*, which is in its map."""
         attachment = getattr(_loop.driver_of(channel._map), "attachment", None)
-        if isinstance(attachment, _Served):
-            attachment.watched[channel._fileno] = connection
+        if attachment is not None:
+            attachment.watch(channel._fileno, watcher)
+
+    def is_here(self) -> bool:
+        """Return whether this is the reactor's thread."""
+        return threading.get_ident() == self._thread
 
     def leave(self, user: Any) -> None:
         """A factory listens no more."""
@@ -212,21 +223,22 @@ class Beside:
     def stop(self) -> None:
         """A handler asked to leave ``loop()``; here that is the reactor."""
         _log.info("a served handler ends the program")
-        if self._reactor.running:
-            self._reactor.stop()
+        if getattr(self.reactor, "running", False):
+            self.reactor.stop()
 
-    def _adopt(self, channels: dict[Any, Any]) -> None:
-        if threading.get_ident() != self._thread:
+    def adopt(self, channels: dict[Any, Any]) -> None:
+        """Drive a map in which a channel has just registered, unless somebody does."""
+        if not self.is_here():
             return  # its own thread may run a loop()
         kept = _loop.driver_of(channels)
-        if isinstance(kept, MapDriver) and not kept.depth:
+        if kept is not None and not kept.depth:
             _loop.discard(kept)  # of an earlier loop(), which exceptions may end
         driver = _loop.take(channels, self._names)
         if driver is None or driver.depth > 1:
             if driver is not None:
                 _loop.release(driver)
             return  # somebody else drives it
-        attachment = driver.attachment = _Served(driver, self._reactor, self)
+        attachment = driver.attachment = _Served(driver, self.reactor, self)
         self._attachments.append(attachment)
         attachment.start()
 
@@ -238,9 +250,6 @@ class Beside:
 class _Served(Attachment):
     """
     The attachment of a map that served handlers use.
-
-    Attributes:
-        watched: descriptor to connection.
     """
 
     _expects = False
@@ -248,37 +257,31 @@ class _Served(Attachment):
     def __init__(self, driver: Any, reactor: Any, beside: Beside) -> None:
         super().__init__(driver, reactor)
         self._beside = beside
-        self.watched: dict[Any, Accepted] = {}
-        self._left: list[Any] = []
 
     @override
     def start(self) -> None:
         # Not asked at once: the first channel is still being made.
         self._driver.start(poll_mode=False)
-        self._driver.hub.attach(self.reactor, self._turn)
+        if has_descriptors(self.reactor) or hasattr(self.reactor, "add_reader"):
+            self._driver.hub.attach(self.reactor, self._turn)
         self.poke()
 
     @override
-    def removed(self, fd: Any) -> None:
-        """The channel under *fd* has left the map; another one may take its place, with its socket."""
-        if fd in self.watched:
-            self._left.append(fd)
-
-    @override
-    def _turn(self) -> None:
-        with self._beside.handlers():
-            super()._turn()
-        if self._left:
-            self._tell_of_ends()
-        if not self._driver.channels:
+    def note(self, fd: Any) -> None:
+        super().note(fd)
+        if not (self._turns or self._driver.channels) and self._beside.is_here():
+            self._settle()
             self.detach_if_unused()
 
     @override
-    def _ticked(self) -> None:
-        # Whoever takes a channel out of the map by hand tells nobody.
-        channels = self._driver.channels
-        self._left += [fd for fd in self.watched if fd not in channels]
-        super()._ticked()
+    def _turn(self, fd: Any = None) -> None:
+        before = _loop.set_adopter(self._beside.adopt)
+        try:
+            super()._turn(fd)
+        finally:
+            _loop.set_adopter(before)
+        if not self._driver.channels:
+            self.detach_if_unused()
 
     @override
     def detach(self) -> None:
@@ -291,33 +294,16 @@ class _Served(Attachment):
         if not (self._driver.channels or self._beside.users):
             self.detach()
 
-    def _tell_of_ends(self) -> None:
-        left, self._left = self._left, []
-        channels = self._driver.channels
-        for fd in left:
-            channel = channels.get(fd)
-            connection = self.watched.get(fd)
-            if connection is None:
-                continue
-            if channel is not None:
-                connection.channel = channel
-                continue
-            del self.watched[fd]
-            connection.ended()
-
     @override
     def _failed(self, error: BaseException) -> bool:
         if isinstance(error, asyncore._reraised_exceptions):
             self._beside.stop()
             return True
         channels = self._driver.channels
-        culprits = [one for one in list(channels.values()) if _raises(one)]
+        culprits = [one for fd, one in list(channels.items()) if _raises(fd, one)]
         for channel in culprits:
-            try:
-                channel.handle_close()
-            except Exception:  # noqa: BLE001 it is the application's, and is logged
-                failure(_log, "{channel!r}: handle_close raised", channel=channel)
-            _end(channel)
+            tell_of_end(channel)
+            end(channel)
         return bool(culprits)
 
 
@@ -336,24 +322,33 @@ def _guarded(name: str) -> Callable[..., None]:
             raise
         except Exception:  # noqa: BLE001 it is the application's, and is logged
             failure(_log, "{channel!r}: the handler raised", channel=channel)
-            _end(channel)
+            end(channel)
 
     return guarded
 
 
-def _end(channel: Any) -> None:
+def tell_of_end(channel: Any) -> None:
+    """Call ``handle_close`` of *channel*; if it raises, that is logged."""
+    try:
+        channel.handle_close()
+    except Exception:  # noqa: BLE001 it is the application's, and is logged
+        failure(_log, "{channel!r}: handle_close raised", channel=channel)
+
+
+def end(channel: Any) -> None:
     """Close *channel* past what it makes of that."""
     with suppress(Exception):
         asyncore.dispatcher.close(channel)
 
 
-def _raises(channel: Any) -> bool:
+def _raises(fd: Any, channel: Any) -> bool:
     """
     Return whether *channel* cannot be driven any more: its socket is closed, or a predicate raises,
     which is logged.
     """
     try:
-        os.fstat(channel.socket.fileno())
+        if has_descriptor(fd):
+            os.fstat(channel.socket.fileno())
     except (AttributeError, OSError, ValueError):
         return True
     try:

@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any
 from txasynchat.compat._attributes import socket_of
 from txasynchat.compat._backoff import PAUSE
 from txasynchat.compat._entries import copy_of
-from txasynchat.compat._interest import LayeredSocket, is_open, kind_of, pending_of
+from txasynchat.compat._interest import LayeredSocket, Quiet, is_open, kind_of, pending_of
 from txasynchat.compat._wants import IDLE
 from txasynchat.hub import READ, WRITE
 
@@ -120,7 +120,7 @@ class Asking:
             if (
                 not sock._closed
                 if type(sock) is _socket
-                else entry.kind and isinstance(sock, LayeredSocket) and sock.is_quiet
+                else entry.kind and isinstance(sock, Quiet) and sock.is_quiet
             ) and (not entry.kind or (channel.readable() and not channel.writable())):
                 continue
             self.recent[fd] = READ

@@ -63,7 +63,7 @@ class Dispatch:
             has_layer = isinstance(sock, LayeredSocket)
             if until == (sock.deadline if has_layer else own(channel, "_leaves_at")):
                 self._names["read"](channel)
-                self._asking.touched[fd] = None
+                self._asking.recent[fd] = READ  # there may be more to tell
         return bool(over)
 
     def dispatch(self, events: Events) -> None:

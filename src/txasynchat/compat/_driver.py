@@ -29,6 +29,9 @@ from txasynchat.hub import Hub
 
 __all__ = ["MapDriver"]
 
+#: Events of one turn, if there are fewer channels.
+FEW = 16
+
 _get_ident = threading.get_ident
 _monotonic = time.monotonic
 
@@ -65,7 +68,7 @@ class MapDriver:
         self._dispatch = Dispatch(self._wants, self._asking, names)
         self.waiting = Waiting(self._wants, self._asking, self._dispatch)
 
-    # -- what channels report: see `_loop.Driver`
+    # -- what channels report: see `_loop`
 
     @property
     def channels(self) -> dict[Any, Any]:
@@ -82,7 +85,7 @@ class MapDriver:
 
     def remove(self, fd: Any) -> None:
         if self.attachment is not None:
-            self.attachment.removed(fd)
+            self.attachment.note(fd)
         entries = self._entries
         entries.newcomers.moments.pop(fd, None)
         if entries.batches and _get_ident() == self.thread:
@@ -95,6 +98,15 @@ class MapDriver:
 
     def touch(self, fd: Any) -> None:
         self._asking.touch(fd)
+        self.wake()
+
+    def tell(self, fd: Any, now: bool) -> None:
+        attachment = self.attachment
+        if attachment is not None:
+            if now and attachment.serve(fd):
+                return
+            attachment.note(fd)
+        self._wants.buffered[fd] = None
         self.wake()
 
     def wake(self) -> None:
@@ -184,19 +196,50 @@ class MapDriver:
 
     def turn(self, limit: int) -> bool:
         """
-        A pass that does not wait, for a reactor that runs; with *limit* events at most.
+        Passes that do not wait, for a reactor that runs; with *limit* events at most.
+
+        What is ready soon need not wait for the reactor's next iteration, which costs as much as two
+        messages: there are about as many events as channels.
 
         Return whether another turn is due at once, with nothing that would tell the reactor so.
         """
         self.thread = _get_ident()  # a reactor may run in another one than it was attached in
         wants = self._wants
+        hub = self.hub
+        room = min(max(len(self._entries.channels), FEW), limit)
         self.waiting.prepare(_monotonic())
-        if wants.closed:
-            wants.refuse_closed()
-        events = self.hub.wait(0.0, limit)
-        if wants.buffered:
-            events = wants.with_ready(events)
-        if events:
+        while room > 0 and self.depth:  # a handler may detach the map
+            if wants.closed:
+                wants.refuse_closed()
+            events = hub.wait(0.0, room)
+            if wants.buffered:
+                events = wants.with_ready(events)
+            if not events:
+                break
+            room -= len(events)
             self._dispatch.dispatch(events)
             self._asking.refresh()
-        return self.hub.busy or bool(wants.ready())
+            if hub.busy:
+                break
+        return hub.busy or (bool(wants.buffered or wants.closed) and bool(wants.ready()))
+
+    def serve(self, fd: Any) -> bool:
+        """
+        Dispatch what happened to the channel under *fd*, which has no descriptor, outside a turn.
+
+        Return whether a turn is due, for the rest, or others who may wait for something else now.
+        """
+        wants = self._wants
+        asking = self._asking
+        always = self._entries.always
+        asking.refresh(ask_always=False)
+        bits = wants.poll(fd)
+        if bits:
+            self._dispatch.dispatch([(fd, bits)])
+            if fd in always:
+                asking.touched[fd] = None
+            if asking.touched or asking.recent:
+                asking.refresh(ask_always=False)
+            if wants.poll(fd):
+                wants.buffered[fd] = None
+        return bool(wants.buffered) or len(always) > (fd in always)

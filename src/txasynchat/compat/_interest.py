@@ -6,6 +6,7 @@ import socket
 import sys
 import time
 from typing import TYPE_CHECKING, Any, ClassVar
+from weakref import WeakValueDictionary
 
 from txasynchat.compat._attributes import own, socket_of
 
@@ -13,8 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
 
 __all__ = [
-    "ALWAYS", "STEADY", "LayeredSocket", "are_open", "are_steady", "ask_layer", "is_open",
-    "kind_of", "pending_of", "steady", "tls_wants",
+    "ALWAYS", "STEADY", "LayeredSocket", "Pollable", "Quiet", "are_open", "are_steady", "ask_layer",
+    "has_descriptor", "is_open", "kind_of", "pending_of", "pollables", "steady", "tls_wants",
 ]  # fmt: skip
 
 # How a channel is asked: on every pass, or when it may have changed.
@@ -26,15 +27,28 @@ _socket: Any = socket.socket
 _steady: dict[Any, Callable[[Any], bool] | None] = {}
 
 
-class LayeredSocket:
+class Quiet:
     """
-    A socket with a protocol of its own between the descriptor and the handlers: TLS.
+    A socket that is none of the system's.
+
+    Attributes:
+        is_quiet: nothing follows from a read event but what the channel's predicates say.
+    """
+
+    __slots__ = ()
+
+    is_quiet: bool
+
+
+class LayeredSocket(Quiet):
+    """
+    A socket with a protocol of its own between the descriptor and the handlers: TLS.  It is quiet when
+    what the handler waits for is all that the descriptor has to be watched for.
 
     This is what the loop and the channels need of one. They know no more, so that ``ssl`` is loaded
     where it is used, and by nobody else.
 
     Attributes:
-        is_quiet: what the handler waits for is all that the descriptor has to be watched for.
         received: what `advance` has for ``recv``, and was not yet asked for.
         end_waits: ``recv`` has not yet told of the end.
         has_more: there is probably more than `advance` took.
@@ -46,7 +60,6 @@ class LayeredSocket:
     #: There is one, or there was: until then nobody is asked whether his is one.
     are_used: ClassVar[bool] = False
 
-    is_quiet: bool
     received: bytes
     end_waits: bool
     has_more: bool
@@ -70,6 +83,23 @@ class LayeredSocket:
         def hang_up(self) -> bool: ...
         # After ``close``: if there are last bytes, call *see_out* with them.
         def leave(self, see_out: Callable[[Any], object]) -> None: ...
+
+
+class Pollable:
+    """What a channel has in place of a descriptor: it is polled itself, under a number of its own."""
+
+    if TYPE_CHECKING:
+        # What of READ, WRITE and ENDED happened.  When that becomes more, `_loop.tell` is called.
+        def poll(self) -> int: ...
+
+
+#: Each by its number, which is below -1.
+pollables: WeakValueDictionary[int, Pollable] = WeakValueDictionary()
+
+
+def has_descriptor(fd: Any) -> bool:
+    """Return whether the channel under *fd* has one, and is no `Pollable`'s."""
+    return type(fd) is not int or fd >= -1
 
 
 def steady(tells: Callable[[Any], bool] | None = None) -> Callable[[Any], Any]:
@@ -179,6 +209,8 @@ def ask_layer(channel: Any, is_r: Any, is_w: Any) -> tuple[Any, Any, bool]:
 
 def is_open(channel: Any, fd: Any) -> bool:
     """Whether *channel* has an ordinary socket that is open; of others only the system knows."""
+    if not has_descriptor(fd):
+        return True
     sock = socket_of(channel)
     is_known = type(sock) is _socket or isinstance(sock, LayeredSocket)
     return is_known and sock.fileno() == fd

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-import weakref
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from txasynchat.compat import _interest, _reactor
 from txasynchat.compat._attributes import own
@@ -16,33 +15,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = [
-    "Driver", "added", "discard", "driver_of", "emptied", "ended", "register", "release",
-    "removed", "rest", "run", "set_adopter", "take", "touch", "waits_for_tls",
+    "added", "discard", "driver_of", "emptied", "ended", "release", "removed", "rest", "run",
+    "set_adopter", "take", "tell", "touch", "waits_for_tls",
 ]  # fmt: skip
 
-
-class Driver(Protocol):
-    """
-    What drives the channels of a map, and what they report to, from any thread.
-
-    In ``loop()`` that is a `MapDriver`, which exists as long as ``loop()`` runs; any other is given to
-    `register`.
-    """
-
-    @property
-    def channels(self) -> Any: ...  # the map; an empty one between two ``loop()`` calls
-    @property
-    def attachment(self) -> Any: ...  # what drives it instead of ``loop()``, or None
-    def add(self, fd: Any) -> None: ...  # see `added`
-    def remove(self, fd: Any) -> None: ...  # see `removed`
-    def end(self, fd: Any) -> None: ...  # see `ended`
-    def touch(self, fd: Any) -> None: ...  # see `touch`
-    def wait_for(self, fd: Any, doing: str, wants: str) -> None: ...  # see `waits_for_tls`
-    def rest(self, fd: Any) -> None: ...  # see `rest`
-    def wake(self) -> None: ...  # see `emptied`
-
-
-_drivers: dict[int, Driver] = {}
+_drivers: dict[int, MapDriver] = {}
 _registry = threading.Lock()
 
 
@@ -74,18 +51,8 @@ class _Local(threading.local):
 _local = _Local()
 
 
-def driver_of(channels: Any) -> Driver | None:
+def driver_of(channels: Any) -> MapDriver | None:
     return _drivers.get(id(channels))
-
-
-def register(driver: Driver, owner: Any) -> None:
-    """
-    Let the channels of a map that nothing else drives report to *driver*, which no ``loop()`` takes,
-    while *owner* lives; it keeps the map alive, and *driver* does not keep it alive.
-    """
-    key = id(driver.channels)
-    _drivers[key] = driver
-    weakref.finalize(owner, _drivers.pop, key, None)
 
 
 _adopter: Callable[[Any], None] | None = None
@@ -103,14 +70,14 @@ def set_adopter(adopter: Callable[[Any], None] | None) -> Callable[[Any], None] 
 def take(channels: Any, names: dict[str, Any]) -> MapDriver | None:
     """
     Take the driver of a map for this thread, one level deeper if this thread has it already; return
-    `None` if something else, or another thread, drives that map now.
+    `None` if another thread drives that map now.
     """
     me = threading.get_ident()
     with _registry:
         driver = _drivers.get(id(channels))
         if driver is None:
             driver = _drivers[id(channels)] = MapDriver(channels, names)
-        elif not isinstance(driver, MapDriver) or (driver.depth and driver.thread != me):
+        elif driver.depth and driver.thread != me:
             return None
         driver.take(channels)
     return driver
@@ -177,9 +144,7 @@ def repeat(one_pass: Any, timeout: float | None, channels: Any, count: int | Non
 def added(channels: Any, fd: Any) -> None:
     """A channel was put into the map *channels* under *fd*."""
     driver = _drivers.get(id(channels))
-    if _adopter is not None and (
-        driver is None or (isinstance(driver, MapDriver) and not driver.depth)
-    ):
+    if _adopter is not None and (driver is None or not driver.depth):
         _adopter(channels)
         driver = _drivers.get(id(channels))
     if driver is not None:
@@ -191,7 +156,7 @@ def removed(channels: Any, fd: Any) -> None:
     driver = _drivers.get(id(channels))
     if driver is not None:
         driver.remove(fd)
-        if not channels and isinstance(driver, MapDriver):
+        if not channels:
             discard(driver)
 
 
@@ -200,8 +165,7 @@ def emptied(channels: Any) -> None:
     driver = _drivers.get(id(channels))
     if driver is not None:
         driver.wake()
-        if isinstance(driver, MapDriver):
-            discard(driver)
+        discard(driver)
 
 
 def ended(channel: Any) -> None:
@@ -209,6 +173,17 @@ def ended(channel: Any) -> None:
     driver, fd = _found(channel)
     if driver is not None:
         driver.end(fd)
+
+
+def tell(channels: Any, fd: Any, *, now: bool = False) -> None:
+    """
+    What stands for a descriptor under *fd* may have an event; in the thread of the passes.
+
+    Handlers are called *now*, if a reactor drives the map and calls none of them already.
+    """
+    driver = _drivers.get(id(channels))
+    if driver is not None:
+        driver.tell(fd, now)
 
 
 def waits_for_tls(channel: Any, doing: str) -> bool:
@@ -236,7 +211,7 @@ def rest(channel: Any) -> None:
         driver.rest(fd)
 
 
-def _found(channel: Any) -> tuple[Driver | None, Any]:
+def _found(channel: Any) -> tuple[MapDriver | None, Any]:
     """Return the driver of *channel* and its key in the map; None as driver if it is not in the map."""
     driver = _drivers.get(id(own(channel, "_map")))
     fd = own(channel, "_fileno")
@@ -259,8 +234,7 @@ def _after_fork_in_child() -> None:
     global _registry  # noqa: PLW0603 - its holder may not exist here
     _registry = threading.Lock()
     for driver in list(_drivers.values()):
-        if isinstance(driver, MapDriver):
-            driver.go_on_in_child()
+        driver.go_on_in_child()
 
 
 if hasattr(os, "register_at_fork"):

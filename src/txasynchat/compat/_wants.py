@@ -9,7 +9,8 @@ descriptor.  Between them stand:
   has to be watched for, and has deadlines.  A program's own may want the other direction than the
   channel does, and then the channel waits for that, once;
 - a rest (see `_backoff`);
-- what no poller reports: decrypted bytes inside OpenSSL, and descriptors that are not open.
+- what no poller reports: decrypted bytes inside OpenSSL, descriptors that are not open, and what
+  happens to channels without one.
 
 So a channel that comes is adopted here, and one that departs is forgotten.  Another thread may close a
 channel between its answer and the hub's registration.  So after each registration the map is looked at
@@ -28,7 +29,15 @@ from typing import TYPE_CHECKING, Any
 from txasynchat.compat._attributes import own, socket_of
 from txasynchat.compat._backoff import Backoff
 from txasynchat.compat._deadlines import Deadlines
-from txasynchat.compat._interest import STEADY, LayeredSocket, kind_of, pending_of
+from txasynchat.compat._interest import (
+    STEADY,
+    LayeredSocket,
+    Pollable,
+    has_descriptor,
+    kind_of,
+    pending_of,
+    pollables,
+)
 from txasynchat.hub import ENDED, ERROR, HANGUP, INVALID, READ, URGENT, WRITE, Events, Hub
 
 if TYPE_CHECKING:
@@ -55,7 +64,9 @@ class Wants:
         poll_mode: the semantics of poll(2) instead of select(2)'s.
         deadlines: when the handshake of a channel must be done, or its last bytes be gone.
         closed: keys of channels whose descriptor is not open.
-        buffered: keys of channels with decrypted bytes inside OpenSSL.
+        buffered: keys of channels with decrypted bytes inside OpenSSL; or without a descriptor, who may
+            have an event.
+        pollables: by the keys of channels without a descriptor.
         tls_waits: keys of channels whose TLS, which is the program's own, wants the other direction
             than they do: what they do, again when that comes, and what it wants.
     """
@@ -68,6 +79,7 @@ class Wants:
         self.deadlines = Deadlines()
         self.closed: dict[Any, None] = {}
         self.buffered: dict[Any, None] = {}
+        self.pollables: dict[Any, Pollable] = {}
         self.tls_waits: dict[Any, tuple[int, int]] = {}
         # What they themselves wait for, while the hub waits for what TLS wants instead.
         self._exchanged: dict[Any, int] = {}
@@ -78,6 +90,7 @@ class Wants:
 
         From any thread; what follows is for the loop's.
         """
+        self.pollables.pop(fd, None)
         if self.entries.depart(fd):
             self.hub.forget(self.entries.number(fd))
             self.buffered.pop(fd, None)
@@ -103,6 +116,8 @@ class Wants:
             self.buffered[fd] = None
         if isinstance(sock, LayeredSocket):
             sock.belong_to(channel)
+        if not has_descriptor(fd) and fd in pollables:
+            self.pollables[fd] = pollables[fd]
         leaves_at = own(channel, "_leaves_at")
         if leaves_at is not None:
             self.deadlines.set(fd, leaves_at)
@@ -126,6 +141,8 @@ class Wants:
         if self.closed:
             self.closed.pop(fd, None)
         number = self.entries.number(fd)
+        if number < -1:
+            self.buffered[fd] = None
         hub = self.hub
         if hub.masks.get(number, 0) != mask:
             channels = self.entries.channels
@@ -177,14 +194,30 @@ class Wants:
         """Return the events that the system does not report, by the keys of the channels."""
         masks = self.hub.masks
         number = self.entries.number
-        ready = {fd: READ for fd in list(self.buffered) if masks.get(number(fd), 0) & READ}
+        ready = {}
+        for fd in list(self.buffered):
+            bits = masks.get(number(fd), 0) & READ if has_descriptor(fd) else self.poll(fd)
+            if bits:
+                ready[fd] = bits
+            elif not has_descriptor(fd):
+                self.buffered.pop(fd, None)  # until it tells, or waits for more
         ready.update((fd, INVALID) for fd in list(self.closed) if fd not in self.backoff.resting)
         return ready
+
+    def poll(self, fd: Any) -> int:
+        """Return what the channel under *fd*, which has no descriptor, waited for and happened."""
+        pollable = self.pollables.get(fd)
+        bits = 0 if pollable is None else pollable.poll()
+        channel = self.entries.channels.get(fd)
+        if not bits & READ and LayeredSocket.are_used and pending_of(socket_of(channel)):
+            bits |= READ
+        return bits & self.hub.masks.get(fd, 0)
 
     def with_ready(self, events: Events) -> Events:
         ready = dict(events)
         for fd, bits in self.ready().items():
-            self.buffered.pop(fd, None)
             number = self.entries.number(fd)
+            if number >= 0:
+                self.buffered.pop(fd, None)
             ready[number] = bits if bits == INVALID else ready.get(number, 0) | bits
         return list(ready.items())

@@ -367,11 +367,6 @@ class dispatcher:  # noqa: N801 - the stdlib's name
     _fileno: Any
 
     def __init__(self, sock: Any = None, map: dict[Any, Any] | None = None) -> None:  # noqa: A002
-        if map is None:
-            # A transport in the shape of a socket (`compat.served`) brings its own map. The type is
-            # checked because mock sockets in programs' tests have an attribute of any name.
-            own = getattr(sock, "channel_map", None)
-            map = own if isinstance(own, dict) else None  # noqa: A001 - the stdlib's name
         self._map = socket_map if map is None else map
         self._fileno = None
         self._txasynchat_sender = None
@@ -436,7 +431,7 @@ class dispatcher:  # noqa: N801 - the stdlib's name
     def set_socket(self, sock: Any, map: dict[Any, Any] | None = None) -> None:  # noqa: A002
         """Make *sock* this channel's, and register it."""
         self.socket = sock
-        # A transport in the shape of a socket (`compat.served`) has a key, and no descriptor.
+        # A transport in the shape of a socket (`compat._worn`) has a key, and no descriptor.
         key = getattr(sock, "channel_key", None)
         self._fileno = key if type(key) is int else sock.fileno()
         self.add_channel(map)

@@ -79,14 +79,16 @@ class Host:
         self.show(own, READ)
         if self.owns_channels:
             for fd, mask in list(self._masks.items()):
-                self.show(fd, mask)
+                if fd >= 0:
+                    self.show(fd, mask)
 
     def detach(self) -> None:
         """Stop polling it."""
         self.show(self._own, 0)
         if self.owns_channels:
             for fd in list(self._masks):
-                self.show(fd, 0)
+                if fd >= 0:
+                    self.show(fd, 0)
 
     def abandon(self) -> None:
         """Stop polling it, in this process only."""

@@ -143,8 +143,9 @@ class Hub:
             self._always.clear()
             self._once.clear()
             for fd, mask in list(self.masks.items()):
-                with suppress(OSError, ValueError):  # the owner learns of it by `verify`
-                    self._register(fd, mask, known=False)
+                with suppress(OSError):  # the owner learns of it by `verify`
+                    if fd >= 0:
+                        self._register(fd, mask, known=False)
 
     # -- registration
 
@@ -155,13 +156,14 @@ class Hub:
         If another thread may close *fd* meanwhile, check for that afterwards, and `forget` it then.
 
         Args:
-            fd: an open descriptor.
+            fd: an open descriptor; or a number below -1, which stands for something that the owner
+                polls: it is noted in `masks`, and no more.
             mask: any of READ, WRITE, URGENT, and ENDED beside READ; with one of them ERROR and HANGUP
                 come too. 0 means nothing at all.
 
         Raises:
             OSError: EBADF, the descriptor is not open; nothing is watched then.
-            ValueError: *fd* is negative.
+            ValueError: *fd* is -1.
         """
         old = self.masks.get(fd, 0)
         if mask == old:
@@ -170,7 +172,7 @@ class Hub:
             self.forget(fd)
             return
         with self._lock:
-            if not self.stale:  # otherwise `wait` will register them all
+            if not (self.stale or fd < -1):  # otherwise `wait` will register them all
                 self._register(fd, mask, known=old != 0)
             self.masks[fd] = mask
 
@@ -221,7 +223,7 @@ class Hub:
         if fd not in self.masks:
             return
         with self._lock:
-            if self.masks.pop(fd, None) is None or self.stale:
+            if self.masks.pop(fd, None) is None or self.stale or fd < -1:
                 return
             self._once.discard(fd)
             if fd in self._always:
@@ -270,7 +272,7 @@ class Hub:
         """
         with self._lock:
             mask = self.masks.get(fd)
-            if mask is None or self.stale or (self._knows_once and fd in self._once):
+            if mask is None or self.stale or fd < 0 or (self._knows_once and fd in self._once):
                 return True
             try:
                 if fd in self._always:

@@ -205,7 +205,7 @@ def unread(fd: int) -> int:
     """
     Return how many bytes wait to be read from *fd*; -1 if the system does not say, as of a listener.
     """
-    if _ioctl is None:
+    if _ioctl is None or fd < 0:
         return -1
     try:
         return int.from_bytes(_ioctl(fd, FIONREAD, _NO_BYTES), sys.byteorder)
