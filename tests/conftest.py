@@ -36,7 +36,7 @@ for _number, _handler in (
         signal.signal(_number, _handler)
 
 ROOT = Path(__file__).resolve().parent.parent
-SETTLE_SECONDS = 2.0
+SETTLE_SECONDS = 10.0
 START_SECONDS = 30.0
 DESCRIPTORS = Path("/proc/self/fd" if sys.platform == "linux" else "/dev/fd")
 

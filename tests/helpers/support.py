@@ -23,6 +23,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint, connectProtocol
 from twisted.internet.protocol import Factory
 from twisted.internet.ssl import PrivateCertificate
+from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 from typing_extensions import override
 
@@ -177,6 +178,12 @@ def talk(
 
 def in_thread(function, *arguments) -> Deferred:
     return deferToThread(function, *arguments)
+
+
+async def until(condition) -> None:
+    """Run the reactor until *condition* holds, or the test case times out."""
+    while not condition():
+        await deferLater(reactor, 0.002)
 
 
 def openssl(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess:

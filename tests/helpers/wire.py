@@ -13,6 +13,7 @@ import ssl
 import struct
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
@@ -42,10 +43,10 @@ HOSTILE = {
 }
 
 
-def _more(sock):
-    data = sock.recv(65536)
+def _more(sock, most=65536):
+    data = sock.recv(most)
     if not data:
-        raise ConnectionError("the peer ended in the middle of the handshake")
+        raise ConnectionError("the peer ended too early")
     return data
 
 
@@ -154,6 +155,36 @@ def drain(sock):
         while piece := sock.recv(65536):
             data += piece
     return data
+
+
+def after_a_slow_read(sock, sizes, limit, then):
+    """
+    Read pieces of so many bytes, with pauses of a tenth of *limit*, and return what *then* returns.
+
+    Returns:
+        None if that failed, and the machine held up the reader for so long that *limit*, the other
+        side's for one piece, may have passed.
+    """
+    longest = 0.0
+    began = time.monotonic()
+
+    def done():
+        nonlocal longest, began
+        longest, began = max(longest, time.monotonic() - began), time.monotonic()
+
+    try:
+        for size in sizes:
+            left = size
+            while left:
+                left -= len(_more(sock, min(left, 65536)))
+            time.sleep(limit / 10)
+            done()
+        return then(sock)
+    except OSError:
+        done()
+        if longest < limit / 2:
+            raise
+        return None
 
 
 class TrafficKeys:

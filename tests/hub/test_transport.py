@@ -90,7 +90,6 @@ class HalfClosing(Notes):
 
 
 class ConnectionCase(TestCase):
-    timeout = 60
     reactor = reactor
 
     async def connect(self, build=Notes, family=socket.AF_INET):
