@@ -242,7 +242,8 @@ class Server:
         return handler
 
     async def listen(self):
-        endpoint = TCP4ServerEndpoint(reactor, self.number, interface="127.0.0.1")
+        # A client that finds the backlog full tries again after a second.
+        endpoint = TCP4ServerEndpoint(reactor, self.number, backlog=1000, interface="127.0.0.1")
         if not self.plain:
             endpoint = SecureServerEndpoint(reactor, endpoint, self.options)
         port = await endpoint.listen(self.factory)

@@ -477,6 +477,7 @@ class SlowReaderTests(SocketCase):
         assert asked[0] == self.size
         _, peak = tracemalloc.get_traced_memory()
         assert peak < 8 * MIB
+        client.socket.close()  # or the server may wait for it
         await chat.gone
 
     async def test_a_push_producer_is_paused_and_resumed(self):
