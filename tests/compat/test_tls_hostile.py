@@ -735,7 +735,8 @@ def leave_slowly(channels, listener, limit, *, use_poll):
     with sock:
         sock.setblocking(False)
         while not client.ended and last - began < LIMIT:
-            idle_passes(channels, limit / 5, use_poll=use_poll)
+            if channels:
+                idle_passes(channels, limit / 5, use_poll=use_poll)
             longest, last = max(longest, time.monotonic() - last), time.monotonic()
             with suppress(BlockingIOError, ConnectionResetError):
                 if not (data := sock.recv(8192)):
