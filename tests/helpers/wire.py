@@ -106,10 +106,10 @@ class Memory:
 
     def read(self, sock, size):
         """Read so many bytes of plain text, or all before the end."""
-        data = b""
+        data = bytearray()
         while len(data) < size and not self.ended:
             try:
-                piece = self.tls.read(size - len(data))
+                piece = self.tls.read(min(65_536, size - len(data)))
                 data += piece
                 self.ended = not piece
             except ssl.SSLZeroReturnError:  # after our own close_notify
@@ -119,7 +119,7 @@ class Memory:
                 if not piece:
                     break
                 self.incoming.write(piece)
-        return data
+        return bytes(data)
 
 
 def one_byte_records(hello):
@@ -150,11 +150,11 @@ def reset(sock):
 
 def drain(sock):
     """Read until the other side ends the connection, orderly or not."""
-    data = b""
+    data = bytearray()
     with sock, contextlib.suppress(ConnectionResetError):
         while piece := sock.recv(65536):
             data += piece
-    return data
+    return bytes(data)
 
 
 def after_a_slow_read(sock, sizes, limit, then):
