@@ -36,7 +36,7 @@ for _number, _handler in (
         signal.signal(_number, _handler)
 
 ROOT = Path(__file__).resolve().parent.parent
-SETTLE_SECONDS = 2.0
+SETTLE_SECONDS = 10.0
 START_SECONDS = 30.0
 DESCRIPTORS = Path("/proc/self/fd" if sys.platform == "linux" else "/dev/fd")
 
@@ -57,12 +57,12 @@ NEEDED = [
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """Return twice the number of processors, because many tests mostly wait."""
+    """Return three times the number of processors, because many tests mostly wait."""
     if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
         return None  # xdist uses the number given
     if all("::" in argument for argument in config.args):
         return 0  # single tests: to start a worker would take longer
-    return min(2 * (os.cpu_count() or 1), 8)
+    return min(3 * (os.cpu_count() or 1), 8)
 
 
 def pytest_collection_finish() -> None:

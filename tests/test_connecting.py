@@ -130,8 +130,6 @@ def endpoint(port, **arguments):
 class Reconnecting(TestCase):
     """Twisted's `ClientService`, which gives up for good if an end is reported out of order."""
 
-    timeout = 60
-
     async def comes_back(self, fate, protocol=Notes, wrap=lambda factory: factory):
         port = Port(self, fate)
         tried = Deferred()
@@ -232,8 +230,6 @@ class Reconnecting(TestCase):
 
 
 class Order(TestCase):
-    timeout = 60
-
     async def test_deferred_fires_before_the_protocol_learns_of_the_end(self):
         for fate in (closes, speaks_plain_text, says_nothing):
             protocol = Plain()
@@ -258,8 +254,6 @@ class Order(TestCase):
 
 class Raising(TestCase):
     """Any exception of the application is logged, and the Deferred fires."""
-
-    timeout = 60
 
     async def given_up(self, protocol, cause=ValueError):
         server = await Server(self, server_options()).listen()
@@ -376,8 +370,6 @@ class Raising(TestCase):
 
 
 class Cancelling(TestCase):
-    timeout = 60
-
     async def test_cancelling_while_the_inner_endpoint_connects_ends_it(self):
         class Slow:
             def connect(self, factory):
@@ -423,8 +415,6 @@ class Cancelling(TestCase):
 
 
 class OtherTransports(TestCase):
-    timeout = 60
-
     def process(self, code, **arguments):
         inner = ProcessEndpoint(
             reactor,
@@ -486,8 +476,6 @@ class OtherTransports(TestCase):
 
 
 class Strings(TestCase):
-    timeout = 60
-
     async def test_client_endpoint_string_reconnects_too(self):
         authorities = self.mktemp()
         support.authority().cert_pem.write_to_path(authorities)

@@ -11,9 +11,9 @@ import pytest
 import trustme
 from twisted.internet import reactor, threads
 from twisted.internet.endpoints import quoteStringArgument
-from twisted.internet.task import deferLater
 from twisted.trial.unittest import TestCase
 
+from helpers.support import until
 from txasynchat import AsyncChat, ChatFactory, Server, State
 from txasynchat.compat.asynchat import async_chat
 from txasynchat.compat.served import LegacyFactory
@@ -69,8 +69,6 @@ ENDPOINTS = {
 
 
 class Behind(TestCase):
-    timeout = 60
-
     @pytest.fixture(autouse=True)
     def in_a_folder(self, tmp_path):
         authority = trustme.CA()
@@ -146,8 +144,7 @@ class Behind(TestCase):
         server.startService()
         port = server.ports[0].getHost().port
         with socket.create_connection(("127.0.0.1", port), SECONDS) as client:
-            while not factory.connections:
-                await deferLater(reactor, 0.002)
+            await until(lambda: factory.connections)
             [handler] = factory.connections
             assert handler.state is State.CONNECTING
             await server.stopService()

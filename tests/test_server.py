@@ -30,6 +30,7 @@ from typing_extensions import override
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
+from helpers.support import until
 from txasynchat import AsyncChat, ChatFactory, LengthPrefix, ListenError, Server
 from txasynchat import server as server_module
 from txasynchat.compat.asynchat import async_chat
@@ -112,14 +113,7 @@ async def ask(client, line, answer=None):
     await client.until(line if answer is None else answer)
 
 
-async def until(condition):
-    """Run the reactor until *condition* holds, or the test case times out."""
-    while not condition():
-        await deferLater(reactor, 0)
-
-
 class ServerTestCase(TestCase):
-    timeout = 20
     transport = "twisted"
 
     @pytest.fixture(autouse=True)

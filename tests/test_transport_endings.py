@@ -17,7 +17,7 @@ from twisted.protocols.policies import TimeoutFactory, TimeoutMixin, WrappingFac
 from typing_extensions import override
 
 from helpers.kinds import KINDS, NATIVE, SERVED, Client, KindsCase
-from helpers.support import in_thread, read_line
+from helpers.support import in_thread, read_line, until
 from txasynchat import AsyncChat, ChatFactory, Server, State
 from txasynchat.compat import asynchat
 from txasynchat.errors import (
@@ -171,8 +171,7 @@ class Closing(KindsCase):
                 client, handlers = await self.serve(way, Line, wrap)
                 await in_thread(client.connect)
                 handler = await self.made(handlers)
-                while handler.state is State.CONNECTING:
-                    await in_thread(lambda: None)
+                await until(lambda of=handler: of.state is not State.CONNECTING)
                 handler.transport.loseConnection()
                 handler.transport.loseConnection()
                 assert await in_thread(client.read_to_the_end) == (0, "end"), way
@@ -191,8 +190,7 @@ class HalfClosing(KindsCase):
         handler = await self.made(handlers)
         assert not self.is_gone(handler)
         await in_thread(client.socket.sendall, b"and\nanother\n")
-        while len(handler.events) < 3:
-            await in_thread(lambda: None)
+        await until(lambda: len(handler.events) >= 3)
         assert handler.events == [b"go", b"and", b"another"], way
         await in_thread(client.socket.close)
         await self.gone(handlers)
@@ -329,8 +327,7 @@ class Reasons(KindsCase):
         client, handlers = await self.serve(way, Told)
         await in_thread(client.ask)
         handler = await self.made(handlers)
-        while not (handler.events or handler.state is State.CLOSED):
-            await in_thread(lambda: None)
+        await until(lambda: handler.events or handler.state is State.CLOSED)
         await ending(client, handler)
         await self.gone(handlers)
         assert ends == [handler.close_reason]
@@ -383,8 +380,7 @@ class Reasons(KindsCase):
                 client = Client(host.name if kind == "unix" else (host.host, host.port), kind)
                 self.addCleanup(client.close)
                 await in_thread(client.ask)
-                while not any(chat.events for chat in server.connections):
-                    await in_thread(lambda: None)
+                await until(lambda of=server: any(chat.events for chat in of.connections))
                 stopped = server.stopService()
                 await in_thread(client.read_to_the_end)
                 client.close()

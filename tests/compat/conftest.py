@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from txasynchat.compat import _asking as asking
 from txasynchat.compat import asyncore
 
 #: Seconds: the limit of every wait that should be short.
@@ -24,6 +25,22 @@ def each_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
         assert not reactor.running
     return request.param
+
+
+@pytest.fixture
+def only_first_passes_are_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each loop() asks all channels in its first pass; later, what is noticed is noticed without."""
+    monkeypatch.setattr(asking, "FULL_PASS_SOONEST", 1000.0)
+    monkeypatch.setattr(asking, "FULL_PASS_LATEST", 1000.0)
+
+
+@pytest.fixture
+def threads_switch_often() -> Iterator[None]:
+    """The interpreter lets another thread run a million times a second."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
 
 
 @pytest.fixture

@@ -57,8 +57,6 @@ def test_attach_serves_in_an_asyncio_loop(channels, pair):
 class TestAttach(TestCase):
     """In the running reactor."""
 
-    timeout = 20
-
     def setUp(self):
         self.map = {}
         with socket.create_server(("127.0.0.1", 0)) as server:

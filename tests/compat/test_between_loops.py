@@ -50,13 +50,6 @@ class Chat(asynchat.async_chat):
 both_kinds = pytest.mark.parametrize("kind", [Reader, Chat])
 
 
-@pytest.fixture
-def no_later_full_pass(monkeypatch):
-    """What is noticed is noticed with no look at everything."""
-    monkeypatch.setattr(asking, "FULL_PASS_SOONEST", 1000.0)
-    monkeypatch.setattr(asking, "FULL_PASS_LATEST", 1000.0)
-
-
 def forget_the_driver():
     """The nested poller that this thread keeps for the next call belongs to no channel."""
     ours, theirs = socket.socketpair()
@@ -159,7 +152,7 @@ class TestDropped:
         assert channel.got == [b"x"]
 
 
-@pytest.mark.usefixtures("no_later_full_pass")
+@pytest.mark.usefixtures("only_first_passes_are_full")
 class TestEditedMaps:
     """A map that was changed without a method call takes effect in the next pass."""
 

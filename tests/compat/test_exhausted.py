@@ -108,6 +108,8 @@ told = {}
 
 
 def release():
+    while tries < 2 and time.monotonic() - since < 30:  # the machine may be busy
+        time.sleep(0.01)
     took = time.monotonic() - since
     told.update(tries=tries, served=served, took=took, cpu=time.process_time() - begun)
     for number in filler:
@@ -145,6 +147,6 @@ def test_listener_without_descriptors_backs_off_and_then_serves(way, shape):
     assert "cannot accept, and tries again: " in lines[0]
     assert told["served"] == 0
     assert 2 <= told["tries"] <= 10 * told["took"] + 2  # ten times a second
-    assert told["cpu"] < 0.3
+    assert told["cpu"] < 0.5 * told["took"]
     assert told["answers"] == ["hello"] * 5
     assert told["listens"]

@@ -60,8 +60,6 @@ def test_pass_that_would_block_an_asyncio_loop_is_refused(pair, arguments):
 
 
 class InsideTwisted(TestCase):
-    timeout = 20
-
     @pytest.fixture(autouse=True)
     def sockets(self, pair):
         self.near, self.far = pair()

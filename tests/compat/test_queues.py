@@ -18,18 +18,11 @@ from twisted.internet import task
 from twisted.trial.unittest import TestCase
 
 from helpers.loops import both_modes
-from txasynchat.compat import _asking as asking
+from txasynchat.compat import _attach as attaching
 from txasynchat.compat import asynchat, asyncore, attach
 from txasynchat.compat._queues import Fifo, OutBuffer
 
 LIMIT = 10.0
-
-
-@pytest.fixture
-def one_full_pass(monkeypatch):
-    """Each loop() begins with a full pass, and has no other."""
-    monkeypatch.setattr(asking, "FULL_PASS_SOONEST", 1000.0)
-    monkeypatch.setattr(asking, "FULL_PASS_LATEST", 1000.0)
 
 
 class Counting(asyncore.dispatcher):
@@ -112,7 +105,7 @@ FILLINGS = {
 }
 
 
-@pytest.mark.usefixtures("each_way", "one_full_pass")
+@pytest.mark.usefixtures("each_way", "only_first_passes_are_full")
 @both_modes
 @pytest.mark.parametrize("filling", FILLINGS)
 def test_data_put_into_another_channels_queue_is_sent_in_the_next_pass(
@@ -128,7 +121,7 @@ def test_data_put_into_another_channels_queue_is_sent_in_the_next_pass(
     assert near.recv(3, socket.MSG_WAITALL) == b"xyz"
 
 
-@pytest.mark.usefixtures("each_way", "one_full_pass")
+@pytest.mark.usefixtures("each_way", "only_first_passes_are_full")
 @both_modes
 def test_push_that_only_queues_is_sent_in_the_next_pass(channels, pair, use_poll):
     """As older code has it: push() appends, and the loop does the sending."""
@@ -149,7 +142,7 @@ def test_push_that_only_queues_is_sent_in_the_next_pass(channels, pair, use_poll
     assert near.recv(100) == b"answer"
 
 
-@pytest.mark.usefixtures("each_way", "one_full_pass")
+@pytest.mark.usefixtures("each_way", "only_first_passes_are_full")
 def test_replaced_queue_is_still_checked(channels, pair):
     near, far = pair()
     chat = Chat(far, channels)
@@ -162,7 +155,7 @@ def test_replaced_queue_is_still_checked(channels, pair):
     assert near.recv(100) == b"x"
 
 
-@pytest.mark.usefixtures("each_way", "one_full_pass")
+@pytest.mark.usefixtures("each_way", "only_first_passes_are_full")
 def test_buffer_changed_in_place_is_checked_on_each_pass(channels, pair):
     near, far = pair()
     other = Sending(far, channels)
@@ -173,7 +166,7 @@ def test_buffer_changed_in_place_is_checked_on_each_pass(channels, pair):
     assert near.recv(100) == b"xyz"
 
 
-@pytest.mark.usefixtures("each_way", "one_full_pass")
+@pytest.mark.usefixtures("each_way", "only_first_passes_are_full")
 @both_modes
 def test_a_queue_that_another_handler_empties_is_not_written(channels, pair, use_poll):
     near, far = pair()
@@ -198,7 +191,7 @@ def test_a_queue_that_another_handler_empties_is_not_written(channels, pair, use
 # -- predicates on the instance
 
 
-@pytest.mark.usefixtures("each_way", "one_full_pass")
+@pytest.mark.usefixtures("each_way", "only_first_passes_are_full")
 @both_modes
 def test_predicate_that_a_handler_sets_on_its_channel_is_asked_in_the_next_pass(
     channels, pair, use_poll
@@ -224,7 +217,7 @@ def test_predicate_that_a_handler_sets_on_its_channel_is_asked_in_the_next_pass(
     assert chat.written_in == [3, 4, 5]
 
 
-@pytest.mark.usefixtures("each_way", "one_full_pass")
+@pytest.mark.usefixtures("each_way", "only_first_passes_are_full")
 @both_modes
 def test_predicate_on_the_instance_is_asked_on_each_pass(channels, pair, use_poll):
     near, far = pair()
@@ -249,7 +242,7 @@ def test_predicate_on_the_instance_is_asked_on_each_pass(channels, pair, use_pol
     assert chat.read_in == [2, 3, counting.passes]
 
 
-@pytest.mark.usefixtures("each_way", "one_full_pass")
+@pytest.mark.usefixtures("each_way", "only_first_passes_are_full")
 @both_modes
 def test_first_predicate_set_from_outside_applies_from_the_next_event(channels, pair, use_poll):
     """In the stdlib this channel does not read even once more."""
@@ -290,7 +283,7 @@ def test_first_predicate_set_from_outside_applies_within_a_tenth_of_a_second(cha
 # -- from elsewhere than a handler
 
 
-@pytest.mark.usefixtures("each_way", "one_full_pass")
+@pytest.mark.usefixtures("each_way", "only_first_passes_are_full")
 @pytest.mark.parametrize("filling", FILLINGS)
 def test_data_queued_by_another_thread_wakes_the_loop(channels, pair, filling):
     kind, fill = FILLINGS[filling]
@@ -320,11 +313,10 @@ def test_data_queued_by_another_thread_wakes_the_loop(channels, pair, filling):
 class TestAttached(TestCase):
     """In a running reactor, from its timers."""
 
-    timeout = 20
-
     async def test_data_queued_by_a_timer_is_sent_at_once(self):
         from twisted.internet import reactor
 
+        self.patch(attaching, "TICK", 1000.0)  # no full pass in a while
         own = {}
         self.addCleanup(asyncore.close_all, own)
         near, far = socket.socketpair()
@@ -334,13 +326,10 @@ class TestAttached(TestCase):
         self.addCleanup(attachment.detach)
         chat = asynchat.async_chat(far, own)
         await task.deferLater(reactor, 0)
-        looks = []
-        attachment._ticked = lambda: looks.append(1)  # a full pass, ten times a second
         chat.producer_fifo.append(b"now")
         for _ in range(10):  # iterations of the reactor
             await task.deferLater(reactor, 0)
         self.assertEqual(near.recv(10), b"now")
-        self.assertEqual(looks, [])
 
 
 # -- what a queue is
@@ -478,7 +467,7 @@ def finish(channel, near, channels, use_poll):
     return b"".join(got)
 
 
-@pytest.mark.usefixtures("each_way", "one_full_pass")
+@pytest.mark.usefixtures("each_way", "only_first_passes_are_full")
 @both_modes
 @pytest.mark.parametrize("kind", [Slotted, OfTheClass, Property, Uninitialized])
 def test_class_may_have_its_own_queue(channels, pair, kind, use_poll):
@@ -505,7 +494,7 @@ def test_class_may_have_its_own_queue(channels, pair, kind, use_poll):
     assert not chat.producer_fifo
 
 
-@pytest.mark.usefixtures("each_way", "one_full_pass")
+@pytest.mark.usefixtures("each_way", "only_first_passes_are_full")
 @both_modes
 @pytest.mark.parametrize(
     "kind", [SlottedBuffer, BufferOfTheClass, PropertyBuffer, UninitializedBuffer]

@@ -16,12 +16,7 @@ THREADS = b"abc"
 MESSAGES = 1_000
 
 
-@pytest.fixture(autouse=True)
-def threads_that_change_often():
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    yield
-    sys.setswitchinterval(before)
+pytestmark = pytest.mark.usefixtures("threads_switch_often")
 
 
 class Chat(asynchat.async_chat):

@@ -97,8 +97,6 @@ def talk(address, sent, *, shut=False, context=None, until=b""):
 
 
 class Served(TestCase):
-    timeout = 30
-
     def setUp(self):
         self.calls = []
 

@@ -357,7 +357,7 @@ def test_stalled_handshake_costs_nothing_and_times_out(channels):
         begin = time.monotonic()
         asyncore.loop(timeout=30, map=channels)
         took = time.monotonic() - begin
-    assert 0.4 < took < 5
+    assert 0.4 < took < 15
     assert isinstance(handler.events[0][1], HandshakeTimedOut)
     assert handler.asked < 30  # not once for each time that the descriptor is writable
 

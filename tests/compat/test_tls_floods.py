@@ -66,7 +66,7 @@ def attack():
 
 
 @pytest.fixture
-def few(monkeypatch):
+def small_limit(monkeypatch):
     """Make the limit small."""
     monkeypatch.setattr(_tls_socket, "default_limit", lambda: 20)
     return 20
@@ -100,7 +100,7 @@ def test_honest_client_is_served_during_any_flood(channels, attack, what, origin
 @pytest.mark.parametrize("use_poll", [False, True])
 @pytest.mark.parametrize("what", ATTACKS)
 def test_flood_from_one_address_does_not_evict_a_slow_client_from_another(
-    channels, attack, few, what, use_poll
+    channels, attack, small_limit, what, use_poll
 ):
     listener = Listener(channels, server_context())
     slow = raw_from(OURS, listener.address[1])
@@ -111,8 +111,8 @@ def test_flood_from_one_address_does_not_evict_a_slow_client_from_another(
     socks = running()
     ended = InThread(list, map(drain, socks[:41]))
     drive(channels, ended.done, use_poll=use_poll)
-    assert len(pending(listener)) == few
-    drive(channels, lambda: len(channels) == few + 1, use_poll=use_poll)
+    assert len(pending(listener)) == small_limit
+    drive(channels, lambda: len(channels) == small_limit + 1, use_poll=use_poll)
     told = [handler.events for handler in listener.handlers if handler.events]
     assert [type(error) for ((_, error),) in told] == [HandshakeFailed] * 41
     running = InThread(talk_over, slow, client_context(), b"quit\n")
@@ -123,9 +123,9 @@ def test_flood_from_one_address_does_not_evict_a_slow_client_from_another(
 
 
 @pytest.mark.parametrize("poll", [asyncore.poll, asyncore.poll2])
-def test_eviction_reaches_channels_polled_by_hand(channels, attack, few, poll):
+def test_eviction_reaches_channels_polled_by_hand(channels, attack, small_limit, poll):
     listener = Listener(channels, server_context())
-    attack(listener, few + 1)
+    attack(listener, small_limit + 1)
     end = time.monotonic() + LIMIT
     while not any(handler.events for handler in listener.handlers):
         assert time.monotonic() < end
@@ -134,7 +134,7 @@ def test_eviction_reaches_channels_polled_by_hand(channels, attack, few, poll):
     assert "too many handshakes are unfinished" in str(error)
 
 
-def test_clients_silent_after_starttls_count_as_pending(channels, attack, few):
+def test_clients_silent_after_starttls_count_as_pending(channels, attack, small_limit):
     context = server_context()
 
     class Chat(Lines):
@@ -143,10 +143,10 @@ def test_clients_silent_after_starttls_count_as_pending(channels, attack, few):
             start_tls(self, context, server_side=True)
 
     listener = Listener(channels, None, Chat)
-    socks = attack(listener, few + 5, b"STARTTLS\n")
+    socks = attack(listener, small_limit + 5, b"STARTTLS\n")
     ended = InThread(list, map(drain, socks[:5]))
     drive(channels, ended.done)
-    assert len(_tls_socket._Place._all[context]) == few
+    assert len(_tls_socket._Place._all[context]) == small_limit
     asyncore.close_all(channels)
     assert len(_tls_socket._Place._all[context]) == 0
 

@@ -9,7 +9,6 @@ import threading
 import pytest
 
 from helpers.channels import LIMIT, VERSIONS, Lines, client_context, server_context
-from txasynchat.compat import _asking as asking
 from txasynchat.compat import asyncore, start_tls
 
 THREADS = b"abc"
@@ -105,13 +104,6 @@ class Served:
         assert self.channels == {}
 
 
-@pytest.fixture
-def one_full_pass(monkeypatch):
-    """Each loop() begins with a full pass, and has no other."""
-    monkeypatch.setattr(asking, "FULL_PASS_SOONEST", 1000.0)
-    monkeypatch.setattr(asking, "FULL_PASS_LATEST", 1000.0)
-
-
 def append(channel, data):
     channel.producer_fifo.append(data)
 
@@ -123,7 +115,7 @@ def add(channel, data):
 from_elsewhere = pytest.mark.parametrize("where", ["from_a_handler", "from_a_thread"])
 
 
-@pytest.mark.usefixtures("one_full_pass")
+@pytest.mark.usefixtures("only_first_passes_are_full")
 @pytest.mark.parametrize(("kind", "fill"), [(Quiet, append), (Sending, add)])
 @from_elsewhere
 @pytest.mark.parametrize("version", VERSIONS)
@@ -134,7 +126,7 @@ def test_queue_filled_from_outside_is_sent_at_once(version, where, kind, fill):
             assert served.read(1_000) == b"x" * 1_000, number
 
 
-@pytest.mark.usefixtures("one_full_pass")
+@pytest.mark.usefixtures("only_first_passes_are_full")
 @pytest.mark.parametrize(
     ("kind", "send"), [(Quiet, lambda c, d: c.push(d)), (Sending, lambda c, d: c.send(d))]
 )

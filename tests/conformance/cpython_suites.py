@@ -411,7 +411,7 @@ def main() -> int:
     if not chosen:
         print(f"0 passed, 0 failed, {skipped} skipped")
         return 0
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(6) as pool:  # they mostly wait
         planned = [
             tuple(
                 pool.submit(Run(python, suite, implementation).carry_out, folder)

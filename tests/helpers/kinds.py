@@ -18,9 +18,9 @@ from helpers.support import (
     HOST,
     PATIENCE,
     client_context,
-    in_thread,
     server_options,
     twisted_options,
+    until,
 )
 from txasynchat import AsyncChat, State, transports
 from txasynchat.compat import LegacyFactory, _worn
@@ -45,7 +45,14 @@ def on_the_hub_too(cls):
 
 
 class Client:
-    """A blocking socket; each method is run in a thread, and has a time limit."""
+    """
+    A blocking socket; each method is run in a thread, and has a time limit.
+
+    Attributes:
+        longest_wait: seconds between two reads of `read_to_the_end`.
+    """
+
+    longest_wait = 0.0
 
     def __init__(self, address, kind, receive_buffer=4_096):
         family = socket.AF_UNIX if kind == "unix" else socket.AF_INET
@@ -76,11 +83,13 @@ class Client:
     def read_to_the_end(self, rate=None):
         """Read so many bytes a second; return their number, and how the stream ended."""
         count = 0
-        began = time.monotonic()
+        began = last = time.monotonic()
         pace = threading.Event()
         try:
             while data := self.socket.recv(8_192):
                 count += len(data)
+                now = time.monotonic()
+                self.longest_wait, last = max(self.longest_wait, now - last), now
                 if rate:
                     pace.wait(max(0.0, began + count / rate - time.monotonic()))
         except OSError as error:
@@ -89,7 +98,6 @@ class Client:
 
 
 class KindsCase(TestCase):
-    timeout = 30
     #: Seconds that the end of a connection may take; see `limits`.
     seconds = 5.0
 
@@ -143,15 +151,13 @@ class KindsCase(TestCase):
 
     async def made(self, handlers):
         """Wait until there is a handler, and return it."""
-        while not handlers:
-            await in_thread(lambda: None)
+        await until(lambda: handlers)
         return handlers[0]
 
     async def gone(self, handlers):
         """Wait until the handler's connection is gone, and return the handler."""
         handler = await self.made(handlers)
-        while not self.is_gone(handler):
-            await in_thread(lambda: None)
+        await until(lambda: self.is_gone(handler))
         return handler
 
     def is_gone(self, handler):

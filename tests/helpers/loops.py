@@ -11,7 +11,7 @@ import pytest
 from txasynchat.compat import _backoff as backoff
 from txasynchat.compat import _loop, asynchat, asyncore
 
-LIMIT = 10.0
+LIMIT = 20.0
 
 
 class Recorder(asyncore.dispatcher):
@@ -76,7 +76,7 @@ def check_that_it_rests(count, run_once, patience=backoff.PATIENCE):
         run_once()
     # The machine may have stopped for a while, which changes nothing of this.
     assert count() <= patience + elapsed / backoff.PAUSE + 5
-    assert time.process_time() - used < 0.3
+    assert time.process_time() - used < 0.6 * elapsed
 
 
 def waits(channels):

@@ -23,6 +23,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint, connectProtocol
 from twisted.internet.protocol import Factory
 from twisted.internet.ssl import PrivateCertificate
+from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 from typing_extensions import override
 
@@ -179,6 +180,12 @@ def in_thread(function, *arguments) -> Deferred:
     return deferToThread(function, *arguments)
 
 
+async def until(condition) -> None:
+    """Run the reactor until *condition* holds, or the test case times out."""
+    while not condition():
+        await deferLater(reactor, 0.002)
+
+
 def openssl(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess:
     """Run the openssl program."""
     return subprocess.run(
@@ -235,7 +242,8 @@ class Server:
         return handler
 
     async def listen(self):
-        endpoint = TCP4ServerEndpoint(reactor, self.number, interface="127.0.0.1")
+        # A client that finds the backlog full tries again after a second.
+        endpoint = TCP4ServerEndpoint(reactor, self.number, backlog=1000, interface="127.0.0.1")
         if not self.plain:
             endpoint = SecureServerEndpoint(reactor, endpoint, self.options)
         port = await endpoint.listen(self.factory)

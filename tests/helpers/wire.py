@@ -13,6 +13,7 @@ import ssl
 import struct
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
@@ -42,10 +43,10 @@ HOSTILE = {
 }
 
 
-def _more(sock):
-    data = sock.recv(65536)
+def _more(sock, most=65536):
+    data = sock.recv(most)
     if not data:
-        raise ConnectionError("the peer ended in the middle of the handshake")
+        raise ConnectionError("the peer ended too early")
     return data
 
 
@@ -105,10 +106,10 @@ class Memory:
 
     def read(self, sock, size):
         """Read so many bytes of plain text, or all before the end."""
-        data = b""
+        data = bytearray()
         while len(data) < size and not self.ended:
             try:
-                piece = self.tls.read(size - len(data))
+                piece = self.tls.read(min(65_536, size - len(data)))
                 data += piece
                 self.ended = not piece
             except ssl.SSLZeroReturnError:  # after our own close_notify
@@ -118,7 +119,7 @@ class Memory:
                 if not piece:
                     break
                 self.incoming.write(piece)
-        return data
+        return bytes(data)
 
 
 def one_byte_records(hello):
@@ -149,11 +150,41 @@ def reset(sock):
 
 def drain(sock):
     """Read until the other side ends the connection, orderly or not."""
-    data = b""
+    data = bytearray()
     with sock, contextlib.suppress(ConnectionResetError):
         while piece := sock.recv(65536):
             data += piece
-    return data
+    return bytes(data)
+
+
+def after_a_slow_read(sock, sizes, limit, then):
+    """
+    Read pieces of so many bytes, with pauses of a tenth of *limit*, and return what *then* returns.
+
+    Returns:
+        None if that failed, and the machine held up the reader for so long that *limit*, the other
+        side's for one piece, may have passed.
+    """
+    longest = 0.0
+    began = time.monotonic()
+
+    def done():
+        nonlocal longest, began
+        longest, began = max(longest, time.monotonic() - began), time.monotonic()
+
+    try:
+        for size in sizes:
+            left = size
+            while left:
+                left -= len(_more(sock, min(left, 65536)))
+            time.sleep(limit / 10)
+            done()
+        return then(sock)
+    except OSError:
+        done()
+        if longest < limit / 2:
+            raise
+        return None
 
 
 class TrafficKeys:

@@ -30,7 +30,7 @@ from txasynchat.hub import HANGUP, READ, URGENT, WRITE, Hub
 from txasynchat.hub.hosts import HostedDescriptor
 from txasynchat.hub.pollers import PollPoller, SelectPoller, new_poller
 
-LIMIT = 5.0
+LIMIT = 20.0
 
 
 @pytest.fixture(params=[new_poller, PollPoller, SelectPoller], ids=["nested", "flat", "select"])
@@ -440,7 +440,7 @@ def test_select_is_used_where_epoll_and_poll_are_missing():
 
 
 @pytest.fixture(params=[new_poller, PollPoller], ids=["nested", "flat"])
-def own(request):
+def opened(request):
     """A hub, and the descriptors that it opened."""
     hub = Hub(request.param)
     numbers = {hub.fileno(), hub.waker, pipe_end(hub)} - {-1}
@@ -502,7 +502,8 @@ class Strangers:
 
 
 @pytest.fixture(params=[*Strangers.KINDS, pytest.param("pollers", marks=pytest.mark.nests_pollers)])
-def put_in_its_place(request):
+def reuse_numbers(request):
+    """Close the descriptors with these numbers, and open others on them."""
     made = []
 
     def put(numbers):
@@ -524,12 +525,12 @@ def first_event(hub):
     return None
 
 
-def test_hub_continues_with_new_descriptors(own, ends, put_in_its_place):
-    hub = own.hub
+def test_hub_continues_with_new_descriptors(opened, ends, reuse_numbers):
+    hub = opened.hub
     a, b = ends
     hub.watch(a.fileno(), READ)
     assert hub.check()
-    strangers = put_in_its_place(own.numbers)
+    strangers = reuse_numbers(opened.numbers)
     b.send(b"x")
     assert not hub.check()
     assert first_event(hub) == (a.fileno(), READ)
@@ -545,15 +546,15 @@ def test_hub_continues_with_new_descriptors(own, ends, put_in_its_place):
     assert strangers.are_untouched()
 
 
-@pytest.mark.parametrize("own", [new_poller], indirect=True)
-@pytest.mark.parametrize("put_in_its_place", Strangers.KINDS, indirect=True)
+@pytest.mark.parametrize("opened", [new_poller], indirect=True)
+@pytest.mark.parametrize("reuse_numbers", Strangers.KINDS, indirect=True)
 @pytest.mark.parametrize("call", ["wait", "watch", "verify", "wake"])
-def test_any_call_notices_closed_descriptors(own, ends, put_in_its_place, call):
+def test_any_call_notices_closed_descriptors(opened, ends, reuse_numbers, call):
     """No check is needed first, unless the program has another poller on that number."""
-    hub = own.hub
+    hub = opened.hub
     a, b = ends
     hub.watch(a.fileno(), READ)
-    strangers = put_in_its_place(own.numbers)
+    strangers = reuse_numbers(opened.numbers)
     if call == "watch":
         hub.watch(a.fileno(), READ | WRITE)
     elif call == "verify":
@@ -567,22 +568,22 @@ def test_any_call_notices_closed_descriptors(own, ends, put_in_its_place, call):
     assert strangers.are_untouched()
 
 
-def test_close_leaves_reused_numbers_alone(own, put_in_its_place):
-    strangers = put_in_its_place(own.numbers)
-    own.hub.close()
-    del own.hub._poller
+def test_close_leaves_reused_numbers_alone(opened, reuse_numbers):
+    strangers = reuse_numbers(opened.numbers)
+    opened.hub.close()
+    del opened.hub._poller
     gc.collect()
     assert strangers.are_untouched()
 
 
-def test_wake_up_writes_nothing_to_reused_numbers(own, put_in_its_place):
-    strangers = put_in_its_place(own.numbers)
-    thread = threading.Thread(target=own.hub.wake)
+def test_wake_up_writes_nothing_to_reused_numbers(opened, reuse_numbers):
+    strangers = reuse_numbers(opened.numbers)
+    thread = threading.Thread(target=opened.hub.wake)
     thread.start()
     thread.join()
-    own.hub.forget(0)
+    opened.hub.forget(0)
     assert strangers.are_untouched()
-    assert own.hub.wait(LIMIT) == []
+    assert opened.hub.wait(LIMIT) == []
     assert strangers.are_untouched()
 
 
@@ -652,9 +653,9 @@ def test_hub_on_the_number_of_another_is_told_apart(ends):
     second.close()
 
 
-def test_channel_on_the_former_number_of_a_waker_is_served(own):
+def test_channel_on_the_former_number_of_a_waker_is_served(opened):
     """The program closes what it does not know, and connects again."""
-    hub = own.hub
+    hub = opened.hub
     number = hub.waker
     former = hub.fileno()
     a, b = socket.socketpair()
@@ -675,9 +676,9 @@ def test_channel_on_the_former_number_of_a_waker_is_served(own):
         os.close(former)  # nothing showed that it still was a hub's, so the hub left it alone
 
 
-def test_signal_handler_may_wake_the_hub_at_any_time(own):
+def test_signal_handler_may_wake_the_hub_at_any_time(opened):
     """The hub must not deadlock on its own lock."""
-    hub = own.hub
+    hub = opened.hub
     before = signal.signal(signal.SIGALRM, lambda *_: hub.wake())
     end = time.monotonic() + 0.3
     try:
@@ -709,9 +710,9 @@ def test_each_hub_takes_one_descriptor():
 # -- and in a reactor
 
 
-@pytest.mark.parametrize("put_in_its_place", ["nothing", "files", "sockets"], indirect=True)
-def test_reactor_continues_with_the_new_descriptors(reactor, own, ends, put_in_its_place):
-    hub = own.hub
+@pytest.mark.parametrize("reuse_numbers", ["nothing", "files", "sockets"], indirect=True)
+def test_reactor_continues_with_the_new_descriptors(reactor, opened, ends, reuse_numbers):
+    hub = opened.hub
     a, b = ends
     seen = []
 
@@ -727,7 +728,7 @@ def test_reactor_continues_with_the_new_descriptors(reactor, own, ends, put_in_i
     hub.attach(reactor, ready)
     b.send(b"x")
     turn_until(reactor, lambda: seen)
-    strangers = put_in_its_place(own.numbers)
+    strangers = reuse_numbers(opened.numbers)
     assert not hub.check()
     ready()
     b.send(b"y")

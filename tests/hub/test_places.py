@@ -34,7 +34,7 @@ from twisted.trial.unittest import TestCase
 from typing_extensions import override
 from zope.interface import implementer
 
-from helpers.support import authority, in_thread, leaf, pem
+from helpers.support import authority, in_thread, leaf, pem, until
 from txasynchat import AsyncChat, ChatFactory, Server
 from txasynchat.hub.places import HubClientEndpoint, HubServerEndpoint, on_hub
 from txasynchat.hub.transport import Connection, Outgoing, OutgoingUNIX, UNIXConnection
@@ -94,8 +94,6 @@ def test_descriptions_that_end_in_a_socket_are_the_hubs(given, expected):
 
 
 class Strings(TestCase):
-    timeout = 60
-
     def test_strings_make_endpoints_of_the_hub(self):
         self.assertIsInstance(serverFromString(reactor, "hub:tcp:0"), HubServerEndpoint)
         self.assertIsInstance(clientFromString(reactor, "hub:tcp:localhost:1"), HubClientEndpoint)
@@ -122,8 +120,6 @@ class Strings(TestCase):
 
 
 class Clients(TestCase):
-    timeout = 60
-
     async def listen(self, where="hub:tcp:0:interface=127.0.0.1", handler=Line):
         server = Server(reactor, ChatFactory(handler), [where])
         server.startService()
@@ -224,8 +220,7 @@ class Clients(TestCase):
         await chat.answered
         chat.close()
         await chat.ended
-        while len(told) < 2:
-            await in_thread(lambda: None)
+        await until(lambda: len(told) == 2)
         self.assertEqual(told, ["start", "stop"])
 
         for build, error in ((lambda _: None, NoProtocol), (lambda _: 1 / 0, ZeroDivisionError)):
@@ -259,8 +254,6 @@ class Clients(TestCase):
 
 
 class Servers(TestCase):
-    timeout = 60
-
     async def test_a_server_takes_the_hub_only_where_it_is_asked_to(self):
         for transport, expected in (("twisted", False), ("hub", True)):
             for where in ("tcp:0:interface=127.0.0.1", f"unix:{self.mktemp()}"):

@@ -46,8 +46,6 @@ class Sockets(Factory):
 
 
 class SocketFactoryTests(TestCase):
-    timeout = 30
-
     async def listen(self, factory, where=LOCAL):
         port = await serverFromString(reactor, where).listen(factory)
         self.addCleanup(port.stopListening)
@@ -91,8 +89,6 @@ class Told(Protocol):
 
 
 class PortCase(TestCase):
-    timeout = 60
-
     async def listen(self, where=LOCAL, protocol=Told, factory=None):
         if factory is None:
             factory = Factory.forProtocol(protocol)

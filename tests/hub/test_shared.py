@@ -50,8 +50,6 @@ def factory_of(protocol):
 
 
 class HubCase(TestCase):
-    timeout = 60
-
     async def listen(self, protocol, host=None):
         host = host or HubReactor(reactor)
         endpoint = TCP4ServerEndpoint(host, 0, interface="127.0.0.1")

@@ -6,6 +6,7 @@ Each test runs over both, so a difference shows.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import struct
@@ -90,7 +91,6 @@ class HalfClosing(Notes):
 
 
 class ConnectionCase(TestCase):
-    timeout = 60
     reactor = reactor
 
     async def connect(self, build=Notes, family=socket.AF_INET):
@@ -185,7 +185,8 @@ class Bytes(ConnectionCase):
                 self.transport.loseConnection()
 
         client, protocol = await self.connect(Leaving)
-        await in_thread(client.sendall, bytes(1_000_000))
+        with contextlib.suppress(ConnectionError):  # the end may come in the middle
+            await in_thread(client.sendall, bytes(1_000_000))
         await protocol.lost
         self.assertLessEqual(len(protocol.data), 65_536)
 

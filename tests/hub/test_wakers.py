@@ -12,7 +12,7 @@ import pytest
 from txasynchat.hub.pollers import PollPoller, new_poller
 from txasynchat.hub.wakers import new_waker
 
-LIMIT = 5.0
+LIMIT = 20.0
 
 
 @pytest.fixture(params=[new_poller, PollPoller], ids=["nested", "flat"])

@@ -16,7 +16,6 @@ import ssl
 import struct
 import subprocess
 import sys
-import threading
 import weakref
 from pathlib import Path
 
@@ -40,6 +39,7 @@ from twisted.trial.unittest import TestCase
 from typing_extensions import override
 
 from helpers.kinds import on_the_hub_too
+from helpers.wire import after_a_slow_read
 from txasynchat import AsyncChat, HandshakeFailed, State
 from txasynchat.protocol import reports
 
@@ -118,7 +118,6 @@ class Client:
 
 
 class SocketCase(TestCase):
-    timeout = 60
     reactor = reactor
 
     async def serve(self, handler, wrap=lambda factory: factory, endpoint=None):
@@ -478,6 +477,7 @@ class SlowReaderTests(SocketCase):
         assert asked[0] == self.size
         _, peak = tracemalloc.get_traced_memory()
         assert peak < 8 * MIB
+        client.socket.close()  # or the server may wait for it
         await chat.gone
 
     async def test_a_push_producer_is_paused_and_resumed(self):
@@ -604,31 +604,36 @@ class SlowReaderTests(SocketCase):
         assert chats[0].events == ["close"]
 
     async def test_stalled_peer_is_aborted_while_closing_and_a_slow_one_is_not(self):
-        class Closing(Line):
-            close_timeout = 1.0
+        def read_to_the_end(sock):
+            return sum(map(len, iter(lambda: sock.recv(MIB), b"")))
 
-            def handle_connect(self):
-                super().handle_connect()
-                self.push_with_producer(bytes(65_536) for _ in range(400))
-                self.close_when_done()
+        # The whole takes longer than the limit, each piece does not.
+        sizes = [MIB] * 20
+        for limit in (1.0, 2.0, 4.0):
 
-        def read_slowly(client):
-            client.connect()
-            total = 0
-            for _ in range(40):
-                total += len(client.read(MIB // 2))
-                slept.wait(0.05)
-            return total + len(client.read_to_the_end())
+            class Closing(Line):
+                close_timeout = limit
 
-        slept = threading.Event()
-        address, chats = await self.serve(Closing)
-        slow = deferToThread(read_slowly, self.client(address, receive_buffer=65_536))
-        stuck = self.client(address, receive_buffer=65_536)
-        with capturedLogs() as logs:
-            await deferToThread(stuck.connect)
-            assert await slow == 400 * 65_536
-            for chat in chats:
-                await chat.gone
+                def handle_connect(self):
+                    super().handle_connect()
+                    self.push_with_producer(bytes(65_536) for _ in range(400))
+                    self.close_when_done()
+
+            address, chats = await self.serve(Closing)
+            slow = self.client(address, receive_buffer=65_536)
+            stuck = self.client(address, receive_buffer=65_536)
+            with capturedLogs() as logs:
+                await deferToThread(slow.connect)
+                reading = deferToThread(
+                    after_a_slow_read, slow.socket, sizes, limit, read_to_the_end
+                )
+                await deferToThread(stuck.connect)
+                rest = await reading
+                for chat in chats:
+                    await chat.gone
+            if rest is not None:
+                break
+        assert rest == 400 * 65_536 - sum(sizes)
         (kind,) = [event["kind"] for event in logs if "kind" in event]
         assert kind == "CloseTimedOut"
 

@@ -33,6 +33,7 @@ from helpers.support import (
     leaf,
     server_options,
     twisted_options,
+    until,
 )
 from helpers.wire import drain, raw_from
 from txasynchat import errors
@@ -71,16 +72,9 @@ class LegacyEcho(asynchat.async_chat):
         self.push(self._get_data() + b"\n")
 
 
-async def until(condition):
-    while not condition():
-        await task.deferLater(reactor, 0.002)
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="the loopback has one address elsewhere")
 @pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")
 class Floods(unittest.TestCase):
-    timeout = 120
-
     def attack(self, port, count, data=b"", addresses=None):
         """Open so many connections, from one address or from *addresses*, and send only *data*."""
         socks = []

@@ -55,13 +55,11 @@ def read_answers(client):
 
 
 class StoppedHandshakes(unittest.TestCase):
-    timeout = 90
-
     @pytest.mark.slow
     async def test_peer_that_stops_at_any_byte_is_disconnected_and_costs_nothing(self):
         for version in support.VERSIONS:
             # A busier machine needs more time: half a second without work must remain.
-            for limit in (1.5, 3.0, 6.0):
+            for limit in (1.5, 3.0, 6.0, 12.0):
                 if await self.check_stopped(version, limit):
                     break
             else:
@@ -178,9 +176,8 @@ class StoppedHandshakes(unittest.TestCase):
 
 
 class Closing(unittest.TestCase):
-    timeout = 60
-
     async def test_peer_that_never_answers_close_notify_is_disconnected_after_the_limit(self):
+        self.patch(TLSTransport, "close_timeout", 3 * support.PATIENCE)
         server = await Server(self, server_options(close_timeout=0.3)).listen()
 
         def shake():
@@ -194,8 +191,9 @@ class Closing(unittest.TestCase):
         handler.close()
         began = time.monotonic()
         await handler.closed
-        self.assertLess(0.25, time.monotonic() - began)
-        self.assertGreater(2.0, time.monotonic() - began)
+        took = time.monotonic() - began
+        self.assertLess(0.25, took)
+        self.assertLess(took, support.PATIENCE)
 
         def rest():
             with client:
@@ -335,8 +333,6 @@ class Telling(LineOnlyReceiver):
 class Stock(unittest.TestCase):
     """An `AsyncChat` has the same limits, and gets the same errors, on Twisted's own TLS endpoints."""
 
-    timeout = 60
-
     async def serve(self, **limits):
         handlers = []
 
@@ -363,6 +359,7 @@ class Stock(unittest.TestCase):
         self.assertIs(type(handler.close_reason), errors.HandshakeTimedOut)
 
     async def test_peer_that_never_answers_close_notify_is_disconnected(self):
+        self.patch(TLSTransport, "close_timeout", 3 * support.PATIENCE)
         port, handlers = await self.serve(close_timeout=0.2)
         client = await in_thread(support.stdlib_client, port, client_context())
         self.addCleanup(client.close)
@@ -371,7 +368,7 @@ class Stock(unittest.TestCase):
         handler.close()
         began = time.monotonic()
         await handler.closed
-        self.assertLess(time.monotonic() - began, 2.0)
+        self.assertLess(time.monotonic() - began, support.PATIENCE)
 
     async def test_truncation_is_distinguished_from_an_orderly_end(self):
         port, handlers = await self.serve()
@@ -409,11 +406,9 @@ def openssl_connections():
 
 
 class Hostile(unittest.TestCase):
-    timeout = 90
-
     async def test_bytes_that_are_not_a_handshake_end_only_their_connection(self):
         before = openssl_connections()
-        server = await Server(self, server_options(handshake_timeout=1.0)).listen()
+        server = await Server(self, server_options(handshake_timeout=3.0)).listen()
         good = await in_thread(support.stdlib_client, server.port, client_context())
         self.addCleanup(good.close)
 

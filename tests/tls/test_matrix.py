@@ -192,8 +192,6 @@ async def ours(program, kind, place, version):
 
 
 class Matrix(unittest.TestCase):
-    timeout = 120
-
     def setUp(self):
         self.folder = Path(self.mktemp())
         self.folder.mkdir()

@@ -56,8 +56,6 @@ from txasynchat.tls.certificates import Loaded
 
 
 class Talk(unittest.TestCase):
-    timeout = 60
-
     async def test_handle_secure_precedes_handle_connect_and_data_in_both_versions(self):
         for version in support.VERSIONS:
             server = await Server(self, server_options()).listen()
@@ -166,8 +164,6 @@ class Upgrading(Notes):
 
 class Verification(unittest.TestCase):
     """Each failure is its own error; no handler is connected, and nothing is delivered."""
-
-    timeout = 60
 
     async def refused(self, kind, server, client, server_kind=errors.HandshakeFailed):
         server = await Server(self, server).listen()
@@ -353,8 +349,6 @@ class Verification(unittest.TestCase):
 class Names(unittest.TestCase):
     """Several certificates on one port."""
 
-    timeout = 60
-
     def options(self, **arguments):
         return server_options(
             credentials=[
@@ -412,8 +406,6 @@ class Names(unittest.TestCase):
 
 class Protocols(unittest.TestCase):
     """ALPN."""
-
-    timeout = 60
 
     async def agree(self, offered, **arguments):
         server = await Server(
@@ -473,8 +465,6 @@ class Protocols(unittest.TestCase):
 
 
 class Sessions(unittest.TestCase):
-    timeout = 60
-
     async def reused(self, version, **arguments):
         server = await Server(self, server_options(**arguments)).listen()
         context = client_context(version)
@@ -614,8 +604,6 @@ class Start(unittest.TestCase):
 
 
 class Renewal(unittest.TestCase):
-    timeout = 60
-
     def setUp(self):
         self.folder = Path(self.mktemp())
         self.folder.mkdir()

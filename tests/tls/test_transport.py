@@ -349,8 +349,6 @@ class Pulling(Heard):
 class Refused(TestCase):
     """Whoever hands options of ours to Twisted's TLS learns at once what to use instead."""
 
-    timeout = 30
-
     def check(self, error, word):
         text = str(error)
         assert "secure:" in text and "AsyncChat.start_tls" in text and word in text, text
@@ -409,8 +407,6 @@ class Refused(TestCase):
 
 class Twisteds(TestCase):
     """What a Twisted application brings, on endpoints and in `AsyncChat.start_tls`."""
-
-    timeout = 30
 
     async def test_start_tls_takes_twisteds_options_on_either_side(self):
         class Upgrading(Notes):
