@@ -16,7 +16,7 @@ from twisted.internet import reactor
 from twisted.protocols.policies import TimeoutFactory, TimeoutMixin, WrappingFactory
 from typing_extensions import override
 
-from helpers.kinds import KINDS, NATIVE, SERVED, Client, KindsCase
+from helpers.kinds import KINDS, NATIVE, SERVED, WORN, Client, KindsCase
 from helpers.support import in_thread, read_line, until
 from txasynchat import AsyncChat, ChatFactory, Server, State
 from txasynchat.compat import asynchat
@@ -283,6 +283,8 @@ class HalfClosing(KindsCase):
                 assert handlers[0].events == ["close"], way
 
     async def test_half_close_by_a_legacy_handler(self):
+        """On a worn transport, whose ``sendall`` takes everything at once."""
+
         class Ending(LegacyLine):
             def message_received(self, message):
                 super().message_received(message)
@@ -293,17 +295,25 @@ class HalfClosing(KindsCase):
                         self.socket.send(b"too late")
 
         for wrap in WRAPS:
-            for way in SERVED:
+            for way in WORN:
                 await self.check(way, Ending, wrap, 340_000)
 
     async def test_half_close_by_a_legacy_handler_that_closes_later(self):
         class Ending(LegacyLine):
+            asked = False
+
             def message_received(self, message):
                 if message == b"go":
-                    self.socket.sendall(bytes(340_000))
-                    self.socket.shutdown(socket.SHUT_WR)
+                    self.asked = True
+                    self.push(bytes(340_000))
                 else:
                     self.close_when_done()
+
+            def initiate_send(self):
+                super().initiate_send()
+                if self.asked and not self.producer_fifo:
+                    self.asked = False
+                    self.socket.shutdown(socket.SHUT_WR)
 
         self.limits(0.3)
         for way in SERVED:

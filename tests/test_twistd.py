@@ -489,6 +489,8 @@ class Elsewhere(Legacy):
 
     def __init__(self, sock):
         asynchat.async_chat.__init__(self, sock, self.others)
+        self.set_terminator(b"\\n")
+        self.data = []
 
 
 def make_legacy(sock, addr):
@@ -579,14 +581,13 @@ def test_handler_that_only_sends_is_served_and_a_forgotten_hook_is_warned_of(run
         assert answers.readline() == b"hello\n"
 
 
-def test_handler_that_registers_in_another_map_is_warned_of(run, handlers):
-    """On Twisted's transports no loop drives that map: the log says what to leave out."""
-    handler = "handlers:Elsewhere"
-    where = ("--transport", "twisted", "--listen", LOOPBACK)
-    program = run(*TWISTD, "-n", "asynchat", "--handler", handler, *where)
-    with connect(program.port()) as (_, answers):
-        assert answers.read() == b""
-    program.said("Elsewhere registered in another map, .* leave map= out")
+@pytest.mark.parametrize("transport", ["hub", "twisted"])
+def test_handler_that_registers_in_another_map_is_served(run, handlers, transport):
+    where = ("--transport", transport, "--listen", LOOPBACK)
+    program = run(*TWISTD, "-n", "asynchat", "--handler", "handlers:Elsewhere", *where)
+    with connect(program.port()) as (client, answers):
+        client.sendall(b"hello\n")
+        assert answers.readline() == b"legacy hello\n"
 
 
 MISTAKES = {

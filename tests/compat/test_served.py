@@ -1,5 +1,7 @@
 """
 Legacy handlers, unmodified, on Twisted's transports.
+
+Also covers `compat._worn`.
 """
 
 import selectors

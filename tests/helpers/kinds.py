@@ -30,10 +30,11 @@ from txasynchat.tls.transport import TLSTransport
 
 #: The transport below a handler.
 KINDS = ("tcp", "unix", "secure", "ssl")
-#: The same as connections of the hub, which are for native handlers.
+#: The same on sockets of our own: a connection of the hub, or the legacy handler's own socket.
 ON_THE_HUB = ("hub-tcp", "hub-unix", "hub-secure")
 NATIVE = tuple(f"native {kind}" for kind in KINDS + ON_THE_HUB)
-SERVED = tuple(f"served {kind}" for kind in KINDS)
+WORN = tuple(f"served {kind}" for kind in KINDS)
+SERVED = (*WORN, *(f"served {kind}" for kind in ON_THE_HUB))
 
 
 def on_the_hub_too(cls):
@@ -163,4 +164,7 @@ class KindsCase(TestCase):
     def is_gone(self, handler):
         if isinstance(handler, AsyncChat):
             return handler.state is State.CLOSED
-        return transports.real_socket(handler.socket.transport) is None
+        sock = handler.socket
+        if isinstance(sock, _worn.TransportSocket):
+            return transports.real_socket(sock.transport) is None
+        return sock.fileno() == -1
