@@ -1,5 +1,6 @@
 """
-Whether the peer still takes what it was sent: the question behind every limit on a slow ending.
+Whether the peer still takes what it was sent, the question behind every limit on a slow ending; and
+what it sent that nobody has read.
 
 What was written waits in a transport, then in the operating system, and is in flight until the peer's
 system has acknowledged it. A peer that reads slowly may show in the last of these only: a socket takes
@@ -11,19 +12,21 @@ Numbers and sockets only: no Twisted, no clock of its own. Callers say how long 
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
-if sys.platform == "linux":
-    import fcntl
-    import termios
+_ioctl: Any = None
+with suppress(ImportError):  # not on every system
+    from fcntl import ioctl as _ioctl
+    from termios import FIONREAD, TIOCOUTQ
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
-    from twisted.internet.interfaces import IDelayedCall, IReactorTime
+__all__ = ["Progress", "StallWatch", "unacknowledged", "unread"]
 
-__all__ = ["Progress", "StallWatch", "unacknowledged"]
+_NO_BYTES = bytes(4)
 
 
 class Progress:
@@ -53,12 +56,12 @@ class StallWatch(Progress):
 
     def __init__(self) -> None:
         super().__init__()
-        self._timer: IDelayedCall | None = None
+        self._timer: Any = None  # an IDelayedCall
         self._cancelled = False
 
     def stalled(
         self,
-        clock: IReactorTime | None,
+        clock: Any,
         interval: float,
         look: Callable[[], None],
         *counts: int | None,
@@ -67,7 +70,7 @@ class StallWatch(Progress):
         Return whether *counts* are those of the last look; False for the first one.
 
         Args:
-            clock: what calls *look*; None: nothing does, and this is always False.
+            clock: an IReactorTime, which calls *look*; None: nothing does, and this is always False.
             interval: the seconds until then.
             look: called for the next look, unless this was the last one. It calls this again.
             counts: see `Progress.made`.
@@ -102,7 +105,19 @@ def unacknowledged(sock: socket.socket) -> int | None:
         return None
     try:
         # The kernel calls it SIOCOUTQ, and answers for TCP and Unix sockets.
-        answer = fcntl.ioctl(sock, termios.TIOCOUTQ, b"\0\0\0\0")
+        answer = _ioctl(sock, TIOCOUTQ, _NO_BYTES)
     except (OSError, ValueError):
         return None
     return int.from_bytes(answer, sys.byteorder)
+
+
+def unread(fd: int) -> int:
+    """
+    Return how many bytes wait to be read from *fd*; -1 if the system does not say, as of a listener.
+    """
+    if _ioctl is None or fd < 0:
+        return -1
+    try:
+        return int.from_bytes(_ioctl(fd, FIONREAD, _NO_BYTES), sys.byteorder)
+    except OSError:
+        return -1

@@ -28,7 +28,7 @@ from twisted.python.failure import Failure
 from zope.interface import alsoProvides, implementer
 
 from txasynchat import pipes
-from txasynchat.delivery import unacknowledged
+from txasynchat.delivery import unacknowledged, unread
 from txasynchat.log import Throttle
 from txasynchat.pipes import (
     innermost,
@@ -177,6 +177,9 @@ def has_unread_bytes(transport: Any) -> bool:
     one = real_socket(transport)
     if one is None:
         return False
+    count = unread(one.fileno())
+    if count >= 0:
+        return count > 0
     try:
         return bool(one.recv(1, socket.MSG_PEEK))
     except OSError:  # nothing there, or reset already

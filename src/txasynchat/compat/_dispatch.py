@@ -22,8 +22,8 @@ from txasynchat.compat._attributes import own, socket_of
 from txasynchat.compat._backoff import PATIENCE
 from txasynchat.compat._interest import LayeredSocket, pending_of
 from txasynchat.compat._wants import GONE
+from txasynchat.delivery import unread
 from txasynchat.hub import ENDED, ERROR, HANGUP, READ, URGENT, WRITE, Events
-from txasynchat.hub.pollers import unread
 
 if TYPE_CHECKING:
     from txasynchat.compat._asking import Asking

@@ -9,15 +9,14 @@ from __future__ import annotations
 import errno
 import os
 import select
-import sys
-from contextlib import suppress
 from typing import Any, Protocol
 
+from txasynchat.delivery import unread
 from txasynchat.hub.descriptors import Owned
 
 __all__ = [
     "ENDED", "ERROR", "HANGUP", "INVALID", "ONCE", "READ", "URGENT", "WRITE", "Events",
-    "KqueuePoller", "PollPoller", "Poller", "SelectPoller", "knows_once", "new_poller", "unread",
+    "KqueuePoller", "PollPoller", "Poller", "SelectPoller", "knows_once", "new_poller",
 ]  # fmt: skip
 
 # The same values in poll(2), on every system that has it, and in epoll.
@@ -37,12 +36,6 @@ ONCE = 0x80000000
 Events = list[tuple[int, int]]
 
 _select: Any = select  # for names that it has on the BSDs and macOS only
-_ioctl: Any = None
-with suppress(ImportError):  # not on every system
-    from fcntl import ioctl as _ioctl
-    from termios import FIONREAD
-
-_NO_BYTES = bytes(4)
 
 # Of poll(2)'s flags, ENDED exists on Linux only.
 _POLL_KNOWS = READ | URGENT | WRITE | getattr(select, "POLLRDHUP", 0)
@@ -199,18 +192,6 @@ class KqueuePoller(_Emulated):
 
     def close(self) -> None:  # noqa: D102 - see _Emulated
         self._kqueue.close()
-
-
-def unread(fd: int) -> int:
-    """
-    Return how many bytes wait to be read from *fd*; -1 if the system does not say, as of a listener.
-    """
-    if _ioctl is None or fd < 0:
-        return -1
-    try:
-        return int.from_bytes(_ioctl(fd, FIONREAD, _NO_BYTES), sys.byteorder)
-    except OSError:
-        return -1
 
 
 def knows_once(poller: Poller) -> bool:

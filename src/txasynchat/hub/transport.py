@@ -32,8 +32,8 @@ from twisted.python.failure import Failure
 from typing_extensions import override
 from zope.interface import implementer
 
+from txasynchat.delivery import unread as unread_bytes
 from txasynchat.hub.pollers import READ, WRITE
-from txasynchat.hub.pollers import unread as unread_bytes
 from txasynchat.log import failure
 
 if TYPE_CHECKING:
