@@ -134,16 +134,12 @@ class TLSTransport(transports.TLSBase):
         self.factory.registerProtocol(self)
         try:
             self.engine = self.factory.make_engine(self)
-        except Exception:  # noqa: BLE001 the options may be the application's; it is logged
-            if self._connects:
-                # It has no connection, so it cannot lose one.
-                self.wrappedProtocol = Protocol()
-            self.failed()
-            return
-        try:
             if self._connects:
                 self.wrappedProtocol.makeConnection(self)
         except Exception:  # noqa: BLE001 it is the application's, and is logged
+            if self.engine is None and self._connects:
+                # The protocol has no connection, so it cannot lose one.
+                self.wrappedProtocol = Protocol()
             self.failed()
             return
         if not self._aborted:
