@@ -9,7 +9,7 @@ count.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from twisted.python.failure import Failure
 
@@ -29,25 +29,12 @@ __all__ = ["Opening"]
 _ACCEPTS = 10
 
 
-class Owner(Protocol):
-    """Whose handshake it is: a `TLSTransport`."""
-
-    transport: Any
-    engine: Any
-
-    def flush(self) -> bool: ...
-    def secured(self) -> None: ...
-    def finish(self, reason: Failure | None) -> None: ...
-    def failed(self) -> None: ...
-    def abort(self, reason: Failure) -> None: ...
-
-
 class Opening:
     """
     One handshake, until it is done or its connection is lost; a member of `Pending`.
 
     Args:
-        tls: whose it is.
+        tls: the `TLSTransport` whose it is.
         clock: measures time; None for no limits on that.
         limit: limits the number; None for no limit.
         timeout: seconds that the peer may take; None for no limit.
@@ -60,7 +47,7 @@ class Opening:
 
     def __init__(
         self,
-        tls: Owner,
+        tls: Any,
         clock: IReactorTime | None,
         limit: HandshakeLimit | None,
         timeout: float | None,

@@ -62,15 +62,12 @@ class _NotForTwisteds:
 
     @property
     def getContext(self) -> Never:  # noqa: N802 Twisted's name
-        """Raise a TypeError: what Twisted would ask for it is not there."""
-        remedy = (
-            "SecureClientEndpoint, 'secure:' before the endpoint's string"
-            if self.is_client
-            else "'secure:' before the endpoint's string, SecureServerEndpoint"
-        )
+        """
+        Raise a TypeError: what Twisted would ask for it is not there.
+        """
         raise TypeError(
-            f"{type(self).__name__} is not for Twisted's own TLS (listenSSL, startTLS, ssl:);"
-            f" use {remedy} or AsyncChat.start_tls"
+            f"{type(self).__name__} is not for Twisted's own TLS; use secure: before an endpoint's"
+            f" string, Secure{'Client' if self.is_client else 'Server'}Endpoint or AsyncChat.start_tls"
         )
 
 

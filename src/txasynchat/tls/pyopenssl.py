@@ -1,9 +1,9 @@
 """
 `PyOpenSSLEngine`: the engine of connections whose options are Twisted's, on pyOpenSSL.
 
-To its owner it is an `Engine`: the same methods and attributes, the same errors. It is not as fast,
-because pyOpenSSL reports "nothing more" by an exception each time, and it lets the application's own
-callbacks decide about certificates, names and protocols.
+To its owner it is an `Engine`, with the same errors. It is not as fast, because pyOpenSSL reports
+"nothing more" by an exception each time, and it lets the application's own callbacks decide about
+certificates, names and protocols.
 """
 
 from __future__ import annotations
@@ -12,16 +12,11 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from OpenSSL import SSL, crypto
+from typing_extensions import override
 
-from txasynchat.errors import (
-    HandshakeFailed,
-    MissingClientCertificate,
-    NotAClientHello,
-    TLSError,
-    TruncatedConnection,
-)
+from txasynchat.errors import HandshakeFailed, MissingClientCertificate, TLSError
 from txasynchat.tls.clienthello import HelloReader
-from txasynchat.tls.engine import LARGEST_DEBT, LARGEST_READ, RECORD
+from txasynchat.tls.engine import LARGEST_DEBT, LARGEST_READ, RECORD, Engine
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,9 +27,9 @@ __all__ = ["PyOpenSSLEngine"]
 _WHOLE_RECORD = RECORD + 512
 
 
-class PyOpenSSLEngine:
+class PyOpenSSLEngine(Engine):
     """
-    One TLS connection; see `Engine` for what is not described here.
+    One TLS connection; see `Engine`.
 
     Args:
         make: makes pyOpenSSL's connection. For a server it is called when the ClientHello is complete.
@@ -44,36 +39,25 @@ class PyOpenSSLEngine:
         tls: pyOpenSSL's connection; None before it is made.
     """
 
-    __slots__ = (
-        *("_debt", "_make", "_reader", "can_write", "ended", "failure", "is_secure", "is_server"),
-        *("more", "owes", "peer_closed", "tls", "write_closed"),
-    )
+    __slots__ = ("_make",)
+
+    tls: Any
 
     def __init__(self, make: Callable[[], SSL.Connection], *, is_server: bool) -> None:
+        super().__init__()
         self.is_server = is_server
-        self.is_secure = self.can_write = False
-        self.ended = self.peer_closed = self.write_closed = False
-        self.owes = self.more = False
-        self.failure: TLSError | None = None
         self._make = make
-        self._reader = HelloReader() if is_server else None
-        self._debt = 0
-        self.tls: Any = None if is_server else make()
+        if is_server:
+            self._reader = HelloReader()
+        else:
+            self._connect()
 
-    # -- the handshake
+    def _connect(self) -> None:
+        if self.tls is None:
+            self.tls = self._make()
+        self._feed = self.tls.bio_write
 
-    def feed(self, data: bytes) -> bool:
-        """
-        Take ciphertext while the handshake goes on; return whether `shake_hands` has a step to do.
-        """
-        if self._reader is None:
-            self.tls.bio_write(data)
-            return True
-        try:
-            return self._reader.feed(data)
-        except NotAClientHello:
-            return True  # OpenSSL says best what is wrong with it
-
+    @override
     def shake_hands(self) -> bool:
         """
         Do the next step of the handshake; return whether it is done.
@@ -82,29 +66,28 @@ class PyOpenSSLEngine:
             Exception: what the application's options raised.
         """
         reader, self._reader = self._reader, None
-        if self.tls is None:
-            self.tls = self._make()
-        if reader is not None and reader.received:
-            self.tls.bio_write(reader.received)
+        if reader is not None:
+            self._connect()
+            self._feed(reader.received)
         try:
             self.tls.do_handshake()
         except SSL.WantReadError:
             pass
         except SSL.Error as error:
-            self._fail_because(error)
+            self._explain(error)
         else:
+            name = self.tls.get_servername()
+            self.server_name = None if name is None else name.decode("ascii", "replace")
             self.is_secure = self.can_write = True
         self.owes = True
         return self.is_secure
 
-    # -- data
-
+    @override
     def receive(self, data: bytes) -> bytes:
-        """Take ciphertext, and return the plaintext in it."""
         if self.ended:
             return b""
         if data:
-            self.tls.bio_write(data)
+            self._feed(data)
         pieces = []
         room = LARGEST_READ
         self.more = False
@@ -118,11 +101,12 @@ class PyOpenSSLEngine:
         except SSL.ZeroReturnError:
             self.ended = self.peer_closed = True
         except SSL.Error as error:
-            self._fail_because(error)
+            self._explain(error)
         self.owes = True
         return b"".join(pieces)
 
-    def encrypt(self, data: bytes | memoryview) -> bytes:
+    @override
+    def encrypt(self, data: bytes | bytearray | memoryview) -> bytes:
         """
         Return the ciphertext of *data*, of which no more than `RECORD` bytes are taken.
 
@@ -137,12 +121,12 @@ class PyOpenSSLEngine:
             self.owes = True
             return b""
         except SSL.Error as error:
-            self._fail_because(error)
+            self._explain(error)
             return b""
         return self._read_all()
 
+    @override
     def take(self, unsent: int = 0) -> bytes:
-        """Return what has to be sent besides data, and count it while there is something *unsent*."""
         data = self._read_all()
         self.owes = False
         self._debt = self._debt + len(data) if unsent and self.is_secure else 0
@@ -158,71 +142,49 @@ class PyOpenSSLEngine:
                     records.append(self.tls.bio_read(_WHOLE_RECORD))
         return b"".join(records)
 
-    # -- the end
+    @override
+    def _say_goodbye(self) -> None:
+        self.can_write = False
+        self.owes = True
+        with suppress(SSL.Error):
+            self.tls.shutdown()
 
-    def close(self) -> None:
-        """Make close_notify, for `take`; nothing can be written after it, and reading goes on."""
-        if self.can_write:
-            self.can_write = False
-            self.write_closed = self.owes = True
-            with suppress(SSL.Error):
-                self.tls.shutdown()
-
-    def end_of_stream(self, what: str = "the peer stopped sending") -> None:
-        """Note that no more ciphertext will come: a failure, unless the peer sent close_notify."""
-        if self.is_secure:
-            self._fail(TruncatedConnection(f"no end of TLS before this: {what}"))
-        else:
+    def _explain(self, error: SSL.Error) -> None:
+        """
+        Fail because of *error*.
+        """
+        queue = error.args[0] if error.args else ()
+        # An empty queue is what OpenSSL 4 leaves at an unexpected end.
+        text = str(queue[-1][2]) if queue and not isinstance(error, SSL.SysCallError) else ""
+        if "certificate required" in text or "did not return a certificate" in text:
+            self._fail(MissingClientCertificate(text))
+        elif self.is_secure:
+            self._fail(TLSError(text or type(error).__name__))
+        elif not text or text.casefold().startswith("unexpected eof"):
             self._fail(HandshakeFailed("the peer left during the handshake"))
-
-    def _fail_because(self, error: SSL.Error) -> None:
-        self._fail(_explain(error, is_secure=self.is_secure))
-
-    def _fail(self, failure: TLSError) -> None:
-        if not self.ended:
-            self.ended = True
-            self.failure = failure
-            self.can_write = self.more = False
-
-    # -- what the two ends agreed on
+        else:
+            self._fail(HandshakeFailed(text))
+        self.owes = True  # an alert
 
     @property
+    @override
     def version(self) -> str:
-        """``"TLSv1.2"`` or ``"TLSv1.3"``."""
         version: str = self.tls.get_protocol_version_name()
         return version
 
     @property
+    @override
     def cipher(self) -> str | None:
-        """OpenSSL's name of the cipher suite."""
         name: str | None = self.tls.get_cipher_name()
         return name
 
     @property
+    @override
     def alpn(self) -> bytes | None:
-        """The protocol that was negotiated; None for none."""
         return None if self.tls is None else self.tls.get_alpn_proto_negotiated() or None
 
     @property
-    def server_name(self) -> str | None:
-        """The name that the client asks for; None if it asks for none."""
-        name = self.tls.get_servername()
-        return None if name is None else name.decode("ascii", "replace")
-
-    @property
+    @override
     def peer_certificate_der(self) -> bytes | None:
-        """The peer's certificate; None if it sent none."""
         found = None if self.tls is None else self.tls.get_peer_certificate()
         return None if found is None else crypto.dump_certificate(crypto.FILETYPE_ASN1, found)
-
-
-def _explain(error: SSL.Error, *, is_secure: bool) -> TLSError:
-    queue = error.args[0] if error.args else ()
-    # An empty queue is what OpenSSL 4 leaves at an unexpected end.
-    text = str(queue[-1][2]) if queue and not isinstance(error, SSL.SysCallError) else ""
-    if (not text or text.casefold().startswith("unexpected eof")) and not is_secure:
-        return HandshakeFailed("the peer left during the handshake")
-    if "certificate required" in text or "did not return a certificate" in text:
-        return MissingClientCertificate(text)
-    text = text or type(error).__name__
-    return TLSError(text) if is_secure else HandshakeFailed(text)

@@ -250,7 +250,6 @@ class TLSTransport(transports.TLSBase):
 
     @override
     def writeSequence(self, data: Iterable[bytes]) -> None:
-        """Write all of *data*."""
         self.write(b"".join(data))
 
     @override
