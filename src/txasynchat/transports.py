@@ -94,10 +94,14 @@ class TLSBase(ProtocolWrapper):
     #: What ``connectionLost`` will tell; None: what the transport below says.
     reason: Failure | None
 
-    #: Nothing more is to be sent: close_notify was, or TLS is over.
-    sent_everything: Any
-    #: What `immediate_sender` returns for it.
-    send_now: Any
+    def send_now(self, data: bytes) -> bytes:
+        """Do what the function of `immediate_sender` does."""
+        return data
+
+    @property
+    def sent_everything(self) -> bool:
+        """Nothing more is to be sent: close_notify was, or TLS is over."""
+        return True
 
 
 def immediate_sender(transport: Any) -> Callable[[Any, bytes], bytes] | None:
@@ -111,8 +115,9 @@ def immediate_sender(transport: Any) -> Callable[[Any, bytes], bytes] | None:
     for ``transport.write``. That is everything if other bytes wait before them, or if the connection is
     lost, which the reactor will notice and report by itself.
     """
-    if isinstance(transport, TLSBase):
-        return type(transport).send_now  # type: ignore[no-any-return] # see there
+    send_now: Callable[[Any, bytes], bytes] | None = getattr(type(transport), "send_now", None)
+    if send_now is not None:  # our own TLS, or a connection of the hub
+        return send_now
     if not isinstance(transport, Connection):
         return None
     return _send_after_descriptors if isinstance(transport, _SendmsgMixin) else _send

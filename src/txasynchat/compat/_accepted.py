@@ -248,9 +248,7 @@ class Beside:
 
 
 class _Served(Attachment):
-    """
-    The attachment of a map that served handlers use.
-    """
+    """The attachment of a map that served handlers use."""
 
     _expects = False
 

@@ -62,9 +62,7 @@ class _NotForTwisteds:
 
     @property
     def getContext(self) -> Never:  # noqa: N802 Twisted's name
-        """
-        Raise a TypeError: what Twisted would ask for it is not there.
-        """
+        """Raise a TypeError: what Twisted would ask for it is not there."""
         raise TypeError(
             f"{type(self).__name__} is not for Twisted's own TLS; use secure: before an endpoint's"
             f" string, Secure{'Client' if self.is_client else 'Server'}Endpoint or AsyncChat.start_tls"

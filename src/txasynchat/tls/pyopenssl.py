@@ -150,9 +150,7 @@ class PyOpenSSLEngine(Engine):
             self.tls.shutdown()
 
     def _explain(self, error: SSL.Error) -> None:
-        """
-        Fail because of *error*.
-        """
+        """Fail because of *error*."""
         queue = error.args[0] if error.args else ()
         # An empty queue is what OpenSSL 4 leaves at an unexpected end.
         text = str(queue[-1][2]) if queue and not isinstance(error, SSL.SysCallError) else ""
