@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from helpers.kinds import KINDS, NATIVE, SERVED, WORN, Client, KindsCase
 from helpers.support import in_thread, read_line, until
-from txasynchat import AsyncChat, ChatFactory, Server, State
+from txasynchat import AsyncChat, ChatFactory, Server, State, transports
 from txasynchat.compat import asynchat
 from txasynchat.errors import (
     CloseTimedOut,
@@ -396,3 +396,37 @@ class Reasons(KindsCase):
                 client.close()
                 await stopped
                 assert [type(reason) for reason in ends] == [expected], kind
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_QUICKACK"), reason="no other system has the option")
+class Promptness(KindsCase):
+    """Neither side of a TLS connection waits 40 ms for an acknowledgement by the other's system."""
+
+    async def test_clients_last_flight_is_acknowledged_at_once(self):
+        """Else a client that sends its request in a packet of its own waits with it."""
+        asked = []
+
+        def ask(sock):
+            options = (socket.TCP_QUICKACK, socket.TCP_NODELAY)
+            asked.extend(sock.getsockopt(socket.IPPROTO_TCP, option) for option in options)
+
+        class Native(Line):
+            @override
+            def handle_connect(self):
+                ask(transports.real_socket(self.transport))
+
+        class Legacy(LegacyLine):
+            def __init__(self, sock):
+                super().__init__(sock)
+                ask(sock)
+
+        for way in NATIVE + SERVED:
+            if way.endswith("secure"):
+                asked.clear()
+                client, handlers = await self.serve(way, Native if way in NATIVE else Legacy)
+                await in_thread(client.connect)
+                await self.made(handlers)
+                await until(lambda: asked)
+                assert all(asked), (way, asked)
+                client.socket.close()
+                await self.gone(handlers)

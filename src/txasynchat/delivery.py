@@ -11,6 +11,7 @@ Numbers and sockets only: no Twisted, no clock of its own. Callers say how long 
 
 from __future__ import annotations
 
+import socket
 import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -21,12 +22,12 @@ with suppress(ImportError):  # not on every system
     from termios import FIONREAD, TIOCOUTQ
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
 
-__all__ = ["Progress", "StallWatch", "unacknowledged", "unread"]
+__all__ = ["Progress", "StallWatch", "unacknowledged", "unread", "without_delay"]
 
 _NO_BYTES = bytes(4)
+_QUICKACK = getattr(socket, "TCP_QUICKACK", None)  # on Linux
 
 
 class Progress:
@@ -121,3 +122,19 @@ def unread(fd: int) -> int:
         return int.from_bytes(_ioctl(fd, FIONREAD, _NO_BYTES), sys.byteorder)
     except OSError:
         return -1
+
+
+def without_delay(sock: socket.socket | None) -> None:
+    """
+    Let neither side of a new TLS connection wait up to 40 ms for the other to acknowledge.
+
+    The client's last flight is acknowledged now: no session tickets answer it, and until then the
+    client may hold back its first request. And small pieces are sent though others are not
+    acknowledged: else close_notify would wait behind the last answer.
+    """
+    if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    with suppress(OSError):  # the peer may be gone
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if _QUICKACK is not None:
+            sock.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)

@@ -465,6 +465,11 @@ class Attributes(ConnectionCase):
         self.assertFalse(protocol.transport.getTcpNoDelay())
         protocol.transport.setTcpNoDelay(True)
 
+    async def test_small_writes_are_not_delayed(self):
+        _, protocol = await self.connect()
+        on_the_hub = isinstance(self.reactor, HubReactor)
+        self.assertIs(protocol.transport.getTcpNoDelay(), on_the_hub)
+
     async def test_options(self):
         _, protocol = await self.connect()
         transport = protocol.transport

@@ -195,6 +195,21 @@ def test_answers_to_one_batch_are_one_write(pair):
     assert pair.wires[0].writes - before == 1
 
 
+def test_last_answer_and_the_end_are_one_write(pair):
+    def answer(data):
+        pair.server.transport.write(b"answer")
+        pair.server.transport.loseConnection()
+
+    pair.server.dataReceived = answer
+    before = pair.wires[0].writes
+    pair.client.transport.write(b"question")
+    pair.deliver(1)
+    assert pair.wires[0].writes - before == 1
+    pair.run()
+    assert pair.client.received == b"answer"
+    assert pair.wires[1].disconnecting
+
+
 def test_large_data_arrives_whole(pair):
     data = bytes(range(256)) * 4_000
     pair.client.transport.write(data)

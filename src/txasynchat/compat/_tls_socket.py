@@ -21,7 +21,7 @@ from weakref import WeakKeyDictionary, ref
 
 from txasynchat.compat import _loop
 from txasynchat.compat._interest import LayeredSocket
-from txasynchat.delivery import Progress, unacknowledged
+from txasynchat.delivery import Progress, unacknowledged, without_delay
 from txasynchat.errors import (
     HandshakeFailed,
     HandshakeTimedOut,
@@ -601,6 +601,7 @@ class TLSSocket(LayeredSocket):
         handshake_budget.run(engine.shake_hands)
         self._check_handshake()
         if engine.is_secure:
+            without_delay(self._plain_socket)
             self._leave_pending()
         elif self._place is not None and engine.owes:
             self._place.progressed()

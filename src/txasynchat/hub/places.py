@@ -199,6 +199,7 @@ class HubClientEndpoint:
             if protocol is None:
                 raise NoProtocol
             connection = cls(shared_hub(self._reactor), sock, protocol, peer, factory)
+            connection.setTcpNoDelay(True)
         except BaseException:
             sock.close()
             factory.doStop()

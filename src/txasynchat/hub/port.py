@@ -117,6 +117,10 @@ class _Accepting(_Port):  # type: ignore[misc] # see above
             self._accepted: Callable[[socket.socket, Any], None] | None = None
             if ISocketFactory.providedBy(self.factory):
                 self._accepted = self.factory.socket_accepted
+            elif self.addressFamily != socket.AF_UNIX:
+                # Accepted sockets inherit it. Writes are joined here, so that Nagle's algorithm could only
+                # delay them.
+                self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self.socket.setblocking(False)
             hub = shared_hub(self.reactor)
             hub.add(self._number, self, READ)

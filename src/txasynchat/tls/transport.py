@@ -40,7 +40,7 @@ from typing_extensions import override
 from zope.interface import directlyProvides, implementer, providedBy
 
 from txasynchat import endings, transports
-from txasynchat.delivery import Progress
+from txasynchat.delivery import Progress, without_delay
 from txasynchat.errors import CloseTimedOut
 from txasynchat.log import failure
 from txasynchat.tls.engine import LARGEST_WRITE, RECORD
@@ -107,9 +107,10 @@ class TLSTransport(transports.TLSBase):
         self._reads = self._writes = False
         # What was written before it could be encrypted.
         self._early: list[bytes] | None = None
-        # What was written while received data is handled.
+        # What was written while received data is handled, and what was encrypted meanwhile.
         self._outgoing: list[bytes] | None = None
         self._outgoing_size = 0
+        self._records: list[bytes] | None = None
         self._producer: _Producer | None = None
         # The protocol has a queue, which goes before what others write.
         self._asks_writes = False
@@ -174,9 +175,10 @@ class TLSTransport(transports.TLSBase):
                 self._opening.receive(data)
             return
         engine = self.engine
-        nested = self._outgoing is not None
-        if not nested:
+        begins = self._outgoing is None
+        if begins:
             self._outgoing = []
+            self._records = []
         try:
             text = engine.receive(data)
             if text:
@@ -184,10 +186,8 @@ class TLSTransport(transports.TLSBase):
             while engine.more and self._reads:
                 self.wrappedProtocol.dataReceived(engine.receive(b""))
         finally:
-            if not nested:
-                if self._outgoing:
-                    self._send_outgoing()
-                self._outgoing = None
+            if begins:
+                self._send_records()
         if engine.owes or self._early:
             self._send_early()
             self.flush()
@@ -207,7 +207,7 @@ class TLSTransport(transports.TLSBase):
         reason, self.reason = self.reason or reason, None
         self._reads = self._writes = self.connected = False
         self._over = True
-        self._outgoing = self._early = self._opening = None
+        self._outgoing = self._records = self._early = self._opening = None
         self._settle(reason)
         try:
             ProtocolWrapper.connectionLost(self, reason)
@@ -307,6 +307,7 @@ class TLSTransport(transports.TLSBase):
         if self._opening is not None:
             self._opening.cancel()
         self.flush()
+        self._send_records()
         self._settle(self.reason or Failure(ConnectionAborted()))
         transports.abort(self.transport)
 
@@ -371,8 +372,17 @@ class TLSTransport(transports.TLSBase):
 
     def secured(self) -> None:
         """The handshake is done."""
+        without_delay(transports.real_socket(self.transport))
         self.is_secure = self._reads = True
         self._opening = None
+        self._outgoing = []
+        self._records = []
+        try:
+            self._begin_exchange()
+        finally:
+            self._send_records()
+
+    def _begin_exchange(self) -> None:
         self._open_sending()
         self._send_early()
         self.flush()
@@ -467,7 +477,23 @@ class TLSTransport(transports.TLSBase):
         if records:
             self._send(b"".join(records))
 
+    def _send_records(self) -> None:
+        """Received data was handled: send what was written and encrypted meanwhile, in one piece."""
+        if self._outgoing:
+            self._send_outgoing()
+        self._outgoing = None
+        records, self._records = self._records, None
+        if records:
+            self._send(records[0] if len(records) == 1 else b"".join(records))
+
     def _send(self, data: bytes) -> None:
+        records = self._records
+        if records is not None and len(records) < LARGEST_WRITE // RECORD:
+            records.append(data)
+            return
+        if records:
+            data = b"".join((*records, data))
+            records.clear()
         send_below = self._send_below
         if send_below is None or (data := send_below(self.transport, data)):
             self.transport.write(data)
@@ -538,6 +564,7 @@ class TLSTransport(transports.TLSBase):
             if producer is not None:
                 self.unregisterProducer()
                 producer.stopProducing()
+        self._send_records()
         self.transport.loseConnection()
         self._watch_closing()
         if not self.is_secure and self.reason is not None:
