@@ -38,6 +38,7 @@ from zope.interface import implementer
 
 from helpers.kinds import on_the_hub_too
 from helpers.support import HOST, client_context, in_thread, use_certificate
+from txasynchat.hub.places import HubReactor
 
 PATIENCE = 20.0
 

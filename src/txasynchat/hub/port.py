@@ -118,7 +118,7 @@ class _Accepting(_Port):  # type: ignore[misc] # see above
             if ISocketFactory.providedBy(self.factory):
                 self._accepted = self.factory.socket_accepted
             elif self.addressFamily != socket.AF_UNIX:
-                # Accepted sockets inherit it. Writes are joined here, so that Nagle's algorithm could only
+                # Accepted sockets inherit it. Writes are joined here, and Nagle's algorithm could only
                 # delay them.
                 self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self.socket.setblocking(False)
