@@ -991,3 +991,14 @@ class PlainStartTLSTests(Plain, StartTLS, WaysTestCase):
 
 class HubStartTLSTests(Hub, StartTLS, WaysTestCase):
     pass
+
+
+class StoppedTests(SecureHub, WaysTestCase):
+    async def test_unfinished_handshakes_end_with_the_server(self):
+        server = await self.serve(Lines)
+        silent = raw(self.port)
+        self.addCleanup(silent.close)
+        await until(lambda: asyncore.socket_map)
+        await server.stopService()
+        assert await in_thread(silent.recv, 100) == b""
+        await self.all_gone()

@@ -154,9 +154,15 @@ class Handshake(asyncore.dispatcher):
             self.socket = None
             self._done(self._serve(tls, self._peer))
 
+    def abandon(self) -> None:
+        """The server stops: there will be nobody to talk to."""
+        if self.socket is not None:
+            self.handle_close()
+
     @override
     def handle_close(self) -> None:
         self.close()
+        self.socket = None
         self._done(None)
 
     @override

@@ -14,6 +14,7 @@ from __future__ import annotations
 import inspect
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from twisted.internet.protocol import ServerFactory
 from twisted.logger import Logger
@@ -86,11 +87,14 @@ class LegacyFactory(ServerFactory):
         self.handler = handler
         self.reactor = reactor
         self._beside: Beside | None = None
+        self._handshakes: WeakSet[Handshake] = WeakSet()
         self.connections: dict[Any, Any] = {}
         self.build_channel = build or _builder(handler, arguments, keywords)
 
     @override
     def stopFactory(self) -> None:
+        for handshake in list(self._handshakes):
+            handshake.abandon()
         if self._beside is not None:
             self._beside.leave(self)
 
@@ -136,7 +140,7 @@ class LegacyFactory(ServerFactory):
             done: called with what `socket_accepted` returns, or None after a handshake that failed.
         """
         with self._join().handlers():
-            Handshake(sock, address, options, self.socket_accepted, done)
+            self._handshakes.add(Handshake(sock, address, options, self.socket_accepted, done))
 
     def _join(self) -> Beside:
         """Return where handlers of accepted sockets run, until this factory stops."""
