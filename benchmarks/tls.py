@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from end_to_end import (
     ANY_NUMBER,
     COMPETITORS,
+    HUB,
     OURS,
     SIZES,
     Competitor,
@@ -55,6 +56,8 @@ JOINING_SERVER = Competitor(
     module="txasynchat.compat.asynchat",
     essential=False,
 )
+RAW = "raw select.epoll and ssl"
+RAW_SERVER = Competitor(RAW, "on_epoll.py", ("epoll",), roles=("echo", "oneshot"), module="ssl")
 HANDSHAKES = {"full": 2000, "quick": 200, "smoke": 10}
 
 
@@ -70,7 +73,14 @@ def scenarios(sizes: Sizes) -> list[Scenario]:
     return [
         extra("ping-pong, 1 connection", "echo", ("echo", 1, 1, seconds, ANY_NUMBER)),
         Scenario(
-            "ping-pong, 50 connections", "echo", ("echo", 50, 1, seconds, ANY_NUMBER), ping_pong
+            "ping-pong, 50 connections",
+            "echo",
+            ("echo", 50, 1, seconds, ANY_NUMBER),
+            [
+                *ping_pong,
+                Target(HUB, "LineReceiver", at_least=2.7),
+                Target(HUB, RAW, at_least=0.75),
+            ],
         ),
         extra("ping-pong, 500 connections", "echo", ("echo", 500, 1, seconds, ANY_NUMBER)),
         Scenario(
@@ -130,7 +140,15 @@ def handshake_table(competitors: list[Competitor], size: str, repeats: int) -> l
 def main(size: str, repeats: int) -> list[Verdict]:
     sizes = SIZES[size]
     everybody = present(
-        [*COMPETITORS[:2], STOCK_SERVER, FACADE_SERVER, JOINING_SERVER, *COMPETITORS[2:]], size
+        [
+            *COMPETITORS[:2],
+            STOCK_SERVER,
+            FACADE_SERVER,
+            JOINING_SERVER,
+            *COMPETITORS[2:],
+            RAW_SERVER,
+        ],
+        size,
     )
     competitors = [c for c in everybody if c.tls]
     chosen = shortened(scenarios(sizes), size)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import select
 import socket
+import ssl
+from contextlib import suppress
 
 from common import BLOCK, DONE, END, arguments, listening
 
@@ -25,6 +27,7 @@ class Echo:
         return bool(data) and self.received(data)
 
     def received(self, data: bytes) -> bool:
+        """Handle bytes; False when the connection is over."""
         lines = (self.rest + data).split(END)
         self.rest = lines.pop()
         if lines:
@@ -83,12 +86,66 @@ class Sink(Echo):
         return True
 
 
+class Secure:
+    """TLS in memory, between a handler and its socket."""
+
+    def __init__(self, connection: socket.socket, poller, options) -> None:
+        super().__init__(connection, poller, options)
+        self.arrived, self.encrypted = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = options.context.wrap_bio(self.arrived, self.encrypted, server_side=True)
+        self.shaken = False
+
+    def readable(self) -> bool:
+        try:
+            data = self.socket.recv(65536)
+        except ConnectionResetError:
+            return False
+        if not data:
+            return False
+        self.arrived.write(data)
+        with suppress(ssl.SSLWantReadError):
+            if not self.shaken:
+                self.tls.do_handshake()
+                self.shaken = True
+            while text := self.tls.read(65536):
+                if not self.received(text):
+                    self.say_goodbye()
+                    return False
+                if not self.arrived.pending and not self.tls.pending():
+                    return True
+            return False
+        if self.encrypted.pending:
+            super().send(self.encrypted.read())
+        return True
+
+    def send(self, data: bytes) -> None:
+        self.tls.write(data)
+        super().send(self.encrypted.read())
+
+    def say_goodbye(self) -> None:
+        with suppress(ssl.SSLWantReadError):
+            self.tls.unwrap()
+        super().send(self.encrypted.read())
+
+
+class SecureEcho(Secure, Echo):
+    pass
+
+
+class SecureOneShot(Secure, OneShot):
+    pass
+
+
+SECURE_HANDLERS = {"echo": SecureEcho, "oneshot": SecureOneShot}
 HANDLERS = {"echo": Echo, "oneshot": OneShot, "source": Source, "sink": Sink}
 
 
 def main() -> None:
     options = arguments(["epoll"])
-    handler_class = HANDLERS[options.role]
+    handler_class = (SECURE_HANDLERS if options.tls else HANDLERS)[options.role]
+    if options.tls:
+        options.context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        options.context.load_cert_chain(options.tls)
     listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
     poller = select.epoll()
     poller.register(listener, select.EPOLLIN)
