@@ -210,11 +210,14 @@ class Beside:
         finally:
             _loop.set_adopter(before)
 
-    def watch(self, channel: Any, watcher: Watcher) -> None:
-        """Tell *watcher* what becomes of *channel*, which is in its map."""
+    def watch(self, channel: Any, watcher: Watcher) -> Any:
+        """
+        Tell *watcher* what becomes of *channel*, which is in its map; return what drives it, or None.
+        """
         attachment = getattr(_loop.driver_of(channel._map), "attachment", None)
         if attachment is not None:
             attachment.watch(channel._fileno, watcher)
+        return attachment
 
     def is_here(self) -> bool:
         """Return whether this is the reactor's thread."""

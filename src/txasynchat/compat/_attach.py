@@ -101,7 +101,7 @@ class Attachment:
 
     def serve(self, fd: Any) -> bool:
         """See to an event of the channel under *fd*; return False if that has to wait for a turn."""
-        if self._turns or self._thread != threading.get_ident():
+        if self._turns or self._detached or self._thread != threading.get_ident():
             return False
         self._turn(fd)
         return True
@@ -135,10 +135,11 @@ class Attachment:
                     self._end(error)
                     return
                 ready = True
-            if fd in self.watchers:
-                self._noted.append(fd)
             if self._noted:
                 self._settle()
+            watcher = None if fd is None else self.watchers.get(fd)
+            if watcher is not None and not watcher.settle(self._driver.channels.get(fd)):
+                self.watchers.pop(fd, None)
         finally:
             self._turns -= 1
         if self._detached:

@@ -98,6 +98,32 @@ class Dispatch:
         finally:
             entries.batches.pop()
 
+    def dispatch_one(self, fd: Any, bits: int) -> None:
+        """As `dispatch`, for one channel; in most cases it has something to read, and no more."""
+        entries, wants = self._entries, self._wants
+        channel = entries.channels.get(fd)
+        if (
+            bits != READ
+            or channel is None
+            or fd not in entries.ranks
+            or entries.keys
+            or wants.tls_waits
+            or wants.poll_mode
+        ):
+            self.dispatch([(fd, bits)])
+            return
+        entries.batches.append(set())
+        try:
+            self._names["read"](channel)
+        except BaseException:
+            self._asking.recent[fd] = READ
+            raise
+        finally:
+            entries.batches.pop()
+        order = [fd]
+        self._backoff.read(order)
+        self._asking.look_again(order)
+
     def _without_strangers(self, ready: dict[Any, int]) -> list[Any]:
         """Take out of *ready* what is not in the table, and silence it; return the rest in order."""
         ranks = self._entries.ranks

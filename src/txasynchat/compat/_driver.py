@@ -231,11 +231,13 @@ class MapDriver:
         """
         wants = self._wants
         asking = self._asking
-        always = self._entries.always
-        asking.refresh(ask_always=False)
+        entries = self._entries
+        always = entries.always
+        if asking.recent or asking.touched or entries.departed or not entries.seem_current():
+            asking.refresh(ask_always=False)
         bits = wants.poll(fd)
         if bits:
-            self._dispatch.dispatch([(fd, bits)])
+            self._dispatch.dispatch_one(fd, bits)
             if fd in always:
                 asking.touched[fd] = None
             if asking.touched or asking.recent:

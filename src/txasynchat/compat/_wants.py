@@ -207,11 +207,13 @@ class Wants:
     def poll(self, fd: Any) -> int:
         """Return what the channel under *fd*, which has no descriptor, waited for and happened."""
         pollable = self.pollables.get(fd)
-        bits = 0 if pollable is None else pollable.poll()
-        channel = self.entries.channels.get(fd)
-        if not bits & READ and LayeredSocket.are_used and pending_of(socket_of(channel)):
-            bits |= READ
-        return bits & self.hub.masks.get(fd, 0)
+        mask = self.hub.masks.get(fd, 0)
+        bits = 0 if pollable is None else pollable.poll() & mask
+        if LayeredSocket.are_used and (bits ^ READ) & mask & READ:
+            channel = self.entries.channels.get(fd)
+            if pending_of(socket_of(channel)):
+                bits |= READ
+        return bits
 
     def with_ready(self, events: Events) -> Events:
         ready = dict(events)

@@ -234,6 +234,7 @@ class Connection(Protocol, Pollable):
         self.number = next(_numbers)
         # Where the channel is, from when there is one.
         self._channels: dict[Any, Any] | None = None
+        self._attachment: Any = None
         self._built = False
         self._thread = threading.get_ident()
         self.unread = b""
@@ -270,7 +271,7 @@ class Connection(Protocol, Pollable):
         Part from a channel that has left, has no connection any more, or has put another in its place.
         """
         if channel is None:
-            self._channels = None
+            self._channels = self._attachment = None
             return False
         if self._let_go or isinstance(getattr(channel, "socket", None), socket.socket):
             self._forget()
@@ -292,6 +293,7 @@ class Connection(Protocol, Pollable):
 
     def _forget(self) -> None:
         channels, self._channels = self._channels, None
+        self._attachment = None
         if channels is not None and channels.pop(self.number, None) is not None:
             _loop.removed(channels, self.number)
 
@@ -325,7 +327,7 @@ class Connection(Protocol, Pollable):
             self.close()
         elif not self.closed:
             self._channels = channel._map
-            beside.watch(channel, self)
+            self._attachment = beside.watch(channel, self)
             self._tell(now=False)
 
     @override
@@ -336,7 +338,9 @@ class Connection(Protocol, Pollable):
         if self._reading and len(self.unread) >= UNREAD:
             self._reading = False
             self.transport.pauseProducing()
-        self._tell()
+        attachment = self._attachment
+        if attachment is None or not attachment.serve(self.number):
+            self._tell()
 
     def readConnectionLost(self) -> None:  # noqa: N802 Twisted's name
         """The peer will send no more: the handler reads an empty string, when it reads."""
