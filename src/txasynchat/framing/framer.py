@@ -24,6 +24,7 @@ are the CPU time of the framing alone, in memory, unless a server is named.
 from __future__ import annotations
 
 from operator import length_hint
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final
 
 from txasynchat.framing.overlong import SAMPLE
@@ -52,7 +53,7 @@ SETTLE: Final = 8
 class Framer(StepwiseFramer):
     """The `StepwiseFramer` with short ways: the same calls, with fewer instructions."""
 
-    __slots__ = ("_batch", "_collecting", "_messages", "_open_for", "_unsettled")
+    __slots__ = ("_batch", "_collecting", "_messages", "_open_for", "_unsettled", "awaits")
 
     def _prepare(self) -> None:
         # The delimiter for which the short way of `receive` is open, or one of the objects above.
@@ -63,6 +64,8 @@ class Framer(StepwiseFramer):
         self._batch: Iterator[bytes] | None = None
         self._collecting: bytes | None = None
         self._unsettled = 0
+        # Coroutines were returned, and the receiver begins those that it is given at once.
+        self.awaits = False
 
     def receive(self, receiver: Receiver, data: bytes) -> None:
         """
@@ -92,8 +95,8 @@ class Framer(StepwiseFramer):
             if (result := receiver.message_received(message)) is not None:
                 self._returned(receiver, result)
         else:
-            if message:
-                receiver.collect_incoming_data(message)
+            if message and (result := receiver.collect_incoming_data(message)) is not None:
+                self._returned(receiver, result)
             if self._open_for is delimiter:
                 self._buffer = b""
                 self.matched = delimiter
@@ -118,15 +121,16 @@ class Framer(StepwiseFramer):
             return
         if found:
             if self._count and not self.whole:
-                if piece:
-                    receiver.collect_incoming_data(piece)
+                if piece and (result := receiver.collect_incoming_data(piece)) is not None:
+                    self._returned(receiver, result)
                 self._end_passed(receiver, piece, delimiter, total)
         elif piece and (len(delimiter) == 1 or piece.find(delimiter[0], 1 - len(delimiter)) < 0):
             if self.whole:
                 self._keep(piece)
                 self._buffer = b""
                 return
-            receiver.collect_incoming_data(piece)
+            if (result := receiver.collect_incoming_data(piece)) is not None:
+                self._returned(receiver, result)
             if self._open_for is not delimiter:
                 self._piece_passed(piece, delimiter, 0)
                 return
@@ -180,7 +184,9 @@ class Framer(StepwiseFramer):
         self._messages = messages
         self._batch = batch = iter(messages)
         try:
-            if self.whole:
+            if self.awaits:
+                self._returned(receiver, self._walk(receiver, terminator, batch))
+            elif self.whole:
                 for message in batch:
                     if (result := receiver.message_received(message)) is not None:
                         self._returned(receiver, result)
@@ -190,7 +196,8 @@ class Framer(StepwiseFramer):
                 for message in batch:
                     if message:
                         self._collecting = message
-                        receiver.collect_incoming_data(message)
+                        if (result := receiver.collect_incoming_data(message)) is not None:
+                            self._returned(receiver, result)
                         if self._batch is not batch:
                             self._end_passed(receiver, message, terminator, len(message))
                             break
@@ -207,6 +214,39 @@ class Framer(StepwiseFramer):
                     self._batch = None
                     self._messages = _NO_MESSAGES
         return True
+
+    async def _walk(self, receiver: Receiver, terminator: bytes, batch: Iterator[bytes]) -> None:
+        """
+        Walk over a batch whose messages begin coroutines, which is a coroutine itself.
+
+        One that has to wait stops this framer, which ends the walk with it.
+        """
+        if self.whole:
+            for message in batch:
+                result = receiver.message_received(message)
+                if type(result) is CoroutineType:
+                    await result
+                elif result is not None:
+                    self._returned(receiver, result)
+                if self.terminator is not terminator:
+                    return
+            return
+        for message in batch:
+            if message:
+                self._collecting = message
+                if (result := receiver.collect_incoming_data(message)) is not None:
+                    self._returned(receiver, result)
+                if self._batch is not batch:
+                    self._end_passed(receiver, message, terminator, len(message))
+                    return
+                self._collecting = None
+            result = receiver.found_terminator()
+            if type(result) is CoroutineType:
+                await result
+            elif result is not None:
+                self._returned(receiver, result)
+            if self.terminator is not terminator:
+                return
 
     def _deliver_counted(self, receiver: Receiver, length: int) -> bool:
         """
@@ -229,7 +269,9 @@ class Framer(StepwiseFramer):
                 self.matched = None
                 result = receiver.message_received(message)
             else:
-                receiver.collect_incoming_data(message)
+                result = receiver.collect_incoming_data(message)
+                if result is not None:
+                    self._returned(receiver, result)
                 if self._open_for is not _COUNTING:
                     if not self.closed:
                         self.terminator = 0

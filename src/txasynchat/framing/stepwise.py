@@ -61,7 +61,7 @@ class StepwiseFramer:
     __slots__ = (
         *("_backlog", "_buffer", "_position", "_searched", "_seen"),
         *("_announced", "_body", "_count", "_kept", "_limit", "_longest", "_over_long"),
-        *("closed", "matched", "overflow", "paused", "terminator", "whole"),
+        *("_ending", "_stopped", "closed", "matched", "overflow", "paused", "terminator", "whole"),
     )
 
     def __init__(
@@ -94,6 +94,9 @@ class StepwiseFramer:
         # The terminator was set to a number above the limit, and nobody was told yet.
         self._announced = False
         self._limit = limit
+        # `stop` was called; and the arguments of _end_passed that were put off because of it.
+        self._stopped = False
+        self._ending: tuple[bytes, bytes | None, int] | None = None
         # Numbers set as the terminator up to this one are within the limit.
         self._longest = _ORDINARY if limit is None else min(limit, _ORDINARY)
         self._prepare()
@@ -190,14 +193,25 @@ class StepwiseFramer:
             or self._position < len(self._buffer)
         )
 
+    @property
+    def waiting(self) -> bool:
+        """Bytes wait to be passed on."""
+        return bool(self._backlog) or self._position < len(self._buffer)
+
     def pause(self) -> None:
         """Deliver nothing from the next message or piece on; a message just ending is still ended."""
         self.paused = True
         self._disturb()
 
+    def stop(self) -> None:
+        """As `pause`, but not even a message just ending is ended before `resume`."""
+        self._stopped = True
+        self.pause()
+
     def resume(self) -> None:
         """Allow delivery again; it goes on with the next `deliver`, or at once inside a running one."""
         self.paused = self.closed
+        self._stopped = False
 
     def clear(self) -> None:
         """
@@ -209,7 +223,7 @@ class StepwiseFramer:
         self._disturb()
         self._buffer = b""
         self._position = self._searched = 0
-        self._backlog = self._body = None
+        self._backlog = self._body = self._ending = None
         self._end_message()
 
     def close(self) -> None:
@@ -238,6 +252,9 @@ class StepwiseFramer:
             Exception: whatever a handler raised. The state is then the one that ``asynchat`` leaves:
                 a piece whose handler raised is still in the buffer.
         """
+        if self._ending is not None and not self.paused:
+            ending, self._ending = self._ending, None
+            self._end_passed(receiver, *ending)
         while not self.paused:
             if self._backlog:
                 self._join()
@@ -361,7 +378,8 @@ class StepwiseFramer:
             if self._kept is not None:
                 piece = b"".join((self._kept, piece))
         elif piece:
-            receiver.collect_incoming_data(piece)
+            if (result := receiver.collect_incoming_data(piece)) is not None:
+                self._returned(receiver, result)
             if self.closed:
                 return False
         if announced is not None:
@@ -405,7 +423,8 @@ class StepwiseFramer:
             self._keep(piece)
             self._position += len(piece)
         else:
-            receiver.collect_incoming_data(piece)
+            if (result := receiver.collect_incoming_data(piece)) is not None:
+                self._returned(receiver, result)
             self._piece_passed(piece, terminator, held)
 
     def _piece_passed(self, piece: bytes, terminator: Any, held: int) -> None:  # noqa: ARG002 see LegacyFramer
@@ -423,6 +442,9 @@ class StepwiseFramer:
     ) -> bool:
         """End a message of *total* bytes whose last *piece* was passed on; return whether to go on."""
         if self.closed:
+            return False
+        if self._stopped:
+            self._ending = piece, matched, total
             return False
         self._position += len(piece) + len(matched or b"")
         begin = None

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from twisted.logger import Logger
 
 from txasynchat.framing import Overflow
-from txasynchat.protocol import reports, settings
+from txasynchat.protocol import settings
 from txasynchat.protocol.inbox import Inbox
 from txasynchat.protocol.outbox import Phase
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from twisted.internet.interfaces import IReactorTime
 
@@ -119,14 +119,14 @@ class Hooks:
 
     # -- asynchat: overridden by the application
 
-    def handle_connect(self) -> None:
+    def handle_connect(self) -> Awaitable[object] | None:
         """
         The connection is open in both directions, its TLS handshake done where there is one.
 
         What is pushed here, or was pushed before, is sent in one write when this returns.
         """
 
-    def handle_secure(self, info: TLSInfo) -> None:
+    def handle_secure(self, info: TLSInfo) -> Awaitable[object] | None:
         """
         A TLS handshake is done, before `handle_connect` or, after `start_tls`, in mid-connection.
 
@@ -136,7 +136,7 @@ class Hooks:
         `abort`.
         """
 
-    def message_received(self, message: bytes) -> None:
+    def message_received(self, message: bytes) -> Awaitable[object] | None:
         """
         A whole message arrived, without its terminator; it may be empty.
 
@@ -146,15 +146,16 @@ class Hooks:
             f"{type(self).__qualname__} overrides neither message_received nor found_terminator"
         )
 
-    def collect_incoming_data(self, data: bytes) -> None:
+    def collect_incoming_data(self, data: bytes) -> Awaitable[object] | None:
         """
         A piece of the current message arrived; it is never empty. By default it is collected.
 
         Stdlib: asynchat.async_chat.collect_incoming_data.
         """
         self._collect_incoming_data(data)
+        return None
 
-    def found_terminator(self) -> None:
+    def found_terminator(self) -> Awaitable[object] | None:
         """
         The current message is complete. By default it goes to `message_received`.
 
@@ -162,12 +163,9 @@ class Hooks:
 
         Stdlib: asynchat.async_chat.found_terminator.
         """
-        hook: Callable[[bytes], object] = self.message_received
-        result = hook(self._get_data())
-        if result is not None:
-            self.hook_returned(result)
+        return self.message_received(self._get_data())
 
-    def message_too_long(self, error: MessageTooLong) -> None:
+    def message_too_long(self, error: MessageTooLong) -> Awaitable[object] | None:
         """
         A message broke `max_message_length`; `overflow` says what happens when this returns.
 
@@ -175,7 +173,7 @@ class Hooks:
         pushed. A terminator set here holds for what comes after the message.
         """
 
-    def handle_error(self) -> None:
+    def handle_error(self) -> Awaitable[object] | None:
         """
         A handler or a producer raised: ``sys.exc_info()`` has the exception.
 
@@ -183,7 +181,7 @@ class Hooks:
         here too, is sent.
         """
 
-    def handle_close(self) -> None:
+    def handle_close(self) -> Awaitable[object] | None:
         """
         The connection has ended, though not by `close` or `abort`. Called once; `state` is CLOSED.
 
@@ -191,7 +189,7 @@ class Hooks:
         closed.
         """
 
-    def handle_end(self, reason: ChatError | None) -> None:
+    def handle_end(self, reason: ChatError | None) -> Awaitable[object] | None:
         """
         The connection has ended, whatever ended it: the place to leave a registry.
 
@@ -202,10 +200,6 @@ class Hooks:
         Args:
             reason: the `close_reason`.
         """
-
-    def hook_returned(self, result: object) -> None:
-        """A hook returned something: warn, once for each class, if it would have to be awaited."""
-        reports.unawaited_result(self._log, type(self), result)
 
     # -- asynchat: the collected pieces
 
