@@ -5,6 +5,7 @@ Hooks of `AsyncChat` that wait: coroutines, and hooks that return Deferreds.
 import asyncio
 import contextvars
 import itertools
+import random
 import sys
 
 import pytest
@@ -359,6 +360,127 @@ def test_each_message_comes_once_and_in_order_however_it_is_cut(
 ):
     whole = played(kind, framing, [], [], [])
     assert played(kind, framing, pattern, cuts, firings) == whole
+
+
+class Erratic(Waiting):
+    """Its hooks do anything, at any moment; delivery never overtakes one that waits."""
+
+    max_message_length = 6
+    overflow = Overflow.SKIP
+
+    def __init__(self, chance, pieces):
+        super().__init__()
+        self.chance = chance
+        self.count = 0
+        self.running = None
+        self.high_water = chance.choice([None, 5])
+        self.low_water = 2
+        self._inbox.whole = not pieces
+
+    def do_something(self):
+        action = self.chance.randrange(40)
+        if action < 10:
+            self.push(b"123")
+        elif action < 13:
+            self.pause()
+        elif action < 17:
+            self.resume()
+        elif action == 17:
+            self.discard_buffers()
+        elif action < 22 and self.running:
+            self.set_terminator(self.chance.choice([b"\n", b"\r\n", 3, (b"\n", b";"), b"\n"]))
+        elif action < 26 and self.waits:
+            self.waits.pop(self.chance.randrange(len(self.waits))).callback(None)
+        elif action == 26:
+            self.close_when_idle()
+        elif action == 27:
+            self.shutdown_returned(self.works())
+        elif action == 28 and self.count > 20:
+            self.chance.choice([self.close, self.close_when_done, self.abort])()
+        elif action == 29 and self.count > 20:
+            raise ZeroDivisionError
+
+    async def works(self):
+        for _ in range(self.chance.randrange(3)):
+            await self.wait()
+            self.do_something()
+
+    async def hook(self):
+        assert self.running is None
+        self.running = mine = object()
+        self.count += 1
+        try:
+            for _ in range(self.chance.randrange(3)):
+                self.do_something()
+                if self.chance.randrange(2):
+                    await self.wait()
+            self.do_something()
+        finally:
+            assert self.running is mine
+            self.running = None
+
+    def hooked(self):
+        way = self.chance.randrange(3)
+        if way == 0:
+            return None
+        return self.hook() if way == 1 else Deferred.fromCoroutine(self.hook())
+
+    def message_received(self, message):
+        return self.hooked()
+
+    def collect_incoming_data(self, data):
+        return self.hooked()
+
+    def found_terminator(self):
+        return self.hooked()
+
+    def message_too_long(self, error):
+        return self.hooked()
+
+    def handle_end(self, reason):
+        self.events.append("end")
+        return self.works()
+
+
+def whole_message_waits(chat):
+    waiting, terminator = chat._inbox.undelivered, chat.terminator
+    if isinstance(terminator, int):
+        return 0 < terminator <= len(waiting)
+    delimiters = (terminator,) if isinstance(terminator, bytes) else terminator
+    return any(delimiter in waiting for delimiter in delimiters)
+
+
+CHUNKS = [b"a\n", b"b", b"\n", b"cd\ne\r\nf\n;", b"\r"]
+
+
+@pytest.mark.parametrize("pieces", [False, True])
+@given(seed=st.integers(0, 1 << 32))
+def test_delivery_neither_overtakes_a_hook_nor_stops_for_ever(pieces, seed):
+    """Hooks that do anything while they wait: no message comes beside another, or stays behind."""
+    chance = random.Random(seed)
+    chat = Erratic(chance, pieces)
+    transport = connected(chat)
+    chat.set_terminator(b"\n")
+    inbox = chat._inbox
+    with capturedLogs() as logs:
+        for _ in range(60):
+            if chat.waits and not chance.randrange(3):
+                chat.waits.pop(chance.randrange(len(chat.waits))).callback(None)
+            elif transport.reads:
+                chat.dataReceived(chance.choice(CHUNKS))
+            if chat.state is State.OPEN and not (inbox.held or inbox.choked or inbox.awaited):
+                assert chat.running is None
+                assert not inbox.paused
+                assert transport.reads
+                assert not whole_message_waits(chat)
+        lose(chat)
+        while chat.waits:
+            if not (wait := chat.waits.pop()).called:
+                wait.callback(None)
+    assert chat._awaiting is None or not chat._awaiting.busy
+    assert chat.events.count("end") == 1
+    errors = {event["log_failure"].type for event in logged_failures(logs)}
+    assert errors <= {ZeroDivisionError, TypeError}  # a delimiter in place of a running count
 
 
 # -- exceptions

@@ -134,7 +134,10 @@ class Awaiting:
         # Inside another hook of this connection: abort() in one has called handle_end, say.
         context = self._context.copy() if self._entered else self._context
         steps = _awaited(self._steps(hook))
-        return asyncio.Task(steps, loop=self._loop, context=context, **_EAGER)
+        task = asyncio.Task(steps, loop=self._loop, context=context, **_EAGER)
+        if self.lost:
+            _allow_to_vanish(task)
+        return task
 
     # -- internals: without asyncio
 
@@ -251,9 +254,16 @@ def _is_done(pending: Any) -> bool:
 
 def _cancel(pending: Any) -> None:
     if not isinstance(pending, Deferred):
-        # The loop may be stopped before it looks at the task again, which is no mistake.
-        pending._log_destroy_pending = False
+        _allow_to_vanish(pending)
     pending.cancel()
+
+
+def _allow_to_vanish(task: Any) -> None:
+    """
+    Let asyncio not complain that *task* did not end: connections are also lost because the reactor
+    stops.
+    """
+    task._log_destroy_pending = False
 
 
 def _explain(error: RuntimeError) -> None:
