@@ -62,7 +62,7 @@ class Framer(StepwiseFramer):
         # collect_incoming_data; and for how many messages nothing is split after a disturbance.
         self._messages = _NO_MESSAGES
         self._batch: Iterator[bytes] | None = None
-        self._collecting: bytes | None = None
+        self._collecting: Any = None  # bytes; a type checker cannot see that a call resets it
         self._unsettled = 0
         # Coroutines were returned, and the receiver begins those that it is given at once.
         self.awaits = False
