@@ -5,7 +5,9 @@ Hooks of `AsyncChat` that wait: coroutines, and hooks that return Deferreds.
 import asyncio
 import contextvars
 import itertools
+import os
 import random
+import subprocess
 import sys
 
 import pytest
@@ -651,6 +653,44 @@ def test_a_hook_that_aborts_is_cancelled_where_it_waits_next(waits):
             chat.fire()
     assert chat.events == ["end", "aborted", "cancelled"]
     assert nothing_is_logged(logs)
+
+
+END_OF_PROGRAM = """
+from twisted.internet.defer import Deferred
+from twisted.internet.testing import StringTransport
+from txasynchat import AsyncChat
+
+class Forgotten(AsyncChat):
+    terminator = b"\\n"
+    async def message_received(self, message):
+        try:
+            await self.inner()
+        finally:
+            print("cleaned up")
+    async def inner(self):
+        self.waits_for = Deferred()
+        await self.waits_for
+
+chat = Forgotten()
+chat.makeConnection(StringTransport())
+chat.dataReceived(b"x\\n")
+if FORGET:
+    del chat
+"""
+
+
+@pytest.mark.parametrize("forget", [False, True])
+def test_a_hook_that_waits_when_the_program_ends_is_closed_silently(root, forget):
+    done = subprocess.run(
+        [sys.executable, "-W", "default", "-c", END_OF_PROGRAM.replace("FORGET", str(forget))],
+        env={**os.environ, "PYTHONPATH": str(root / "src")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert not forget or done.stdout == "cleaned up\n"
+    assert done.stderr == ""
 
 
 def test_handle_close_and_handle_end_may_wait_and_are_not_cancelled():

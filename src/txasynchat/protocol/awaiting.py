@@ -154,6 +154,9 @@ class Awaiting:
                 try:
                     value = yield waited
                     step = hook.send
+                except GeneratorExit:  # nobody is left who could fire it
+                    hook.close()
+                    raise
                 except BaseException as error:  # noqa: BLE001 it is the coroutine's
                     step, value = hook.throw, error
             lost = self.lost
@@ -205,6 +208,9 @@ class Awaiting:
                         step, value = hook.throw, value.value
                 else:
                     value = yield waited
+            except GeneratorExit:  # see _rest
+                hook.close()
+                raise
             except BaseException as error:  # noqa: BLE001 it is the coroutine's
                 step, value = hook.throw, error
 
@@ -221,7 +227,7 @@ class Awaiting:
         deferred.addBoth(fired)
         try:
             return (yield from future)
-        except BaseException:
+        except asyncio.CancelledError:
             deferred.cancel()
             raise
 
