@@ -113,9 +113,12 @@ class Hooks:
         return self._inbox.terminator
 
     @settings.shown
-    def matched_terminator(self) -> bytes | None:
-        """The delimiter that ended the latest message; None where its length did."""
-        return self._inbox.matched
+    def matched_terminator(self) -> bytes:
+        """
+        The delimiter that ended the latest message, as for an answer that ends like it; empty where
+        its length did.
+        """
+        return self._inbox.matched or b""
 
     # -- asynchat: overridden by the application
 
