@@ -89,7 +89,7 @@ class Hooks:
         Args:
             term: bytes to match literally; a positive number of bytes; ``None``, ``b""`` or ``0`` to
                 collect without end; a tuple of bytes, of which the match that ends first counts, and
-                the longest of those that end together; or a `LengthPrefix`.
+                the longest of those that end together; or a `LengthPrefix`, such as a `Netstring`.
 
         Raises:
             ValueError: *term* is a negative number.
@@ -180,7 +180,8 @@ class Hooks:
 
     def handle_error(self) -> None:
         """
-        A handler or a producer raised: ``sys.exc_info()`` has the exception.
+        A handler or a producer raised, or what came is not a message (`MalformedMessage`):
+        ``sys.exc_info()`` has the exception.
 
         It is already logged. When this returns the connection closes, once everything that was pushed,
         here too, is sent.
