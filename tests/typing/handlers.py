@@ -95,7 +95,7 @@ class Changing(AsyncChat):
 
     @override
     def found_terminator(self) -> None:
-        assert_type(self.matched_terminator, bytes | None)
+        assert_type(self.matched_terminator, bytes)
         assert_type(self.unsent, int)
         assert_type(self.state, State)
         self.pause()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from txasynchat.errors import MalformedMessage
 from txasynchat.framing.overlong import ENDLESS, PASSED_ON, SAMPLE, Overflow, drop, too_long
 from txasynchat.terminators import (
     LengthPrefix,
@@ -249,6 +250,7 @@ class StepwiseFramer:
             get_terminator: asked for the terminator on each round, in place of `terminator`.
 
         Raises:
+            MalformedMessage: what came is not a message; everything was dropped, as by `close`.
             Exception: whatever a handler raised. The state is then the one that ``asynchat`` leaves:
                 a piece whose handler raised is still in the buffer.
         """
@@ -345,14 +347,26 @@ class StepwiseFramer:
             length = min(size, terminator) if terminator > 0 else max(0, size + terminator)
         else:
             if self._body is None:
-                if size < terminator.size:
+                try:
+                    found = terminator.read(buffer, position)
+                except MalformedMessage:
+                    self.close()
+                    raise
+                if found is None:
                     return False
-                self._body = terminator.unpack(buffer, position)
-                self._position = position = position + terminator.size
-                size -= terminator.size
+                self._body, self._position = found
+                size += position - self._position
+                position = self._position
             announced = self._body
             limit = terminator.limit
             ends = size >= announced
+            if ends and terminator.end:
+                ends = buffer.startswith(terminator.end, position + announced)
+                if not ends and announced:
+                    held = size - announced  # the body is passed on first, however it was cut
+                elif not ends and size:
+                    self.close()
+                    raise MalformedMessage(f"no {terminator.end.decode()!r} behind a message")
             length = min(size, announced)
         total = self._count + (length if announced is None else announced)
         if limit is not None and total > limit:
@@ -372,7 +386,7 @@ class StepwiseFramer:
                 if held and self._announced:  # what a handler set is told of all the same
                     self._announced = False
                     return True
-            return not held
+            return not held or announced is not None
         if self.whole:
             self._position += length + len(matched or b"")
             if self._kept is not None:
@@ -387,6 +401,8 @@ class StepwiseFramer:
                 self.terminator = 0
             else:
                 self._body = None
+                if terminator.end:
+                    self._position += 1
         if not self.whole:
             return self._end_passed(receiver, piece, matched, total)
         self._end_message()
@@ -468,7 +484,7 @@ class StepwiseFramer:
             # as it does in asynchat.
             self.terminator -= length
         elif self._body is not None:
-            self._body -= length
+            self._body = max(0, self._body - length)  # on the facade another may be running
 
     def _end_message(self) -> None:
         self._count = 0
@@ -501,7 +517,9 @@ class StepwiseFramer:
         counts = announced is not None and isinstance(terminator, int)
         if counts:
             self.terminator = 0  # what the hook sets is for what comes after the message
-        end = self._body if announced is not None and not counts else terminator
+        end = terminator
+        if self._body is not None and announced is not None and not counts:
+            end = self._body + len(terminator.end)
         self._over_long = PASSED_ON
         try:
             self._tell(receiver, too_long(limit, announced, begin))

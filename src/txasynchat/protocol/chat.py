@@ -693,8 +693,13 @@ class AsyncChat(Hooks, Protocol):
 
     def _failed(self) -> None:
         """Log the exception that is being handled, ask `handle_error`, and close."""
-        reports.handler_raised(self._log, self)
-        if isinstance(sys.exc_info()[1], errors.ProducerError):
+        error = sys.exc_info()[1]
+        if isinstance(error, errors.MalformedMessage):
+            self._inbox.discarded = True
+            self._report(error)
+        else:
+            reports.handler_raised(self._log, self)
+        if isinstance(error, errors.ProducerError):
             # What is queued behind it would follow a piece that is cut off.
             self._drop_output()
         try:

@@ -94,7 +94,7 @@ class Hooks:
         Args:
             term: bytes to match literally; a positive number of bytes; ``None``, ``b""`` or ``0`` to
                 collect without end; a tuple of bytes, of which the match that ends first counts, and
-                the longest of those that end together; or a `LengthPrefix`.
+                the longest of those that end together; or a `LengthPrefix`, such as a `Netstring`.
 
         Raises:
             ValueError: *term* is a negative number.
@@ -118,9 +118,12 @@ class Hooks:
         return self._inbox.terminator
 
     @settings.shown
-    def matched_terminator(self) -> bytes | None:
-        """The delimiter that ended the latest message; None where its length did."""
-        return self._inbox.matched
+    def matched_terminator(self) -> bytes:
+        """
+        The delimiter that ended the latest message, as for an answer that ends like it; empty where
+        its length did.
+        """
+        return self._inbox.matched or b""
 
     # -- asynchat: overridden by the application
 
@@ -180,7 +183,8 @@ class Hooks:
 
     def handle_error(self) -> Awaitable[object] | None:
         """
-        A handler or a producer raised: ``sys.exc_info()`` has the exception.
+        A handler or a producer raised, or what came is not a message (`MalformedMessage`):
+        ``sys.exc_info()`` has the exception.
 
         It is already logged. When this returns the connection closes, once everything that was pushed,
         here too, is sent.
