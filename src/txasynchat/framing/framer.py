@@ -336,7 +336,8 @@ class Framer(StepwiseFramer):
             if not self.whole and message:
                 self._position = begin
                 self._body = length
-                receiver.collect_incoming_data(message)
+                if (result := receiver.collect_incoming_data(message)) is not None:
+                    self._returned(receiver, result)
                 if self._open_for is not _COUNTING:
                     if not self.closed:
                         self._body = None

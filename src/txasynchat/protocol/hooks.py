@@ -28,8 +28,8 @@ class Hooks:
     """
     The part of `AsyncChat` that is the application's. Not to be used by itself.
 
-    Each hook may be ``async def`` or return a Deferred: nothing more is delivered until that is done. It
-    is cancelled when the connection is lost. What it raises is handled as if the hook had raised it.
+    Each hook may be ``async def`` or return a Deferred: nothing more is delivered until that is done.
+    It is cancelled when the connection is lost. What it raises is handled as if the hook had raised it.
     """
 
     # -- settings: class attributes, or instance attributes set before the connection is made, when
