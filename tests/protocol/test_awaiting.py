@@ -19,7 +19,7 @@ from twisted.logger import LogLevel, capturedLogs, eventAsText
 from typing_extensions import override
 
 from helpers.memory import Memory, connected, lose
-from txasynchat import AsyncChat, LengthPrefix, Overflow, State
+from txasynchat import AsyncChat, LengthPrefix, Netstring, Overflow, State
 
 
 class Waiting(AsyncChat):
@@ -328,6 +328,7 @@ FRAMINGS = {
     "one of several": ((b"\n", b"\r\n"), None, b"a\n\r\nbcd\r\n\nrest"),
     "numbers": (3, 3, b"abcdefghij"),
     "prefix": (LengthPrefix("B"), None, b"\x00\x03abc\x01d\x05rest"),
+    "netstrings": (Netstring(), None, b"0:,3:abc,1:d,10:rest"),
 }
 
 

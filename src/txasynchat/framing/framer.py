@@ -143,7 +143,9 @@ class Framer(StepwiseFramer):
 
     def _open(self, delimiter: bytes) -> bool:
         """Open the short way of `receive`, if nothing is in its way; return whether it is open."""
-        if not delimiter or self._buffer or self.paused or self._over_long is not None:
+        if not delimiter or self._buffer or self.paused:
+            return False
+        if self._over_long is not None or self._ending is not None:
             return False
         if delimiter is not self._seen:
             self._notice(delimiter)

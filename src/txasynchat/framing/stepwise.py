@@ -255,8 +255,9 @@ class StepwiseFramer:
                 a piece whose handler raised is still in the buffer.
         """
         if self._ending is not None and not self.paused:
-            ending, self._ending = self._ending, None
-            self._end_passed(receiver, *ending)
+            (piece, matched, total), self._ending = self._ending, None
+            self._position -= len(piece) + len(matched or b"")  # which it adds again
+            self._end_passed(receiver, piece, matched, total)
         while not self.paused:
             if self._backlog:
                 self._join()
@@ -459,10 +460,10 @@ class StepwiseFramer:
         """End a message of *total* bytes whose last *piece* was passed on; return whether to go on."""
         if self.closed:
             return False
+        self._position += len(piece) + len(matched or b"")
         if self._stopped:
             self._ending = piece, matched, total
             return False
-        self._position += len(piece) + len(matched or b"")
         begin = None
         if matched and self._limit is not None and total > self._limit and self._over_long is None:
             begin = bytes(self._kept or b"") + piece  # it was lowered just now
