@@ -649,7 +649,7 @@ class AsyncChat(Hooks, Protocol):
             self._delivering = False
 
     def _opened(self) -> None:
-        if self._state is not _OPEN:
+        if self._state is not _OPEN or self._inbox.closed:
             return
         self._call(self.handle_connect)
         inbox = self._inbox
