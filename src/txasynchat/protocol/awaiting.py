@@ -65,7 +65,7 @@ class Awaiting:
         # It can be entered once only, which a hook that runs at this moment has done.
         self._entered = False
         self._loop = _get_running_loop()
-        self._pending: set[Pending] = set()
+        self._pending: list[Pending] = []
         self.lost = False
         self.starts = self._loop is None or bool(_EAGER)
 
@@ -114,7 +114,7 @@ class Awaiting:
 
     def watch(self, pending: Pending, ended: Callable[[BaseException | None], None]) -> None:
         """Call *ended* once, when *pending* is done, with what it raised."""
-        self._pending.add(pending)
+        self._pending.append(pending)
         if isinstance(pending, Deferred):
             arguments = (pending, ended)
             pending.addCallbacks(
@@ -175,14 +175,14 @@ class Awaiting:
                 waited.cancel()  # it was running when the connection was lost
 
     def _fired(self, result: Any, pending: Pending, ended: Callable[[None], None]) -> Any:
-        self._pending.discard(pending)
+        self._pending.remove(pending)
         ended(None)
         return result  # for others who were given the same Deferred
 
     def _failed(
         self, failure: Failure, pending: Pending, ended: Callable[[BaseException | None], None]
     ) -> None:
-        self._pending.discard(pending)
+        self._pending.remove(pending)
         ended(failure.value)
 
     # -- internals: in a task
@@ -234,7 +234,7 @@ class Awaiting:
     def _task_done(
         self, ended: Callable[[BaseException | None], None], task: asyncio.Task[Any]
     ) -> None:
-        self._pending.discard(task)
+        self._pending.remove(task)
         ended(asyncio.CancelledError() if task.cancelled() else task.exception())
 
 
