@@ -54,7 +54,9 @@ class Program:
         self._limit.start()
         line = self.process.stdout.readline()
         found = re.fullmatch(r"listening on (.+)\n", line)
-        assert found, f"it said {line!r} first, and\n{self.logged()}"
+        if found is None:
+            self.end()
+            pytest.fail(f"it said {line!r} first, and\n{self.logged()}")
         self.place = found[1]
         on_loopback = re.fullmatch(r"127\.0\.0\.1:(\d+)", self.place)
         self.port = int(on_loopback[1]) if on_loopback else None
