@@ -14,6 +14,7 @@ import smtplib
 import socket
 import socketserver
 import ssl
+import struct
 import subprocess
 import threading
 
@@ -350,6 +351,41 @@ def test_250_means_that_file_and_folder_are_synchronized(relay, next_hop, tmp_pa
         send(program)
         calls = (tmp_path / "calls").read_text().splitlines()
     assert calls == ["fsync file", "rename .tmp .mail", "fsync folder"]
+
+
+def test_client_that_leaves_before_the_reply_disturbs_nobody(relay, next_hop):
+    """Its mail is there or not, and nothing remains of it."""
+    talk = b"HELO me\r\nMAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\nDATA\r\n" + TEXT + b".\r\n"
+    with relay() as program:
+        for _ in range(10):
+            with raw(program) as (peer, _):
+                peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                peer.sendall(talk)
+        send(program)
+        next_hop.wait_for(
+            lambda: any(sender == "me@example.org" for sender, _, _ in next_hop.mails)
+        )
+    assert "Traceback" not in program.logged()
+    assert not list(relay.spool.glob("*.tmp"))
+
+
+FILES_ARE_SHORT = """
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+"""
+
+
+def test_mail_for_which_there_is_no_room_is_refused(relay, next_hop, tmp_path, monkeypatch):
+    """The client keeps it, and what does find room is taken."""
+    (tmp_path / "sitecustomize.py").write_text(FILES_ARE_SHORT)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with relay() as program:
+        for size in (49_900, 60_000, 200_000):
+            with pytest.raises(smtplib.SMTPDataError, match="452"):
+                send(program, text=TEXT + b"x" * 98 + b"\r\n" * (size // 2))
+        send(program)
+        assert next_hop.mail(0)[2] == TEXT
+    assert [path.name for path in relay.spool.iterdir()] == ["lock"]
 
 
 # -- forwarding
