@@ -44,6 +44,9 @@ class Inbox(Framer):
         *("reading", "shut", "suspended"),
     )
 
+    #: Of its messages; see `txasynchat.protocol.text`.
+    encoding: str | None = None
+
     @override
     def _prepare(self) -> None:
         super()._prepare()
