@@ -119,7 +119,8 @@ class StepwiseFramer:
         if type(terminator) is int and 0 < terminator <= self._longest:
             self.terminator = terminator
             return False
-        terminator = check_terminator(terminator)
+        if terminator is not self.terminator:  # which was checked; a tuple takes long
+            terminator = check_terminator(terminator)
         limit = self._limit
         if limit is not None and isinstance(terminator, int) and terminator > limit:
             self._announced = True
