@@ -177,6 +177,13 @@ class StepwiseFramer:
         return self._buffer
 
     @property
+    def unfinished(self) -> bytes:
+        """What has come of a message that has no end yet, without what was passed on or dropped."""
+        if self._over_long not in {None, PASSED_ON}:
+            return b""
+        return b"".join((self._kept or b"", self.buffer)) if self.whole else self.buffer
+
+    @property
     def in_message(self) -> bool:
         """
         A message has begun and its end has not come, or bytes wait to be delivered.

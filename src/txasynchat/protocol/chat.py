@@ -298,10 +298,9 @@ class AsyncChat(Hooks, Protocol):
 
     def readConnectionLost(self) -> None:  # noqa: N802
         """
-        The peer will send no more: deliver what it sent, send what is queued, then close.
+        The peer will send no more: deliver what it sent, call `handle_eof`, send what is queued, close.
 
-        Bytes behind the last terminator are not a message, and are dropped. An application that cannot
-        answer yet when `found_terminator` is called pauses delivery until it can.
+        An application that cannot answer yet when a hook is called pauses delivery until it can.
         """
         self._inbox.peer_finished = True
         if self._closing is not None:
@@ -474,8 +473,28 @@ class AsyncChat(Hooks, Protocol):
         until its answer is there.
         """
         self._close_when_idle = self._settles = True
-        if not self._delivering and self._inbox.idle:
-            self.close_when_done()
+        if self._inbox.idle and self._state is _OPEN:
+            self._go_on()
+
+    def end_sending(self) -> None:
+        """
+        Send what is queued, then tell the peer that this was all, and go on reading.
+
+        The peer sees the end of the stream: a FIN, close_notify over TLS, the end of its standard input
+        where it is a process. `state` stays OPEN and messages are still delivered; what is pushed from
+        now on is dropped, and counted in `dropped`. When the peer ends its sending too, the connection
+        closes. One that never does is the application's to end. Harmless when repeated.
+
+        Terminals, serial ports, and TLS that Twisted's ``startTLS`` has put on a connection cannot end
+        one direction only: the peer sees the end when the connection closes.
+        """
+        outbox = self._outbox
+        if outbox.closing:
+            return
+        outbox.half_close = HalfClose.WHEN_SENT
+        outbox.close_when_done()
+        self._unchoke()
+        self._pushed()
 
     def handle_shutdown(self) -> None:
         """
@@ -737,8 +756,24 @@ class AsyncChat(Hooks, Protocol):
                 self._upgrade.proceed()
             if inbox.paused or not inbox.reading:
                 self._set_reading()
-            if self._close_when_idle and self._state is _OPEN and inbox.idle:
-                self.close_when_done()
+            if self._close_when_idle and not self._unsettled:
+                self._close_if_idle()
+
+    def _close_if_idle(self) -> None:
+        """Everything was delivered that can be: at the peer's end call `handle_eof`; then close."""
+        inbox = self._inbox
+        if self._state is not _OPEN or not inbox.idle:
+            return
+        if inbox.peer_finished and not inbox.told_of_end:
+            inbox.told_of_end = True
+            ours = getattr(self.handle_eof, "__func__", None) is Hooks.handle_eof
+            if not (ours or inbox.suspended):  # what comes before TLS is not handled
+                rest = b"".join((*(self._incoming or ()), inbox.unfinished))
+                self._forget_input()
+                self._call(self.handle_eof, rest)
+                self._unsettled = True
+                return
+        self.close_when_done()
 
     def _hold(self) -> None:
         self._inbox.pause()
@@ -813,7 +848,7 @@ class AsyncChat(Hooks, Protocol):
         elif outbox.half_close is HalfClose.WHEN_SENT and outbox.finished:
             outbox.half_close = HalfClose.DONE
             outbox.resign(self.transport)
-            self.transport.loseWriteConnection()
+            transports.end_sending(self.transport)
         if outbox.size or self._inbox.choked:
             self._check_level()
         if self._upgrade is not None and not self._delivering:
@@ -832,11 +867,7 @@ class AsyncChat(Hooks, Protocol):
         outbox = self._outbox
         if outbox.phase is _DEPARTED or outbox.half_close is HalfClose.DONE:
             return False  # it was we who told it
-        if not outbox.closing:
-            outbox.half_close = HalfClose.WHEN_SENT
-            outbox.close_when_done()
-            self._unchoke()
-            self._pushed()
+        self.end_sending()
         return True
 
     def _takes_write(self, transport: Any, data: bytes) -> bool:

@@ -175,6 +175,18 @@ class Hooks:
         pushed. A terminator set here holds for what comes after the message.
         """
 
+    def handle_eof(self, rest: bytes) -> None:
+        """
+        The peer ended its sending, in order, and every message was delivered.
+
+        Called once, unless this side has begun to close before. What is pushed here is still sent;
+        then the connection closes, unless `pause` was called: then it closes after `resume`.
+
+        Args:
+            rest: what came behind the last message and no hook was given, such as a last line without
+                its line end. What `_collect_incoming_data` had collected is part of it, and forgotten.
+        """
+
     def handle_error(self) -> None:
         """
         A handler or a producer raised: ``sys.exc_info()`` has the exception.

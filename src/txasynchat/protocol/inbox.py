@@ -30,6 +30,7 @@ class Inbox(Framer):
         shut: the connection is not open yet, or not any more.
         paused: one of those.
         peer_finished: the peer will send no more.
+        told_of_end: the application knows.
         discarded: something was thrown away.
         overran: there was more behind the message whose handler asked to close.
         kept: what arrived while handlers were running; None for nothing.
@@ -38,14 +39,14 @@ class Inbox(Framer):
 
     __slots__ = (
         *("choked", "discarded", "held", "kept", "overran", "peer_finished", "reading"),
-        *("shut", "suspended"),
+        *("shut", "suspended", "told_of_end"),
     )
 
     @override
     def _prepare(self) -> None:
         super()._prepare()
         self.held = self.choked = self.suspended = False
-        self.peer_finished = self.discarded = self.overran = False
+        self.peer_finished = self.told_of_end = self.discarded = self.overran = False
         self.kept: list[bytes] | None = None
         self.shut = self.reading = self.paused = True
 
