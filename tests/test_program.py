@@ -2,9 +2,12 @@
 A server as a program: where its log goes, and what a failed start leaves behind.
 """
 
+import re
+import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -102,6 +105,41 @@ globalLogPublisher.addObserver(lambda event: None)
 """
     done = run(tmp_path, ECHO + watch + SERVE)
     assert done.stderr.count("txasynchat: Echo on 127.0.0.1:") == 1
+
+
+# -- the announcement
+
+ANNOUNCE = """
+serve(
+    ChatFactory(Echo), "tcp:0:interface=127.0.0.1", "unix:echo.sock", announce=True, stop_timeout=20
+)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_announced_server_says_where_it_listens_and_ends_in_order_on_a_signal(tmp_path, number):
+    """Who starts a server on any free port reads the port, and may stop it from that line on."""
+    (tmp_path / "program.py").write_text(ECHO + ANNOUNCE)
+    with subprocess.Popen(
+        [sys.executable, "program.py"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as program:
+        limit = threading.Timer(SECONDS, program.kill)
+        limit.start()
+        try:
+            assert re.fullmatch(r"listening on 127\.0\.0\.1:\d+\n", program.stdout.readline())
+            program.send_signal(number)
+            rest, log = program.communicate()
+        finally:
+            limit.cancel()
+            limit.join()
+    assert rest == "listening on echo.sock\n"
+    assert program.returncode == 0, log
+    assert "Traceback" not in log
+    assert "txasynchat: Echo on 127.0.0.1:" in log
 
 
 # -- one of several services cannot start

@@ -139,6 +139,7 @@ _CHECKED = (
     "close_when_done",
     "close_when_idle",
     "discard_buffers",
+    "drained",
     "end_sending",
     "pause",
     "push",

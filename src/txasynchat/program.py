@@ -50,6 +50,8 @@ class Program(Server):
         reactor, factory, endpoints, stop_timeout, transport: see `Server`.
         what: what is served, in a word or two; by default the name of the handler.
         detached: nobody reads standard error any more; a reason not to start goes to the log.
+        announce: print ``listening on PLACE`` on standard output too, a line for each endpoint, once
+            signals end the program in order: who started it learns the port from that.
 
     Raises:
         CannotStart: a description is not an endpoint's; or, from ``startService``, an endpoint cannot
@@ -68,10 +70,12 @@ class Program(Server):
         stop_timeout: float | None = STOP_TIMEOUT,
         detached: bool = False,
         transport: str = "twisted",
+        announce: bool = False,
     ) -> None:
         served = getattr(factory, "handler", factory)
         self.what = what or getattr(served, "__name__", type(served).__name__)
         self.detached = detached
+        self.announce = announce
         try:
             super().__init__(
                 reactor, factory, endpoints, stop_timeout=stop_timeout, transport=transport
@@ -100,6 +104,9 @@ class Program(Server):
             self._log.info(
                 "txasynchat: {what} on {place}{hint}", what=self.what, place=place, hint=hint
             )
+            if self.announce:
+                # The reactor installs its signal handlers when it starts to run.
+                self.reactor.callWhenRunning(print, "listening on", place, flush=True)
 
     @override
     def listening_failed(self, error: ListenError) -> None:
@@ -112,18 +119,21 @@ def serve(
     *endpoints: str | IStreamServerEndpoint | Listens,
     stop_timeout: float | None = STOP_TIMEOUT,
     transport: str = "hub",
+    announce: bool = False,
 ) -> None:
     """
     Serve until SIGINT or SIGTERM; for a script's last line.
 
     This runs the global reactor, which cannot run a second time in a process. The log goes to standard
-    error, unless the script already logs somewhere: then it goes there.
+    error, unless the script already logs somewhere: then it goes there. A signal stops it in order
+    (`Server.stopService`), and the exit status is 0.
 
     Args:
         factory: a `ChatFactory`, or any other `IProtocolFactory`.
         endpoints: what to listen on, as `Server` takes it.
         stop_timeout: seconds that connections have to finish at the end; None for no limit.
         transport: what carries the connections, as `Server` takes it.
+        announce: print ``listening on 127.0.0.1:PORT``, flushed, on standard output, as `Program` does.
 
     Raises:
         CannotStart: an endpoint cannot be listened on; uncaught, it ends the script with one line.
@@ -134,7 +144,14 @@ def serve(
     if not _is_logging():
         observers = [logger.textFileLogObserver(sys.stderr)]
         logger.globalLogBeginner.beginLoggingTo(observers, redirectStandardIO=False)
-    program = Program(loop, factory, endpoints, stop_timeout=stop_timeout, transport=transport)
+    program = Program(
+        loop,
+        factory,
+        endpoints,
+        stop_timeout=stop_timeout,
+        transport=transport,
+        announce=announce,
+    )
     program.startService()
     loop.addSystemEventTrigger("before", "shutdown", program.stopService)
     loop.run()

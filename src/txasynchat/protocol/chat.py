@@ -24,7 +24,8 @@ import enum
 import sys
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from twisted.internet import interfaces
+from twisted.internet import defer, interfaces
+from twisted.internet.error import ConnectionDone
 from twisted.internet.protocol import Protocol, connectionDone
 from typing_extensions import override
 from zope.interface import implementer
@@ -34,6 +35,7 @@ from txasynchat.framing import Overflow
 from txasynchat.handlers import check_threads
 from txasynchat.producers import Buffer
 from txasynchat.protocol import closing, reports, settings
+from txasynchat.protocol.draining import AT_ONCE
 from txasynchat.protocol.hooks import Hooks
 from txasynchat.protocol.outbox import HalfClose, Outbox, Phase
 from txasynchat.protocol.starttls import Upgrade
@@ -44,6 +46,8 @@ from txasynchat.tls.leftovers import Leftovers
 if TYPE_CHECKING:
     from typing import Self
 
+    from twisted.internet.defer import Deferred
+    from twisted.internet.interfaces import IDelayedCall
     from twisted.python.failure import Failure
 
     from txasynchat.producers import Producer
@@ -146,6 +150,8 @@ class AsyncChat(Hooks, Protocol):
     _upgrade: Upgrade | None
     #: Once the connection is closing.
     _closing: closing.Closing | None
+    #: While something waits for the reactor's next iteration, so that others have their turn.
+    _turn: IDelayedCall | None
 
     def __new__(cls, *_arguments: Any, **_named: Any) -> Self:
         """Set the state up, so that subclasses need not call this class's ``__init__``."""
@@ -159,7 +165,7 @@ class AsyncChat(Hooks, Protocol):
         chat._delivering = chat._unsettled = chat._redeliver = False
         chat._settles = True
         chat._close_when_idle = chat._close_requested = False
-        chat._upgrade = chat._closing = chat._incoming = None
+        chat._upgrade = chat._closing = chat._incoming = chat._turn = None
         return chat
 
     def __init_subclass__(cls, **arguments: Any) -> None:
@@ -279,20 +285,28 @@ class AsyncChat(Hooks, Protocol):
             self._report(error)
         elif self.close_reason is None and closing.broke_off(error, self.transport, self._outbox):
             self.close_reason = errors.ConnectionReset()
-        self._outbox.phase = _DEPARTED
-        self._outbox.registered = False
+        outbox = self._outbox
+        outbox.phase = _DEPARTED
+        outbox.registered = False
         self._inbox.close()
-        if self._outbox:
+        sent = outbox.finished and not outbox.incomplete
+        if outbox:
             self._drop_output()
         for ending in (self._closing, self._upgrade):
             if ending is not None:
                 ending.stall.cancel()
         self._closing = self._upgrade = None
+        if self._turn is not None:
+            self._turn.cancel()
+            self._turn = None
         try:
             if not self._close_requested:
                 self._call(self.handle_close)
         finally:
             self._call(self.handle_end, self.close_reason)
+            if (draining := outbox.draining) is not None:
+                outbox.draining = None
+                draining.over(None if sent else self.close_reason or error)
 
     # -- IHalfCloseableProtocol, IHandshakeListener: called by the transport
 
@@ -445,6 +459,36 @@ class AsyncChat(Hooks, Protocol):
     def unsent(self) -> int:
         """Bytes that were pushed, and that the transport does not have yet."""
         return self._outbox.size
+
+    def drained(self) -> Deferred[None]:
+        """
+        Return what fires when everything that was pushed is with the transport.
+
+        So a coroutine sends no faster than the peer reads, and never asks for `unsent`::
+
+            for piece in pieces:
+                self.push(piece)
+                await self.drained()
+
+        It fires at once if nothing waits, or in the reactor's next iteration when much was sent in this
+        one. While the connection closes it fires at the end, when everything was sent.
+
+        Returns:
+            A Deferred, which fails with `close_reason`, or with the reason that ``connectionLost`` was
+            given, if something that was pushed is lost with the connection.
+        """
+        if self._state is _CLOSED:
+            return defer.fail(self.close_reason or ConnectionDone())
+        outbox = self._outbox
+        at_once = outbox.taken - outbox.drained_at < AT_ONCE
+        if not outbox and at_once and self._state is not _CLOSING:
+            return defer.succeed(None)
+        waiting = outbox.await_drain().wait()
+        if not at_once:
+            self._take_turn()
+        if self._delivering:
+            self._unsettled = True
+        return waiting
 
     def close_when_done(self) -> None:
         """
@@ -752,12 +796,29 @@ class AsyncChat(Hooks, Protocol):
                     self._failed()
             if self._outbox or self._state is _CLOSING:
                 self._flush()
+            if self._outbox.draining is not None and self._turn is None:
+                self._tell_drained()
             if self._upgrade is not None:
                 self._upgrade.proceed()
             if inbox.paused or not inbox.reading:
                 self._set_reading()
             if self._close_when_idle and not self._unsettled:
                 self._close_if_idle()
+
+    def _take_turn(self) -> None:
+        """Settle again in the reactor's next iteration; at once where there is no reactor."""
+        if self._turn is not None:
+            return
+        reactor = transports.reactor_of(self.transport)
+        if reactor is None:
+            self._next_turn()
+        else:
+            self._turn = reactor.callLater(0, self._next_turn)
+
+    def _next_turn(self) -> None:
+        self._turn = None
+        self._outbox.drained_at = self._outbox.taken
+        self._go_on()
 
     def _close_if_idle(self) -> None:
         """Everything was delivered that can be: at the peer's end call `handle_eof`; then close."""
@@ -851,8 +912,29 @@ class AsyncChat(Hooks, Protocol):
             transports.end_sending(self.transport)
         if outbox.size or self._inbox.choked:
             self._check_level()
+        if outbox:
+            if not outbox.held_back:
+                outbox.await_drain().late = True
+        elif outbox.draining is not None and self._state is _OPEN:
+            self._go_on()
         if self._upgrade is not None and not self._delivering:
             self._upgrade.proceed()
+
+    def _tell_drained(self) -> None:
+        """Tell who waits for it that the queue is empty, if it is; handlers are running."""
+        outbox = self._outbox
+        draining = outbox.draining
+        if draining is None or outbox or self._state is not _OPEN:
+            return
+        outbox.draining = None
+        draining.over()
+        if draining.late:
+            self._call(self.handle_drained)
+        self._unsettled = True
+        if outbox and self._state is _OPEN:
+            # Told of that, too, be it sent at once; but others have their turn before.
+            outbox.await_drain().late |= draining.late
+            self._take_turn()
 
     # -- internals: asked by the transport, see `endings.let_protocol_end`
 

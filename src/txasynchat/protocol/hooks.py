@@ -187,6 +187,16 @@ class Hooks:
                 its line end. What `_collect_incoming_data` had collected is part of it, and forgotten.
         """
 
+    def handle_drained(self) -> None:
+        """
+        Everything that was pushed is with the transport, after something had to wait for it.
+
+        Not called for what goes out as soon as the hooks of one chunk, or a call of `push`, have
+        returned. What this hook itself pushes counts as waiting: it is called again when that is with
+        the transport, in a later iteration of the reactor, so a hook that pushes the next piece sends
+        all of them. Not called once the connection is closing.
+        """
+
     def handle_error(self) -> None:
         """
         A handler or a producer raised: ``sys.exc_info()`` has the exception.
