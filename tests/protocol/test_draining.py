@@ -329,6 +329,7 @@ class TestOnTransports(KindsCase, TestCase):
         await in_thread(client.ask)
         count, end = await in_thread(client.read_to_the_end)
         assert (count, end) == (Sender.size + extra, "end"), way
+        client.close()  # rather than wait for its close_notify
         chat = await self.gone(handlers)
         assert await chat.done is None
         assert chat.most <= len(Sender.piece), way
