@@ -127,8 +127,9 @@ class AsyncChat(Hooks, Protocol):
     _asks: ClassVar[bool] = False
     #: The settings of the class, once they were checked.
     _checked: ClassVar[tuple[Any, ...]] = (None,) * len(_CHECKED)
-    #: handle_secure is overridden.
+    #: handle_secure is overridden; handle_drained is.
     _hears_of_tls: ClassVar[bool] = False
+    _hears_of_drain: ClassVar[bool] = False
     # `__new__` sets all of these at once, and the class has no attribute of the same name. CPython
     # keeps up to thirty attributes in the instance itself, if the first instances of a class have them.
     # Otherwise each connection has a dict, and reading any attribute takes longer.
@@ -141,7 +142,7 @@ class AsyncChat(Hooks, Protocol):
     _unsettled: bool
     _redeliver: bool
     #: The fast path of ``dataReceived`` is closed: the connection is not open, or closes when it is
-    #: idle, or `get_terminator` is overridden.
+    #: idle, or `get_terminator` or `handle_drained` is overridden.
     _settles: bool
     _close_when_idle: bool
     #: `close` or `abort` was called.
@@ -180,6 +181,7 @@ class AsyncChat(Hooks, Protocol):
         ranges.check_class(cls, ranges.HANDLER)
         cls._asks = cls.get_terminator is not Hooks.get_terminator
         cls._hears_of_tls = cls.handle_secure is not Hooks.handle_secure
+        cls._hears_of_drain = cls.handle_drained is not Hooks.handle_drained
         settings.check_terminator_of(cls)
 
     @classmethod
@@ -658,7 +660,9 @@ class AsyncChat(Hooks, Protocol):
 
     def _set_state(self, state: State) -> None:
         self._state = state
-        self._settles = state is not _OPEN or self._asks or self._close_when_idle
+        self._settles = (
+            state is not _OPEN or self._asks or self._close_when_idle or self._hears_of_drain
+        )
         if state is not _OPEN:
             self._outbox.close_when_done()
 
@@ -898,6 +902,7 @@ class AsyncChat(Hooks, Protocol):
         outbox = self._outbox
         if outbox.flushing or outbox.phase is not _READY:
             return
+        heard = self._hears_of_drain and bool(outbox)
         try:
             if not outbox.flush(self):
                 self._cannot_send()
@@ -912,11 +917,13 @@ class AsyncChat(Hooks, Protocol):
             transports.end_sending(self.transport)
         if outbox.size or self._inbox.choked:
             self._check_level()
-        if outbox:
-            if not outbox.held_back:
-                outbox.await_drain().late = True
-        elif outbox.draining is not None and self._state is _OPEN:
-            self._go_on()
+        if (heard or outbox.draining is not None) and not outbox and self._state is _OPEN:
+            if heard:
+                outbox.await_drain().heard = True
+            if self._delivering:
+                self._unsettled = True
+            else:
+                self._take_turn()  # not inside a call of push()
         if self._upgrade is not None and not self._delivering:
             self._upgrade.proceed()
 
@@ -928,12 +935,12 @@ class AsyncChat(Hooks, Protocol):
             return
         outbox.draining = None
         draining.over()
-        if draining.late:
+        if draining.heard:
             self._call(self.handle_drained)
         self._unsettled = True
         if outbox and self._state is _OPEN:
-            # Told of that, too, be it sent at once; but others have their turn before.
-            outbox.await_drain().late |= draining.late
+            # That is told too, be it sent at once; but others have their turn before.
+            outbox.await_drain().heard |= draining.heard
             self._take_turn()
 
     # -- internals: asked by the transport, see `endings.let_protocol_end`

@@ -21,13 +21,13 @@ class Draining:
     What is to be told when the queue is empty.
 
     Attributes:
-        late: something could not be sent when it was pushed, so the hook is called.
+        heard: the hook is to be called.
     """
 
-    __slots__ = ("_waiting", "late")
+    __slots__ = ("_waiting", "heard")
 
     def __init__(self) -> None:
-        self.late = False
+        self.heard = False
         self._waiting: list[Deferred[None]] = []
 
     def wait(self) -> Deferred[None]:

@@ -189,12 +189,12 @@ class Hooks:
 
     def handle_drained(self) -> None:
         """
-        Everything that was pushed is with the transport, after something had to wait for it.
+        The output queue has become empty: everything that was pushed is with the transport.
 
-        Not called for what goes out as soon as the hooks of one chunk, or a call of `push`, have
-        returned. What this hook itself pushes counts as waiting: it is called again when that is with
-        the transport, in a later iteration of the reactor, so a hook that pushes the next piece sends
-        all of them. Not called once the connection is closing.
+        Called when the hooks of one chunk have run, once for all that they pushed; or, for what could
+        not be sent then, or was pushed elsewhere, in a later iteration of the reactor. A hook that
+        pushes the next piece here is called again, so it sends all of them, no faster than the peer
+        reads. Not called once the connection is closing.
         """
 
     def handle_error(self) -> None:
