@@ -141,6 +141,7 @@ _CHECKED = (
     "discard_buffers",
     "drained",
     "end_sending",
+    "expect",
     "pause",
     "push",
     "push_with_producer",
@@ -148,6 +149,7 @@ _CHECKED = (
     "resume",
     "set_terminator",
     "start_tls",
+    "unread",
     "unregisterProducer",
     "write",
 )

@@ -8,7 +8,10 @@ import re
 import struct
 from typing import Any, TypeAlias
 
+from typing_extensions import override
+
 __all__ = [
+    "Expected",
     "LengthPrefix",
     "Terminator",
     "check_terminator",
@@ -67,11 +70,48 @@ class LengthPrefix:
         """
         if self.limit is not None and len(body) > self.limit:
             raise ValueError(f"body of {len(body)} bytes exceeds the limit, {self.limit}")
-        return self._struct.pack(len(body)) + body
+        return self.prefix(len(body)) + body
+
+    def prefix(self, length: int) -> bytes:
+        """Return what stands before a body of that length."""
+        return self._struct.pack(length)
 
     def unpack(self, buffer: bytes, position: int) -> int:
         """Return the length that stands at *position*; `size` bytes must be there."""
         return int(self._struct.unpack_from(buffer, position)[0])
+
+
+class Expected(LengthPrefix):
+    """
+    A number of bytes, 0 being an empty message, once: then another terminator is in force again.
+
+    To a framer it is a length before the message whose bytes have already come.
+
+    Args:
+        length: of the message.
+        limit: the longest that is accepted; None for the framer's own limit.
+        then: the terminator that follows.
+    """
+
+    __slots__ = ("length", "then")
+
+    def __init__(self, length: int, limit: int | None, then: Any) -> None:  # no super(): no format
+        self.length = length
+        self.limit = limit
+        self.then = then
+        self.size = 0
+
+    @override
+    def __repr__(self) -> str:
+        return f"Expected({self.length!r}, limit={self.limit!r}, then={self.then!r})"
+
+    @override
+    def prefix(self, length: int) -> bytes:
+        return b""
+
+    @override
+    def unpack(self, buffer: bytes, position: int) -> int:
+        return self.length
 
 
 #: What may end a message: a delimiter; a number of bytes; nothing (`None`, ``b""`` or ``0``: collect

@@ -798,6 +798,8 @@ class AsyncChat(Hooks, Protocol):
                     inbox.deliver(self, self.get_terminator if self._asks else None)
                 except Exception:  # noqa: BLE001 it is the application's, and is logged
                     self._failed()
+            if inbox.resting:
+                self._take_turn()
             if self._outbox or self._state is _CLOSING:
                 self._flush()
             if self._outbox.draining is not None and self._turn is None:
@@ -822,6 +824,7 @@ class AsyncChat(Hooks, Protocol):
     def _next_turn(self) -> None:
         self._turn = None
         self._outbox.drained_at = self._outbox.taken
+        self._inbox.go_on()
         self._go_on()
 
     def _close_if_idle(self) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
 
     from txasynchat.errors import ChatError, MessageTooLong
+    from txasynchat.producers import Buffer
     from txasynchat.protocol.outbox import Outbox
     from txasynchat.terminators import Terminator
     from txasynchat.tls.info import TLSInfo
@@ -98,6 +99,43 @@ class Hooks:
         Stdlib: asynchat.async_chat.set_terminator, which fails later, while reading.
         """
         if self._inbox.set_terminator(term) and self._outbox.phase is Phase.READY:
+            self._go_on()
+
+    def expect(self, n: int, limit: int | None = None) -> None:
+        """
+        Let the next message be exactly *n* bytes; then the terminator in force now is in force again.
+
+        Unless a hook sets another: the message's own hook finds the old one in force. 0 is an empty
+        message, delivered at once or, from inside a handler, when it has returned. Where a message has
+        begun, so many more bytes end it. A number above the limit is a message that is too long, as
+        with `set_terminator`.
+
+        Args:
+            n: the number of bytes.
+            limit: in place of `max_message_length`, for this message only.
+
+        Raises:
+            ValueError: a number is negative.
+            TypeError: *n* or *limit* is not an int.
+        """
+        if self._inbox.expect(n, limit) and self._outbox.phase is Phase.READY:
+            self._go_on()
+
+    def unread(self, data: Buffer) -> None:
+        """
+        Give bytes back: they are delivered, by the terminator in force, before what waits.
+
+        So a handler that got more than it wanted, or hands over to another way of framing, loses
+        nothing. In front of all that no hook was given, the beginning of an unfinished message too; and
+        behind pieces that `collect_incoming_data` was given, which may be given back by this and count
+        only once towards `max_message_length`. Delivered at once or, from inside a handler, when it has
+        returned. Dropped once nothing more is delivered.
+
+        Raises:
+            TypeError: *data* is not bytes-like.
+        """
+        self._inbox.unread(bytes(memoryview(data)))
+        if self._outbox.phase is Phase.READY:
             self._go_on()
 
     #: The terminator in force; in a class body, or as a field of a dataclass, the one that a connection

@@ -18,6 +18,9 @@ from txasynchat.framing import Framer
 
 __all__ = ["Inbox"]
 
+#: How often in one iteration of the reactor a handler may be called without a byte that came for it.
+FOR_NOTHING = 1_000
+
 
 class Inbox(Framer):
     """
@@ -27,6 +30,7 @@ class Inbox(Framer):
         held: the application called `AsyncChat.pause`.
         choked: too much output waits.
         suspended: TLS is about to begin: nothing more is delivered in the clear.
+        resting: much was delivered for which no byte came; others have their turn.
         shut: the connection is not open yet, or not any more.
         paused: one of those.
         peer_finished: the peer will send no more.
@@ -39,13 +43,15 @@ class Inbox(Framer):
 
     __slots__ = (
         *("choked", "discarded", "held", "kept", "overran", "peer_finished", "reading"),
-        *("shut", "suspended", "told_of_end"),
+        *("resting", "shut", "suspended", "told_of_end", "_for_nothing"),
     )
 
     @override
     def _prepare(self) -> None:
         super()._prepare()
-        self.held = self.choked = self.suspended = False
+        self.held = self.choked = self.suspended = self.resting = False
+        # How often more was to be delivered without a byte that came for it, since the last rest.
+        self._for_nothing = 0
         self.peer_finished = self.told_of_end = self.discarded = self.overran = False
         self.kept: list[bytes] | None = None
         self.shut = self.reading = self.paused = True
@@ -53,7 +59,7 @@ class Inbox(Framer):
     @property
     def idle(self) -> bool:
         """Delivery is not held, and no message that can still end has begun."""
-        held = self.held or self.choked or self.shut
+        held = self.held or self.choked or self.shut or self.resting
         return not held and (self.peer_finished or not self.in_message)
 
     # -- bytes
@@ -73,7 +79,7 @@ class Inbox(Framer):
     @property
     def undelivered(self) -> bytes:
         """What arrived and is not delivered."""
-        return b"".join((self.buffer, *(self.kept or ())))
+        return b"".join((self._unread, self.buffer, *(self.kept or ())))
 
     @override
     def clear(self) -> None:
@@ -103,10 +109,36 @@ class Inbox(Framer):
 
     def release(self) -> bool:
         """`resume` unless delivery is held; return whether it goes on."""
-        if self.held or self.choked or self.shut or self.suspended:
+        if self.held or self.choked or self.shut or self.suspended or self.resting:
             return False
         self.resume()
         return True
+
+    @override
+    def expect(self, length: int, limit: int | None = None) -> bool:
+        announced = super().expect(length, limit)
+        if announced:
+            self._count_nothing()
+        return announced
+
+    @override
+    def unread(self, data: bytes) -> None:
+        super().unread(data)
+        self._count_nothing()
+
+    def _count_nothing(self) -> None:
+        # A handler may do this for ever.
+        self._for_nothing += 1
+        if self._for_nothing >= FOR_NOTHING:
+            self.resting = True
+            self.pause()
+
+    def go_on(self) -> None:
+        """Others had their turn."""
+        self._for_nothing = 0
+        if self.resting:
+            self.resting = False
+            self.release()
 
     @override
     def close(self) -> None:
@@ -126,7 +158,7 @@ class Inbox(Framer):
     def set_reading(self, transport: Any) -> None:
         """Tell the transport to read or to stop, if that is a change."""
         # What arrives after close() is read, and dropped.
-        reading = self.shut or not (self.held or self.choked)
+        reading = self.shut or not (self.held or self.choked or self.resting)
         if reading is self.reading or self.peer_finished:
             return
         self.reading = reading
