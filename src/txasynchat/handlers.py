@@ -143,6 +143,7 @@ _CHECKED = (
     "end_sending",
     "expect",
     "pause",
+    "pipe_to",
     "push",
     "push_with_producer",
     "registerProducer",

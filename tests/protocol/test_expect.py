@@ -221,7 +221,7 @@ class TestUnread:
         cuts,
     )
     def test_a_piece_given_back_is_counted_once(self, lines, terminator, cuts):
-        """One byte is taken of each second piece: the messages, and the limit, are the same."""
+        """Of a piece one byte, all or nothing is taken: the messages, and the limit, are the same."""
 
         class Pieces(AsyncChat):
             max_message_length = 10
@@ -230,14 +230,13 @@ class TestUnread:
                 self.set_terminator(terminator or b"\n")
                 self.messages = []
                 self.part = b""
-                self.again = False
+                self.calls = 0
 
             def collect_incoming_data(self, data):
-                self.again = not self.again
-                if self.again:
-                    data, rest = data[:1], data[1:]
-                    self.unread(rest)
-                self.part += data
+                self.calls += 1
+                size = (1, len(data), 0)[self.calls % 3]
+                self.unread(data[size:])
+                self.part += data[:size]
 
             def found_terminator(self):
                 self.messages.append(self.part)

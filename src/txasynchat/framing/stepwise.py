@@ -85,7 +85,7 @@ class StepwiseFramer:
         # What was given back, and goes before all of that; then there is a backlog, too.
         self._unread = b""
         self._position = self._searched = 0
-        self._seen = self.terminator
+        self._seen: Any = self.terminator
         # Of the current message: bytes passed on or kept; these, if the message is to be whole, or
         # else the first of them, for the error; bytes of a prefixed body still to come, None before
         # the prefix.
@@ -223,6 +223,22 @@ class StepwiseFramer:
             self._disturb()
             self._join()
         return self._buffer
+
+    def take_back(self, collected: bytes = b"") -> bytes:
+        """
+        Return all that was not passed on, as it came, and forget it.
+
+        Args:
+            collected: the pieces of the unfinished message that were passed on; they go before.
+        """
+        self._disturb()
+        terminator, body = self.terminator, self._body
+        if collected and body is not None and self._seen is terminator:
+            collected = terminator.prefix(body + self._count) + collected
+        self._put_back()
+        data = collected + self.buffer
+        self.clear()
+        return data
 
     @property
     def unfinished(self) -> bytes:
@@ -470,16 +486,18 @@ class StepwiseFramer:
         if self.whole and self._over_long is None:
             kept = bytes(self._kept or b"")
             again = len(kept)
-            if body is not None and type(terminator) is not Expected:
-                data += terminator.prefix(body + again)
-                body = self._body = None
-            data += kept
             self._end_message()
         else:
+            kept = b""
             again = min(len(data), self._count)
+        if body is not None and not self._count and type(terminator) is not Expected:
+            data += terminator.prefix(body + again)
+            body = self._body = None
+        if self._count:
             self._count -= again
             if self._kept is not None:
                 del self._kept[self._count :]
+        data += kept
         if body is not None:
             self._body = body + again
         elif runs or (type(terminator) is int and terminator):

@@ -38,6 +38,7 @@ from txasynchat.protocol import closing, reports, settings
 from txasynchat.protocol.draining import AT_ONCE
 from txasynchat.protocol.hooks import Hooks
 from txasynchat.protocol.outbox import HalfClose, Outbox, Phase
+from txasynchat.protocol.pipe import HIGH_WATER, Pipe
 from txasynchat.protocol.starttls import Upgrade
 from txasynchat.tls.factory import adopt
 from txasynchat.tls.info import TLSInfo
@@ -151,6 +152,9 @@ class AsyncChat(Hooks, Protocol):
     _upgrade: Upgrade | None
     #: Once the connection is closing.
     _closing: closing.Closing | None
+    #: Where what arrives goes, and whose it is that comes here; see `pipe_to`.
+    _pipe: Pipe | None
+    _fed_by: AsyncChat | None
     #: While something waits for the reactor's next iteration, so that others have their turn.
     _turn: IDelayedCall | None
 
@@ -167,6 +171,7 @@ class AsyncChat(Hooks, Protocol):
         chat._settles = True
         chat._close_when_idle = chat._close_requested = False
         chat._upgrade = chat._closing = chat._incoming = chat._turn = None
+        chat._pipe = chat._fed_by = None
         return chat
 
     def __init_subclass__(cls, **arguments: Any) -> None:
@@ -290,6 +295,8 @@ class AsyncChat(Hooks, Protocol):
         outbox = self._outbox
         outbox.phase = _DEPARTED
         outbox.registered = False
+        if self._pipe is not None:
+            self._pipe.pass_on(last=True)
         self._inbox.close()
         sent = outbox.finished and not outbox.incomplete
         if outbox:
@@ -306,6 +313,7 @@ class AsyncChat(Hooks, Protocol):
                 self._call(self.handle_close)
         finally:
             self._call(self.handle_end, self.close_reason)
+            self._uncouple()
             if (draining := outbox.draining) is not None:
                 outbox.draining = None
                 draining.over(None if sent else self.close_reason or error)
@@ -541,6 +549,8 @@ class AsyncChat(Hooks, Protocol):
         outbox.close_when_done()
         self._unchoke()
         self._pushed()
+        if self._pipe is not None and self._inbox.peer_finished:
+            self._go_on()
 
     def handle_shutdown(self) -> None:
         """
@@ -595,6 +605,43 @@ class AsyncChat(Hooks, Protocol):
             raise RuntimeError("TLS was already started")
         if upgrade.begin():
             self._upgrade = upgrade
+            self._go_on()
+
+    def pipe_to(self, other: AsyncChat) -> None:
+        """
+        Send to *other* whatever this connection receives from now on, as it came.
+
+        With all that no hook was given yet, the beginning of an unfinished message included; no hook
+        for messages is called any more. Two calls couple the two connections both ways. *other* need
+        not be connected yet: what comes before waits in its queue.
+
+        While more than `high_water` bytes of *other* wait there, this connection does not read, until
+        no more than its `low_water` do; `max_unsent` of *other* does not count. `pause` holds what
+        arrives, as ever. When the peer ends its sending, *other* does (`end_sending`), and not
+        `handle_eof` is called; this connection stays open for what is still to be sent, until its own
+        sending has ended too. When either is lost, what has arrived is passed on, and the other one
+        closes once everything is sent.
+
+        Raises:
+            TypeError: *other* is no `AsyncChat`.
+            RuntimeError: this connection is piped already, or another one is piped to *other*.
+        """
+        if not isinstance(other, AsyncChat):
+            raise TypeError(f"pipe_to() takes an AsyncChat, not {other!r:.80}")
+        if self._pipe is not None or other._fed_by is not None:
+            raise RuntimeError("only one connection is piped to one other")
+        collected = b"" if self._delivering else b"".join(self._incoming or ())
+        self._incoming = None
+        self._pipe = Pipe(self._inbox, other, other._take_piped, collected)
+        other._fed_by = self
+        self._settles = True
+        if _CLOSED in (self._state, other._state):
+            ended = self if self._state is _CLOSED else other
+            ended._uncouple()
+            return
+        self._unchoke()  # what waits here is no reason to stop reading any more
+        other._check_level()
+        if self._outbox.phase is _READY:
             self._go_on()
 
     def discard_buffers(self) -> None:
@@ -661,7 +708,11 @@ class AsyncChat(Hooks, Protocol):
     def _set_state(self, state: State) -> None:
         self._state = state
         self._settles = (
-            state is not _OPEN or self._asks or self._close_when_idle or self._hears_of_drain
+            state is not _OPEN
+            or self._asks
+            or self._close_when_idle
+            or self._hears_of_drain
+            or self._pipe is not None
         )
         if state is not _OPEN:
             self._outbox.close_when_done()
@@ -795,7 +846,10 @@ class AsyncChat(Hooks, Protocol):
             if self._redeliver:
                 self._redeliver = False
                 try:
-                    inbox.deliver(self, self.get_terminator if self._asks else None)
+                    if self._pipe is not None:
+                        self._pipe.pass_on()
+                    else:
+                        inbox.deliver(self, self.get_terminator if self._asks else None)
                 except Exception:  # noqa: BLE001 it is the application's, and is logged
                     self._failed()
             if inbox.resting:
@@ -832,7 +886,13 @@ class AsyncChat(Hooks, Protocol):
         inbox = self._inbox
         if self._state is not _OPEN or not inbox.idle:
             return
-        if inbox.peer_finished and not inbox.told_of_end:
+        if self._pipe is not None:
+            if inbox.peer_finished and not inbox.told_of_end:
+                inbox.told_of_end = True
+                self._pipe.target.end_sending()
+            if not (inbox.peer_finished and self._outbox.closing):
+                return
+        elif inbox.peer_finished and not inbox.told_of_end:
             inbox.told_of_end = True
             ours = getattr(self.handle_eof, "__func__", None) is Hooks.handle_eof
             if not (ours or inbox.suspended):  # what comes before TLS is not handled
@@ -849,6 +909,12 @@ class AsyncChat(Hooks, Protocol):
             self._unsettled = True
         else:
             self._set_reading()
+
+    def _choke(self) -> None:
+        """Hold delivery, because too much waits to be sent."""
+        if not self._inbox.choked:
+            self._inbox.choked = True
+            self._hold()
 
     def _unchoke(self) -> None:
         """What waits to be sent is not a reason to hold delivery any more."""
@@ -889,16 +955,44 @@ class AsyncChat(Hooks, Protocol):
 
     def _check_level(self) -> None:
         outbox, size = self._outbox, self._outbox.size
-        if self.max_unsent is not None and size > self.max_unsent:
+        source = self._fed_by
+        if source is not None:
+            high_water = HIGH_WATER if self.high_water is None else self.high_water
+            if size > high_water:
+                source._choke()
+            elif size <= self.low_water:
+                source._unchoke()
+        elif self.max_unsent is not None and size > self.max_unsent:
             if outbox.phase is not _DEPARTED:
                 self._abort(errors.UnsentLimitExceeded(self.max_unsent, size))
-        elif self.high_water is not None and size > self.high_water:
+            return
+        if self._pipe is not None:
+            return  # what it receives is not answered here
+        if self.high_water is not None and size > self.high_water:
             # While closing nothing is added, and a peer that we do not read from may stop reading too.
-            if not (outbox.closing or self._inbox.choked):
-                self._inbox.choked = True
-                self._hold()
+            if not outbox.closing:
+                self._choke()
         elif size <= self.low_water:
             self._unchoke()
+
+    def _take_piped(self, data: bytes) -> None:
+        if self._outbox.closing:
+            self.dropped += len(data)
+        else:
+            self._outbox.push(data)
+            self._pushed()
+
+    def _uncouple(self) -> None:
+        """This connection is lost: end those that it is coupled with."""
+        pipe, source = self._pipe, self._fed_by
+        self._pipe = self._fed_by = None
+        if pipe is not None and pipe.target is not self:
+            pipe.target._fed_by = None
+            pipe.target._close()
+        if source is not None and source is not self:
+            source._pipe = None
+            source._inbox.choked = False
+            source._close()
 
     def _flush(self) -> None:
         """Write what the transport takes, and do what had to wait for that."""
@@ -918,7 +1012,7 @@ class AsyncChat(Hooks, Protocol):
             outbox.half_close = HalfClose.DONE
             outbox.resign(self.transport)
             transports.end_sending(self.transport)
-        if outbox.size or self._inbox.choked:
+        if outbox.size or self._inbox.choked or self._fed_by is not None:
             self._check_level()
         if (heard or outbox.draining is not None) and not outbox and self._state is _OPEN:
             if heard:
