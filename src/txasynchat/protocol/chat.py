@@ -665,10 +665,21 @@ class AsyncChat(Hooks, Protocol):
         self._hold()
 
     def resume(self) -> None:
-        """Deliver and read again: at once, or, from inside a handler, when it returns."""
-        if self._inbox.held:
-            self._inbox.held = False
-            if self._inbox.release():
+        """
+        Deliver and read again.
+
+        No hook is called before this returns: from inside a hook of this connection, delivery goes on
+        when that has returned; else in the reactor's next iteration. So a program that resumes many
+        connections in a loop has finished the loop when the first message makes it pause them again.
+        (On a transport in memory, which has no reactor, delivery goes on at once.)
+        """
+        inbox = self._inbox
+        if inbox.held:
+            inbox.held = False
+            if inbox.waits and not self._delivering:
+                inbox.resting = True
+                self._take_turn()
+            elif inbox.release():
                 self._go_on()
 
     @settings.shown
@@ -869,7 +880,7 @@ class AsyncChat(Hooks, Protocol):
         """Settle again in the reactor's next iteration; at once where there is no reactor."""
         if self._turn is not None:
             return
-        reactor = transports.reactor_of(self.transport)
+        reactor = None if self.transport is None else transports.reactor_of(self.transport)
         if reactor is None:
             self._next_turn()
         else:

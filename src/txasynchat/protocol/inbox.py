@@ -30,7 +30,7 @@ class Inbox(Framer):
         held: the application called `AsyncChat.pause`.
         choked: too much output waits.
         suspended: TLS is about to begin: nothing more is delivered in the clear.
-        resting: much was delivered for which no byte came; others have their turn.
+        resting: others have their turn, in the reactor's next iteration, before more is delivered.
         shut: the connection is not open yet, or not any more.
         paused: one of those.
         peer_finished: the peer will send no more.
@@ -61,6 +61,17 @@ class Inbox(Framer):
         """Delivery is not held, and no message that can still end has begun."""
         held = self.held or self.choked or self.shut or self.resting
         return not held and (self.peer_finished or not self.in_message)
+
+    @property
+    def waits(self) -> bool:
+        """Something may be to be delivered, without another byte."""
+        return bool(
+            self.peer_finished
+            or self.kept
+            or self._announced
+            or self._backlog
+            or self._position < len(self._buffer)
+        )
 
     # -- bytes
 
