@@ -25,6 +25,9 @@ MIB = 2**20
 
 OURS = "AsyncChat, two calls"
 MESSAGES = "AsyncChat, message_received"
+ASYNC = "AsyncChat, async message_received"
+ON_ASYNCIO = "message_received over asyncio"
+ASYNC_ON_ASYNCIO = "async message_received over asyncio"
 HUB = "AsyncChat on the hub"
 STDLIB = "asynchat" if sys.version_info < (3, 12) else "asynchat (pyasynchat)"
 
@@ -76,6 +79,23 @@ COMPETITORS = (
         ("message_received",),
         roles=("echo", "oneshot"),
         module="txasynchat.protocol",
+    ),
+    Competitor(ASYNC, "on_twisted.py", ("async",), roles=("echo",), module="txasynchat.protocol"),
+    Competitor(
+        ON_ASYNCIO,
+        "on_twisted.py",
+        ("message_received", "--asyncio"),
+        roles=("echo",),
+        module="txasynchat.protocol",
+        essential=False,
+    ),
+    Competitor(
+        ASYNC_ON_ASYNCIO,
+        "on_twisted.py",
+        ("async", "--asyncio"),
+        roles=("echo",),
+        module="txasynchat.protocol",
+        essential=False,
     ),
     Competitor(
         STDLIB,
@@ -150,14 +170,20 @@ def scenarios(sizes: Sizes) -> list[Scenario]:
             "ping-pong, 50 connections",
             "echo",
             ("echo", 50, 1, seconds, ANY_NUMBER),
-            [Target(who, "LineReceiver", at_least=2.0) for who in (OURS, MESSAGES)],
+            [
+                *(Target(who, "LineReceiver", at_least=2.0) for who in (OURS, MESSAGES)),
+                Target(ASYNC, MESSAGES, at_most=1.5),
+            ],
         ),
         extra("ping-pong, 500 connections", "echo", ("echo", 500, 1, seconds, ANY_NUMBER)),
         Scenario(
             "64 pipelined, 50 connections",
             "echo",
             ("echo", 50, 64, seconds, ANY_NUMBER),
-            [Target(who, "LineReceiver", at_least=3.5) for who in (OURS, MESSAGES)],
+            [
+                *(Target(who, "LineReceiver", at_least=3.5) for who in (OURS, MESSAGES)),
+                Target(ASYNC, MESSAGES, at_most=1.5),
+            ],
         ),
         extra("1,000 pipelined, 50 connections", "echo", ("echo", 50, 1000, seconds, ANY_NUMBER)),
         Scenario(

@@ -31,6 +31,8 @@ MIB = 1024 * KIB
 
 TWO_CALLS = "AsyncChat, two calls"
 ONE_CALL = "AsyncChat, message_received"
+ASYNC_TWO_CALLS = "AsyncChat, async found_terminator"
+ASYNC_ONE_CALL = "AsyncChat, async message_received"
 FRAMER = "Framer, two calls"
 FRAMER_WHOLE = "Framer, message_received"
 FACADE = "compat.asynchat"
@@ -83,6 +85,8 @@ def cases(scale: int) -> list[Case]:
             targets=(
                 Target(TWO_CALLS, STDLIB, at_least=4.0),
                 Target(ONE_CALL, "LineOnlyReceiver", at_least=1.0),
+                Target(ASYNC_TWO_CALLS, TWO_CALLS, at_most=1.5),
+                Target(ASYNC_ONE_CALL, ONE_CALL, at_most=1.5),
             ),
         ),
         Case("64-byte lines, one a chunk", line, 32768 // scale, 64, targets=asynchat_target),
@@ -183,6 +187,41 @@ def with_message_received(case: Case, chunks: list[bytes]) -> tuple[int, int]:
             self.set_terminator(case.terminator)
 
     return _drive_ours(FrameHandler if isinstance(case.terminator, int) else Handler, case, chunks)
+
+
+def with_async_hooks(whole: bool, case: Case, chunks: list[bytes]) -> tuple[int, int]:
+    """Hooks that are coroutines, and have nothing to wait for."""
+    from txasynchat import AsyncChat
+
+    class Counting(AsyncChat):
+        max_message_length = None
+        messages = size = 0
+
+    class Whole(Counting):
+        async def message_received(self, message: bytes) -> None:
+            self.messages += 1
+            self.size += len(message)
+
+    class WholeFrames(Counting):
+        async def message_received(self, message: bytes) -> None:
+            self.messages += 1
+            self.size += len(message)
+            self.set_terminator(case.terminator)
+
+    class Pieces(Counting):
+        def collect_incoming_data(self, data: bytes) -> None:
+            self.size += len(data)
+
+        async def found_terminator(self) -> None:
+            self.messages += 1
+
+    class FramesInPieces(Pieces):
+        async def found_terminator(self) -> None:
+            self.messages += 1
+            self.set_terminator(case.terminator)
+
+    handlers = (Whole, WholeFrames) if whole else (Pieces, FramesInPieces)
+    return _drive_ours(handlers[isinstance(case.terminator, int)], case, chunks)
 
 
 def _drive_ours(handler_class, case: Case, chunks: list[bytes]) -> tuple[int, int]:
@@ -342,6 +381,8 @@ def competitors() -> Iterator[tuple[str, Competitor]]:
     if importable("txasynchat.protocol"):
         yield TWO_CALLS, with_two_calls
         yield ONE_CALL, with_message_received
+        yield ASYNC_TWO_CALLS, partial(with_async_hooks, False)
+        yield ASYNC_ONE_CALL, partial(with_async_hooks, True)
     if importable("txasynchat.framing"):
         yield FRAMER, partial(with_framer, False)
         yield FRAMER_WHOLE, partial(with_framer, True)

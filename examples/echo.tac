@@ -12,7 +12,7 @@ class Echo(AsyncChat):
     terminator = (b"\n", b"\r\n")
 
     def message_received(self, message: bytes) -> None:
-        self.push(message + b"\r\n")
+        self.push(b"ECHO: " + message + self.matched_terminator)
 
 
 application = Application("echo")

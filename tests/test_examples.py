@@ -1,5 +1,6 @@
 """
-The programs in ``examples/``, run as a reader would run them.
+The programs in ``examples/`` that are no pairs, run as a reader would run them; the pairs' tests are in
+``tests/examples``.
 """
 
 import doctest
@@ -10,9 +11,7 @@ import shutil
 import smtplib
 import socket
 import ssl
-import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -33,18 +32,6 @@ def test_ported_chat_sends_lines_to_the_others(root, start):
             assert answers.readline() == b"is anybody here?\r\n"
         first.sendall(b"yes\nindeed\n")
         assert [heard.readline(), heard.readline()] == [b"yes\r\n", b"indeed\r\n"]
-
-
-def test_echo_sends_each_line_back(root, start):
-    example = str(root / "examples/echo.py")
-    port = start([sys.executable, example, "tcp:0:interface=127.0.0.1"], r"on 127\.0\.0\.1:(\d+)")[
-        1
-    ]
-    with connect(port) as peer, peer.makefile("rb") as answers:
-        peer.sendall(b"one\ntw")
-        assert answers.readline() == b"one\r\n"
-        peer.sendall(b"o\r\n")
-        assert answers.readline() == b"two\r\n"
 
 
 @pytest.fixture
@@ -85,52 +72,6 @@ def test_counter_shares_one_number(serve):
             with second.makefile("rb") as others_answers:
                 assert others_answers.read() == b"ok\n7\nbye\n"
         assert answers.readline() == b"somebody added 4\n"
-
-
-def test_chat_sends_lines_to_the_others_and_says_goodbye(root, start):
-    example = str(root / "examples/chat.py")
-    said = start([sys.executable, example, "tcp:0:interface=127.0.0.1"], r"on 127\.0\.0\.1:(\d+)")
-    with (
-        connect(said[1]) as ann,
-        ann.makefile("rb") as to_ann,
-        connect(said[1]) as bob,
-        bob.makefile("rb") as to_bob,
-    ):
-        assert to_ann.readline() == b"Your name?\n"
-        ann.sendall(b"Ann\n")
-        assert to_bob.readline() == b"Your name?\n"
-        bob.sendall(b"Bob\nhello\n")
-        assert [to_ann.readline() for _ in range(2)] == [b"* Bob came\n", b"Bob: hello\n"]
-        ann.sendall(b"hello Bob\n")
-        assert to_bob.readline() == b"Ann: hello Bob\n"
-        bob.close()
-        to_bob.close()
-        assert to_ann.readline() == b"* Bob left\n"
-
-
-def test_chat_tells_everybody_that_the_room_closes(root, tmp_path):
-    with subprocess.Popen(
-        [sys.executable, str(root / "examples/chat.py"), "unix:room"],
-        cwd=tmp_path,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as program:
-        limit = threading.Timer(20, program.kill)
-        limit.start()
-        try:
-            while "txasynchat: User on " not in program.stderr.readline():
-                assert program.poll() is None
-            with socket.socket(socket.AF_UNIX) as user, user.makefile("rb") as heard:
-                user.settimeout(10)
-                user.connect(str(tmp_path / "room"))
-                assert heard.readline() == b"Your name?\n"
-                program.terminate()
-                assert heard.read() == b"* the room closes\n"
-            program.stderr.read()
-        finally:
-            program.kill()
-            limit.cancel()
-            limit.join()
 
 
 def test_files_sends_a_whole_file_before_later_answers(root, start, tmp_path):
@@ -183,17 +124,6 @@ def test_mail_is_received_by_smtpds_channel(root, start, tmp_path, secure):
         assert client.docmd("EXPN", "everybody")[0] == 502
 
 
-def test_the_application_file_serves_echo(root, start, tmp_path):
-    source = (root / "examples/echo.tac").read_text()
-    assert '"tcp:8007:' in source
-    (tmp_path / "echo.tac").write_text(source.replace('"tcp:8007:', '"tcp:0:'))
-    twistd = str(Path(sys.executable).with_name("twistd"))
-    port = start([twistd, "-ny", "echo.tac"], r"txasynchat: Echo on 127\.0\.0\.1:(\d+)")[1]
-    with connect(port) as peer, peer.makefile("rb") as answers:
-        peer.sendall(b"hello\r\n")
-        assert answers.readline() == b"hello\r\n"
-
-
 def test_tls_echo_speaks_tls_at_once_and_on_request(root, start, tmp_path):
     authority = trustme.CA()
     leaf = authority.issue_cert("localhost")
@@ -212,24 +142,3 @@ def test_tls_echo_speaks_tls_at_once_and_on_request(root, start, tmp_path):
             with context.wrap_socket(peer, server_hostname="localhost") as tls:
                 tls.sendall(b"hello\n")
                 assert tls.recv(100) == b"hello\r\n"
-
-
-@pytest.mark.parametrize("name", ["echo.py", "echo.tac"])
-def test_port_in_use_is_reported_in_one_line(root, tmp_path, name):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
-        copy = tmp_path / name
-        copy.write_text((root / "examples" / name).read_text().replace(":8007:", f":{port}:"))
-        twistd = str(Path(sys.executable).with_name("twistd"))
-        done = subprocess.run(
-            [sys.executable, str(copy)] if name == "echo.py" else [twistd, "-ny", str(copy)],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=False,
-        )
-    assert done.returncode == 1
-    assert done.stderr == (
-        f"txasynchat: cannot listen on 'tcp:{port}:interface=127.0.0.1': Address already in use\n"
-    )

@@ -132,7 +132,8 @@ def test_announced_server_says_where_it_listens_and_ends_in_order_on_a_signal(tm
         try:
             assert re.fullmatch(r"listening on 127\.0\.0\.1:\d+\n", program.stdout.readline())
             program.send_signal(number)
-            rest, log = program.communicate()
+            rest, log = program.stdout.read(), program.stderr.read()
+            program.wait()
         finally:
             limit.cancel()
             limit.join()

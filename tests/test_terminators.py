@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from txasynchat.framing import Framer
 from txasynchat.terminators import (
     LengthPrefix,
+    Netstring,
     check_terminator,
     compile_delimiters,
     prefix_length_at_end,
@@ -89,17 +90,24 @@ def test_subclasses_of_bytes_int_and_tuple_are_accepted():
 
 @pytest.mark.parametrize(
     ("layout", "prefix"),
-    [("B", b"\3"), ("!H", b"\0\3"), ("<H", b"\3\0"), ("!I", b"\0\0\0\3"), ("<Q", b"\3" + bytes(7))],
+    [
+        ("B", b"\3"),
+        ("varint", b"\3"),
+        ("!H", b"\0\3"),
+        ("<H", b"\3\0"),
+        ("!I", b"\0\0\0\3"),
+        ("<Q", b"\3" + bytes(7)),
+    ],
 )
 def test_a_prefix_is_packed_and_read_in_its_format(layout, prefix):
     terminator = LengthPrefix(layout)
     assert terminator.pack(b"abc") == prefix + b"abc"
-    assert terminator.unpack(b"--" + prefix, 2) == 3
-    assert terminator.size == len(prefix)
+    assert terminator.read(b"--" + prefix, 2) == (3, 2 + len(prefix))
+    assert terminator.read(b"--" + prefix[:-1], 2) is None
 
 
 @pytest.mark.parametrize(
-    "wrong", ["", "x", "!i", "b", "!HH", "!P", "zz", "!f", "4s", "?", "c", "I", "P"]
+    "wrong", ["", "x", "varints", "!i", "b", "!HH", "!P", "zz", "!f", "4s", "?", "c", "I", "P"]
 )
 def test_format_other_than_one_unsigned_integer_is_refused_and_named(wrong):
     with pytest.raises(ValueError, match=re.escape(repr(wrong))):
@@ -116,6 +124,7 @@ def test_limit_is_at_most_what_the_format_can_express():
     assert LengthPrefix("!H", limit=None).limit == 65_535
     assert LengthPrefix("!I").limit == 1 << 20
     assert LengthPrefix("!I", limit=10).limit == 10
+    assert LengthPrefix("varint", limit=None).limit == 2**64 - 1
 
 
 def test_a_body_above_the_limit_is_not_packed():
@@ -129,6 +138,28 @@ def test_a_body_above_the_limit_is_not_packed():
 
 def test_length_prefix_has_a_helpful_repr():
     assert repr(LengthPrefix("!H", limit=9)) == "LengthPrefix('!H', limit=9)"
+    assert repr(LengthPrefix("varint", limit=9)) == "LengthPrefix('varint', limit=9)"
+
+
+# -- netstrings
+
+
+def test_netstring_is_packed_and_its_length_read():
+    terminator = Netstring(limit=12)
+    assert terminator.pack(b"") == b"0:,"
+    assert terminator.pack(b"hello world!") == b"12:hello world!,"
+    assert terminator.read(b"--12:hello", 2) == (12, 5)
+    assert terminator.read(b"--12", 2) is None
+    assert terminator.read(b"--", 2) is None
+    with pytest.raises(ValueError, match="body of 13 bytes exceeds the limit, 12"):
+        terminator.pack(bytes(13))
+
+
+def test_netstring_limit_is_checked_and_shown():
+    assert repr(Netstring()) == "Netstring(limit=1048576)"
+    assert Netstring(limit=None).limit == 10**20 - 1
+    with pytest.raises(ValueError, match="-1"):
+        Netstring(limit=-1)
 
 
 # -- looking for delimiters

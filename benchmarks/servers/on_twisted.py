@@ -1,10 +1,19 @@
-"""Servers on Twisted's transports: ours, LineReceiver and LineOnlyReceiver."""
+"""
+Servers on Twisted's transports: ours, LineReceiver and LineOnlyReceiver. With ``--asyncio`` on the
+reactor over asyncio.
+"""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from common import BLOCK, DONE, END, Blocks, arguments, blocks, listening
+
+if "--asyncio" in sys.argv:
+    from twisted.internet import asyncioreactor
+
+    asyncioreactor.install()
 from twisted.internet import endpoints, reactor, ssl
 from twisted.internet.interfaces import IPullProducer
 from twisted.internet.protocol import Factory
@@ -142,13 +151,27 @@ def our_message_handlers(options):
     return {"echo": Echo, "oneshot": OneShot}
 
 
+def our_async_handlers(_options):
+    """The same where the hook is a coroutine that does not wait."""
+    from txasynchat import AsyncChat
+
+    class Echo(AsyncChat):
+        terminator = END
+
+        async def message_received(self, message: bytes) -> None:
+            self.push(message + END)
+
+    return {"echo": Echo}
+
+
 COMPETITORS = {
     "LineReceiver": lambda options: twisted_handlers(LineReceiver, options),
     "LineOnlyReceiver": lambda options: twisted_handlers(LineOnlyReceiver, options),
     "AsyncChat": our_handlers,
     "message_received": our_message_handlers,
+    "async": our_async_handlers,
 }
-OURS = ("AsyncChat", "message_received")
+OURS = ("AsyncChat", "message_received", "async")
 
 
 def with_tls(place, options):
@@ -170,6 +193,7 @@ def main() -> None:
         and_plain="listen without TLS on a second port too",
         stock_tls="our handlers on Twisted's own TLS endpoint",
         hub="on connections of our own, in a hub",
+        asyncio="on the reactor over asyncio, which was installed above",
     )
     factory = Factory.forProtocol(COMPETITORS[options.competitor](options)[options.role])
     host = reactor

@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # ``X as X``: for type checkers, X is public
         CredentialsError as CredentialsError,
         HandshakeFailed as HandshakeFailed,
         ListenError as ListenError,
+        MalformedMessage as MalformedMessage,
         MessageTooLong as MessageTooLong,
         PeerError as PeerError,
         ProducerError as ProducerError,
@@ -41,7 +42,11 @@ if TYPE_CHECKING:  # ``X as X``: for type checkers, X is public
     from txasynchat.program import CannotStart as CannotStart, Program as Program, serve as serve
     from txasynchat.protocol import AsyncChat as AsyncChat, State as State
     from txasynchat.server import ChatFactory as ChatFactory, Server as Server
-    from txasynchat.terminators import LengthPrefix as LengthPrefix, Terminator as Terminator
+    from txasynchat.terminators import (
+        LengthPrefix as LengthPrefix,
+        Netstring as Netstring,
+        Terminator as Terminator,
+    )
     from txasynchat.tls import (
         ClientOptions as ClientOptions,
         Credentials as Credentials,
@@ -57,15 +62,15 @@ _NAMES = {
     "compat": "install uninstall",
     "connections": "Connections",
     "errors": "CertificateRejected ChatError CloseTimedOut ConnectionReset CredentialsError"
-    " HandshakeFailed ListenError MessageTooLong PeerError ProducerError StoppedByServer TLSError"
-    " UnsentLimitExceeded",
+    " HandshakeFailed ListenError MalformedMessage MessageTooLong PeerError ProducerError"
+    " StoppedByServer TLSError UnsentLimitExceeded",
     "framing": "Framer Overflow",
     "outputqueue": "OutputQueue",
     "producers": "FileProducer simple_producer",
     "program": "CannotStart Program serve",
     "protocol": "AsyncChat State",
     "server": "ChatFactory Server",
-    "terminators": "LengthPrefix Terminator",
+    "terminators": "LengthPrefix Netstring Terminator",
     "tls": "ClientOptions Credentials Leftovers ServerOptions TLSInfo",
 }
 __all__ = [name for names in _NAMES.values() for name in names.split()]

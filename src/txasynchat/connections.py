@@ -72,7 +72,10 @@ class Connections:
         for transport, protocol in list(self._live.items()):
             handler = _handler(protocol)
             try:
-                getattr(handler, "handle_shutdown", transport.loseConnection)()
+                result = getattr(handler, "handle_shutdown", transport.loseConnection)()
+                returned = getattr(type(handler), "shutdown_returned", None)
+                if result is not None and returned is not None:
+                    returned(handler, result)
             except BaseException:  # noqa: BLE001 an exit in a handler does not end the shutdown
                 self._log.failure("{handler!r} cannot be shut down", handler=handler)
                 self._abort(transport, handler)

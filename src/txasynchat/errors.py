@@ -48,6 +48,25 @@ class MessageTooLong(PeerError):
         self.limit, self.count, self.sample = limit, count, sample
 
 
+class MalformedMessage(PeerError):
+    """
+    What came is not a message: a netstring without its comma, bytes that are not text.
+
+    A hook may raise it, too, about a message that breaks the rules of its protocol: that is the peer's
+    mistake, so it is logged in one line and not with a traceback. `AsyncChat.handle_error` is called,
+    and the connection closes.
+
+    Attributes:
+        problem: what is wrong with it. It is logged, so it should have nothing that the peer sent.
+    """
+
+    _text = "malformed message: {problem}"
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem)
+        self.problem = problem
+
+
 class UnsentLimitExceeded(PeerError):
     """
     The peer reads too slowly: more bytes wait to be sent than `max_unsent` allows.

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-__all__ = ["Hears", "arguments_for", "check_threads", "hears", "is_legacy", "unawaited", "wanted"]
+__all__ = ["Hears", "arguments_for", "check_threads", "hears", "is_legacy", "unheard", "wanted"]
 
 # Names that a method may use without doing anything that others see.
 _HARMLESS = frozenset({"__init__", "asynchat", "asyncore", "super", "set_terminator", "txasynchat"})
@@ -107,21 +107,17 @@ def hears(handler: type, base: type, hooks: Iterable[str]) -> Hears:
     return Hears.USELESS
 
 
-def unawaited(handler: type, hooks: Iterable[str]) -> Iterator[tuple[str, str]]:
+def unheard(handler: type, hooks: Iterable[str], made: str) -> Iterator[tuple[str, str]]:
     """
-    Yield each of the *hooks* whose result would have to be awaited, and the rest of a sentence why.
+    Yield each of the *hooks* and *made* that does not work as it was meant, and the rest of a sentence
+    why: generator functions, and *made* if it has to be awaited, which the *hooks* are.
     """
-    for name in hooks:
+    for name in (made, *hooks):
         hook = getattr(handler, name, None)
-        if inspect.iscoroutinefunction(hook) or inspect.isasyncgenfunction(hook):
-            yield name, "is async def, which nobody awaits: what it does never happens"
-        elif inspect.isgeneratorfunction(hook):
+        if inspect.isgeneratorfunction(hook) or inspect.isasyncgenfunction(hook):
             yield name, "is a generator function, which nobody runs: what it does never happens"
-        elif callable(hook) and inspect.isgeneratorfunction(inspect.unwrap(hook)):
-            yield (
-                name,
-                "returns a Deferred, which nobody waits for: the next hook may come before it",
-            )
+    if inspect.iscoroutinefunction(getattr(handler, made, None)):
+        yield made, "is async def, which nobody awaits: what it does never happens"
 
 
 def _loaded(function: FunctionType) -> Iterator[str]:

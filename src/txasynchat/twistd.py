@@ -62,7 +62,7 @@ class LineEcho(AsyncChat):
 
     @override
     def message_received(self, message: bytes) -> None:
-        self.push(message + (self.matched_terminator or b""))
+        self.push(message + self.matched_terminator)
 
 
 #: Like `max_message_length`, with 0 for None.

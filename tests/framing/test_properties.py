@@ -3,17 +3,24 @@ What a `Framer` delivers, by definition: every test of the first part compares i
 looks at all bytes at once, and so cannot know how they were cut on their way.
 """
 
+import re
+
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from helpers.framers import set_sizes
+from txasynchat.errors import MalformedMessage
 from txasynchat.framing import Framer, Overflow
-from txasynchat.terminators import LengthPrefix
+from txasynchat.terminators import LengthPrefix, Netstring
 
 
 class Boom(Exception):
     """Raised by a handler."""
+
+
+class Malformed(Exception):
+    """Raised by the model."""
 
 
 # -- the model
@@ -23,8 +30,9 @@ def expected(data, terminators, limit, overflow, whole):
     """
     The messages in *data*, and the errors, where each message has the next of *terminators*.
 
-    ``("message", its bytes, what ended it)``, ``("too long", limit, count, sample, bytes passed on)``
-    and last, unless whole messages are asked for, ``("unfinished", bytes passed on)``.
+    ``("message", its bytes, what ended it)``, ``("too long", limit, count, sample, bytes passed on)``,
+    ``("malformed", bytes passed on)`` and last, unless whole messages are asked for, ``("unfinished",
+    bytes passed on)``.
     """
     events = []
     position = turn = 0
@@ -32,7 +40,10 @@ def expected(data, terminators, limit, overflow, whole):
     while True:
         terminator = terminators[turn % len(terminators)]
         rest = data[position:]
-        begin, content, behind, ended_by, announced, most = look(rest, terminator, limit, whole)
+        try:
+            begin, content, behind, ended_by, announced, most = look(rest, terminator, limit, whole)
+        except Malformed:
+            return finish([*events, ("malformed", b"")], b"", whole)
         length = announced if announced is not None else len(content)
         body = rest[begin : begin + length]
         ended = behind is not None
@@ -66,6 +77,8 @@ def expected(data, terminators, limit, overflow, whole):
                     body = body[part:]
         if not ended:
             return finish(events, body, whole)
+        if behind and announced is not None and rest[begin + length :][:1] != b",":
+            return finish([*events, ("malformed", b"" if whole else body)], b"", whole)
         matched = ended_by
         events.append(("message", body, matched))
         position += begin + length + behind
@@ -83,11 +96,10 @@ def look(rest, terminator, limit, whole):
         behind = 0 if len(rest) >= terminator else None
         return 0, rest[:terminator], behind, None, terminator, limit
     if isinstance(terminator, LengthPrefix):
-        size = terminator.size
-        if len(rest) < size:
+        size, length, end = look_at_prefix(rest, terminator)
+        if size is None:
             return 0, b"", None, None, None, None
-        length = int.from_bytes(rest[:size], "big")
-        behind = 0 if len(rest) >= size + length else None
+        behind = end if len(rest) >= size + length + end else None
         return size, rest[size : size + length], behind, None, length, terminator.limit
     delimiters = terminator if isinstance(terminator, tuple) else (terminator,)
     end, ended_by = first_end(rest, delimiters)
@@ -101,6 +113,29 @@ def look(rest, terminator, limit, whole):
         if rest.endswith(one[:size]) and size <= len(rest)
     )
     return 0, rest[: len(rest) - held], None, None, None, limit
+
+
+def look_at_prefix(rest, terminator):
+    """The size of the prefix, None if it is not complete; the length that it gives; what is behind."""
+    if isinstance(terminator, Netstring):
+        complete = re.match(rb"(0|[1-9][0-9]{0,19}):", rest)
+        if complete:
+            return complete.end(), int(complete[1]), 1
+        if not re.fullmatch(rb"(0|[1-9][0-9]{0,19})?", rest):
+            raise Malformed
+        return None, None, None
+    if "varint" in repr(terminator):
+        complete = re.match(rb"[\x80-\xff]{0,9}[\0-\x7f]", rest)
+        if complete:
+            digits = (byte & 0x7F for byte in complete[0])
+            return complete.end(), sum(one << 7 * place for place, one in enumerate(digits)), 0
+        if len(rest) >= 10:
+            raise Malformed
+        return None, None, None
+    size = 2 if "!H" in repr(terminator) else 1
+    if len(rest) < size:
+        return None, None, None
+    return size, int.from_bytes(rest[:size], "big"), 0
 
 
 def first_end(data, delimiters):
@@ -199,6 +234,11 @@ class Recorder:
                 return deliver()
             except Boom:
                 deliver = lambda: self.framer.deliver(self)  # noqa: E731 it is one
+            except MalformedMessage:
+                assert self.framer.closed
+                self.events.append(("malformed", b"".join(self.parts)))
+                self.parts.clear()
+                return None
 
 
 def cut(data, sizes):
@@ -224,8 +264,8 @@ tuples = st.lists(
     lambda several: tuple(one for one in several if not any(two in one[:-1] for two in several))
 )
 prefixes = st.builds(
-    LengthPrefix, st.sampled_from(["B", "!H"]), limit=st.sampled_from([0, 3, 12, 200])
-)
+    LengthPrefix, st.sampled_from(["B", "!H", "varint"]), limit=st.sampled_from([0, 3, 12, 200])
+) | st.builds(Netstring, limit=st.sampled_from([0, 3, 12, 200]))
 terminators = st.one_of(
     st.sampled_from(DELIMITERS),
     st.sampled_from(DELIMITERS),
@@ -240,6 +280,9 @@ streams = st.lists(
         st.sampled_from([*DELIMITERS, LONG[1:], LONG[:-1], b"a" * 100, b"b" * 20]),
         st.binary(max_size=8).map(lambda body: bytes([len(body)]) + body),
         st.binary(max_size=8).map(lambda body: len(body).to_bytes(2, "big") + body),
+        st.binary(max_size=15).map(Netstring().pack),
+        st.binary(min_size=125, max_size=131).map(LengthPrefix("varint").pack),
+        st.sampled_from([b"3:abc", b"03:abc,", b"1" * 25, b"\x80" * 12, b"0:,", b":,", b"2:ab:"]),
     ),
     max_size=12,
 ).map(b"".join)
@@ -305,7 +348,7 @@ def test_nothing_is_delivered_after_close(data, terminators, cuts, whole, last, 
         set_sizes(patch, *sizes)
         events = recorder.play(cut(data, cuts))
     every = expected(data, terminators, 20, Overflow.SKIP, whole)
-    if framer.closed:
+    if framer.closed and not any(event[0] == "malformed" for event in events):
         assert events[:last] == every[:last]
         assert events[last:] == ([] if whole else [("unfinished", b"")])
         assert framer.buffer == b""

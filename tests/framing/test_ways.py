@@ -13,9 +13,10 @@ import random
 import pytest
 
 from txasynchat.compat._framer import LegacyFramer
+from txasynchat.errors import MalformedMessage
 from txasynchat.framing import Framer, Overflow
 from txasynchat.framing.stepwise import StepwiseFramer
-from txasynchat.terminators import LengthPrefix
+from txasynchat.terminators import LengthPrefix, Netstring
 
 pytestmark = pytest.mark.usefixtures("sizes")
 
@@ -25,7 +26,7 @@ ENOUGH_CALLS = 150
 
 DELIMITERS = [b"a", b"\n", b"ab", b"aab", b"a\na", b"abab", b"ab\nab", b"a" * 15 + b"b"]
 ORDERLY = [
-    *("set", "count", "prefix", "pause", "pause and resume", "terminator"),
+    *("set", "count", "prefix", "pause", "pause and resume", "stop", "terminator"),
     *("limit", "overflow"),
 ]
 DISORDERLY = [*ORDERLY, *ORDERLY, "feed", "clear", "assign", "raise", "buffer", "close"]
@@ -91,8 +92,8 @@ class Script:
     def attempt(self, call, *args):
         try:
             call(*args)
-        except (Boom, TypeError, ValueError) as error:
-            self.log.append(type(error).__name__)
+        except (Boom, TypeError, ValueError, MalformedMessage) as error:
+            self.log.append(f"{type(error).__name__}: {error}")
         self.log.append("--")
 
     def state(self):
@@ -153,6 +154,8 @@ class Script:
                 framer.buffer = b""
             case "pause":
                 framer.pause()
+            case "stop":
+                framer.stop()
             case "pause and resume":
                 framer.pause()
                 framer.resume()
@@ -199,7 +202,10 @@ def any_terminator(draw):
 
 
 def any_prefix(draw):
-    return LengthPrefix(draw.choice(["B", "!H"]), limit=draw.choice([0, 2, 6, 100]))
+    limit = draw.choice([0, 2, 6, 100])
+    if draw.random() < 0.3:
+        return Netstring(limit=limit)
+    return LengthPrefix(draw.choice(["B", "!H", "varint"]), limit=limit)
 
 
 def stream(draw, longest):
@@ -208,6 +214,12 @@ def stream(draw, longest):
         kind = draw.random()
         if kind < 0.2:
             parts.append(bytes([0, draw.randrange(6)]))
+        elif kind < 0.3:
+            bodies = [bytes(draw.choices(b"ab\n", k=draw.randrange(5))) for _ in range(3)]
+            ends = draw.choices([b",", b"x", b""], (8, 1, 1), k=3)
+            parts += [
+                b"%d:%b%b" % (len(body), body, end) for body, end in zip(bodies, ends, strict=True)
+            ]
         elif kind < 0.4:
             parts.append(draw.choice(DELIMITERS) * draw.randrange(1, 9))
         else:

@@ -213,6 +213,9 @@ class TestTerminators:
         connected(chat)
         chat.dataReceived(b"one!")
         assert chat.matched_terminator == b"!"
+        chat.set_terminator(2)
+        chat.dataReceived(b"on")
+        assert chat.matched_terminator == b""
 
     def test_init_need_not_be_called(self):
         class Bare(AsyncChat):

@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from io import BytesIO
 from typing import assert_type
 
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.protocol import Factory
 from typing_extensions import override
 
 from txasynchat import (
     AsyncChat,
+    ChatError,
     FileProducer,
     LengthPrefix,
     MessageTooLong,
@@ -35,6 +37,46 @@ class Echo(AsyncChat):
         assert_type(error.sample, bytes)
 
 
+class Later(AsyncChat):
+    """Hooks that wait."""
+
+    terminator = b"\n"
+
+    @override
+    async def handle_connect(self) -> None:
+        await self.look_up(b"")
+
+    @override
+    def message_received(self, message: bytes) -> Deferred[None]:
+        return self.look_up(message).addCallback(self.push)
+
+    @override
+    async def message_too_long(self, error: MessageTooLong) -> None:
+        self.push(await self.look_up(error.sample))
+
+    @override
+    async def handle_shutdown(self) -> None:
+        await self.look_up(b"")
+        self.close()
+
+    @override
+    async def handle_end(self, reason: ChatError | None) -> None:
+        await self.look_up(b"")
+
+    def look_up(self, key: bytes) -> Deferred[bytes]:
+        return succeed(key)
+
+
+class LaterInPieces(AsyncChat):
+    @override
+    def collect_incoming_data(self, data: bytes) -> Deferred[str] | None:
+        return succeed("") if data else None
+
+    @override
+    async def found_terminator(self) -> None:
+        pass
+
+
 class Changing(AsyncChat):
     terminator = (b"\n", b"\r\n")
 
@@ -53,7 +95,7 @@ class Changing(AsyncChat):
 
     @override
     def found_terminator(self) -> None:
-        assert_type(self.matched_terminator, bytes | None)
+        assert_type(self.matched_terminator, bytes)
         assert_type(self.unsent, int)
         assert_type(self.state, State)
         self.pause()

@@ -57,7 +57,10 @@ class LegacyFramer(Framer):
     ) -> None:
         """Pass on what can be passed on. Inside a handler it goes on where the outer delivery is."""
         self._disturb()
-        super().deliver(receiver, get_terminator)  # type: ignore[arg-type] # as in receive
+        try:
+            super().deliver(receiver, get_terminator)  # type: ignore[arg-type] # as in receive
+        finally:
+            self._disturb()  # or a short way that called the handler would take it for undisturbed
 
     def _piece_passed(self, piece: bytes, terminator: Any, held: int) -> None:
         if terminator:

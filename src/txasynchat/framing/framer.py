@@ -24,10 +24,13 @@ are the CPU time of the framing alone, in memory, unless a server is named.
 from __future__ import annotations
 
 from operator import length_hint
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final
 
+from txasynchat.errors import MalformedMessage
 from txasynchat.framing.overlong import SAMPLE
 from txasynchat.framing.stepwise import StepwiseFramer
+from txasynchat.terminators import LengthPrefix
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,7 +55,7 @@ SETTLE: Final = 8
 class Framer(StepwiseFramer):
     """The `StepwiseFramer` with short ways: the same calls, with fewer instructions."""
 
-    __slots__ = ("_batch", "_collecting", "_messages", "_open_for", "_unsettled")
+    __slots__ = ("_batch", "_collecting", "_messages", "_open_for", "_unsettled", "awaits")
 
     def _prepare(self) -> None:
         # The delimiter for which the short way of `receive` is open, or one of the objects above.
@@ -61,8 +64,10 @@ class Framer(StepwiseFramer):
         # collect_incoming_data; and for how many messages nothing is split after a disturbance.
         self._messages = _NO_MESSAGES
         self._batch: Iterator[bytes] | None = None
-        self._collecting: bytes | None = None
+        self._collecting: Any = None  # bytes; a type checker cannot see that a call resets it
         self._unsettled = 0
+        # Coroutines were returned, and the receiver begins those that it is given at once.
+        self.awaits = False
 
     def receive(self, receiver: Receiver, data: bytes) -> None:
         """
@@ -92,8 +97,8 @@ class Framer(StepwiseFramer):
             if (result := receiver.message_received(message)) is not None:
                 self._returned(receiver, result)
         else:
-            if message:
-                receiver.collect_incoming_data(message)
+            if message and (result := receiver.collect_incoming_data(message)) is not None:
+                self._returned(receiver, result)
             if self._open_for is delimiter:
                 self._buffer = b""
                 self.matched = delimiter
@@ -118,15 +123,16 @@ class Framer(StepwiseFramer):
             return
         if found:
             if self._count and not self.whole:
-                if piece:
-                    receiver.collect_incoming_data(piece)
+                if piece and (result := receiver.collect_incoming_data(piece)) is not None:
+                    self._returned(receiver, result)
                 self._end_passed(receiver, piece, delimiter, total)
         elif piece and (len(delimiter) == 1 or piece.find(delimiter[0], 1 - len(delimiter)) < 0):
             if self.whole:
                 self._keep(piece)
                 self._buffer = b""
                 return
-            receiver.collect_incoming_data(piece)
+            if (result := receiver.collect_incoming_data(piece)) is not None:
+                self._returned(receiver, result)
             if self._open_for is not delimiter:
                 self._piece_passed(piece, delimiter, 0)
                 return
@@ -139,7 +145,7 @@ class Framer(StepwiseFramer):
         """Open the short way of `receive`, if nothing is in its way; return whether it is open."""
         if not delimiter or self._buffer or self._backlog or self.paused:
             return False
-        if self._over_long is not None:
+        if self._over_long is not None or self._ending is not None:
             return False
         if delimiter is not self._seen:
             self._notice(delimiter)
@@ -155,7 +161,9 @@ class Framer(StepwiseFramer):
         """
         kind = type(terminator)
         if kind is not bytes:
-            return kind is int and self._deliver_counted(receiver, terminator)
+            if kind is int:
+                return self._deliver_counted(receiver, terminator)
+            return kind is not tuple and self._deliver_prefixed(receiver, terminator)
         position = self._position
         if self._unsettled:
             self._unsettled -= 1
@@ -181,26 +189,37 @@ class Framer(StepwiseFramer):
         self.matched = terminator
         self._messages = messages
         self._batch = batch = iter(messages)
+        awaits = self.awaits
         try:
-            if self.whole:
+            if self.whole and not awaits:
                 for message in batch:
-                    if (result := receiver.message_received(message)) is not None:
+                    result = receiver.message_received(message)
+                    if result is not None:
                         self._returned(receiver, result)
+                        if self.awaits:
+                            break
                     if self.terminator is not terminator:
                         break
-            else:
+            elif not awaits:
                 for message in batch:
                     if message:
                         self._collecting = message
-                        receiver.collect_incoming_data(message)
-                        if self._batch is not batch:
+                        result = receiver.collect_incoming_data(message)
+                        if result is not None:
+                            self._returned(receiver, result)
+                        if self._collecting is None:  # it was disturbed
                             self._end_passed(receiver, message, terminator, len(message))
                             break
                         self._collecting = None
-                    if (result := receiver.found_terminator()) is not None:
+                    result = receiver.found_terminator()
+                    if result is not None:
                         self._returned(receiver, result)
+                        if self.awaits:
+                            break
                     if self.terminator is not terminator:
                         break
+            if self.awaits and self._batch is batch and self.terminator is terminator:
+                self._returned(receiver, self._walk(receiver, terminator, batch))
         finally:
             if self._batch is batch:
                 if length_hint(batch) or self._collecting is not None:
@@ -209,6 +228,41 @@ class Framer(StepwiseFramer):
                     self._batch = None
                     self._messages = _NO_MESSAGES
         return True
+
+    async def _walk(self, receiver: Receiver, terminator: bytes, batch: Iterator[bytes]) -> None:
+        """
+        Walk over a batch whose messages begin coroutines; the walk is a coroutine itself.
+
+        One that has to wait stops this framer, which ends the walk with it. 1.21 → 0.40 us for each of
+        256 lines in a chunk, beside 0.30 us where the hook is no coroutine.
+        """
+        kind = CoroutineType
+        if self.whole:
+            for message in batch:
+                result = receiver.message_received(message)
+                if type(result) is kind:
+                    await result
+                elif result is not None:
+                    self._returned(receiver, result)
+                if self.terminator is not terminator:
+                    return
+            return
+        for message in batch:
+            if message:
+                self._collecting = message
+                if (result := receiver.collect_incoming_data(message)) is not None:
+                    self._returned(receiver, result)
+                if self._collecting is None:
+                    self._end_passed(receiver, message, terminator, len(message))
+                    return
+                self._collecting = None
+            result = receiver.found_terminator()
+            if type(result) is kind:
+                await result
+            elif result is not None:
+                self._returned(receiver, result)
+            if self.terminator is not terminator:
+                return
 
     def _deliver_counted(self, receiver: Receiver, length: int) -> bool:
         """
@@ -231,7 +285,9 @@ class Framer(StepwiseFramer):
                 self.matched = None
                 result = receiver.message_received(message)
             else:
-                receiver.collect_incoming_data(message)
+                result = receiver.collect_incoming_data(message)
+                if result is not None:
+                    self._returned(receiver, result)
                 if self._unread:
                     self._given_back(message, length, length)
                     break
@@ -250,6 +306,60 @@ class Framer(StepwiseFramer):
             if type(length) is not int or not 0 < length <= self._longest:
                 break
         return True
+
+    def _deliver_prefixed(self, receiver: Receiver, terminator: LengthPrefix) -> bool:
+        """
+        Deliver frames that the buffer holds whole; return whether there were any.
+
+        1.22 → 0.68 us for each of 64 frames in a chunk, 1.48 → 1.36 us for one frame alone.
+        """
+        if self._body is not None or not isinstance(terminator, LengthPrefix):
+            return False
+        buffer = self._buffer
+        size = len(buffer)
+        end = terminator.end
+        position = self._position
+        delivered = False
+        self._open_for = _COUNTING
+        while True:
+            try:
+                found = terminator.read(buffer, position)
+            except MalformedMessage:
+                return delivered  # the reference raises it
+            if found is None:
+                return delivered
+            length, begin = found
+            behind = begin + length
+            if (
+                length > terminator.limit
+                or behind + len(end) > size
+                or (end and not buffer.startswith(end, behind))
+            ):
+                return delivered
+            delivered = True
+            message = buffer[begin:behind]
+            if not self.whole and message:
+                self._position = begin
+                self._body = length
+                if (result := receiver.collect_incoming_data(message)) is not None:
+                    self._returned(receiver, result)
+                if self._open_for is not _COUNTING:
+                    if not self.closed:
+                        self._body = None
+                        self._position += len(end)
+                    self._end_passed(receiver, message, None, length)
+                    return True
+                self._body = None
+            self._position = position = behind + len(end)
+            self.matched = None
+            if not self.whole:
+                result = receiver.found_terminator()
+            else:
+                result = receiver.message_received(message)
+            if result is not None:
+                self._returned(receiver, result)
+            if self._open_for is not _COUNTING or self.terminator is not terminator:
+                return True
 
     def _disturb(self) -> None:
         """Leave the short ways: something happened that they do not expect."""

@@ -21,7 +21,7 @@ class PieceReceiver(Protocol):
 
 
 class Receiver(PieceReceiver, Protocol):
-    """What a framer calls that has a limit, gives whole messages, or whose hooks return something."""
+    """What a framer calls that has a limit, gives whole messages, or waits for what hooks return."""
 
     def message_received(self, message: bytes, /) -> object:
         """Take a whole message, which may be empty, in place of the two other calls."""
@@ -30,4 +30,8 @@ class Receiver(PieceReceiver, Protocol):
         """The current message broke the limit; called once for each such message."""
 
     def hook_returned(self, result: object, /) -> object:
-        """``message_received`` or ``found_terminator`` returned something else than None."""
+        """
+        One of the methods that take input returned something else than None; it may be a coroutine.
+
+        If that has to be waited for, `StepwiseFramer.stop` is called here.
+        """

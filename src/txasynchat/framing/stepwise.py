@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from txasynchat.errors import MalformedMessage
 from txasynchat.framing.overlong import ENDLESS, PASSED_ON, SAMPLE, Overflow, drop, too_long
 from txasynchat.terminators import (
     Expected,
@@ -62,7 +63,7 @@ class StepwiseFramer:
     __slots__ = (
         *("_backlog", "_buffer", "_position", "_searched", "_seen", "_unread"),
         *("_announced", "_body", "_count", "_kept", "_limit", "_longest", "_over_long"),
-        *("closed", "matched", "overflow", "paused", "terminator", "whole"),
+        *("_ending", "_stopped", "closed", "matched", "overflow", "paused", "terminator", "whole"),
     )
 
     def __init__(
@@ -97,6 +98,9 @@ class StepwiseFramer:
         # The terminator was set to a number above the limit, and nobody was told yet.
         self._announced = False
         self._limit = limit
+        # `stop` was called; and the arguments of _end_passed that were put off because of it.
+        self._stopped = False
+        self._ending: tuple[bytes, bytes | None, int] | None = None
         # Numbers set as the terminator up to this one are within the limit.
         self._longest = _ORDINARY if limit is None else min(limit, _ORDINARY)
         self._prepare()
@@ -261,14 +265,25 @@ class StepwiseFramer:
             or self._position < len(self._buffer)
         )
 
+    @property
+    def waiting(self) -> bool:
+        """Bytes wait to be passed on."""
+        return bool(self._backlog) or self._position < len(self._buffer)
+
     def pause(self) -> None:
         """Deliver nothing from the next message or piece on; a message just ending is still ended."""
         self.paused = True
         self._disturb()
 
+    def stop(self) -> None:
+        """As `pause`, but not even a message just ending is ended before `resume`."""
+        self._stopped = True
+        self.pause()
+
     def resume(self) -> None:
         """Allow delivery again; it goes on with the next `deliver`, or at once inside a running one."""
         self.paused = self.closed
+        self._stopped = False
 
     def clear(self) -> None:
         """
@@ -280,7 +295,7 @@ class StepwiseFramer:
         self._disturb()
         self._buffer = self._unread = b""
         self._position = self._searched = 0
-        self._backlog = self._body = None
+        self._backlog = self._body = self._ending = None
         self._end_message()
 
     def close(self) -> None:
@@ -306,9 +321,17 @@ class StepwiseFramer:
             get_terminator: asked for the terminator on each round, in place of `terminator`.
 
         Raises:
+            MalformedMessage: what came is not a message; everything was dropped, as by `close`.
             Exception: whatever a handler raised. The state is then the one that ``asynchat`` leaves:
                 a piece whose handler raised is still in the buffer.
         """
+        if self._ending is not None and not self.paused:
+            (piece, matched, total), self._ending = self._ending, None
+            self._position -= len(piece) + len(matched or b"")  # which it adds again
+            # What was given back since then is no part of the message, which is to end.
+            unread, self._unread = self._unread, b""
+            self._end_passed(receiver, piece, matched, total)
+            self._unread += unread
         while not self.paused:
             if self._backlog:
                 if self._unread:
@@ -401,15 +424,27 @@ class StepwiseFramer:
             length = min(size, terminator) if terminator > 0 else max(0, size + terminator)
         else:
             if self._body is None:
-                if size < terminator.size:
+                try:
+                    found = terminator.read(buffer, position)
+                except MalformedMessage:
+                    self.close()
+                    raise
+                if found is None:
                     return False
-                self._body = terminator.unpack(buffer, position)
-                self._position = position = position + terminator.size
-                size -= terminator.size
+                self._body, self._position = found
+                size += position - self._position
+                position = self._position
             announced = self._body
             if terminator.limit is not None or type(terminator) is not Expected:
                 limit = terminator.limit
             ends = size >= announced
+            if ends and terminator.end:
+                ends = buffer.startswith(terminator.end, position + announced)
+                if not ends and announced:
+                    held = size - announced  # the body is passed on first, however it was cut
+                elif not ends and size:
+                    self.close()
+                    raise MalformedMessage(f"no {terminator.end.decode()!r} behind a message")
             length = min(size, announced)
         total = self._count + (length if announced is None else announced)
         if limit is not None and total > limit:
@@ -429,13 +464,14 @@ class StepwiseFramer:
                 if held and self._announced:  # what a handler set is told of all the same
                     self._announced = False
                     return True
-            return not held
+            return not held or announced is not None
         if self.whole:
             self._position += length + len(matched or b"")
             if self._kept is not None:
                 piece = b"".join((self._kept, piece))
         elif piece:
-            receiver.collect_incoming_data(piece)
+            if (result := receiver.collect_incoming_data(piece)) is not None:
+                self._returned(receiver, result)
             if self.closed:
                 return False
             if self._unread:
@@ -448,6 +484,8 @@ class StepwiseFramer:
                 if type(terminator) is Expected and self.terminator is terminator:
                     self.terminator = terminator.then
                     self._announced = False
+                if terminator.end:
+                    self._position += 1
         if not self.whole:
             return self._end_passed(receiver, piece, matched, total)
         self._end_message()
@@ -520,7 +558,8 @@ class StepwiseFramer:
             self._keep(piece)
             self._position += len(piece)
         else:
-            receiver.collect_incoming_data(piece)
+            if (result := receiver.collect_incoming_data(piece)) is not None:
+                self._returned(receiver, result)
             self._piece_passed(piece, terminator, held)
 
     def _piece_passed(self, piece: bytes, terminator: Any, held: int) -> None:  # noqa: ARG002 see LegacyFramer
@@ -542,6 +581,9 @@ class StepwiseFramer:
         if self._unread:
             return self._given_back(piece, matched, 0)
         self._position += len(piece) + len(matched or b"")
+        if self._stopped:
+            self._ending = piece, matched, total
+            return False
         begin = None
         if matched and self._limit is not None and total > self._limit and self._over_long is None:
             begin = bytes(self._kept or b"") + piece  # it was lowered just now
@@ -563,7 +605,7 @@ class StepwiseFramer:
             # as it does in asynchat.
             self.terminator -= length
         elif self._body is not None:
-            self._body -= length
+            self._body = max(0, self._body - length)  # on the facade another may be running
 
     def _end_message(self) -> None:
         self._count = 0
@@ -598,7 +640,9 @@ class StepwiseFramer:
         following = 0 if counts or not once else terminator.then
         if once:
             self.terminator = following  # what the hook sets is for what comes after the message
-        end = self._body if announced is not None and not counts else terminator
+        end = terminator
+        if self._body is not None and announced is not None and not counts:
+            end = self._body + len(terminator.end)
         self._over_long = PASSED_ON
         try:
             self._tell(receiver, too_long(limit, announced, begin))

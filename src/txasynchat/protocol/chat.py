@@ -5,7 +5,8 @@ Theory of operation
 ===================
 
 *Input.* ``dataReceived`` gives the chunk to an `Inbox`, which calls the handlers, and knows what holds
-delivery. Delivery never nests: what arrives while handlers run waits there.
+delivery. Delivery never nests: what arrives while handlers run waits there. What a handler returns that
+is not None goes to `hook_returned`; if it waits for something, delivery waits for it.
 
 *Output.* `push` appends to an `Outbox`. What was pushed while one chunk was handled is written when the
 handlers are done, as one write.
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import enum
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from twisted.internet import defer, interfaces
@@ -35,6 +37,7 @@ from txasynchat.framing import Overflow
 from txasynchat.handlers import check_threads
 from txasynchat.producers import Buffer
 from txasynchat.protocol import closing, reports, settings
+from txasynchat.protocol.awaiting import CANCELLED, Awaiting
 from txasynchat.protocol.draining import AT_ONCE
 from txasynchat.protocol.hooks import Hooks
 from txasynchat.protocol.outbox import HalfClose, Outbox, Phase
@@ -45,6 +48,7 @@ from txasynchat.tls.info import TLSInfo
 from txasynchat.tls.leftovers import Leftovers
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
     from typing import Self
 
     from twisted.internet.defer import Deferred
@@ -52,6 +56,7 @@ if TYPE_CHECKING:
     from twisted.python.failure import Failure
 
     from txasynchat.producers import Producer
+    from txasynchat.protocol.awaiting import Pending
     from txasynchat.protocol.inbox import Inbox
 
 __all__ = ["AsyncChat", "State"]
@@ -143,11 +148,14 @@ class AsyncChat(Hooks, Protocol):
     _unsettled: bool
     _redeliver: bool
     #: The fast path of ``dataReceived`` is closed: the connection is not open, or closes when it is
-    #: idle, or `get_terminator` or `handle_drained` is overridden.
+    #: idle, or a hook is not done, or `get_terminator` or `handle_drained` is overridden, or what
+    #: arrives is piped.
     _settles: bool
     _close_when_idle: bool
     #: `close` or `abort` was called.
     _close_requested: bool
+    #: Once a hook returned something.
+    _awaiting: Awaiting | None
     #: From `start_tls` until its handshake is over.
     _upgrade: Upgrade | None
     #: Once the connection is closing.
@@ -170,8 +178,8 @@ class AsyncChat(Hooks, Protocol):
         chat._delivering = chat._unsettled = chat._redeliver = False
         chat._settles = True
         chat._close_when_idle = chat._close_requested = False
-        chat._upgrade = chat._closing = chat._incoming = chat._turn = None
-        chat._pipe = chat._fed_by = None
+        chat._awaiting = chat._upgrade = chat._closing = chat._incoming = None
+        chat._turn = chat._pipe = chat._fed_by = None
         return chat
 
     def __init_subclass__(cls, **arguments: Any) -> None:
@@ -198,7 +206,7 @@ class AsyncChat(Hooks, Protocol):
         if settings.restore(cls, AsyncChat, ("terminator", "max_message_length", "overflow")):
             cls._computes = True
         if "_begins_with" not in cls.__dict__:
-            reports.unawaited_hooks(cls._log, cls)
+            reports.unheard_hooks(cls._log, cls)
         cls._begins_with = (cls.terminator, cls.max_message_length, cls.overflow)
 
     # -- IProtocol: called by the transport
@@ -281,7 +289,8 @@ class AsyncChat(Hooks, Protocol):
     @override
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """
-        Stop the queued producers; call `handle_close`, unless the application closed, and `handle_end`.
+        Stop the queued producers, and cancel hooks that are not done; call `handle_close`, unless the
+        application closed, and `handle_end`.
         """
         if self._state is _CLOSED:
             return
@@ -308,6 +317,9 @@ class AsyncChat(Hooks, Protocol):
         if self._turn is not None:
             self._turn.cancel()
             self._turn = None
+        if self._awaiting is not None:
+            for cancel in self._awaiting.cancel():
+                self._call(cancel)
         try:
             if not self._close_requested:
                 self._call(self.handle_close)
@@ -324,7 +336,8 @@ class AsyncChat(Hooks, Protocol):
         """
         The peer will send no more: deliver what it sent, call `handle_eof`, send what is queued, close.
 
-        An application that cannot answer yet when a hook is called pauses delivery until it can.
+        An application that cannot answer yet when a hook is called makes that ``async def``, or pauses
+        delivery until it can.
         """
         self._inbox.peer_finished = True
         if self._closing is not None:
@@ -521,13 +534,14 @@ class AsyncChat(Hooks, Protocol):
 
     def close_when_idle(self) -> None:
         """
-        `close_when_done`, as soon as no message is half received and delivery is not paused.
+        `close_when_done`, as soon as no message is half received, no hook waits for anything, and
+        delivery is not paused.
 
         So a message that has begun is still answered, and so is one whose handler paused delivery
         until its answer is there.
         """
         self._close_when_idle = self._settles = True
-        if self._inbox.idle and self._state is _OPEN:
+        if self._is_idle and self._state is _OPEN:
             self._go_on()
 
     def end_sending(self) -> None:
@@ -552,17 +566,18 @@ class AsyncChat(Hooks, Protocol):
         if self._pipe is not None and self._inbox.peer_finished:
             self._go_on()
 
-    def handle_shutdown(self) -> None:
+    def handle_shutdown(self) -> Awaitable[object] | None:
         """
         The server is stopping, so finish; see `Server`. Called once, however long that takes.
 
-        By default `close_when_idle`. A handler that works between messages (a transaction, an answer
-        that comes later) should finish that, and then close.
+        By default `close_when_idle`. A handler that works between messages (a transaction) should
+        finish that, and then close. It may be ``async def``; messages are delivered meanwhile.
         """
         if self._state is _CONNECTING:
             self.abort()
         else:
             self.close_when_idle()
+        return None
 
     def close(self) -> None:
         """
@@ -718,15 +733,20 @@ class AsyncChat(Hooks, Protocol):
 
     def _set_state(self, state: State) -> None:
         self._state = state
+        self._choose_path()
+        if state is not _OPEN:
+            self._outbox.close_when_done()
+
+    def _choose_path(self) -> None:
+        """Whether the fast path of ``dataReceived`` is closed."""
         self._settles = (
-            state is not _OPEN
+            self._state is not _OPEN
             or self._asks
             or self._close_when_idle
+            or self._inbox.awaited > 0
             or self._hears_of_drain
             or self._pipe is not None
         )
-        if state is not _OPEN:
-            self._outbox.close_when_done()
 
     def _open_if_introduced(self) -> None:
         """Open the connection as soon as `addr` is the peer's and not a proxy's."""
@@ -745,15 +765,22 @@ class AsyncChat(Hooks, Protocol):
             if not self._inbox.closed:
                 if first:
                     self._inbox.open()
+                then = self._opened if first else None
                 if self._hears_of_tls and (info := TLSInfo.of(self.transport)) is not None:
-                    self._call(self.handle_secure, info)
-                if first and self._state is _OPEN:
-                    self._call(self.handle_connect)
-                    if self._inbox.whole and not self._inbox.terminator and not self._asks:
-                        reports.no_terminator(self._log, self)
+                    self._call(self.handle_secure, info, then=then)
+                elif then is not None:
+                    then()
             self._settle()
         finally:
             self._delivering = False
+
+    def _opened(self) -> None:
+        if self._state is not _OPEN or self._inbox.closed:
+            return
+        self._call(self.handle_connect)
+        inbox = self._inbox
+        if inbox.whole and not (inbox.terminator or inbox.awaited or self._asks):
+            reports.no_terminator(self._log, self)
 
     def _close(self) -> None:
         if self._state is _CLOSED:
@@ -776,27 +803,136 @@ class AsyncChat(Hooks, Protocol):
         if self.transport is not None:
             transports.abort(self.transport)
 
-    def _call(self, handler: Any, *arguments: Any) -> None:
-        """Call a handler of the application; an exception ends this connection only."""
+    def _call(self, handler: Any, *arguments: Any, then: Callable[[], None] | None = None) -> None:
+        """
+        Call a handler of the application, and *then* when it is done; an exception ends this
+        connection only.
+        """
         try:
             result = handler(*arguments)
+            if result is not None and self._waits(result, then):
+                return
         except Exception:  # noqa: BLE001 it is the application's, and is logged
             self._failed()
-        else:
-            if result is not None:
-                self.hook_returned(result)
+        if then is not None:
+            then()
 
     def _failed(self) -> None:
         """Log the exception that is being handled, ask `handle_error`, and close."""
-        reports.handler_raised(self._log, self)
-        if isinstance(sys.exc_info()[1], errors.ProducerError):
+        error = sys.exc_info()[1]
+        if isinstance(error, errors.MalformedMessage):
+            self._inbox.discarded = True
+            self._report(error)
+        else:
+            reports.handler_raised(self._log, self)
+        if isinstance(error, errors.ProducerError):
             # What is queued behind it would follow a piece that is cut off.
             self._drop_output()
         try:
-            self.handle_error()
+            result: object = self.handle_error()
+            if result is not None and self._waits(result, self._close, self._error_failed):
+                self._inbox.discard()
+                return
         except Exception:  # noqa: BLE001 it is the application's, and is logged
-            reports.handler_raised(self._log, self, "{peer}: {handler}.handle_error raised")
+            self._error_failed()
         self._close()
+
+    def _error_failed(self) -> None:
+        reports.handler_raised(self._log, self, "{peer}: {handler}.handle_error raised")
+
+    # -- internals: hooks that wait
+
+    @property
+    def _is_idle(self) -> bool:
+        return self._inbox.idle and (self._awaiting is None or not self._awaiting.busy)
+
+    def hook_returned(self, result: object) -> None:
+        """Called by the framer with what a hook returned, for which delivery waits."""
+        awaiting = self._awaiting
+        if awaiting is None:
+            awaiting = self._expect_hooks()
+        self._inbox.awaits = awaiting.starts
+        if (pending := awaiting.begin(result)) is not None:
+            self._watch(pending)
+
+    def shutdown_returned(self, result: object) -> None:
+        """Called by a server with what `handle_shutdown` returned; delivery goes on meanwhile."""
+        if (pending := self._expect_hooks().begin(result)) is not None:
+            self._watch(pending, holds=False)
+
+    def _expect_hooks(self) -> Awaiting:
+        if self._awaiting is None:
+            self._awaiting = Awaiting()
+            self._awaiting.lost = self._state is _CLOSED
+        return self._awaiting
+
+    def _waits(self, result: object, *watched: Any) -> bool:
+        """
+        Run what a hook returned; `_watch` it, and return True, if it has to wait for something.
+
+        Raises:
+            BaseException: what it raised without waiting.
+        """
+        pending = self._expect_hooks().begin(result)
+        if pending is not None:
+            self._watch(pending, *watched)
+        return pending is not None
+
+    def _watch(
+        self,
+        pending: Pending,
+        then: Callable[[], None] | None = None,
+        failed: Callable[[], None] | None = None,
+        *,
+        holds: bool = True,
+    ) -> None:
+        """
+        Wait for a hook that is not done.
+
+        Args:
+            pending: the hook.
+            then: called when it is done.
+            failed: called, before *then*, while what it raises is handled; by default `_failed`,
+                without *then*.
+            holds: nothing is delivered until it is done.
+        """
+        holds = holds and self._state is not _CLOSED
+        if holds:
+            self._inbox.await_hook()
+            self._settles = True
+            if self._delivering:
+                self._unsettled = True
+            else:
+                self._set_reading()
+        self._expect_hooks().watch(pending, partial(self._waited, holds, then, failed))
+
+    def _waited(
+        self,
+        holds: bool,
+        then: Callable[[], None] | None,
+        failed: Callable[[], None] | None,
+        error: BaseException | None,
+    ) -> None:
+        """A hook that had to wait is done; see `_watch`."""
+        if holds:
+            self._inbox.hook_done()
+            self._choose_path()
+        if self._state is _CLOSED and (error is None or isinstance(error, CANCELLED)):
+            return
+        nested, self._delivering = self._delivering, True
+        try:
+            if error is not None:
+                try:
+                    raise error
+                except BaseException:  # noqa: BLE001 it is the application's, and is logged
+                    (failed or self._failed)()
+            if then is not None and (error is None or failed is not None):
+                then()
+        finally:
+            self._delivering = nested
+        if self._state is not _CLOSED:
+            self._inbox.release()
+            self._go_on()
 
     def _report(self, error: errors.PeerError) -> None:
         if not isinstance(error, errors.MessageTooLong) or self.overflow is Overflow.CLOSE:
@@ -809,8 +945,14 @@ class AsyncChat(Hooks, Protocol):
         """Called by the framer when a message broke its limit; `message_too_long` is the hook."""
         self._report(error)
         self._inbox.discarded |= self.overflow is Overflow.CLOSE
-        self.message_too_long(error)
-        if self.overflow is Overflow.CLOSE:  # which the hook may have changed
+        result: object = self.message_too_long(error)
+        closes = self.overflow is Overflow.CLOSE  # which the hook may have changed
+        then = partial(self._after_overflow, error, closes)
+        if result is None or not self._waits(result, then):
+            then()
+
+    def _after_overflow(self, error: errors.MessageTooLong, closes: bool) -> None:
+        if closes:
             self._inbox.discarded = True
             self.close_reason = error
             self._close()
@@ -895,7 +1037,7 @@ class AsyncChat(Hooks, Protocol):
     def _close_if_idle(self) -> None:
         """Everything was delivered that can be: at the peer's end call `handle_eof`; then close."""
         inbox = self._inbox
-        if self._state is not _OPEN or not inbox.idle:
+        if self._state is not _OPEN or not self._is_idle:
             return
         if self._pipe is not None:
             if inbox.peer_finished and not inbox.told_of_end:
@@ -1041,10 +1183,16 @@ class AsyncChat(Hooks, Protocol):
         draining = outbox.draining
         if draining is None or outbox or self._state is not _OPEN:
             return
+        pending = self._inbox.awaited > 0
+        if pending and not draining.awaited:
+            return  # the hook is not called while another one is pending
         outbox.draining = None
         draining.over()
         if draining.heard:
-            self._call(self.handle_drained)
+            if pending:
+                outbox.await_drain().heard = True
+            else:
+                self._call(self.handle_drained)
         self._unsettled = True
         if outbox and self._state is _OPEN:
             # That is told too, be it sent at once; but others have their turn before.

@@ -30,6 +30,11 @@ class Draining:
         self.heard = False
         self._waiting: list[Deferred[None]] = []
 
+    @property
+    def awaited(self) -> bool:
+        """Somebody waits."""
+        return bool(self._waiting)
+
     def wait(self) -> Deferred[None]:
         """Return what fires when the queue is empty."""
         waiting: Deferred[None] = Deferred()

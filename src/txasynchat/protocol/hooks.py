@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from twisted.logger import Logger
 
 from txasynchat.framing import Overflow
-from txasynchat.protocol import reports, settings
+from txasynchat.protocol import settings
 from txasynchat.protocol.inbox import Inbox
 from txasynchat.protocol.outbox import Phase
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from twisted.internet.interfaces import IReactorTime
 
@@ -26,7 +26,12 @@ __all__ = ["Hooks"]
 
 
 class Hooks:
-    """The part of `AsyncChat` that is the application's. Not to be used by itself."""
+    """
+    The part of `AsyncChat` that is the application's. Not to be used by itself.
+
+    Each hook may be ``async def`` or return a Deferred: nothing more is delivered until that is done.
+    It is cancelled when the connection is lost. What it raises is handled as if the hook had raised it.
+    """
 
     # -- settings: class attributes, or instance attributes set before the connection is made, when
     # they are checked: see `txasynchat.ranges`.
@@ -90,7 +95,7 @@ class Hooks:
         Args:
             term: bytes to match literally; a positive number of bytes; ``None``, ``b""`` or ``0`` to
                 collect without end; a tuple of bytes, of which the match that ends first counts, and
-                the longest of those that end together; or a `LengthPrefix`.
+                the longest of those that end together; or a `LengthPrefix`, such as a `Netstring`.
 
         Raises:
             ValueError: *term* is a negative number.
@@ -151,20 +156,23 @@ class Hooks:
         return self._inbox.terminator
 
     @settings.shown
-    def matched_terminator(self) -> bytes | None:
-        """The delimiter that ended the latest message; None where its length did."""
-        return self._inbox.matched
+    def matched_terminator(self) -> bytes:
+        """
+        The delimiter that ended the latest message, as for an answer that ends like it; empty where
+        its length did.
+        """
+        return self._inbox.matched or b""
 
     # -- asynchat: overridden by the application
 
-    def handle_connect(self) -> None:
+    def handle_connect(self) -> Awaitable[object] | None:
         """
         The connection is open in both directions, its TLS handshake done where there is one.
 
         What is pushed here, or was pushed before, is sent in one write when this returns.
         """
 
-    def handle_secure(self, info: TLSInfo) -> None:
+    def handle_secure(self, info: TLSInfo) -> Awaitable[object] | None:
         """
         A TLS handshake is done, before `handle_connect` or, after `start_tls`, in mid-connection.
 
@@ -174,7 +182,7 @@ class Hooks:
         `abort`.
         """
 
-    def message_received(self, message: bytes) -> None:
+    def message_received(self, message: bytes) -> Awaitable[object] | None:
         """
         A whole message arrived, without its terminator; it may be empty.
 
@@ -184,15 +192,16 @@ class Hooks:
             f"{type(self).__qualname__} overrides neither message_received nor found_terminator"
         )
 
-    def collect_incoming_data(self, data: bytes) -> None:
+    def collect_incoming_data(self, data: bytes) -> Awaitable[object] | None:
         """
         A piece of the current message arrived; it is never empty. By default it is collected.
 
         Stdlib: asynchat.async_chat.collect_incoming_data.
         """
         self._collect_incoming_data(data)
+        return None
 
-    def found_terminator(self) -> None:
+    def found_terminator(self) -> Awaitable[object] | None:
         """
         The current message is complete. By default it goes to `message_received`.
 
@@ -200,12 +209,9 @@ class Hooks:
 
         Stdlib: asynchat.async_chat.found_terminator.
         """
-        hook: Callable[[bytes], object] = self.message_received
-        result = hook(self._get_data())
-        if result is not None:
-            self.hook_returned(result)
+        return self.message_received(self._get_data())
 
-    def message_too_long(self, error: MessageTooLong) -> None:
+    def message_too_long(self, error: MessageTooLong) -> Awaitable[object] | None:
         """
         A message broke `max_message_length`; `overflow` says what happens when this returns.
 
@@ -213,19 +219,20 @@ class Hooks:
         pushed. A terminator set here holds for what comes after the message.
         """
 
-    def handle_eof(self, rest: bytes) -> None:
+    def handle_eof(self, rest: bytes) -> Awaitable[object] | None:
         """
         The peer ended its sending, in order, and every message was delivered.
 
         Called once, unless this side has begun to close before. What is pushed here is still sent;
-        then the connection closes, unless `pause` was called: then it closes after `resume`.
+        then the connection closes, or when this hook is done, if it has to wait. If `pause` was called
+        it closes after `resume`.
 
         Args:
             rest: what came behind the last message and no hook was given, such as a last line without
                 its line end. What `_collect_incoming_data` had collected is part of it, and forgotten.
         """
 
-    def handle_drained(self) -> None:
+    def handle_drained(self) -> Awaitable[object] | None:
         """
         The output queue has become empty: everything that was pushed is with the transport.
 
@@ -235,15 +242,16 @@ class Hooks:
         reads. Not called once the connection is closing.
         """
 
-    def handle_error(self) -> None:
+    def handle_error(self) -> Awaitable[object] | None:
         """
-        A handler or a producer raised: ``sys.exc_info()`` has the exception.
+        A handler or a producer raised, or what came is not a message (`MalformedMessage`):
+        ``sys.exc_info()`` has the exception.
 
         It is already logged. When this returns the connection closes, once everything that was pushed,
         here too, is sent.
         """
 
-    def handle_close(self) -> None:
+    def handle_close(self) -> Awaitable[object] | None:
         """
         The connection has ended, though not by `close` or `abort`. Called once; `state` is CLOSED.
 
@@ -251,7 +259,7 @@ class Hooks:
         closed.
         """
 
-    def handle_end(self, reason: ChatError | None) -> None:
+    def handle_end(self, reason: ChatError | None) -> Awaitable[object] | None:
         """
         The connection has ended, whatever ended it: the place to leave a registry.
 
@@ -262,10 +270,6 @@ class Hooks:
         Args:
             reason: the `close_reason`.
         """
-
-    def hook_returned(self, result: object) -> None:
-        """A hook returned something: warn, once for each class, if it would have to be awaited."""
-        reports.unawaited_result(self._log, type(self), result)
 
     # -- asynchat: the collected pieces
 

@@ -2,8 +2,10 @@
 `Inbox`: a `Framer` that knows why it is paused, and keeps what arrives while handlers run.
 
 Delivery is held for reasons that come and go independently: the application paused it, too much output
-waits, TLS is about to begin, or the connection is not open. The first two stop reading from the
-transport as well. Reading is switched once, after the handlers have run, and only if it has to change.
+waits, a hook is not done, TLS is about to begin, or the connection is not open. The first two stop
+reading from the transport as well. A hook does so only when bytes wait behind it; until then the loss
+of the connection is noticed. Reading is switched once, after the handlers have run, and only if it has
+to change.
 
 Knows nothing of output, nor of how a connection ends.
 """
@@ -29,6 +31,7 @@ class Inbox(Framer):
     Attributes:
         held: the application called `AsyncChat.pause`.
         choked: too much output waits.
+        awaited: how many hooks are not done that delivery waits for.
         suspended: TLS is about to begin: nothing more is delivered in the clear.
         resting: others have their turn, in the reactor's next iteration, before more is delivered.
         shut: the connection is not open yet, or not any more.
@@ -42,8 +45,8 @@ class Inbox(Framer):
     """
 
     __slots__ = (
-        *("choked", "discarded", "held", "kept", "overran", "peer_finished", "reading"),
-        *("resting", "shut", "suspended", "told_of_end", "_for_nothing"),
+        *("awaited", "choked", "discarded", "held", "kept", "overran", "peer_finished"),
+        *("reading", "resting", "shut", "suspended", "told_of_end", "_for_nothing"),
     )
 
     @override
@@ -53,25 +56,20 @@ class Inbox(Framer):
         # How often more was to be delivered without a byte that came for it, since the last rest.
         self._for_nothing = 0
         self.peer_finished = self.told_of_end = self.discarded = self.overran = False
+        self.awaited = 0
         self.kept: list[bytes] | None = None
         self.shut = self.reading = self.paused = True
 
     @property
     def idle(self) -> bool:
         """Delivery is not held, and no message that can still end has begun."""
-        held = self.held or self.choked or self.shut or self.resting
+        held = self.held or self.choked or self.shut or self.awaited or self.resting
         return not held and (self.peer_finished or not self.in_message)
 
     @property
     def waits(self) -> bool:
         """Something may be to be delivered, without another byte."""
-        return bool(
-            self.peer_finished
-            or self.kept
-            or self._announced
-            or self._backlog
-            or self._position < len(self._buffer)
-        )
+        return bool(self.peer_finished or self.kept or self._announced or self.waiting)
 
     # -- bytes
 
@@ -105,6 +103,15 @@ class Inbox(Framer):
         self.shut = False
         self.release()
 
+    def await_hook(self) -> None:
+        """A hook is not done."""
+        self.awaited += 1
+        self.stop()
+
+    def hook_done(self) -> None:
+        """A hook is done that was not; delivery goes on with the next `release`."""
+        self.awaited -= 1
+
     def suspend(self) -> None:
         """TLS is about to begin."""
         self.suspended = True
@@ -120,7 +127,8 @@ class Inbox(Framer):
 
     def release(self) -> bool:
         """`resume` unless delivery is held; return whether it goes on."""
-        if self.held or self.choked or self.shut or self.suspended or self.resting:
+        held = self.held or self.choked or self.shut or self.suspended
+        if held or self.awaited or self.resting:
             return False
         self.resume()
         return True
@@ -169,7 +177,12 @@ class Inbox(Framer):
     def set_reading(self, transport: Any) -> None:
         """Tell the transport to read or to stop, if that is a change."""
         # What arrives after close() is read, and dropped.
-        reading = self.shut or not (self.held or self.choked or self.resting)
+        reading = self.shut or not (
+            self.held
+            or self.choked
+            or self.resting
+            or (self.awaited and (self.waiting or self.kept))
+        )
         if reading is self.reading or self.peer_finished:
             return
         self.reading = reading

@@ -7,16 +7,13 @@ can repeat them, and scanners do. A mistake in a handler class is logged once fo
 
 from __future__ import annotations
 
-import inspect
 import sys
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
-from twisted.internet.defer import Deferred
-
 from txasynchat import transports
 from txasynchat.errors import ProducerError, TLSError
-from txasynchat.handlers import unawaited
+from txasynchat.handlers import unheard
 from txasynchat.log import Throttle, escape, failure
 
 if TYPE_CHECKING:
@@ -32,20 +29,18 @@ __all__ = [
     "peer_erred",
     "peer_errors",
     "stopped_producers_raised",
-    "unawaited_hooks",
-    "unawaited_result",
+    "unheard_hooks",
 ]
 
 #: Throttles peers' mistakes.
 peer_errors = Throttle(1.0)
 
-# Classes that these warnings were logged for.
+# Classes that this warning was logged for.
 _without_terminator: WeakSet[type] = WeakSet()
-_unawaited: WeakSet[type] = WeakSet()
 
-# Hooks that may be overridden, and whose results nobody waits for.
+# Hooks that may be overridden.
 _HOOKS = (
-    *("connectionMade", "handle_connect", "handle_secure", "handle_shutdown"),
+    *("handle_connect", "handle_secure", "handle_shutdown"),
     *("message_received", "collect_incoming_data", "found_terminator", "message_too_long"),
     *("handle_eof", "handle_drained", "handle_error", "handle_close", "handle_end"),
 )
@@ -106,21 +101,7 @@ def no_terminator(events: Logger, chat: Any) -> None:
         )
 
 
-def unawaited_hooks(events: Logger, cls: type) -> None:
-    """Warn of hooks of *cls* whose results would have to be awaited."""
-    for hook, why in unawaited(cls, _HOOKS):
-        _unawaited.add(cls)
+def unheard_hooks(events: Logger, cls: type) -> None:
+    """Warn of hooks of *cls* that nobody runs, or whose results nobody waits for."""
+    for hook, why in unheard(cls, _HOOKS, "connectionMade"):
         events.warn("{handler}.{hook} {why}", handler=cls.__qualname__, hook=hook, why=why)
-
-
-def unawaited_result(events: Logger, cls: type, result: object) -> None:
-    """Warn, once for each class, if a hook of *cls* returned something that has to be awaited."""
-    if cls in _unawaited or not (isinstance(result, Deferred) or inspect.isawaitable(result)):
-        return
-    _unawaited.add(cls)
-    events.warn(
-        "a hook of {handler} returned a {kind}, which nobody waits for: "
-        "the next hook may come before it",
-        handler=cls.__qualname__,
-        kind=type(result).__name__,
-    )
