@@ -88,7 +88,7 @@ class Framer(StepwiseFramer):
         message, found, rest = data.partition(delimiter)
         if rest or not found or self._count or len(message) > self._longest:
             self._receive_part(receiver, message, delimiter, found)
-            if self._buffer or self._announced:
+            if self._buffer or self._announced or self._backlog:
                 StepwiseFramer.deliver(self, receiver)
             return
         if self.whole:
@@ -143,7 +143,7 @@ class Framer(StepwiseFramer):
 
     def _open(self, delimiter: bytes) -> bool:
         """Open the short way of `receive`, if nothing is in its way; return whether it is open."""
-        if not delimiter or self._buffer or self.paused:
+        if not delimiter or self._buffer or self._backlog or self.paused:
             return False
         if self._over_long is not None or self._ending is not None:
             return False
@@ -288,6 +288,9 @@ class Framer(StepwiseFramer):
                 result = receiver.collect_incoming_data(message)
                 if result is not None:
                     self._returned(receiver, result)
+                if self._unread:
+                    self._given_back(message, length, length)
+                    break
                 if self._open_for is not _COUNTING:
                     if not self.closed:
                         self.terminator = 0

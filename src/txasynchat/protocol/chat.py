@@ -26,7 +26,8 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from twisted.internet import interfaces
+from twisted.internet import defer, interfaces
+from twisted.internet.error import ConnectionDone
 from twisted.internet.protocol import Protocol, connectionDone
 from typing_extensions import override
 from zope.interface import implementer
@@ -37,8 +38,10 @@ from txasynchat.handlers import check_threads
 from txasynchat.producers import Buffer
 from txasynchat.protocol import closing, reports, settings, text
 from txasynchat.protocol.awaiting import CANCELLED, Awaiting
+from txasynchat.protocol.draining import AT_ONCE
 from txasynchat.protocol.hooks import Hooks
 from txasynchat.protocol.outbox import HalfClose, Outbox, Phase
+from txasynchat.protocol.pipe import HIGH_WATER, Pipe
 from txasynchat.protocol.starttls import Upgrade
 from txasynchat.tls.factory import adopt
 from txasynchat.tls.info import TLSInfo
@@ -48,6 +51,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from typing import Self
 
+    from twisted.internet.defer import Deferred
+    from twisted.internet.interfaces import IDelayedCall
     from twisted.python.failure import Failure
 
     from txasynchat.producers import Producer
@@ -128,8 +133,9 @@ class AsyncChat(Hooks, Protocol):
     _asks: ClassVar[bool] = False
     #: The settings of the class, once they were checked.
     _checked: ClassVar[tuple[Any, ...]] = (None,) * len(_CHECKED)
-    #: handle_secure is overridden.
+    #: handle_secure is overridden; handle_drained is.
     _hears_of_tls: ClassVar[bool] = False
+    _hears_of_drain: ClassVar[bool] = False
     # `__new__` sets all of these at once, and the class has no attribute of the same name. CPython
     # keeps up to thirty attributes in the instance itself, if the first instances of a class have them.
     # Otherwise each connection has a dict, and reading any attribute takes longer.
@@ -142,7 +148,8 @@ class AsyncChat(Hooks, Protocol):
     _unsettled: bool
     _redeliver: bool
     #: The fast path of ``dataReceived`` is closed: the connection is not open, or closes when it is
-    #: idle, or a hook is not done, or `get_terminator` is overridden.
+    #: idle, or a hook is not done, or `get_terminator` or `handle_drained` is overridden, or what
+    #: arrives is piped.
     _settles: bool
     _close_when_idle: bool
     #: `close` or `abort` was called.
@@ -153,6 +160,11 @@ class AsyncChat(Hooks, Protocol):
     _upgrade: Upgrade | None
     #: Once the connection is closing.
     _closing: closing.Closing | None
+    #: Where what arrives goes, and whose it is that comes here; see `pipe_to`.
+    _pipe: Pipe | None
+    _fed_by: AsyncChat | None
+    #: While something waits for the reactor's next iteration, so that others have their turn.
+    _turn: IDelayedCall | None
 
     def __new__(cls, *_arguments: Any, **_named: Any) -> Self:
         """Set the state up, so that subclasses need not call this class's ``__init__``."""
@@ -170,6 +182,7 @@ class AsyncChat(Hooks, Protocol):
         chat._settles = True
         chat._close_when_idle = chat._close_requested = False
         chat._awaiting = chat._upgrade = chat._closing = chat._incoming = None
+        chat._turn = chat._pipe = chat._fed_by = None
         return chat
 
     def __init_subclass__(cls, **arguments: Any) -> None:
@@ -184,6 +197,7 @@ class AsyncChat(Hooks, Protocol):
         ranges.check_class(cls, ranges.HANDLER)
         cls._asks = cls.get_terminator is not Hooks.get_terminator
         cls._hears_of_tls = cls.handle_secure is not Hooks.handle_secure
+        cls._hears_of_drain = cls.handle_drained is not Hooks.handle_drained
         settings.check_terminator_of(cls)
         text.check_encoding(cls.__qualname__, cls.encoding, cls.encoding_errors)
 
@@ -293,15 +307,22 @@ class AsyncChat(Hooks, Protocol):
             self._report(error)
         elif self.close_reason is None and closing.broke_off(error, self.transport, self._outbox):
             self.close_reason = errors.ConnectionReset()
-        self._outbox.phase = _DEPARTED
-        self._outbox.registered = False
+        outbox = self._outbox
+        outbox.phase = _DEPARTED
+        outbox.registered = False
+        if self._pipe is not None:
+            self._pipe.pass_on(last=True)
         self._inbox.close()
-        if self._outbox:
+        sent = outbox.finished and not outbox.incomplete
+        if outbox:
             self._drop_output()
         for ending in (self._closing, self._upgrade):
             if ending is not None:
                 ending.stall.cancel()
         self._closing = self._upgrade = None
+        if self._turn is not None:
+            self._turn.cancel()
+            self._turn = None
         if self._awaiting is not None:
             for cancel in self._awaiting.cancel():
                 self._call(cancel)
@@ -310,16 +331,19 @@ class AsyncChat(Hooks, Protocol):
                 self._call(self.handle_close)
         finally:
             self._call(self.handle_end, self.close_reason)
+            self._uncouple()
+            if (draining := outbox.draining) is not None:
+                outbox.draining = None
+                draining.over(None if sent else self.close_reason or error)
 
     # -- IHalfCloseableProtocol, IHandshakeListener: called by the transport
 
     def readConnectionLost(self) -> None:  # noqa: N802
         """
-        The peer will send no more: deliver what it sent, send what is queued, then close.
+        The peer will send no more: deliver what it sent, call `handle_eof`, send what is queued, close.
 
-        Bytes behind the last terminator are not a message, and are dropped. An application that cannot
-        answer yet when `found_terminator` is called makes that ``async def``, or pauses delivery until
-        it can.
+        An application that cannot answer yet when a hook is called makes that ``async def``, or pauses
+        delivery until it can.
         """
         self._inbox.peer_finished = True
         if self._closing is not None:
@@ -468,6 +492,36 @@ class AsyncChat(Hooks, Protocol):
         """Bytes that were pushed, and that the transport does not have yet."""
         return self._outbox.size
 
+    def drained(self) -> Deferred[None]:
+        """
+        Return what fires when everything that was pushed is with the transport.
+
+        So a coroutine sends no faster than the peer reads, and never asks for `unsent`::
+
+            for piece in pieces:
+                self.push(piece)
+                await self.drained()
+
+        It fires at once if nothing waits, or in the reactor's next iteration when much was sent in this
+        one. While the connection closes it fires at the end, when everything was sent.
+
+        Returns:
+            A Deferred, which fails with `close_reason`, or with the reason that ``connectionLost`` was
+            given, if something that was pushed is lost with the connection.
+        """
+        if self._state is _CLOSED:
+            return defer.fail(self.close_reason or ConnectionDone())
+        outbox = self._outbox
+        at_once = outbox.taken - outbox.drained_at < AT_ONCE
+        if not outbox and at_once and self._state is not _CLOSING:
+            return defer.succeed(None)
+        waiting = outbox.await_drain().wait()
+        if not at_once:
+            self._take_turn()
+        if self._delivering:
+            self._unsettled = True
+        return waiting
+
     def close_when_done(self) -> None:
         """
         Close when everything queued so far is sent; what is pushed from now on is dropped.
@@ -496,8 +550,30 @@ class AsyncChat(Hooks, Protocol):
         until its answer is there.
         """
         self._close_when_idle = self._settles = True
-        if not self._delivering and self._is_idle:
-            self.close_when_done()
+        if self._is_idle and self._state is _OPEN:
+            self._go_on()
+
+    def end_sending(self) -> None:
+        """
+        Send what is queued, then tell the peer that this was all, and go on reading.
+
+        The peer sees the end of the stream: a FIN, close_notify over TLS, the end of its standard input
+        where it is a process. `state` stays OPEN and messages are still delivered; what is pushed from
+        now on is dropped, and counted in `dropped`. When the peer ends its sending too, the connection
+        closes. One that never does is the application's to end. Harmless when repeated.
+
+        Terminals, serial ports, and TLS that Twisted's ``startTLS`` has put on a connection cannot end
+        one direction only: the peer sees the end when the connection closes.
+        """
+        outbox = self._outbox
+        if outbox.closing:
+            return
+        outbox.half_close = HalfClose.WHEN_SENT
+        outbox.close_when_done()
+        self._unchoke()
+        self._pushed()
+        if self._pipe is not None and self._inbox.peer_finished:
+            self._go_on()
 
     def handle_shutdown(self) -> Awaitable[object] | None:
         """
@@ -555,6 +631,43 @@ class AsyncChat(Hooks, Protocol):
             self._upgrade = upgrade
             self._go_on()
 
+    def pipe_to(self, other: AsyncChat) -> None:
+        """
+        Send to *other* whatever this connection receives from now on, as it came.
+
+        With all that no hook was given yet, the beginning of an unfinished message included; no hook
+        for messages is called any more. Two calls couple the two connections both ways. *other* need
+        not be connected yet: what comes before waits in its queue.
+
+        While more than `high_water` bytes of *other* wait there, this connection does not read, until
+        no more than its `low_water` do; `max_unsent` of *other* does not count. `pause` holds what
+        arrives, as ever. When the peer ends its sending, *other* does (`end_sending`), and not
+        `handle_eof` is called; this connection stays open for what is still to be sent, until its own
+        sending has ended too. When either is lost, what has arrived is passed on, and the other one
+        closes once everything is sent.
+
+        Raises:
+            TypeError: *other* is no `AsyncChat`.
+            RuntimeError: this connection is piped already, or another one is piped to *other*.
+        """
+        if not isinstance(other, AsyncChat):
+            raise TypeError(f"pipe_to() takes an AsyncChat, not {other!r:.80}")
+        if self._pipe is not None or other._fed_by is not None:
+            raise RuntimeError("only one connection is piped to one other")
+        collected = b"" if self._delivering else b"".join(self._incoming or ())
+        self._incoming = None
+        self._pipe = Pipe(self._inbox, other, other._take_piped, collected)
+        other._fed_by = self
+        self._settles = True
+        if _CLOSED in (self._state, other._state):
+            ended = self if self._state is _CLOSED else other
+            ended._uncouple()
+            return
+        self._unchoke()  # what waits here is no reason to stop reading any more
+        other._check_level()
+        if self._outbox.phase is _READY:
+            self._go_on()
+
     def discard_buffers(self) -> None:
         """
         Drop what was received and is not delivered, and what is queued; stop the producers.
@@ -576,10 +689,21 @@ class AsyncChat(Hooks, Protocol):
         self._hold()
 
     def resume(self) -> None:
-        """Deliver and read again: at once, or, from inside a handler, when it returns."""
-        if self._inbox.held:
-            self._inbox.held = False
-            if self._inbox.release():
+        """
+        Deliver and read again.
+
+        No hook is called before this returns: from inside a hook of this connection, delivery goes on
+        when that has returned; else in the reactor's next iteration. So a program that resumes many
+        connections in a loop has finished the loop when the first message makes it pause them again.
+        (On a transport in memory, which has no reactor, delivery goes on at once.)
+        """
+        inbox = self._inbox
+        if inbox.held:
+            inbox.held = False
+            if inbox.waits and not self._delivering:
+                inbox.resting = True
+                self._take_turn()
+            elif inbox.release():
                 self._go_on()
 
     @settings.shown
@@ -629,6 +753,8 @@ class AsyncChat(Hooks, Protocol):
             or self._asks
             or self._close_when_idle
             or self._inbox.awaited > 0
+            or self._hears_of_drain
+            or self._pipe is not None
         )
 
     def _open_if_introduced(self) -> None:
@@ -882,17 +1008,62 @@ class AsyncChat(Hooks, Protocol):
             if self._redeliver:
                 self._redeliver = False
                 try:
-                    inbox.deliver(self, self.get_terminator if self._asks else None)
+                    if self._pipe is not None:
+                        self._pipe.pass_on()
+                    else:
+                        inbox.deliver(self, self.get_terminator if self._asks else None)
                 except Exception:  # noqa: BLE001 it is the application's, and is logged
                     self._failed()
+            if inbox.resting:
+                self._take_turn()
             if self._outbox or self._state is _CLOSING:
                 self._flush()
+            if self._outbox.draining is not None and self._turn is None:
+                self._tell_drained()
             if self._upgrade is not None:
                 self._upgrade.proceed()
             if inbox.paused or not inbox.reading:
                 self._set_reading()
-            if self._close_when_idle and self._state is _OPEN and self._is_idle:
-                self.close_when_done()
+            if self._close_when_idle and not self._unsettled:
+                self._close_if_idle()
+
+    def _take_turn(self) -> None:
+        """Settle again in the reactor's next iteration; at once where there is no reactor."""
+        if self._turn is not None:
+            return
+        reactor = None if self.transport is None else transports.reactor_of(self.transport)
+        if reactor is None:
+            self._next_turn()
+        else:
+            self._turn = reactor.callLater(0, self._next_turn)
+
+    def _next_turn(self) -> None:
+        self._turn = None
+        self._outbox.drained_at = self._outbox.taken
+        self._inbox.go_on()
+        self._go_on()
+
+    def _close_if_idle(self) -> None:
+        """Everything was delivered that can be: at the peer's end call `handle_eof`; then close."""
+        inbox = self._inbox
+        if self._state is not _OPEN or not self._is_idle:
+            return
+        if self._pipe is not None:
+            if inbox.peer_finished and not inbox.told_of_end:
+                inbox.told_of_end = True
+                self._pipe.target.end_sending()
+            if not (inbox.peer_finished and self._outbox.closing):
+                return
+        elif inbox.peer_finished and not inbox.told_of_end:
+            inbox.told_of_end = True
+            ours = getattr(self.handle_eof, "__func__", None) is Hooks.handle_eof
+            if not (ours or inbox.suspended):  # what comes before TLS is not handled
+                rest = b"".join((*(self._incoming or ()), inbox.unfinished))
+                self._forget_input()
+                self._call(self.handle_eof, rest)
+                self._unsettled = True
+                return
+        self.close_when_done()
 
     def _hold(self) -> None:
         self._inbox.pause()
@@ -900,6 +1071,12 @@ class AsyncChat(Hooks, Protocol):
             self._unsettled = True
         else:
             self._set_reading()
+
+    def _choke(self) -> None:
+        """Hold delivery, because too much waits to be sent."""
+        if not self._inbox.choked:
+            self._inbox.choked = True
+            self._hold()
 
     def _unchoke(self) -> None:
         """What waits to be sent is not a reason to hold delivery any more."""
@@ -940,22 +1117,51 @@ class AsyncChat(Hooks, Protocol):
 
     def _check_level(self) -> None:
         outbox, size = self._outbox, self._outbox.size
-        if self.max_unsent is not None and size > self.max_unsent:
+        source = self._fed_by
+        if source is not None:
+            high_water = HIGH_WATER if self.high_water is None else self.high_water
+            if size > high_water:
+                source._choke()
+            elif size <= self.low_water:
+                source._unchoke()
+        elif self.max_unsent is not None and size > self.max_unsent:
             if outbox.phase is not _DEPARTED:
                 self._abort(errors.UnsentLimitExceeded(self.max_unsent, size))
-        elif self.high_water is not None and size > self.high_water:
+            return
+        if self._pipe is not None:
+            return  # what it receives is not answered here
+        if self.high_water is not None and size > self.high_water:
             # While closing nothing is added, and a peer that we do not read from may stop reading too.
-            if not (outbox.closing or self._inbox.choked):
-                self._inbox.choked = True
-                self._hold()
+            if not outbox.closing:
+                self._choke()
         elif size <= self.low_water:
             self._unchoke()
+
+    def _take_piped(self, data: bytes) -> None:
+        if self._outbox.closing:
+            self.dropped += len(data)
+        else:
+            self._outbox.push(data)
+            self._pushed()
+
+    def _uncouple(self) -> None:
+        """This connection is lost: end those that it is coupled with."""
+        pipe, source = self._pipe, self._fed_by
+        self._pipe = self._fed_by = None
+        if pipe is not None and pipe.target is not self:
+            pipe.target._fed_by = None
+            pipe.target._close()
+        if source is not None and source is not self:
+            source._pipe = None
+            source._inbox.choked = False
+            source._close()
 
     def _flush(self) -> None:
         """Write what the transport takes, and do what had to wait for that."""
         outbox = self._outbox
         if outbox.flushing or outbox.phase is not _READY:
             return
+        heard = self._hears_of_drain and bool(outbox)
         try:
             if not outbox.flush(self):
                 self._cannot_send()
@@ -967,11 +1173,40 @@ class AsyncChat(Hooks, Protocol):
         elif outbox.half_close is HalfClose.WHEN_SENT and outbox.finished:
             outbox.half_close = HalfClose.DONE
             outbox.resign(self.transport)
-            self.transport.loseWriteConnection()
-        if outbox.size or self._inbox.choked:
+            transports.end_sending(self.transport)
+        if outbox.size or self._inbox.choked or self._fed_by is not None:
             self._check_level()
+        if (heard or outbox.draining is not None) and not outbox and self._state is _OPEN:
+            if heard:
+                outbox.await_drain().heard = True
+            if self._delivering:
+                self._unsettled = True
+            else:
+                self._take_turn()  # not inside a call of push()
         if self._upgrade is not None and not self._delivering:
             self._upgrade.proceed()
+
+    def _tell_drained(self) -> None:
+        """Tell who waits for it that the queue is empty, if it is; handlers are running."""
+        outbox = self._outbox
+        draining = outbox.draining
+        if draining is None or outbox or self._state is not _OPEN:
+            return
+        pending = self._inbox.awaited > 0
+        if pending and not draining.awaited:
+            return  # the hook is not called while another one is pending
+        outbox.draining = None
+        draining.over()
+        if draining.heard:
+            if pending:
+                outbox.await_drain().heard = True
+            else:
+                self._call(self.handle_drained)
+        self._unsettled = True
+        if outbox and self._state is _OPEN:
+            # That is told too, be it sent at once; but others have their turn before.
+            outbox.await_drain().heard |= draining.heard
+            self._take_turn()
 
     # -- internals: asked by the transport, see `endings.let_protocol_end`
 
@@ -986,11 +1221,7 @@ class AsyncChat(Hooks, Protocol):
         outbox = self._outbox
         if outbox.phase is _DEPARTED or outbox.half_close is HalfClose.DONE:
             return False  # it was we who told it
-        if not outbox.closing:
-            outbox.half_close = HalfClose.WHEN_SENT
-            outbox.close_when_done()
-            self._unchoke()
-            self._pushed()
+        self.end_sending()
         return True
 
     def _takes_write(self, transport: Any, data: bytes) -> bool:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
 
     from txasynchat.errors import ChatError, MessageTooLong
+    from txasynchat.producers import Buffer
     from txasynchat.protocol.outbox import Outbox
     from txasynchat.terminators import Terminator
     from txasynchat.tls.info import TLSInfo
@@ -123,6 +124,43 @@ class Hooks:
         if self._inbox.set_terminator(term) and self._outbox.phase is Phase.READY:
             self._go_on()
 
+    def expect(self, n: int, limit: int | None = None) -> None:
+        """
+        Let the next message be exactly *n* bytes; then the terminator in force now is in force again.
+
+        Unless a hook sets another: the message's own hook finds the old one in force. 0 is an empty
+        message, delivered at once or, from inside a handler, when it has returned. Where a message has
+        begun, so many more bytes end it. A number above the limit is a message that is too long, as
+        with `set_terminator`.
+
+        Args:
+            n: the number of bytes.
+            limit: in place of `max_message_length`, for this message only.
+
+        Raises:
+            ValueError: a number is negative.
+            TypeError: *n* or *limit* is not an int.
+        """
+        if self._inbox.expect(n, limit) and self._outbox.phase is Phase.READY:
+            self._go_on()
+
+    def unread(self, data: Buffer) -> None:
+        """
+        Give bytes back: they are delivered, by the terminator in force, before what waits.
+
+        So a handler that got more than it wanted, or hands over to another way of framing, loses
+        nothing. In front of all that no hook was given, the beginning of an unfinished message too; and
+        behind pieces that `collect_incoming_data` was given, which may be given back by this and count
+        only once towards `max_message_length`. Delivered at once or, from inside a handler, when it has
+        returned. Dropped once nothing more is delivered.
+
+        Raises:
+            TypeError: *data* is not bytes-like.
+        """
+        self._inbox.unread(bytes(memoryview(data)))
+        if self._outbox.phase is Phase.READY:
+            self._go_on()
+
     #: The terminator in force; in a class body, or as a field of a dataclass, the one that a connection
     #: begins with. Assigning it is `set_terminator`, reading it `get_terminator`.
     terminator: Any = settings.setting(None, "terminator", assign=set_terminator)
@@ -203,6 +241,29 @@ class Hooks:
 
         Called once for each such message, with the connection still open, so a last reply may be
         pushed. A terminator set here holds for what comes after the message.
+        """
+
+    def handle_eof(self, rest: bytes) -> Awaitable[object] | None:
+        """
+        The peer ended its sending, in order, and every message was delivered.
+
+        Called once, unless this side has begun to close before. What is pushed here is still sent;
+        then the connection closes, or when this hook is done, if it has to wait. If `pause` was called
+        it closes after `resume`.
+
+        Args:
+            rest: what came behind the last message and no hook was given, such as a last line without
+                its line end. What `_collect_incoming_data` had collected is part of it, and forgotten.
+        """
+
+    def handle_drained(self) -> Awaitable[object] | None:
+        """
+        The output queue has become empty: everything that was pushed is with the transport.
+
+        Called when the hooks of one chunk have run, once for all that they pushed; or, for what could
+        not be sent then, or was pushed elsewhere, in a later iteration of the reactor. A hook that
+        pushes the next piece here is called again, so it sends all of them, no faster than the peer
+        reads. Not called once the connection is closing.
         """
 
     def handle_error(self) -> Awaitable[object] | None:

@@ -20,6 +20,9 @@ from txasynchat.framing import Framer
 
 __all__ = ["Inbox"]
 
+#: How often in one iteration of the reactor a handler may be called without a byte that came for it.
+FOR_NOTHING = 1_000
+
 
 class Inbox(Framer):
     """
@@ -30,9 +33,11 @@ class Inbox(Framer):
         choked: too much output waits.
         awaited: how many hooks are not done that delivery waits for.
         suspended: TLS is about to begin: nothing more is delivered in the clear.
+        resting: others have their turn, in the reactor's next iteration, before more is delivered.
         shut: the connection is not open yet, or not any more.
         paused: one of those.
         peer_finished: the peer will send no more.
+        told_of_end: the application knows.
         discarded: something was thrown away.
         overran: there was more behind the message whose handler asked to close.
         kept: what arrived while handlers were running; None for nothing.
@@ -41,7 +46,7 @@ class Inbox(Framer):
 
     __slots__ = (
         *("awaited", "choked", "discarded", "held", "kept", "overran", "peer_finished"),
-        *("reading", "shut", "suspended"),
+        *("reading", "resting", "shut", "suspended", "told_of_end", "_for_nothing"),
     )
 
     #: Of its messages; see `txasynchat.protocol.text`.
@@ -50,8 +55,10 @@ class Inbox(Framer):
     @override
     def _prepare(self) -> None:
         super()._prepare()
-        self.held = self.choked = self.suspended = False
-        self.peer_finished = self.discarded = self.overran = False
+        self.held = self.choked = self.suspended = self.resting = False
+        # How often more was to be delivered without a byte that came for it, since the last rest.
+        self._for_nothing = 0
+        self.peer_finished = self.told_of_end = self.discarded = self.overran = False
         self.awaited = 0
         self.kept: list[bytes] | None = None
         self.shut = self.reading = self.paused = True
@@ -59,8 +66,13 @@ class Inbox(Framer):
     @property
     def idle(self) -> bool:
         """Delivery is not held, and no message that can still end has begun."""
-        held = self.held or self.choked or self.shut or self.awaited
+        held = self.held or self.choked or self.shut or self.awaited or self.resting
         return not held and (self.peer_finished or not self.in_message)
+
+    @property
+    def waits(self) -> bool:
+        """Something may be to be delivered, without another byte."""
+        return bool(self.peer_finished or self.kept or self._announced or self.waiting)
 
     # -- bytes
 
@@ -79,7 +91,7 @@ class Inbox(Framer):
     @property
     def undelivered(self) -> bytes:
         """What arrived and is not delivered."""
-        return b"".join((self.buffer, *(self.kept or ())))
+        return b"".join((self._unread, self.buffer, *(self.kept or ())))
 
     @override
     def clear(self) -> None:
@@ -118,10 +130,37 @@ class Inbox(Framer):
 
     def release(self) -> bool:
         """`resume` unless delivery is held; return whether it goes on."""
-        if self.held or self.choked or self.shut or self.suspended or self.awaited:
+        held = self.held or self.choked or self.shut or self.suspended
+        if held or self.awaited or self.resting:
             return False
         self.resume()
         return True
+
+    @override
+    def expect(self, length: int, limit: int | None = None) -> bool:
+        announced = super().expect(length, limit)
+        if announced:
+            self._count_nothing()
+        return announced
+
+    @override
+    def unread(self, data: bytes) -> None:
+        super().unread(data)
+        self._count_nothing()
+
+    def _count_nothing(self) -> None:
+        # A handler may do this for ever.
+        self._for_nothing += 1
+        if self._for_nothing >= FOR_NOTHING:
+            self.resting = True
+            self.pause()
+
+    def go_on(self) -> None:
+        """Others had their turn."""
+        self._for_nothing = 0
+        if self.resting:
+            self.resting = False
+            self.release()
 
     @override
     def close(self) -> None:
@@ -142,7 +181,10 @@ class Inbox(Framer):
         """Tell the transport to read or to stop, if that is a change."""
         # What arrives after close() is read, and dropped.
         reading = self.shut or not (
-            self.held or self.choked or (self.awaited and (self.waiting or self.kept))
+            self.held
+            or self.choked
+            or self.resting
+            or (self.awaited and (self.waiting or self.kept))
         )
         if reading is self.reading or self.peer_finished:
             return

@@ -23,6 +23,7 @@ from typing_extensions import override
 
 from txasynchat import transports
 from txasynchat.outputqueue import OutputQueue
+from txasynchat.protocol.draining import Draining
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,19 +83,23 @@ class Outbox(OutputQueue):
         piece: how many bytes are written at once; that many do not wait for more.
         taken: bytes ever taken from the queue.
         writing_end: what the transport writes to, where that may be lost by itself.
+        draining: what waits for the queue to become empty.
+        drained_at: what `taken` was at the beginning of the reactor's iteration, at the latest.
+        incomplete: something that was queued was dropped.
     """
 
     __slots__ = (
         *("_send_now", "flushing", "full", "half_close", "phase", "piece", "registered", "taken"),
-        "writing_end",
+        *("draining", "drained_at", "incomplete", "writing_end"),
     )
 
     def __init__(self) -> None:
         super().__init__()
         self.phase = _WAITING
         self.half_close = HalfClose.NOT_ASKED
-        self.full = self.registered = self.flushing = False
-        self.taken = self.piece = 0
+        self.full = self.registered = self.flushing = self.incomplete = False
+        self.taken = self.piece = self.drained_at = 0
+        self.draining: Draining | None = None
         self.writing_end: Any = None
         self._send_now: Callable[[Any, bytes], bytes] | None = None
 
@@ -138,12 +143,19 @@ class Outbox(OutputQueue):
         if not (self or hold_back):
             return []
         closing = self.closing
+        self.incomplete = True
         errors = super().stop()
         if hold_back:
             self.hold_back()
         if closing:
             self.close_when_done()
         return errors
+
+    def await_drain(self) -> Draining:
+        """Return the `Draining` of this queue, to be told when it is empty."""
+        if self.draining is None:
+            self.draining = Draining()
+        return self.draining
 
     # -- the transport comes and goes
 
