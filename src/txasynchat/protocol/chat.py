@@ -788,7 +788,8 @@ class AsyncChat(Hooks, Protocol):
             return
         self._call(self.handle_connect)
         inbox = self._inbox
-        if inbox.whole and not (inbox.terminator or inbox.awaited or self._asks):
+        framed = inbox.terminator or inbox.awaited or self._asks or self._pipe is not None
+        if inbox.whole and not framed:
             reports.no_terminator(self._log, self)
 
     def _close(self) -> None:
