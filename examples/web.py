@@ -101,10 +101,14 @@ class Web(AsyncChat):
     def handle_connect(self) -> None:
         self.await_head()
 
-    def await_message(
-        self, end: int | tuple[bytes, ...], limit: int, received: Callable[[bytes], None]
+    def await_line(
+        self, end: tuple[bytes, ...], limit: int, received: Callable[[bytes], None]
     ) -> None:
         self.max_message_length, self.terminator, self.received = limit, end, received
+
+    def await_bytes(self, count: int, received: Callable[[bytes], None]) -> None:
+        self.received = received
+        self.expect(count, limit=count)
 
     @override
     def message_received(self, message: bytes) -> None:
@@ -122,7 +126,7 @@ class Web(AsyncChat):
     # -- a request: its head, and a body of a length or in chunks
 
     def await_head(self) -> None:
-        self.await_message(HEAD_END, MAX_HEAD, self.head_received)
+        self.await_line(HEAD_END, MAX_HEAD, self.head_received)
 
     def head_received(self, head: bytes) -> None:
         self.method = b""
@@ -132,9 +136,9 @@ class Web(AsyncChat):
             self.push(b"HTTP/1.1 100 Continue\r\n\r\n")
         if request.length is None:
             self.body, self.trailers = bytearray(), 0
-            self.await_message(LINE_END, MAX_LINE, self.size_received)
+            self.await_line(LINE_END, MAX_LINE, self.size_received)
         elif request.length:
-            self.await_message(request.length, MAX_BODY, self.body_received)
+            self.await_bytes(request.length, self.body_received)
         else:
             self.body_received(b"")
 
@@ -146,15 +150,15 @@ class Web(AsyncChat):
         if len(self.body) + size > MAX_BODY:
             raise Refused(413)
         if size:
-            self.await_message(size + 2, MAX_BODY + 2, self.chunk_received)
+            self.await_bytes(size + 2, self.chunk_received)
         else:
-            self.await_message(LINE_END, MAX_HEAD, self.trailer_received)
+            self.await_line(LINE_END, MAX_HEAD, self.trailer_received)
 
     def chunk_received(self, chunk: bytes) -> None:
         if not chunk.endswith(b"\r\n"):
             raise Refused(400)
         self.body += chunk[:-2]
-        self.await_message(LINE_END, MAX_LINE, self.size_received)
+        self.await_line(LINE_END, MAX_LINE, self.size_received)
 
     def trailer_received(self, line: bytes) -> None:
         self.trailers += len(line)
