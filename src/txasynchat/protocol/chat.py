@@ -36,7 +36,7 @@ from txasynchat import endings, errors, ranges, transports
 from txasynchat.framing import Overflow
 from txasynchat.handlers import check_threads
 from txasynchat.producers import Buffer
-from txasynchat.protocol import closing, reports, settings
+from txasynchat.protocol import closing, reports, settings, text
 from txasynchat.protocol.awaiting import CANCELLED, Awaiting
 from txasynchat.protocol.draining import AT_ONCE
 from txasynchat.protocol.hooks import Hooks
@@ -168,13 +168,16 @@ class AsyncChat(Hooks, Protocol):
 
     def __new__(cls, *_arguments: Any, **_named: Any) -> Self:
         """Set the state up, so that subclasses need not call this class's ``__init__``."""
-        begins_with = (cls.terminator, cls.max_message_length, cls.overflow)
+        begins_with = (cls.terminator, cls.max_message_length, cls.overflow, cls.encoding)
         if cls.__dict__.get("_begins_with") != begins_with:
             cls._set_up()
         chat = super().__new__(cls)
         chat._state = _CONNECTING
         chat._inbox = cls._make_inbox()
-        chat._outbox = Outbox()
+        if begins_with[3] is None:
+            chat._outbox = Outbox()
+        else:
+            chat._outbox = text.TextOutbox(begins_with[3], cls.encoding_errors)
         chat._delivering = chat._unsettled = chat._redeliver = False
         chat._settles = True
         chat._close_when_idle = chat._close_requested = False
@@ -188,7 +191,7 @@ class AsyncChat(Hooks, Protocol):
 
         Raises:
             TypeError, ValueError: ``terminator`` is not a terminator, or is a number above
-                `max_message_length`; or a setting is out of its range.
+                `max_message_length`; ``encoding`` is not one; or a setting is out of its range.
         """
         super().__init_subclass__(**arguments)
         ranges.check_class(cls, ranges.HANDLER)
@@ -196,6 +199,7 @@ class AsyncChat(Hooks, Protocol):
         cls._hears_of_tls = cls.handle_secure is not Hooks.handle_secure
         cls._hears_of_drain = cls.handle_drained is not Hooks.handle_drained
         settings.check_terminator_of(cls)
+        text.check_encoding(cls.__qualname__, cls.encoding, cls.encoding_errors)
 
     @classmethod
     def _set_up(cls) -> None:
@@ -203,11 +207,13 @@ class AsyncChat(Hooks, Protocol):
         Prepare the class for its first connection, after decorators such as ``dataclass``; and again
         when a setting was assigned to the class later.
         """
-        if settings.restore(cls, AsyncChat, ("terminator", "max_message_length", "overflow")):
+        names = "terminator", "max_message_length", "overflow", "encoding"
+        if settings.restore(cls, AsyncChat, names):
             cls._computes = True
         if "_begins_with" not in cls.__dict__:
             reports.unheard_hooks(cls._log, cls)
-        cls._begins_with = (cls.terminator, cls.max_message_length, cls.overflow)
+        text.check_encoding(cls.__qualname__, cls.encoding, cls.encoding_errors)
+        cls._begins_with = (cls.terminator, cls.max_message_length, cls.overflow, cls.encoding)
 
     # -- IProtocol: called by the transport
 
@@ -431,22 +437,25 @@ class AsyncChat(Hooks, Protocol):
 
     # -- asynchat: called by the application
 
-    def push(self, data: Buffer) -> None:
+    def push(self, data: Buffer | str) -> None:
         """
         Send bytes after everything that is queued; a producer is better for large data.
 
         What is pushed inside handlers is written when they have run, in one write. Once the connection
         is closing it is dropped, and counted in `dropped`.
 
+        Args:
+            data: bytes-like; or, where the class has an `encoding`, text.
+
         Raises:
-            TypeError: *data* is not bytes-like.
-            ValueError: *data* alone is longer than `max_unsent`.
+            TypeError: *data* is anything else.
+            ValueError: *data* alone is longer than `max_unsent`, or cannot be encoded.
         """
         outbox = self._outbox
         if outbox.closing:
-            self.dropped += memoryview(data).nbytes
+            self.dropped += outbox.length(data)
             return
-        outbox.push(data)
+        outbox.push(data)  # type: ignore[arg-type] # a TextOutbox takes text
         if self._delivering and outbox.size < outbox.piece:
             return
         if self.max_unsent is not None and outbox.size > self.max_unsent:

@@ -10,6 +10,7 @@ from txasynchat.framing import Overflow
 from txasynchat.protocol import settings
 from txasynchat.protocol.inbox import Inbox
 from txasynchat.protocol.outbox import Phase
+from txasynchat.protocol.text import TextInbox
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -23,6 +24,12 @@ if TYPE_CHECKING:
     from txasynchat.tls.info import TLSInfo
 
 __all__ = ["Hooks"]
+
+
+def _refuse_encoding(chat: Hooks, value: object) -> None:
+    if value != chat.encoding:
+        cls = type(chat).__qualname__
+        raise TypeError(f"encoding belongs to the class: write {cls}.encoding = {value!r}")
 
 
 class Hooks:
@@ -42,6 +49,13 @@ class Hooks:
     #: What becomes of a longer message, after `message_too_long`. May be changed at any moment, in that
     #: hook too; it does not change what was already decided about a message.
     overflow: Overflow = settings.setting(Overflow.CLOSE, "overflow")
+    #: The encoding of whole messages, as ``"utf-8"``: `message_received` gets text, and `push` takes
+    #: it, too. None for bytes. Belongs to the class. A message that is not text in it is a
+    #: `MalformedMessage`, which closes the connection.
+    encoding: str | None = settings.setting(None, "encoding", assign=_refuse_encoding)
+    #: What becomes of bytes that are not text: ``"replace"``, ``"surrogateescape"`` and whatever else
+    #: `bytes.decode` and `str.encode` know as ``errors``. Belongs to the class.
+    encoding_errors: str = "strict"
     #: Bytes waiting to be sent above which delivery and reading stop; None for never.
     high_water: int | None = 65_536
     #: Bytes waiting to be sent at or below which they go on.
@@ -70,17 +84,21 @@ class Hooks:
 
     @classmethod
     def _make_inbox(cls) -> Inbox:
-        terminator, limit, overflow = cls._begins_with
+        terminator, limit, overflow, encoding = cls._begins_with
         if cls._computes:  # read when the connection is made
             limit = Hooks.max_message_length if isinstance(limit, property) else limit
             overflow = Hooks.overflow if isinstance(overflow, property) else overflow
-        return Inbox(
+        kind = Inbox if encoding is None else TextInbox
+        inbox = kind(
             terminator,
             limit=limit,
             overflow=overflow,
             whole=cls.found_terminator is Hooks.found_terminator
             and cls.collect_incoming_data is Hooks.collect_incoming_data,
         )
+        if isinstance(inbox, TextInbox):
+            inbox.encoding, inbox.errors = encoding, cls.encoding_errors
+        return inbox
 
     # -- asynchat: where messages end
 
@@ -182,11 +200,14 @@ class Hooks:
         `abort`.
         """
 
-    def message_received(self, message: bytes) -> Awaitable[object] | None:
+    def message_received(self, message: Any) -> Awaitable[object] | None:
         """
         A whole message arrived, without its terminator; it may be empty.
 
         Not called where `found_terminator` is overridden.
+
+        Args:
+            message: bytes; or, where the class has an `encoding`, text.
         """
         raise NotImplementedError(
             f"{type(self).__qualname__} overrides neither message_received nor found_terminator"
@@ -209,7 +230,10 @@ class Hooks:
 
         Stdlib: asynchat.async_chat.found_terminator.
         """
-        return self.message_received(self._get_data())
+        message: Any = self._get_data()
+        if isinstance(self._inbox, TextInbox):
+            message = self._inbox.decode(message)
+        return self.message_received(message)
 
     def message_too_long(self, error: MessageTooLong) -> Awaitable[object] | None:
         """

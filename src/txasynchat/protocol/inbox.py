@@ -49,6 +49,9 @@ class Inbox(Framer):
         *("reading", "resting", "shut", "suspended", "told_of_end", "_for_nothing"),
     )
 
+    #: Of its messages; see `txasynchat.protocol.text`.
+    encoding: str | None = None
+
     @override
     def _prepare(self) -> None:
         super()._prepare()

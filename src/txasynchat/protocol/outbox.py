@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
     from twisted.internet.interfaces import IReactorTime
 
-    from txasynchat.producers import Buffer
 
 __all__ = ["HalfClose", "Outbox", "Owner", "Phase"]
 
@@ -117,9 +116,13 @@ class Outbox(OutputQueue):
         else:
             self.push_producer(producer)
 
-    def check_length(self, data: Buffer, limit: int | None) -> None:
+    def length(self, data: Any) -> int:
+        """Return how many bytes *data* is, which may be whatever `push` takes."""
+        return memoryview(data).nbytes
+
+    def check_length(self, data: Any, limit: int | None) -> None:
         """Raise a ValueError if *data* alone is more than *limit*, which is what may ever wait."""
-        length = memoryview(data).nbytes
+        length = self.length(data)
         if limit is not None and length > limit and not self.closing:
             raise ValueError(
                 f"{length} bytes in one push exceed max_unsent, {limit}; send them with"
