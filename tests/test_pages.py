@@ -1,0 +1,93 @@
+"""
+The code in the pages is that of the examples, which are tested: included, and nowhere copied.
+"""
+
+import ast
+import re
+import textwrap
+
+import pytest
+
+#: So many lines that are the same in a page and in an example are a copy.
+COPY = 4
+
+
+@pytest.fixture
+def pages(root):
+    """The text of each page, the README included, by its path."""
+    return {path: path.read_text() for path in [root / "README.md", *root.glob("docs/**/*.md")]}
+
+
+@pytest.fixture
+def examples(root):
+    """The text of each example by its path."""
+    return {path: path.read_text() for path in (root / "examples").iterdir() if path.is_file()}
+
+
+def blocks(text, language):
+    """Return the code in the fences of a language, without the common indentation."""
+    pattern = rf"^ *(?:[*-] +)*```{re.escape(language)}\n(.*?)^ *```$"
+    return [textwrap.dedent(code) for code in re.findall(pattern, text, re.MULTILINE | re.DOTALL)]
+
+
+def inclusions(pages):
+    """Yield the page, the file and the options of each ``literalinclude``."""
+    pattern = r"^```\{literalinclude\} (\S+)\n(.*?)^```$"
+    for page, text in pages.items():
+        for target, options in re.findall(pattern, text, re.MULTILINE | re.DOTALL):
+            found = dict(re.findall(r'^:([\w-]+): "?(.*?)"?$', options, re.MULTILINE))
+            yield page, (page.parent / target).resolve(), found
+
+
+def lines_of(code):
+    return [line.strip() for line in code.splitlines() if line.strip()]
+
+
+def runs(lines):
+    """Return all runs of `COPY` lines."""
+    return {tuple(lines[at : at + COPY]) for at in range(len(lines) - COPY + 1)}
+
+
+def test_every_part_that_a_page_includes_is_there(pages, root):
+    """A marker stands once in the file, and there is code between two of them."""
+    included = list(inclusions(pages))
+    assert len(included) > 10
+    for page, file, options in included:
+        assert file.parent == root / "examples", page
+        text = file.read_text()
+        lines = text.splitlines()
+        begin, end = 0, len(lines)
+        for option, marker in options.items():
+            if option == "language":
+                continue
+            assert option in {"start-after", "start-at", "end-before"}, (page, option)
+            at = [number for number, line in enumerate(lines) if marker in line]
+            assert len(at) == 1, f"{page}: {marker!r} stands {len(at)} times in {file}"
+            if option == "end-before":
+                end = at[0]
+            else:
+                begin = at[0] + (option == "start-after")
+        assert lines_of("\n".join(lines[begin:end])), f"{page} includes nothing of {file}"
+
+
+def test_no_page_has_a_copy_of_an_example(pages, examples):
+    """It would stay as it is when the example changes."""
+    for page, text in pages.items():
+        for language in ("python", "py", "pycon", "{doctest}", "{code-block} python", ""):
+            for code in blocks(text, language):
+                for path, example in examples.items():
+                    copied = runs(lines_of(code)) & runs(lines_of(example))
+                    assert not copied, f"{page} has lines of {path}; include them: {copied}"
+
+
+def test_code_in_pages_is_python(pages):
+    """What a page shows without an example has no errors of syntax."""
+    checked = 0
+    for page, text in pages.items():
+        for code in blocks(text, "python"):
+            try:
+                compile(code, str(page), "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+            except SyntaxError as error:
+                pytest.fail(f"{page}: {error}\n{code}")
+            checked += 1
+    assert checked > 10
