@@ -1,9 +1,13 @@
 """
-The code in the pages is that of the examples, which are tested: included, and nowhere copied.
+The code in the pages: that of the examples, which are tested, is included and nowhere copied.
+
+What a page on embedding shows beside them runs here.
 """
 
 import ast
 import re
+import socket
+import sys
 import textwrap
 
 import pytest
@@ -91,3 +95,75 @@ def test_code_in_pages_is_python(pages):
                 pytest.fail(f"{page}: {error}\n{code}")
             checked += 1
     assert checked > 10
+
+
+# What the samples on embedding take for granted: a program that was written for asyncore.
+LEGACY = """
+import asyncio
+from txasynchat.compat import asynchat, asyncore, attach
+
+class LineHandler(asynchat.async_chat):
+    def __init__(self, sock):
+        super().__init__(sock)
+        self.set_terminator(b"\\n")
+
+    def collect_incoming_data(self, data):
+        self._collect_incoming_data(data)
+
+    def found_terminator(self):
+        self.push(b"you said " + self._get_data() + b"\\n")
+
+class LegacyServer(asyncore.dispatcher):
+    def __init__(self, address):
+        super().__init__()
+        self.create_socket()
+        self.bind(address)
+        self.listen(5)
+        print("on", self.socket.getsockname()[1])
+
+    def handle_accepted(self, sock, addr):
+        LineHandler(sock)
+"""
+
+
+@pytest.fixture
+def run_sample(pages, root, start, tmp_path):
+    """Run the one sample on embedding that has some words in it, changed as told, behind `LEGACY`."""
+
+    def run(words, says, *changes, then=""):
+        samples = blocks(pages[root / "docs/howto/embed.md"], "python")
+        [code] = [code for code in samples if words in code]
+        for old, new in changes:
+            assert old in code
+            code = code.replace(old, new)
+        file = tmp_path / "sample.py"
+        file.write_text(f"{LEGACY}\n{code}\n{then}\n")
+        return start([sys.executable, str(file)], says)
+
+    return run
+
+
+def says_back(peer):
+    with peer, peer.makefile("rb") as answers:
+        peer.settimeout(20)
+        peer.sendall(b"hello\n")
+        return answers.readline() == b"you said hello\n"
+
+
+def test_sample_of_channels_beside_a_reactor_runs(run_sample):
+    found = run_sample("reactor.callLater(3600", r"on (\d+)", ("8007", "0"))
+    assert says_back(socket.create_connection(("127.0.0.1", int(found[1]))))
+
+
+def test_sample_of_channels_in_an_asyncio_program_runs(run_sample):
+    words = "await asyncio.Event().wait()"
+    found = run_sample(words, r"on (\d+)", ("8007", "0"), then="asyncio.run(main())")
+    assert says_back(socket.create_connection(("127.0.0.1", int(found[1]))))
+
+
+def test_sample_of_a_legacy_handler_on_an_endpoint_runs(run_sample, tmp_path):
+    listening = ("reactor.run()", 'print("listens", flush=True)\nreactor.run()')
+    run_sample("hub:unix:/run/lines.sock", "listens", ("/run/lines.sock", "lines.sock"), listening)
+    peer = socket.socket(socket.AF_UNIX)
+    peer.connect(str(tmp_path / "lines.sock"))
+    assert says_back(peer)
