@@ -1,7 +1,7 @@
 """
 The code in the pages: that of the examples, which are tested, is included and nowhere copied.
 
-What a page on embedding shows beside them runs here.
+What the pages on embedding and on answering later show beside them runs here.
 """
 
 import ast
@@ -9,8 +9,11 @@ import re
 import socket
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
+
+from helpers.peers import converse
 
 #: So many lines that are the same in a page and in an example are a copy.
 COPY = 4
@@ -167,3 +170,17 @@ def test_sample_of_a_legacy_handler_on_an_endpoint_runs(run_sample, tmp_path):
     peer = socket.socket(socket.AF_UNIX)
     peer.connect(str(tmp_path / "lines.sock"))
     assert says_back(peer)
+
+
+def test_server_on_the_page_on_answering_later_answers_as_shown(pages, root, start, tmp_path):
+    """Its lines are hashed in a thread, and answered in order."""
+    page = pages[root / "docs/howto/answer.md"]
+    [server] = [code for code in blocks(page, "python") if code.startswith("# hashes.py\n")]
+    (tmp_path / "hashes.py").write_text(server)
+    serving, talking = blocks(page, "console")
+    program, *arguments = serving.removeprefix("$ ").replace(":8007:", ":0:").split()
+    twistd = str(Path(sys.executable).with_name(program))
+    port = int(start([twistd, *arguments], r"on 127\.0\.0\.1:(\d+)")[1])
+    typed, shown = talking.split("\n", 1)
+    assert r"'one\ntwo\n'" in typed
+    assert converse(port, b"one\ntwo\n") == shown.encode()
