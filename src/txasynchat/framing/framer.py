@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Final
 from txasynchat.errors import MalformedMessage
 from txasynchat.framing.overlong import SAMPLE
 from txasynchat.framing.stepwise import StepwiseFramer
-from txasynchat.terminators import LengthPrefix
+from txasynchat.terminators import Expected, LengthPrefix
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -163,7 +163,9 @@ class Framer(StepwiseFramer):
         if kind is not bytes:
             if kind is int:
                 return self._deliver_counted(receiver, terminator)
-            return kind is not tuple and self._deliver_prefixed(receiver, terminator)
+            if kind is tuple or kind is Expected:
+                return False
+            return self._deliver_prefixed(receiver, terminator)
         position = self._position
         if self._unsettled:
             self._unsettled -= 1
@@ -343,6 +345,8 @@ class Framer(StepwiseFramer):
                 self._body = length
                 if (result := receiver.collect_incoming_data(message)) is not None:
                     self._returned(receiver, result)
+                if self._unread:
+                    return self._given_back(message, terminator, length)
                 if self._open_for is not _COUNTING:
                     if not self.closed:
                         self._body = None
