@@ -22,10 +22,10 @@ from txasynchat.server import STOP_TIMEOUT, Server
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from twisted.internet.interfaces import IAddress, IProtocolFactory, IStreamServerEndpoint
-    from twisted.internet.protocol import Factory
+    from twisted.internet.interfaces import IAddress, IStreamServerEndpoint
 
     from txasynchat.listening import Listens
+    from txasynchat.server import Serves
 
 __all__ = ["CannotStart", "Program", "serve"]
 
@@ -63,7 +63,7 @@ class Program(Server):
     def __init__(  # noqa: PLR0913 - four of them by name
         self,
         reactor: Any,
-        factory: IProtocolFactory | Factory[Any],
+        factory: Serves,
         endpoints: Iterable[str | IStreamServerEndpoint | Listens],
         *,
         what: str = "",
@@ -115,7 +115,7 @@ class Program(Server):
 
 
 def serve(
-    factory: IProtocolFactory | Factory[Any],
+    factory: Serves,
     *endpoints: str | IStreamServerEndpoint | Listens,
     stop_timeout: float | None = STOP_TIMEOUT,
     transport: str = "hub",
@@ -129,7 +129,7 @@ def serve(
     (`Server.stopService`), and the exit status is 0.
 
     Args:
-        factory: a `ChatFactory`, or any other `IProtocolFactory`.
+        factory: what serves the connections, as `Server` takes it.
         endpoints: what to listen on, as `Server` takes it.
         stop_timeout: seconds that connections have to finish at the end; None for no limit.
         transport: what carries the connections, as `Server` takes it.

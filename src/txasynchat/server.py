@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, maybeDeferred, succeed
@@ -25,19 +25,24 @@ from typing_extensions import override
 from txasynchat import transports
 from txasynchat.connections import Connections, WatchedFactory
 from txasynchat.errors import ListenError
+from txasynchat.functions import class_of, is_function
 from txasynchat.handlers import arguments_for, is_legacy, wanted
 from txasynchat.listening import make_endpoint, unlock, why
 from txasynchat.ranges import STOPPING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from twisted.internet.interfaces import IAddress, IProtocol, IStreamServerEndpoint
     from twisted.internet.protocol import BaseProtocol
 
+    from txasynchat.functions import HandlerFunction
     from txasynchat.listening import Listens
 
 __all__ = ["ChatFactory", "Server"]
+
+#: What a server takes: a factory, or a handler function.
+Serves: TypeAlias = "IProtocolFactory | Factory[Any] | HandlerFunction"
 
 #: Seconds that connections have to finish when their server stops.
 STOP_TIMEOUT = 15.0
@@ -52,8 +57,10 @@ class ChatFactory(Factory):
     Builds one handler for each connection, and knows the live ones.
 
     Args:
-        handler: a handler class, or anything else that returns a protocol when it is called.
-        arguments, keywords: what it is called with.
+        handler: a handler class, or anything else that returns a protocol when it is called; or a
+            handler function, ``async def handle(stream)``, which is called with the `Stream` of each
+            connection. See `FunctionChat`.
+        arguments, keywords: what it is called with, behind the stream where there is one.
 
     Attributes:
         connections: the handlers of live connections; each has this factory as ``factory``.
@@ -66,7 +73,11 @@ class ChatFactory(Factory):
     _log = Logger()
 
     def __init__(
-        self, handler: Callable[..., IProtocol | BaseProtocol], /, *arguments: Any, **keywords: Any
+        self,
+        handler: Callable[..., IProtocol | BaseProtocol | Awaitable[object]],
+        /,
+        *arguments: Any,
+        **keywords: Any,
     ) -> None:
         given: Any = handler  # without its type, which says that it can be called
         name = getattr(handler, "__qualname__", None) or repr(handler)
@@ -77,9 +88,16 @@ class ChatFactory(Factory):
             if hasattr(given, "makeConnection"):
                 text += f"; write ChatFactory({type(given).__qualname__})"
             raise TypeError(text)
-        if (want := wanted(handler, arguments, keywords)) is not None:
-            example = ", ".join([name, *arguments_for(want)])
-            raise TypeError(f"{name} wants {want}; write ChatFactory({example})")
+        # What is called in its place, where it is a handler function.
+        self._class = class_of(handler) if is_function(handler) else None
+        first = ("stream",) if self._class else ()
+        if (want := wanted(handler, (*first, *arguments), keywords)) is not None:
+            needed = arguments_for(want)
+            if first and not needed:
+                raise TypeError(f"{name} wants {want}; write async def {name}(stream)")
+            called = f"{name} wants {want}{', the stream first' if first else ''}"
+            example = ", ".join([name, *needed[len(first) :]])
+            raise TypeError(f"{called}; write ChatFactory({example})")
         self.handler, self.arguments, self.keywords = handler, arguments, keywords
         self.connections = Connections()
 
@@ -89,7 +107,8 @@ class ChatFactory(Factory):
         Build the handler of a connection from *addr*; None, which refuses it, if the handler raises.
         """
         try:
-            handler: Any = self.handler(*self.arguments, **self.keywords)
+            make: Any = self._class or self.handler
+            handler = make(*self.arguments, **self.keywords)
         except Exception:  # noqa: BLE001 - it is the application's, and is logged
             self._log.failure("{peer}: cannot build {handler!r}", peer=addr, handler=self.handler)
             return None
@@ -105,7 +124,8 @@ class Server(Service):
 
     Args:
         reactor: the reactor that listens and measures time.
-        factory: a `ChatFactory`, or any other `IProtocolFactory`.
+        factory: a `ChatFactory`, or any other `IProtocolFactory`; or a handler function, for which a
+            `ChatFactory` is made.
         endpoints: endpoints, or their descriptions, as `serverFromString` takes them.
         stop_timeout: seconds that connections have to finish when the service stops; None for no limit.
         transport: what carries the connections of a description that ends in a socket (``tcp:``,
@@ -128,12 +148,15 @@ class Server(Service):
     def __init__(
         self,
         reactor: Any,
-        factory: IProtocolFactory | Factory[Any],
+        factory: Serves,
         endpoints: Iterable[str | IStreamServerEndpoint | Listens],
         *,
         stop_timeout: float | None = STOP_TIMEOUT,
         transport: str = "twisted",
     ) -> None:
+        given: Any = factory
+        if is_function(given):
+            given = factory = ChatFactory(given)
         if not IProtocolFactory.providedBy(factory):
             raise TypeError(f"{factory!r} is not a protocol factory; write ChatFactory(Handler)")
         if isinstance(endpoints, str):
@@ -145,12 +168,12 @@ class Server(Service):
             raise ValueError(f"transport must be {' or '.join(TRANSPORTS)}, not {transport!r}")
         self.reactor = reactor
         self.stop_timeout = stop_timeout
-        self._factory: Any = factory
+        self._factory = given
         if isinstance(factory, ChatFactory):
             self.connections = factory.connections
         else:
             self.connections = Connections()
-            self._factory = WatchedFactory(factory, self.connections)
+            self._factory = WatchedFactory(given, self.connections)
         hub = transport == "hub"
         self._endpoints = [(str(each), make_endpoint(reactor, each, hub=hub)) for each in endpoints]
         self.ports: list[IListeningPort] = []

@@ -19,6 +19,7 @@ from typing_extensions import override
 
 from txasynchat.compat import install
 from txasynchat.compat._install import what_brings_back
+from txasynchat.functions import class_of, is_function
 from txasynchat.handlers import Hears, hears, is_legacy, wanted
 from txasynchat.program import CannotStart, Program
 from txasynchat.protocol import AsyncChat
@@ -84,8 +85,8 @@ class Options(usage.Options):
 
     def opt_handler(self, name: str) -> None:
         """
-        MODULE:NAME of what serves a connection: a class or a factory, in a module that can be imported
-        (from the current directory too). [default: line echo]
+        MODULE:NAME of what serves a connection: a class, an async function of a stream, or a factory,
+        in a module that can be imported (from the current directory too). [default: line echo]
         """
         self["handler"] = name
 
@@ -156,14 +157,19 @@ def load_factory(name: str | None, *, max_message_length: int | None = None) -> 
 
     Args:
         name: ``module:name`` of a handler class (`AsyncChat`, any Twisted protocol, a legacy
-            ``async_chat`` or ``dispatcher``), of a factory, or of something that returns a factory when
-            called; None for line echo.
+            ``async_chat`` or ``dispatcher``), of a handler function (``async def handle(stream)``), of
+            a factory, or of something that returns a factory when called; None for line echo.
         max_message_length: in bytes; 0 for no limit, None for the handler's own.
 
     Raises:
         CannotStart: *name* cannot be imported, or is none of these.
     """
     found: Any = LineEcho if name is None else _import(name)
+    if is_function(found):
+        factory = _serve(ChatFactory, found, name)
+        if max_message_length is not None:
+            return ChatFactory(_with_limit, class_of(found), max_message_length or None)
+        return factory
     is_native = isinstance(found, type) and issubclass(found, AsyncChat)
     if max_message_length is not None and not is_native:
         raise CannotStart(f"--max-message-length is for AsyncChat handlers, which {name} is not")

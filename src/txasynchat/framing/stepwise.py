@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from txasynchat.errors import MessageTooLong
-    from txasynchat.framing.receivers import Receiver
+    from txasynchat.framing.receivers import LimitReceiver, Receiver
 
 __all__ = ["StepwiseFramer"]
 
@@ -360,6 +360,63 @@ class StepwiseFramer:
                     self._join()  # not to keep a chunk alive for the few bytes that wait for more
                 return
 
+    # -- messages out on demand, instead of events
+
+    def pull(self, receiver: LimitReceiver) -> bytes | None:
+        """
+        Return the next message, which `deliver` would pass to ``message_received``; None if no whole
+        one is there.
+
+        For a framer that is paused meanwhile, and asks for whole messages.
+
+        Raises:
+            Exception: whatever *receiver* raised.
+        """
+        taker = _Taker(self, receiver)
+        self.resume()
+        try:
+            StepwiseFramer.deliver(self, taker, taker.get_terminator)
+        finally:
+            self.pause()
+        return taker.message
+
+    def rewind(self) -> None:
+        """
+        Put what is kept of an unfinished message back, as if it had just arrived, for another
+        terminator; for a framer that asks for whole messages.
+        """
+        self._disturb()
+        if self._over_long is not None:
+            return
+        kept = b"" if self._kept is None else bytes(self._kept)
+        if self._body is not None and isinstance(self._seen, LengthPrefix):
+            kept = self._seen.prefix(self._body + len(kept)) + kept
+        if kept:
+            self._join()
+            self._buffer = kept + self._buffer
+            self._searched = 0
+        self._body = None
+        self._end_message()
+
+    def take(self, most: int) -> bytes:
+        """
+        Return bytes that wait, at most so many, whatever ends a message; empty if there are none.
+        """
+        self.rewind()
+        if self._backlog:
+            self._join()
+        if self._over_long is not None and self._over_long is not PASSED_ON:
+            self._position, self._over_long = drop(self._buffer, self._position, self._over_long)
+            if self._over_long is not None:
+                return b""
+        piece = self._buffer[self._position : self._position + most]
+        self._position += len(piece)
+        if self._position >= len(self._buffer):
+            self._buffer = b""
+            self._position = 0
+        self._searched = self._position
+        return piece
+
     def _notice(self, terminator: Any) -> None:
         """Forget what belongs to another terminator."""
         self._seen = terminator
@@ -689,3 +746,31 @@ class StepwiseFramer:
         if (result := receiver.message_received(part)) is not None:
             self._returned(receiver, result)
         return True
+
+
+class _Taker:
+    """Takes one message, then pauses the framer."""
+
+    __slots__ = ("_framer", "_receiver", "message")
+
+    def __init__(self, framer: StepwiseFramer, receiver: LimitReceiver) -> None:
+        self._framer = framer
+        self._receiver = receiver
+        self.message: bytes | None = None
+
+    def message_received(self, message: bytes) -> None:
+        self.message = message
+        self._framer.pause()
+
+    def get_terminator(self) -> Any:
+        """Return the terminator in force; to be asked for it opens no short way."""
+        return self._framer.terminator
+
+    def overflowed(self, error: MessageTooLong) -> None:
+        self._receiver.overflowed(error)
+
+    def collect_incoming_data(self, _: bytes) -> None:
+        raise AssertionError("a framer that is pulled asks for whole messages")
+
+    found_terminator: Any = collect_incoming_data
+    hook_returned: Any = collect_incoming_data

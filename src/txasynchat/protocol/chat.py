@@ -40,9 +40,11 @@ from txasynchat.protocol import closing, reports, settings, text
 from txasynchat.protocol.awaiting import CANCELLED, Awaiting
 from txasynchat.protocol.draining import AT_ONCE
 from txasynchat.protocol.hooks import Hooks
+from txasynchat.protocol.inbox import LOW
 from txasynchat.protocol.outbox import HalfClose, Outbox, Phase
 from txasynchat.protocol.pipe import HIGH_WATER, Pipe
 from txasynchat.protocol.starttls import Upgrade
+from txasynchat.protocol.stream import Stream
 from txasynchat.tls.factory import adopt
 from txasynchat.tls.info import TLSInfo
 from txasynchat.tls.leftovers import Leftovers
@@ -160,6 +162,8 @@ class AsyncChat(Hooks, Protocol):
     _upgrade: Upgrade | None
     #: Once the connection is closing.
     _closing: closing.Closing | None
+    #: It takes the messages, in the place of the hooks.
+    _stream: Stream | None
     #: Where what arrives goes, and whose it is that comes here; see `pipe_to`.
     _pipe: Pipe | None
     _fed_by: AsyncChat | None
@@ -181,7 +185,7 @@ class AsyncChat(Hooks, Protocol):
         chat._delivering = chat._unsettled = chat._redeliver = False
         chat._settles = True
         chat._close_when_idle = chat._close_requested = False
-        chat._awaiting = chat._upgrade = chat._closing = chat._incoming = None
+        chat._awaiting = chat._upgrade = chat._closing = chat._stream = chat._incoming = None
         chat._turn = chat._pipe = chat._fed_by = None
         return chat
 
@@ -312,7 +316,10 @@ class AsyncChat(Hooks, Protocol):
         outbox.registered = False
         if self._pipe is not None:
             self._pipe.pass_on(last=True)
-        self._inbox.close()
+        if self._stream is None or self._pipe is not None:
+            self._inbox.close()
+        else:
+            self._inbox.end_pulling()
         sent = outbox.finished and not outbox.incomplete
         if outbox:
             self._drop_output()
@@ -323,7 +330,8 @@ class AsyncChat(Hooks, Protocol):
         if self._turn is not None:
             self._turn.cancel()
             self._turn = None
-        if self._awaiting is not None:
+        told = self._stream is not None and (self._stream.lost() or self._close_requested)
+        if self._awaiting is not None and not told:
             for cancel in self._awaiting.cancel():
                 self._call(cancel)
         try:
@@ -348,7 +356,10 @@ class AsyncChat(Hooks, Protocol):
         self._inbox.peer_finished = True
         if self._closing is not None:
             self._closing.peer_finished()
-        self.close_when_idle()
+        if self._stream is None or self._pipe is not None:
+            self.close_when_idle()
+        else:
+            self._go_on()
 
     def writeConnectionLost(self) -> None:  # noqa: N802
         """
@@ -549,6 +560,9 @@ class AsyncChat(Hooks, Protocol):
         So a message that has begun is still answered, and so is one whose handler paused delivery
         until its answer is there.
         """
+        if self._stream is not None and self._pipe is None:
+            self._stream.finish()
+            return
         self._close_when_idle = self._settles = True
         if self._is_idle and self._state is _OPEN:
             self._go_on()
@@ -630,6 +644,30 @@ class AsyncChat(Hooks, Protocol):
         if upgrade.begin():
             self._upgrade = upgrade
             self._go_on()
+
+    def stream(self) -> Stream:
+        """
+        Return the connection as a `Stream`, whose messages are awaited instead of delivered.
+
+        From now on no hook gets a message, and the end of what the peer sends closes nothing: the
+        application does. `close_when_idle`, as when the server stops, ends the stream; see there.
+        To be called inside `handle_connect`, or between two messages. Always returns the same object.
+
+        Raises:
+            RuntimeError: the connection is not open yet, or is gone; a message has begun whose pieces
+                were passed on; or `get_terminator` is overridden.
+        """
+        if self._stream is None:
+            if self._state is _CONNECTING or self._state is _CLOSED:
+                raise RuntimeError(f"the connection is {self._state.value}; it has no stream")
+            if self._asks or (self._inbox.in_message and not self._inbox.whole):
+                raise RuntimeError("stream() comes too late, or get_terminator() is overridden")
+            ways = self._run_handler, self._close, self._is_malformed
+            self._stream = Stream(self, self._inbox, self._outbox, ways)
+            self._settles = True
+            if self._close_when_idle:
+                self._stream.finish()
+        return self._stream
 
     def pipe_to(self, other: AsyncChat) -> None:
         """
@@ -753,6 +791,7 @@ class AsyncChat(Hooks, Protocol):
             or self._asks
             or self._close_when_idle
             or self._inbox.awaited > 0
+            or self._inbox.pulled
             or self._hears_of_drain
             or self._pipe is not None
         )
@@ -799,6 +838,8 @@ class AsyncChat(Hooks, Protocol):
         self.close_when_done()
         if not self._delivering:
             self._set_reading()
+        if self._stream is not None:
+            self._go_on()
 
     def _abort(self, error: errors.PeerError | None = None) -> None:
         """Close now, because of *error* where there is one; the transport calls ``connectionLost``."""
@@ -831,8 +872,7 @@ class AsyncChat(Hooks, Protocol):
         """Log the exception that is being handled, ask `handle_error`, and close."""
         error = sys.exc_info()[1]
         if isinstance(error, errors.MalformedMessage):
-            self._inbox.discarded = True
-            self._report(error)
+            self._is_malformed(error)
         else:
             reports.handler_raised(self._log, self)
         if isinstance(error, errors.ProducerError):
@@ -847,6 +887,10 @@ class AsyncChat(Hooks, Protocol):
             self._error_failed()
         self._close()
 
+    def _is_malformed(self, error: errors.MalformedMessage) -> None:
+        self._inbox.discarded = True
+        self._report(error)
+
     def _error_failed(self) -> None:
         reports.handler_raised(self._log, self, "{peer}: {handler}.handle_error raised")
 
@@ -854,6 +898,8 @@ class AsyncChat(Hooks, Protocol):
 
     @property
     def _is_idle(self) -> bool:
+        if self._stream is not None and self._pipe is None:
+            return False  # it is for the application to close
         return self._inbox.idle and (self._awaiting is None or not self._awaiting.busy)
 
     def hook_returned(self, result: object) -> None:
@@ -965,7 +1011,8 @@ class AsyncChat(Hooks, Protocol):
         if closes:
             self._inbox.discarded = True
             self.close_reason = error
-            self._close()
+            if self._stream is None:
+                self._close()
         elif self.close_reason is error:
             self._inbox.discarded = False
             self.close_reason = None
@@ -977,9 +1024,25 @@ class AsyncChat(Hooks, Protocol):
             self._inbox.keep(data)
             self._unsettled = True
         else:
-            self._inbox.feed(data)
-            if self._outbox.phase is _READY:
-                self._go_on()
+            stream = self._stream
+            if stream is None:
+                self._inbox.feed(data)
+                if self._outbox.phase is _READY:
+                    self._go_on()
+                return
+            inbox, outbox = self._inbox, self._outbox
+            inbox.add(data)
+            if outbox.phase is not _READY:
+                return
+            # What `_settle` does, where nothing unusual happens.
+            self._delivering = True
+            try:
+                stream.arrived()
+                sent = not outbox.size or outbox.send_reply(self.transport)
+                if self._unsettled or not sent or inbox.ahead > LOW or not inbox.reading:
+                    self._settle()
+            finally:
+                self._delivering = False
 
     def _go_on(self) -> None:
         """Deliver what waits, as far as that is allowed, and settle what follows from it."""
@@ -989,6 +1052,18 @@ class AsyncChat(Hooks, Protocol):
             return
         self._delivering = True
         try:
+            self._settle()
+        finally:
+            self._delivering = False
+
+    def _run_handler(self, function: Any, *arguments: Any) -> None:
+        """Call something as handlers are called: what it pushes is one write."""
+        if self._delivering:
+            function(*arguments)
+            return
+        self._delivering = True
+        try:
+            function(*arguments)
             self._settle()
         finally:
             self._delivering = False
@@ -1011,6 +1086,8 @@ class AsyncChat(Hooks, Protocol):
                 try:
                     if self._pipe is not None:
                         self._pipe.pass_on()
+                    elif self._stream is not None:
+                        self._stream.arrived()
                     else:
                         inbox.deliver(self, self.get_terminator if self._asks else None)
                 except Exception:  # noqa: BLE001 it is the application's, and is logged
@@ -1081,6 +1158,8 @@ class AsyncChat(Hooks, Protocol):
 
     def _unchoke(self) -> None:
         """What waits to be sent is not a reason to hold delivery any more."""
+        if self._stream is not None:
+            self._stream.drained()
         if self._inbox.choked:
             self._inbox.choked = False
             if self._inbox.release():
@@ -1133,7 +1212,7 @@ class AsyncChat(Hooks, Protocol):
             return  # what it receives is not answered here
         if self.high_water is not None and size > self.high_water:
             # While closing nothing is added, and a peer that we do not read from may stop reading too.
-            if not outbox.closing:
+            if not (outbox.closing or self._inbox.pulled):
                 self._choke()
         elif size <= self.low_water:
             self._unchoke()
@@ -1175,7 +1254,7 @@ class AsyncChat(Hooks, Protocol):
             outbox.half_close = HalfClose.DONE
             outbox.resign(self.transport)
             transports.end_sending(self.transport)
-        if outbox.size or self._inbox.choked or self._fed_by is not None:
+        if outbox.size or self._inbox.choked or self._inbox.pulled or self._fed_by is not None:
             self._check_level()
         if (heard or outbox.draining is not None) and not outbox and self._state is _OPEN:
             if heard:
