@@ -12,6 +12,8 @@ import argparse
 
 from txasynchat import ChatFactory, MessageTooLong, Stream, serve
 
+# -- the handler function
+
 LIMIT = 1_000_000  # bytes of a value
 
 
@@ -38,6 +40,9 @@ async def handle(stream: Stream, store: dict[bytes, bytes]) -> None:
             case _:
                 stream.write(b"error: put NAME LENGTH, get NAME or quit" + end)
         await stream.drain()  # a client that reads slowly waits, and the others do not
+
+
+# -- the command line
 
 
 def main() -> None:
