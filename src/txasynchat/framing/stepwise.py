@@ -122,7 +122,7 @@ class StepwiseFramer:
         if type(terminator) is int and 0 < terminator <= self._longest:
             self.terminator = terminator
             return False
-        if terminator is not self.terminator:  # which was checked; a tuple takes long
+        if type(terminator) is not tuple or terminator is not self.terminator:  # which takes long
             terminator = check_terminator(terminator)
         limit = self._limit
         if limit is not None and isinstance(terminator, int) and terminator > limit:
