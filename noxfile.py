@@ -150,7 +150,14 @@ def install_for_tests(session: nox.Session) -> None:
 
 @nox.session(python=[*STANDARD, *OTHERS])
 def tests(session: nox.Session) -> None:
-    """The README's test command."""
+    """
+    The README's test command.
+
+    Between the oldest and the newest of the common interpreters without the slow tests and the random
+    ones, which find the same on either side of them.
+    """
+    if session.python in STANDARD[1:-1] and not session.posargs:
+        session.posargs.extend(["-m", "'not slow and not hypothesis'"])
     with copy_of_the_tree(session):
         if session.python in OTHERS:
             install_for_tests(session)
