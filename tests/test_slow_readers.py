@@ -133,6 +133,49 @@ class LateReaders(KindsCase):
             assert await in_thread(client.read_to_the_end) == (200_000, "end"), kind
 
 
+class Greeting(AsyncChat):
+    """Greets, and says goodbye to the first message, though there is another behind it."""
+
+    terminator = b"\n"
+
+    def __init__(self):
+        self.ends = []
+
+    def handle_connect(self):
+        self.push(b"hello\n")
+
+    def message_received(self, message):
+        self.push(b"bye\n")
+        self.close()
+
+    def handle_end(self, reason):
+        self.ends.append(reason)
+
+
+def part(client):
+    """Ask for the end with more behind, read up to it, and keep the socket open; return what came."""
+    client.connect()
+    with client.socket.makefile("rb") as lines:
+        greeting = lines.readline()
+        client.socket.sendall(b"quit\nnever\n")
+        return greeting + lines.read()
+
+
+class Lingerers(KindsCase):
+    """They have read everything, and do not close."""
+
+    async def test_lingerers_are_waited_for_no_longer_than_the_limit(self):
+        """It counts from when they have everything, though that is seen a little later."""
+        self.limits(1.0)
+        for way in ("native tcp", "native hub-tcp", "native hub-unix"):
+            client, handlers = await self.serve(way, Greeting)
+            assert await in_thread(part, client) == b"hello\nbye\n"
+            began = time.monotonic()
+            handler = await self.gone(handlers)
+            assert 0.7 < time.monotonic() - began < 1.5, way
+            assert handler.ends == [None]
+
+
 class SilentReaders(KindsCase):
     """They never read."""
 

@@ -15,7 +15,8 @@ Lingering
 A socket that is closed with bytes unread is reset, and a reset may destroy the last reply before the
 peer has read it (RFC 2525, section 2.17). A peer that is still sending an over-long message would never
 learn why it was cut off. So where that can happen, only the sending is ended at first. What still comes
-is read and dropped, until the peer has closed as well or `close_timeout` has passed.
+is read and dropped, until the peer has closed as well or `close_timeout` has passed since it had
+everything.
 """
 
 from __future__ import annotations
@@ -109,10 +110,11 @@ class Closing:
         limit = chat.close_timeout
         clock = chat.clock or transports.reactor_of(transport)
         unsent, unacknowledged = transports.outstanding_bytes(transport)
-        counts = outbox.taken, unsent, unacknowledged
-        if limit is None or not self.stall.stalled(clock, limit, self._watch, *counts):
-            return
         departed = outbox.phase is Phase.DEPARTED
+        over = departed and not (unsent or unacknowledged)
+        counts = outbox.taken, unsent, unacknowledged
+        if limit is None or not self.stall.stalled(clock, limit, self._watch, *counts, over=over):
+            return
         if departed and not unsent and transports.waits_for_exit(transport):
             # The process had time to read everything, and may live on without a connection.
             self.abort(None)
