@@ -175,6 +175,49 @@ class Lingerers(KindsCase):
             assert 0.7 < time.monotonic() - began < 1.5, way
             assert handler.ends == [None]
 
+    async def stop(self, kind, build, come, stop_timeout=15.0):
+        """Stop a server whose client has come; return the seconds, and the reason of the end."""
+        server = Server(
+            reactor, ChatFactory(build), [self.endpoint(kind)], stop_timeout=stop_timeout
+        )
+        server.startService()
+        host = server.ports[0].getHost()
+        client = Client((host.host, host.port), kind)
+        self.addCleanup(client.close)
+        await in_thread(come, client)
+        [handler] = server.connections
+        began = time.monotonic()
+        await server.stopService()
+        [reason] = handler.ends
+        return time.monotonic() - began, reason
+
+    async def test_a_server_that_stops_does_not_wait_long_for_lingerers(self):
+        for kind in ("tcp", "hub-tcp"):
+            seconds, reason = await self.stop(kind, Greeting, part)
+            assert seconds < 3, kind
+            assert reason is None
+
+    async def test_a_server_that_stops_does_not_wait_long_for_those_who_begin_to_linger(self):
+        class Abrupt(Greeting):
+            def handle_shutdown(self):
+                self.close()  # of which the client takes no notice
+
+        def begin(client):
+            client.connect()
+            assert client.socket.recv(6) == b"hello\n"
+            client.socket.sendall(b"half a message")
+
+        for kind in ("tcp", "hub-tcp"):
+            seconds, reason = await self.stop(kind, Abrupt, begin)
+            assert seconds < 3, kind
+            assert reason is None
+
+    async def test_a_connection_that_has_ended_does_not_hear_that_the_server_stopped(self):
+        """It had sent everything when the server would wait no longer."""
+        for kind in ("tcp", "hub-tcp"):
+            _, reason = await self.stop(kind, Greeting, part, stop_timeout=0.1)
+            assert reason is None, kind
+
 
 class SilentReaders(KindsCase):
     """They never read."""

@@ -80,7 +80,8 @@ class StallWatch(Progress):
         Args:
             clock: an IReactorTime, which calls *look*; None: nothing does, and this is always False.
             limit: the seconds.
-            look: called for the next look, unless this was the last one. It calls this again.
+            look: called for the next look, unless this was the last one. It calls this again, and so
+                may others, at any time.
             counts: see `Progress.made`.
             over: the peer has taken everything, and there can be no more progress. Then the time counts
                 from the last look at which it had not, so this lasts no longer than *limit*.
@@ -97,6 +98,8 @@ class StallWatch(Progress):
         if left <= _NO_TIME and not first:
             return True
         self._looked = now
+        if self.waiting:
+            self._timer.cancel()
         self._timer = clock.callLater(min(pause, left), look)
         return False
 

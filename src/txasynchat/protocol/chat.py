@@ -135,6 +135,8 @@ class AsyncChat(Hooks, Protocol):
     _asks: ClassVar[bool] = False
     #: The settings of the class, once they were checked.
     _checked: ClassVar[tuple[Any, ...]] = (None,) * len(_CHECKED)
+    #: The server is stopping; set on the connections that it has then.
+    _server_is_stopping: bool = False
     #: handle_secure is overridden; handle_drained is.
     _hears_of_tls: ClassVar[bool] = False
     _hears_of_drain: ClassVar[bool] = False
@@ -1322,9 +1324,16 @@ class AsyncChat(Hooks, Protocol):
 
     # -- internals: closing
 
+    def _server_stops(self) -> None:
+        """Called by a server that is stopping, before `handle_shutdown`."""
+        self._server_is_stopping = True
+        if self._closing is not None:
+            self._closing.server_stops()
+
     def _stopped_by_server(self) -> None:
         """Called by a server that is stopping, and that ends this connection now."""
-        if self.close_reason is None:
+        over = self._outbox.phase is _DEPARTED and endings.sent_all(self.transport)
+        if self.close_reason is None and not over:
             self.close_reason = errors.StoppedByServer()
 
     def _cannot_send(self) -> None:
@@ -1351,6 +1360,7 @@ class AsyncChat(Hooks, Protocol):
             if closing.at_once(self.transport, self._inbox, self._outbox):
                 return
             self._closing = closing.Closing(self, self._inbox, self._outbox, self._abort)
+            self._closing.server_is_stopping = self._server_is_stopping
         self._closing.proceed()
 
 

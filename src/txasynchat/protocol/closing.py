@@ -16,7 +16,7 @@ A socket that is closed with bytes unread is reset, and a reset may destroy the 
 peer has read it (RFC 2525, section 2.17). A peer that is still sending an over-long message would never
 learn why it was cut off. So where that can happen, only the sending is ended at first. What still comes
 is read and dropped, until the peer has closed as well or `close_timeout` has passed since it had
-everything.
+everything. While the server stops it is `LINGERS_AT_STOP` seconds, because the others wait for that.
 """
 
 from __future__ import annotations
@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Closing", "at_once", "broke_off"]
 
+#: Seconds that a peer which has everything may take to close, at most, when the server stops.
+LINGERS_AT_STOP = 1.0
+
 
 @dataclass(slots=True, eq=False)
 class Closing:
@@ -57,6 +60,7 @@ class Closing:
     abort: Callable[[CloseTimedOut | None], None]
     #: Only the sending was ended so far.
     _lingers: bool = field(default=False, init=False)
+    server_is_stopping: bool = field(default=False, init=False)
     #: Cancelled when the connection is lost.
     stall: StallWatch = field(default_factory=StallWatch, init=False)
 
@@ -93,6 +97,11 @@ class Closing:
         if self._lingers:
             self.chat.transport.loseConnection()
 
+    def server_stops(self) -> None:
+        """The server stops: a peer that has everything is not waited for as long any more."""
+        self.server_is_stopping = True
+        self._watch()
+
     def _must_linger(self, transport: Any) -> bool:
         """Return whether closing now, or once everything is sent, might reset the connection."""
         inbox = self.inbox
@@ -113,6 +122,8 @@ class Closing:
         departed = outbox.phase is Phase.DEPARTED
         over = departed and not (unsent or unacknowledged)
         counts = outbox.taken, unsent, unacknowledged
+        if over and self.server_is_stopping:
+            limit = LINGERS_AT_STOP if limit is None else min(limit, LINGERS_AT_STOP)
         if limit is None or not self.stall.stalled(clock, limit, self._watch, *counts, over=over):
             return
         if departed and not unsent and transports.waits_for_exit(transport):
