@@ -121,9 +121,10 @@ class AsyncChat(Hooks, Protocol):
     # -- state that an application may read
 
     transport: Any = None
-    #: Why the connection did not end in order: what the peer did, what happened to it, or
-    #: `StoppedByServer`. None if it ended in order, if this side ended it (by `abort`, or because a
-    #: handler raised), or if it has not ended. `handle_close` may read it; `handle_end` is given it.
+    #: Why the connection did not end in order: what the peer did, what happened to it, or that this
+    #: program stopped before it had finished (`ProgramStopped`, `StoppedByServer`). None if it ended in
+    #: order, if this side ended it (by `abort`, or because a handler raised), or if it has not ended.
+    #: `handle_close` may read it; `handle_end` is given it.
     close_reason: errors.ChatError | None = None
 
     #: Bytes that were dropped, because they were pushed after the connection began to close.
@@ -308,11 +309,11 @@ class AsyncChat(Hooks, Protocol):
             return
         self._set_state(_CLOSED)
         self.connected = False
-        error = reason.value
-        if isinstance(error, errors.PeerError):
+        error = closing.why_lost(reason.value, self.transport, self._outbox)
+        if isinstance(error, errors.PeerError) and error is reason.value:
             self._report(error)
-        elif self.close_reason is None and closing.broke_off(error, self.transport, self._outbox):
-            self.close_reason = errors.ConnectionReset()
+        elif self.close_reason is None:
+            self.close_reason = error
         outbox = self._outbox
         outbox.phase = _DEPARTED
         outbox.registered = False

@@ -28,16 +28,17 @@ from twisted.internet.error import ConnectionAborted, ConnectionLost
 
 from txasynchat import endings, transports
 from txasynchat.delivery import StallWatch
-from txasynchat.errors import CloseTimedOut
+from txasynchat.errors import CloseTimedOut, ConnectionReset, PeerError, ProgramStopped
 from txasynchat.protocol.outbox import Phase
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from txasynchat.errors import ChatError
     from txasynchat.protocol.inbox import Inbox
     from txasynchat.protocol.outbox import Outbox, Owner
 
-__all__ = ["Closing", "at_once", "broke_off"]
+__all__ = ["Closing", "at_once", "why_lost"]
 
 #: Seconds that a peer which has everything may take to close, at most, when the server stops.
 LINGERS_AT_STOP = 1.0
@@ -160,11 +161,19 @@ def at_once(transport: Any, inbox: Inbox, outbox: Outbox) -> bool:
     return True
 
 
-def broke_off(error: BaseException | None, transport: Any, outbox: Outbox) -> bool:
-    """Return whether *error*, with which *transport* was lost, means that something is missing."""
-    if not isinstance(error, ConnectionLost) or isinstance(error, ConnectionAborted):
-        return False
+def why_lost(error: BaseException | None, transport: Any, outbox: Outbox) -> ChatError | None:
+    """
+    Return why something is missing of a connection whose *transport* was lost with *error*; else None.
+    """
+    if not isinstance(error, ConnectionLost | PeerError) or isinstance(error, ConnectionAborted):
+        return None
+    stopped = transports.reactor_stopped(transport)
+    if isinstance(error, PeerError) and not stopped:
+        return error
     # The reactor also reports a loss if the peer closes just after this side has; and TLS reports its
     # own losses by an error of its own.
-    over = outbox.phase is Phase.DEPARTED or transports.tls_layer(transport) is not None
-    return not over or bool(transports.unsent_bytes(transport))
+    departed = outbox.phase is Phase.DEPARTED
+    over = departed or (transports.tls_layer(transport) is not None and not stopped)
+    if over and not transports.unsent_bytes(transport):
+        return None
+    return ProgramStopped() if stopped else ConnectionReset()
