@@ -753,6 +753,17 @@ class AsyncChat(Hooks, Protocol):
         return self._state
 
     @settings.shown
+    def idle(self) -> bool:
+        """
+        Nothing is going on: the connection is open, no message is half received, no hook runs or waits
+        for anything, delivery is not held, and nothing that was pushed waits here.
+
+        As for `handle_shutdown`: an idle connection may say goodbye and `close`; to one that is not,
+        something is still owed, which `close_when_idle` waits for.
+        """
+        return self._is_idle and not (self._delivering or self._outbox)
+
+    @settings.shown
     def paused(self) -> bool:
         """The application paused delivery."""
         return self._inbox.held
