@@ -167,11 +167,11 @@ class Receiver(AsyncChat):
 
     @override
     def handle_shutdown(self) -> None:
-        if self.idle:
+        if self.pending:  # a mail is on its way to the disk
+            self.close_when_idle()
+        else:
             self.reply("421 going down")
             self.close()
-        else:
-            self.close_when_idle()  # it may be waiting for the disk
 
     @override
     def message_too_long(self, error: MessageTooLong) -> None:

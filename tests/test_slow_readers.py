@@ -194,7 +194,7 @@ class Lingerers(KindsCase):
     async def test_a_server_that_stops_does_not_wait_long_for_lingerers(self):
         for kind in ("tcp", "hub-tcp"):
             seconds, reason = await self.stop(kind, Greeting, part)
-            assert seconds < 3, kind
+            assert seconds < 2, kind
             assert reason is None
 
     async def test_a_server_that_stops_does_not_wait_long_for_those_who_begin_to_linger(self):
@@ -209,7 +209,7 @@ class Lingerers(KindsCase):
 
         for kind in ("tcp", "hub-tcp"):
             seconds, reason = await self.stop(kind, Abrupt, begin)
-            assert seconds < 3, kind
+            assert seconds < 2, kind
             assert reason is None
 
     async def test_a_connection_that_has_ended_does_not_hear_that_the_server_stopped(self):

@@ -73,6 +73,7 @@ class StallWatch(Progress):
         look: Callable[[], None],
         *counts: int | None,
         over: bool = False,
+        soon: bool = False,
     ) -> bool:
         """
         Return whether *counts* have been the same for *limit* seconds; False for the first look.
@@ -85,11 +86,12 @@ class StallWatch(Progress):
             counts: see `Progress.made`.
             over: the peer has taken everything, and there can be no more progress. Then the time counts
                 from the last look at which it had not, so this lasts no longer than *limit*.
+            soon: look `LOOKS` times a second at least.
         """
         if clock is None or self._cancelled:
             return False
         now: float = clock.seconds()
-        pause = limit / LOOKS
+        pause = min(limit, 1.0 if soon else limit) / LOOKS
         first = self._timer is None
         if self.made(*counts):
             # What kept the looks away does not shorten the time.

@@ -393,7 +393,7 @@ class TestClosing:
 
         class Waiting(Chat):
             def message_received(self, message):
-                seen.append(self.idle)
+                seen.append((self.idle, self.pending))
                 return hook
 
         chat = Waiting()
@@ -402,10 +402,13 @@ class TestClosing:
         assert chat.idle
         chat.dataReceived(b"half")
         assert not chat.idle
+        assert not chat.pending
         chat.dataReceived(b" a message\n")
         assert not chat.idle
+        assert chat.pending
         hook.callback(None)
         assert chat.idle
+        assert not chat.pending
         chat.pause()
         assert not chat.idle
         chat.resume()
@@ -418,7 +421,7 @@ class TestClosing:
         assert chat.idle
         chat.close()
         assert not chat.idle
-        assert seen == [False]
+        assert seen == [(False, False)]
 
     def test_after_the_peers_end_a_producer_continues(self):
         chat = Chat()

@@ -757,11 +757,13 @@ class AsyncChat(Hooks, Protocol):
         """
         Nothing is going on: the connection is open, no message is half received, no hook runs or waits
         for anything, delivery is not held, and nothing that was pushed waits here.
-
-        As for `handle_shutdown`: an idle connection may say goodbye and `close`; to one that is not,
-        something is still owed, which `close_when_idle` waits for.
         """
         return self._is_idle and not (self._delivering or self._outbox)
+
+    @settings.shown
+    def pending(self) -> bool:
+        """A hook that takes input is not done: it waits, and the peer waits for its answer."""
+        return self._inbox.awaited > 0
 
     @settings.shown
     def paused(self) -> bool:

@@ -123,9 +123,12 @@ class Closing:
         departed = outbox.phase is Phase.DEPARTED
         over = departed and not (unsent or unacknowledged)
         counts = outbox.taken, unsent, unacknowledged
-        if over and self.server_is_stopping:
+        stopping = self.server_is_stopping
+        if over and stopping:
             limit = LINGERS_AT_STOP if limit is None else min(limit, LINGERS_AT_STOP)
-        if limit is None or not self.stall.stalled(clock, limit, self._watch, *counts, over=over):
+        if limit is None or not self.stall.stalled(
+            clock, limit, self._watch, *counts, over=over, soon=stopping
+        ):
             return
         if departed and not unsent and transports.waits_for_exit(transport):
             # The process had time to read everything, and may live on without a connection.
