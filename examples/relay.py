@@ -141,7 +141,6 @@ class Receiver(AsyncChat):
         self.options = options
         self.hello = self.protocol = ""
         self.file: BinaryIO | None = None  # the mail that is being received
-        self.storing = False
         self.reset()
 
     def reset(self) -> None:
@@ -168,7 +167,7 @@ class Receiver(AsyncChat):
 
     @override
     def handle_shutdown(self) -> None:
-        if self.storing:
+        if self.pending:  # a mail is on its way to the disk
             self.close_when_idle()
         else:
             self.reply("421 going down")
@@ -326,14 +325,12 @@ class Receiver(AsyncChat):
             self.relay.spool.discard(file)
             self.reply(self.refusal)
             return
-        self.storing = True
         try:
             await deferToThread(self.relay.store, file)  # nothing is delivered meanwhile
             self.reply("250 ok")
         except OSError:
             log.failure("cannot store a mail")
             self.reply("452 cannot store it")
-        self.storing = False
 
 
 # -- forwarding

@@ -37,6 +37,59 @@ def test_watch_repeats_until_there_is_no_progress():
     assert not clock.getDelayedCalls()
 
 
+def ends(*looks):
+    """Return when a watch of 8 seconds ends that looks once a second, and goes on seeing the last."""
+    clock = Clock()
+    watch = StallWatch()
+    ended = []
+
+    def look():
+        count, over = looks[min(int(clock.seconds()), len(looks) - 1)]
+        if watch.stalled(clock, 8, look, count, over=over):
+            ended.append(clock.seconds())
+
+    look()
+    clock.pump([1] * 40)
+    assert not clock.getDelayedCalls()
+    return ended
+
+
+def test_time_counts_from_the_last_progress():
+    """Nobody who takes something in time is cut off, and nobody else is waited for twice as long."""
+    assert ends((5, False)) == [8]
+    assert ends((5, False), (4, False)) == [9]
+    assert ends(*[(5, False)] * 7, (4, False)) == [15]
+
+
+def test_watch_without_time_looks_twice():
+    clock = Clock()
+    watch = StallWatch()
+    assert not watch.stalled(clock, 0, lambda: None, 5)
+    assert watch.stalled(clock, 0, lambda: None, 5)
+
+
+def test_time_counts_from_when_everything_was_taken():
+    assert ends((0, True)) == [8]
+    assert ends((5, False), (0, True)) == [8]
+    assert ends((5, False), (5, False), (0, True)) == [9]
+
+
+def test_delayed_looks_do_not_shorten_the_time():
+    """A process that was stopped meanwhile gives its peers the time that they have."""
+    clock = Clock()
+    watch = StallWatch()
+    ended = []
+
+    def look():
+        if watch.stalled(clock, 8, look, min(int(clock.seconds()), 1), over=clock.seconds() > 0):
+            ended.append(clock.seconds())
+
+    look()
+    clock.advance(100)
+    clock.pump([1] * 20)
+    assert ended == [107]
+
+
 def test_cancelled_watch_does_not_repeat():
     clock = Clock()
     watch = StallWatch()

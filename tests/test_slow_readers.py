@@ -133,6 +133,92 @@ class LateReaders(KindsCase):
             assert await in_thread(client.read_to_the_end) == (200_000, "end"), kind
 
 
+class Greeting(AsyncChat):
+    """Greets, and says goodbye to the first message, though there is another behind it."""
+
+    terminator = b"\n"
+
+    def __init__(self):
+        self.ends = []
+
+    def handle_connect(self):
+        self.push(b"hello\n")
+
+    def message_received(self, message):
+        self.push(b"bye\n")
+        self.close()
+
+    def handle_end(self, reason):
+        self.ends.append(reason)
+
+
+def part(client):
+    """Ask for the end with more behind, read up to it, and keep the socket open; return what came."""
+    client.connect()
+    with client.socket.makefile("rb") as lines:
+        greeting = lines.readline()
+        client.socket.sendall(b"quit\nnever\n")
+        return greeting + lines.read()
+
+
+class Lingerers(KindsCase):
+    """They have read everything, and do not close."""
+
+    async def test_lingerers_are_waited_for_no_longer_than_the_limit(self):
+        """It counts from when they have everything, though that is seen a little later."""
+        self.limits(1.0)
+        for way in ("native tcp", "native hub-tcp", "native hub-unix"):
+            client, handlers = await self.serve(way, Greeting)
+            assert await in_thread(part, client) == b"hello\nbye\n"
+            began = time.monotonic()
+            handler = await self.gone(handlers)
+            assert 0.7 < time.monotonic() - began < 1.5, way
+            assert handler.ends == [None]
+
+    async def stop(self, kind, build, come, stop_timeout=15.0):
+        """Stop a server whose client has come; return the seconds, and the reason of the end."""
+        server = Server(
+            reactor, ChatFactory(build), [self.endpoint(kind)], stop_timeout=stop_timeout
+        )
+        server.startService()
+        host = server.ports[0].getHost()
+        client = Client((host.host, host.port), kind)
+        self.addCleanup(client.close)
+        await in_thread(come, client)
+        [handler] = server.connections
+        began = time.monotonic()
+        await server.stopService()
+        [reason] = handler.ends
+        return time.monotonic() - began, reason
+
+    async def test_a_server_that_stops_does_not_wait_long_for_lingerers(self):
+        for kind in ("tcp", "hub-tcp"):
+            seconds, reason = await self.stop(kind, Greeting, part)
+            assert seconds < 2, kind
+            assert reason is None
+
+    async def test_a_server_that_stops_does_not_wait_long_for_those_who_begin_to_linger(self):
+        class Abrupt(Greeting):
+            def handle_shutdown(self):
+                self.close()  # of which the client takes no notice
+
+        def begin(client):
+            client.connect()
+            assert client.socket.recv(6) == b"hello\n"
+            client.socket.sendall(b"half a message")
+
+        for kind in ("tcp", "hub-tcp"):
+            seconds, reason = await self.stop(kind, Abrupt, begin)
+            assert seconds < 2, kind
+            assert reason is None
+
+    async def test_a_connection_that_has_ended_does_not_hear_that_the_server_stopped(self):
+        """It had sent everything when the server would wait no longer."""
+        for kind in ("tcp", "hub-tcp"):
+            _, reason = await self.stop(kind, Greeting, part, stop_timeout=0.1)
+            assert reason is None, kind
+
+
 class SilentReaders(KindsCase):
     """They never read."""
 

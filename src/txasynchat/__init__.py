@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # ``X as X``: for type checkers, X is public
         MessageTooLong as MessageTooLong,
         PeerError as PeerError,
         ProducerError as ProducerError,
+        ProgramStopped as ProgramStopped,
         StoppedByServer as StoppedByServer,
         TLSError as TLSError,
         UnsentLimitExceeded as UnsentLimitExceeded,
@@ -67,7 +68,7 @@ _NAMES = {
     "connections": "Connections",
     "errors": "CertificateRejected ChatError CloseTimedOut ConnectTimedOut ConnectionReset"
     " CredentialsError HandshakeFailed IncompleteMessage ListenError MalformedMessage MessageTooLong"
-    " PeerError ProducerError StoppedByServer TLSError UnsentLimitExceeded",
+    " PeerError ProducerError ProgramStopped StoppedByServer TLSError UnsentLimitExceeded",
     "framing": "Framer Overflow",
     "outputqueue": "OutputQueue",
     "producers": "FileProducer simple_producer",

@@ -72,6 +72,9 @@ class Connections:
         for transport, protocol in list(self._live.items()):
             handler = _handler(protocol)
             try:
+                told = getattr(type(handler), "_server_stops", None)
+                if told is not None:
+                    told(handler)
                 result = getattr(handler, "handle_shutdown", transport.loseConnection)()
                 returned = getattr(type(handler), "shutdown_returned", None)
                 if result is not None and returned is not None:

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Progress", "StallWatch", "unacknowledged", "unread", "without_delay"]
 
+#: How often a `StallWatch` looks in the time that it allows without progress.
+LOOKS = 8
+#: Seconds that clocks may be wrong by, because they add up fractions.
+_NO_TIME = 1e-6
 _NO_BYTES = bytes(4)
 _QUICKACK = getattr(socket, "TCP_QUICKACK", None)  # on Linux
 
@@ -51,36 +55,54 @@ class Progress:
 
 
 class StallWatch(Progress):
-    """Compares what waits every so many seconds, until one look finds no progress since the last."""
+    """Looks at what waits now and then, until there was no progress for so many seconds."""
 
-    __slots__ = ("_cancelled", "_timer")
+    __slots__ = ("_cancelled", "_looked", "_since", "_timer")
 
     def __init__(self) -> None:
         super().__init__()
         self._timer: Any = None  # an IDelayedCall
         self._cancelled = False
+        # Moments: of the last look, and of the one since when there was no progress.
+        self._looked = self._since = 0.0
 
     def stalled(
         self,
         clock: Any,
-        interval: float,
+        limit: float,
         look: Callable[[], None],
         *counts: int | None,
+        over: bool = False,
+        soon: bool = False,
     ) -> bool:
         """
-        Return whether *counts* are those of the last look; False for the first one.
+        Return whether *counts* have been the same for *limit* seconds; False for the first look.
 
         Args:
             clock: an IReactorTime, which calls *look*; None: nothing does, and this is always False.
-            interval: the seconds until then.
-            look: called for the next look, unless this was the last one. It calls this again.
+            limit: the seconds.
+            look: called for the next look, unless this was the last one. It calls this again, and so
+                may others, at any time.
             counts: see `Progress.made`.
+            over: the peer has taken everything, and there can be no more progress. Then the time counts
+                from the last look at which it had not, so this lasts no longer than *limit*.
+            soon: look `LOOKS` times a second at least.
         """
         if clock is None or self._cancelled:
             return False
-        if not self.made(*counts):
+        now: float = clock.seconds()
+        pause = min(limit, 1.0 if soon else limit) / LOOKS
+        first = self._timer is None
+        if self.made(*counts):
+            # What kept the looks away does not shorten the time.
+            self._since = max(self._looked, now - pause) if over and not first else now
+        left = self._since + limit - now
+        if left <= _NO_TIME and not first:
             return True
-        self._timer = clock.callLater(interval, look)
+        self._looked = now
+        if self.waiting:
+            self._timer.cancel()
+        self._timer = clock.callLater(min(pause, left), look)
         return False
 
     @property

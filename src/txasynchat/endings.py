@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 else:
     _Base = object
 
-__all__ = ["asks_protocol", "end", "let_protocol_end", "own", "protocol_above"]
+__all__ = ["asks_protocol", "end", "let_protocol_end", "own", "protocol_above", "sent_all"]
 
 #: How many bytes, and how often, are read at most to empty a socket before it is closed.
 _LAST_READ = 65_536
@@ -168,8 +168,8 @@ def end(transport: Any) -> None:
     If something is still to be sent the connection is aborted, so that the peer does not take what it
     has received for everything.
     """
-    connection = transports.innermost(transport)
-    if isinstance(connection, Connection) and _sent_all(transport, connection):
+    connection: Any = transports.innermost(transport)
+    if sent_all(transport):
         # Not by loseConnection, which waits until the socket is writable.
         reactor: Any = connection.reactor
         reactor.removeReader(connection)
@@ -179,8 +179,15 @@ def end(transport: Any) -> None:
         transports.abort(transport)
 
 
-def _sent_all(transport: Any, connection: Connection) -> bool:
-    """Return whether the sending was ended, and the operating system has everything up to its end."""
+def sent_all(transport: Any) -> bool:
+    """
+    Return whether the sending was ended, and the operating system has everything up to its end.
+
+    False where that is not known.
+    """
+    connection = transports.innermost(transport)
+    if not isinstance(connection, Connection):
+        return False
     tls: Any = transports.tls_layer(transport)
     if tls is None:
         ended = connection.disconnecting or connection._writeDisconnecting

@@ -7,7 +7,8 @@ They are sorted by fault:
   or `ValueError` at the call, with the value in its message: nothing of those is defined here;
 * a *peer's* mistake or misfortune is a `PeerError`: it reaches a hook of the application, is logged
   once and closes that connection only; those of TLS are `TLSError`;
-* a *server* that stops without waiting for a connection ends it with `StoppedByServer`;
+* a *program* that stops without waiting for a connection ends it with `ProgramStopped`, or, if it was
+  a server's, with `StoppedByServer`;
 * a *producer's* failure is a `ProducerError`: it is handled like an exception in a handler;
 * *our own* certificate or key that cannot be used is a `CredentialsError`, and a `ValueError`;
 * an *endpoint* that cannot be listened on is a `ListenError`, raised when a server is made or started.
@@ -141,8 +142,14 @@ class ConnectTimedOut(ChatError, TimeoutError):
         self.limit = limit
 
 
-class StoppedByServer(ChatError):
-    """The server stopped, and ended a connection that had not finished in time."""
+class ProgramStopped(ChatError):
+    """This program's reactor stopped, which ended a connection that had not finished."""
+
+    _text = "the reactor of this program stopped before the connection had finished"
+
+
+class StoppedByServer(ProgramStopped):
+    """This program's server stopped, and ended a connection that had not finished in time."""
 
     _text = "the server stopped before the connection had finished"
 

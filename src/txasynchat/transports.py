@@ -70,6 +70,7 @@ __all__ = [
     "peer_address",
     "peer_name",
     "reactor_of",
+    "reactor_stopped",
     "read_what_is_there",
     "real_socket",
     "tell_of_ends",
@@ -504,6 +505,13 @@ def _as_socket_would(ask: Callable[[], Any]) -> Any:
     if isinstance(one, address.UNIXAddress):
         return os.fsdecode(one.name or b"")
     return one
+
+
+def reactor_stopped(transport: Any) -> bool:
+    """Return whether the reactor of *transport* has stopped, which ends all its connections."""
+    reactor = reactor_of(transport)
+    # A reactor that was never run, but is driven by others, does not run either.
+    return bool(getattr(reactor, "_startedBefore", False)) and not reactor.running
 
 
 def real_socket(transport: Any) -> socket.socket | None:

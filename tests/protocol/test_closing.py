@@ -5,6 +5,7 @@ Also covers `protocol.reports`.
 """
 
 import pytest
+from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionLost
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransportWithDisconnection
@@ -384,6 +385,43 @@ class TestClosing:
         chat.dataReceived(b"age\n")
         assert chat.messages == [b"the last message"]
         assert transport.disconnecting
+
+    def test_a_handler_knows_whether_it_is_idle(self):
+        """It can say goodbye at once, or has to wait until what it owes the peer is sent."""
+        hook = Deferred()
+        seen = []
+
+        class Waiting(Chat):
+            def message_received(self, message):
+                seen.append((self.idle, self.pending))
+                return hook
+
+        chat = Waiting()
+        assert not chat.idle
+        transport = connected(chat)
+        assert chat.idle
+        chat.dataReceived(b"half")
+        assert not chat.idle
+        assert not chat.pending
+        chat.dataReceived(b" a message\n")
+        assert not chat.idle
+        assert chat.pending
+        hook.callback(None)
+        assert chat.idle
+        assert not chat.pending
+        chat.pause()
+        assert not chat.idle
+        chat.resume()
+        assert chat.idle
+        transport.room = 0
+        chat.push(b"full")
+        chat.push(b"waits")
+        assert not chat.idle
+        transport.make_room()
+        assert chat.idle
+        chat.close()
+        assert not chat.idle
+        assert seen == [(False, False)]
 
     def test_after_the_peers_end_a_producer_continues(self):
         chat = Chat()

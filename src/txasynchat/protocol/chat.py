@@ -121,9 +121,10 @@ class AsyncChat(Hooks, Protocol):
     # -- state that an application may read
 
     transport: Any = None
-    #: Why the connection did not end in order: what the peer did, what happened to it, or
-    #: `StoppedByServer`. None if it ended in order, if this side ended it (by `abort`, or because a
-    #: handler raised), or if it has not ended. `handle_close` may read it; `handle_end` is given it.
+    #: Why the connection did not end in order: what the peer did, what happened to it, or that this
+    #: program stopped before it had finished (`ProgramStopped`, `StoppedByServer`). None if it ended in
+    #: order, if this side ended it (by `abort`, or because a handler raised), or if it has not ended.
+    #: `handle_close` may read it; `handle_end` is given it.
     close_reason: errors.ChatError | None = None
 
     #: Bytes that were dropped, because they were pushed after the connection began to close.
@@ -135,6 +136,8 @@ class AsyncChat(Hooks, Protocol):
     _asks: ClassVar[bool] = False
     #: The settings of the class, once they were checked.
     _checked: ClassVar[tuple[Any, ...]] = (None,) * len(_CHECKED)
+    #: The server is stopping; set on the connections that it has then.
+    _server_is_stopping: bool = False
     #: handle_secure is overridden; handle_drained is.
     _hears_of_tls: ClassVar[bool] = False
     _hears_of_drain: ClassVar[bool] = False
@@ -306,11 +309,11 @@ class AsyncChat(Hooks, Protocol):
             return
         self._set_state(_CLOSED)
         self.connected = False
-        error = reason.value
-        if isinstance(error, errors.PeerError):
+        error = closing.why_lost(reason.value, self.transport, self._outbox)
+        if isinstance(error, errors.PeerError) and error is reason.value:
             self._report(error)
-        elif self.close_reason is None and closing.broke_off(error, self.transport, self._outbox):
-            self.close_reason = errors.ConnectionReset()
+        elif self.close_reason is None:
+            self.close_reason = error
         outbox = self._outbox
         outbox.phase = _DEPARTED
         outbox.registered = False
@@ -748,6 +751,19 @@ class AsyncChat(Hooks, Protocol):
     def state(self) -> State:
         """Where the connection is in its life."""
         return self._state
+
+    @settings.shown
+    def idle(self) -> bool:
+        """
+        Nothing is going on: the connection is open, no message is half received, no hook runs or waits
+        for anything, delivery is not held, and nothing that was pushed waits here.
+        """
+        return self._is_idle and not (self._delivering or self._outbox)
+
+    @settings.shown
+    def pending(self) -> bool:
+        """A hook that takes input is not done: it waits, and the peer waits for its answer."""
+        return self._inbox.awaited > 0
 
     @settings.shown
     def paused(self) -> bool:
@@ -1322,9 +1338,16 @@ class AsyncChat(Hooks, Protocol):
 
     # -- internals: closing
 
+    def _server_stops(self) -> None:
+        """Called by a server that is stopping, before `handle_shutdown`."""
+        self._server_is_stopping = True
+        if self._closing is not None:
+            self._closing.server_stops()
+
     def _stopped_by_server(self) -> None:
         """Called by a server that is stopping, and that ends this connection now."""
-        if self.close_reason is None:
+        over = self._outbox.phase is _DEPARTED and endings.sent_all(self.transport)
+        if self.close_reason is None and not over:
             self.close_reason = errors.StoppedByServer()
 
     def _cannot_send(self) -> None:
@@ -1351,6 +1374,7 @@ class AsyncChat(Hooks, Protocol):
             if closing.at_once(self.transport, self._inbox, self._outbox):
                 return
             self._closing = closing.Closing(self, self._inbox, self._outbox, self._abort)
+            self._closing.server_is_stopping = self._server_is_stopping
         self._closing.proceed()
 
 

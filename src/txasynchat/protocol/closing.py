@@ -15,7 +15,8 @@ Lingering
 A socket that is closed with bytes unread is reset, and a reset may destroy the last reply before the
 peer has read it (RFC 2525, section 2.17). A peer that is still sending an over-long message would never
 learn why it was cut off. So where that can happen, only the sending is ended at first. What still comes
-is read and dropped, until the peer has closed as well or `close_timeout` has passed.
+is read and dropped, until the peer has closed as well or `close_timeout` has passed since it had
+everything. While the server stops it is `LINGERS_AT_STOP` seconds, because the others wait for that.
 """
 
 from __future__ import annotations
@@ -27,16 +28,20 @@ from twisted.internet.error import ConnectionAborted, ConnectionLost
 
 from txasynchat import endings, transports
 from txasynchat.delivery import StallWatch
-from txasynchat.errors import CloseTimedOut
+from txasynchat.errors import CloseTimedOut, ConnectionReset, PeerError, ProgramStopped
 from txasynchat.protocol.outbox import Phase
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from txasynchat.errors import ChatError
     from txasynchat.protocol.inbox import Inbox
     from txasynchat.protocol.outbox import Outbox, Owner
 
-__all__ = ["Closing", "at_once", "broke_off"]
+__all__ = ["Closing", "at_once", "why_lost"]
+
+#: Seconds that a peer which has everything may take to close, at most, when the server stops.
+LINGERS_AT_STOP = 1.0
 
 
 @dataclass(slots=True, eq=False)
@@ -56,6 +61,7 @@ class Closing:
     abort: Callable[[CloseTimedOut | None], None]
     #: Only the sending was ended so far.
     _lingers: bool = field(default=False, init=False)
+    server_is_stopping: bool = field(default=False, init=False)
     #: Cancelled when the connection is lost.
     stall: StallWatch = field(default_factory=StallWatch, init=False)
 
@@ -92,6 +98,11 @@ class Closing:
         if self._lingers:
             self.chat.transport.loseConnection()
 
+    def server_stops(self) -> None:
+        """The server stops: a peer that has everything is not waited for as long any more."""
+        self.server_is_stopping = True
+        self._watch()
+
     def _must_linger(self, transport: Any) -> bool:
         """Return whether closing now, or once everything is sent, might reset the connection."""
         inbox = self.inbox
@@ -109,10 +120,16 @@ class Closing:
         limit = chat.close_timeout
         clock = chat.clock or transports.reactor_of(transport)
         unsent, unacknowledged = transports.outstanding_bytes(transport)
-        counts = outbox.taken, unsent, unacknowledged
-        if limit is None or not self.stall.stalled(clock, limit, self._watch, *counts):
-            return
         departed = outbox.phase is Phase.DEPARTED
+        over = departed and not (unsent or unacknowledged)
+        counts = outbox.taken, unsent, unacknowledged
+        stopping = self.server_is_stopping
+        if over and stopping:
+            limit = LINGERS_AT_STOP if limit is None else min(limit, LINGERS_AT_STOP)
+        if limit is None or not self.stall.stalled(
+            clock, limit, self._watch, *counts, over=over, soon=stopping
+        ):
+            return
         if departed and not unsent and transports.waits_for_exit(transport):
             # The process had time to read everything, and may live on without a connection.
             self.abort(None)
@@ -147,11 +164,19 @@ def at_once(transport: Any, inbox: Inbox, outbox: Outbox) -> bool:
     return True
 
 
-def broke_off(error: BaseException | None, transport: Any, outbox: Outbox) -> bool:
-    """Return whether *error*, with which *transport* was lost, means that something is missing."""
-    if not isinstance(error, ConnectionLost) or isinstance(error, ConnectionAborted):
-        return False
+def why_lost(error: BaseException | None, transport: Any, outbox: Outbox) -> ChatError | None:
+    """
+    Return why something is missing of a connection whose *transport* was lost with *error*; else None.
+    """
+    if not isinstance(error, ConnectionLost | PeerError) or isinstance(error, ConnectionAborted):
+        return None
+    stopped = transports.reactor_stopped(transport)
+    if isinstance(error, PeerError) and not stopped:
+        return error
     # The reactor also reports a loss if the peer closes just after this side has; and TLS reports its
     # own losses by an error of its own.
-    over = outbox.phase is Phase.DEPARTED or transports.tls_layer(transport) is not None
-    return not over or bool(transports.unsent_bytes(transport))
+    departed = outbox.phase is Phase.DEPARTED
+    over = departed or (transports.tls_layer(transport) is not None and not stopped)
+    if over and not transports.unsent_bytes(transport):
+        return None
+    return ProgramStopped() if stopped else ConnectionReset()

@@ -277,7 +277,8 @@ class Hooks:
 
     def handle_close(self) -> Awaitable[object] | None:
         """
-        The connection has ended, though not by `close` or `abort`. Called once; `state` is CLOSED.
+        The connection has ended, though not by `close` or `abort`: the peer, the network or, if this
+        program stops, its reactor did that. Called once; `state` is CLOSED.
 
         Stdlib: asyncore.dispatcher.handle_close, which had to close the channel; here it is already
         closed.
@@ -292,7 +293,8 @@ class Hooks:
         `handle_connect` raised, or whose TLS handshake failed before `handle_connect`.
 
         Args:
-            reason: the `close_reason`.
+            reason: the `close_reason`. If the reactor of this program stopped while the connection was
+                open, be it a server's or a client's, that is `ProgramStopped`.
         """
 
     # -- asynchat: the collected pieces
