@@ -345,7 +345,7 @@ class AsyncChat(Hooks, Protocol):
             self._uncouple()
             if (draining := outbox.draining) is not None:
                 outbox.draining = None
-                draining.over(None if sent else self.close_reason or error)
+                draining.over(None if sent else self.close_reason or reason.value)
 
     # -- IHalfCloseableProtocol, IHandshakeListener: called by the transport
 
