@@ -20,12 +20,11 @@ import unicodedata
 from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import clientFromString, connectProtocol
 from twisted.internet.stdio import StandardIO
 from twisted.internet.task import react
 from typing_extensions import override
 
-from txasynchat import AsyncChat, ChatError
+from txasynchat import AsyncChat, ChatError, connect
 
 PROMPT = "> "
 KEYS = re.compile(r"\x1b(?:\[[0-9;]*[@-~]|O.|)|.", re.DOTALL)
@@ -167,7 +166,7 @@ async def talk(reactor: Any, address: str) -> None:
     terminal = Terminal()
     server = terminal.server = Server(terminal)
     try:
-        await connectProtocol(clientFromString(reactor, address), server)  # type: ignore[no-untyped-call]
+        await connect(address, lambda: server, reactor=reactor)
     except Exception as error:  # noqa: BLE001 - whatever it is, the user is told
         raise SystemExit(f"cannot connect to {address}: {error}") from None
     reactor.addSystemEventTrigger("before", "shutdown", server.close)

@@ -135,14 +135,29 @@ class _Streamed(AsyncChat):
         self.stream()
 
 
-class _Attempt(Factory):
-    """One call of `connect`: builds the protocol, and notes when its connection is open."""
+class _Before(Factory):
+    # Stands before a factory, which starts and stops with it.
 
     noisy = False
 
-    def __init__(self, reactor: Any, factory: Any) -> None:
-        self._reactor = reactor
+    def __init__(self, factory: Any) -> None:
         self._factory = factory
+
+    @override
+    def doStart(self) -> None:
+        self._factory.doStart()
+
+    @override
+    def doStop(self) -> None:
+        self._factory.doStop()
+
+
+class _Attempt(_Before):
+    """One call of `connect`: builds the protocol, and notes when its connection is open."""
+
+    def __init__(self, reactor: Any, factory: Any) -> None:
+        super().__init__(factory)
+        self._reactor = reactor
         self._protocol: Any = None
         self._opened: Wait[Any] = Wait()
         # The endpoint's Deferred; whether it has fired, and handle_connect was called.
@@ -169,14 +184,6 @@ class _Attempt(Factory):
         transport = getattr(self._protocol, "transport", None)
         if transport is not None:
             transports.abort(transport)
-
-    @override
-    def doStart(self) -> None:
-        self._factory.doStart()
-
-    @override
-    def doStop(self) -> None:
-        self._factory.doStop()
 
     @override
     def buildProtocol(self, addr: IAddress | None) -> Any:
@@ -363,22 +370,12 @@ class _Attempts:
         self._why = f"{type(error).__name__}: {error}"
 
 
-class _Watched(Factory):
+class _Watched(_Before):
     # A factory whose connections tell how long they lived.
 
-    noisy = False
-
     def __init__(self, factory: Any, attempts: _Attempts) -> None:
-        self._factory = factory
+        super().__init__(factory)
         self._attempts = attempts
-
-    @override
-    def doStart(self) -> None:
-        self._factory.doStart()
-
-    @override
-    def doStop(self) -> None:
-        self._factory.doStop()
 
     @override
     def buildProtocol(self, addr: IAddress | None) -> Any:

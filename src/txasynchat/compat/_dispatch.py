@@ -101,28 +101,16 @@ class Dispatch:
     def dispatch_one(self, fd: Any, bits: int) -> None:
         """As `dispatch`, for one channel; in most cases it has something to read, and no more."""
         entries, wants = self._entries, self._wants
-        channel = entries.channels.get(fd)
-        if (
-            bits != READ
-            or channel is None
-            or fd not in entries.ranks
-            or entries.keys
-            or wants.tls_waits
-            or wants.poll_mode
-        ):
+        is_unusual = entries.keys or wants.tls_waits or wants.poll_mode
+        if bits != READ or is_unusual or fd not in entries.ranks:
             self.dispatch([(fd, bits)])
             return
-        entries.batches.append(set())
+        changed: set[Any] = set()
+        entries.batches.append(changed)
         try:
-            self._names["read"](channel)
-        except BaseException:
-            self._asking.recent[fd] = READ
-            raise
+            self._dispatch_reads([fd], changed)
         finally:
             entries.batches.pop()
-        order = [fd]
-        self._backoff.read(order)
-        self._asking.look_again(order)
 
     def _without_strangers(self, ready: dict[Any, int]) -> list[Any]:
         """Take out of *ready* what is not in the table, and silence it; return the rest in order."""

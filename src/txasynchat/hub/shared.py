@@ -25,14 +25,14 @@ from txasynchat.log import failure
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Served", "SharedHub", "has_descriptors", "served_by", "shared_hub"]
+__all__ = ["LOST", "Served", "SharedHub", "has_descriptors", "served_by", "shared_hub"]
 
 #: Events that are handled at most in one iteration of the reactor; the rest comes in the next one.
 LARGEST_TURN = 512
 #: As many may be handled with a few sockets, too.
 SMALLEST_TURN = 16
 
-_LOST = Failure(ConnectionLost())  # type: ignore[no-untyped-call] # Twisted's, untyped
+LOST = Failure(ConnectionLost())  # type: ignore[no-untyped-call] # Twisted's, untyped
 
 
 class Served(Protocol):
@@ -104,7 +104,7 @@ class SharedHub:
         if earlier is not None:
             # Somebody closed its descriptor, and the number belongs to another now.
             self._hub.forget(number)
-            self.reactor.callLater(0, earlier.connectionLost, _LOST)
+            self.reactor.callLater(0, earlier.connectionLost, LOST)
         self._served[number] = served
         try:
             self._hub.watch(number, mask)
@@ -203,7 +203,7 @@ class SharedHub:
         self._trigger = None
         for one in self:
             try:
-                one.connectionLost(_LOST)
+                one.connectionLost(LOST)
             except BaseException:  # noqa: BLE001 as above
                 failure(self._log, "{served!r} raised when it was lost", served=one)
 

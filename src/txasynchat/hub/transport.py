@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.internet import tcp
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
-from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
+from twisted.internet.error import ConnectionAborted, ConnectionDone
 from twisted.internet.interfaces import (
     IFileDescriptorReceiver,
     IHalfCloseableProtocol,
@@ -33,7 +33,9 @@ from typing_extensions import override
 from zope.interface import implementer
 
 from txasynchat.delivery import unread as unread_bytes
+from txasynchat.endings import DONE
 from txasynchat.hub.pollers import READ, WRITE
+from txasynchat.hub.shared import LOST
 from txasynchat.log import failure
 
 if TYPE_CHECKING:
@@ -75,9 +77,6 @@ _SLOTS = (
     "socket",
 )
 
-# Shared, as in Twisted's reactors: a failure costs as much as a message.
-_DONE: Failure = _Failure(ConnectionDone())
-_LOST: Failure = _Failure(ConnectionLost())
 _RESET = struct.pack("ii", 1, 0)
 #: Stands for a list of what waits, where nothing does.
 _NOTHING: Any = ()
@@ -250,7 +249,7 @@ class Connection(_Connection):  # type: ignore[misc] # without types
             self.disconnecting = 1
             self._mask = 0  # the hub is told when bytes wait
             if self._writeDisconnected:
-                self.connectionLost(_DONE)
+                self.connectionLost(DONE)
             elif not self._waits:
                 self._waits = True
                 self._hub.later(self)
@@ -339,7 +338,7 @@ class Connection(_Connection):  # type: ignore[misc] # without types
             except BlockingIOError:
                 pass
             except OSError:
-                self.connectionLost(_LOST)
+                self.connectionLost(LOST)
             else:
                 if data:
                     self.protocol.dataReceived(data)
@@ -373,7 +372,7 @@ class Connection(_Connection):  # type: ignore[misc] # without types
             self.producerPaused = False
             self.producer.resumeProducing()
         elif self.disconnecting:
-            self.connectionLost(_DONE)
+            self.connectionLost(DONE)
         elif self._writeDisconnecting and not self._writeDisconnected:
             self._writeDisconnected = True
             self._closeWriteConnection()
@@ -412,7 +411,7 @@ class Connection(_Connection):  # type: ignore[misc] # without types
         self._watch(self._mask & ~READ)
         protocol: Any = IHalfCloseableProtocol(self.protocol, None)
         if protocol is None:
-            self.connectionLost(_DONE)
+            self.connectionLost(DONE)
         else:
             protocol.readConnectionLost()
 
@@ -432,7 +431,7 @@ class Connection(_Connection):  # type: ignore[misc] # without types
         except BlockingIOError:
             return None
         except OSError:
-            return _LOST
+            return LOST
         self._sent(sent)
         return None
 
@@ -520,7 +519,7 @@ class UNIXConnection(_DescriptorsMixin, Connection):  # type: ignore[misc] # wit
             if isinstance(lost, ConnectionDone):
                 self._read_end()
             elif lost is not None:
-                self.connectionLost(_LOST)
+                self.connectionLost(LOST)
         if events & self._mask & WRITE:
             self.proceed()
 
