@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # ``X as X``: for type checkers, X is public
         ListenError as ListenError,
         MalformedMessage as MalformedMessage,
         MessageTooLong as MessageTooLong,
+        OtherProtocol as OtherProtocol,
         PeerError as PeerError,
         ProducerError as ProducerError,
         ProgramStopped as ProgramStopped,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:  # ``X as X``: for type checkers, X is public
     from txasynchat.server import ChatFactory as ChatFactory, Server as Server
     from txasynchat.terminators import (
         LengthPrefix as LengthPrefix,
+        LineEnds as LineEnds,
         Netstring as Netstring,
         Terminator as Terminator,
     )
@@ -68,14 +70,15 @@ _NAMES = {
     "connections": "Connections",
     "errors": "CertificateRejected ChatError CloseTimedOut ConnectTimedOut ConnectionReset"
     " CredentialsError HandshakeFailed IncompleteMessage ListenError MalformedMessage MessageTooLong"
-    " PeerError ProducerError ProgramStopped StoppedByServer TLSError UnsentLimitExceeded",
+    " OtherProtocol PeerError ProducerError ProgramStopped StoppedByServer TLSError"
+    " UnsentLimitExceeded",
     "framing": "Framer Overflow",
     "outputqueue": "OutputQueue",
     "producers": "FileProducer simple_producer",
     "program": "CannotStart Program serve",
     "protocol": "AsyncChat State Stream",
     "server": "ChatFactory Server",
-    "terminators": "LengthPrefix Netstring Terminator",
+    "terminators": "LengthPrefix LineEnds Netstring Terminator",
     "tls": "ClientOptions Credentials Leftovers ServerOptions TLSInfo",
 }
 __all__ = [name for names in _NAMES.values() for name in names.split()]
