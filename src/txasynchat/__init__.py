@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from txasynchat._lazy import on_first_use
 
 if TYPE_CHECKING:  # ``X as X``: for type checkers, X is public
-    from txasynchat.clients import connect as connect, reconnecting as reconnecting  # noqa: I001 - joined
+    from txasynchat.broadcast import Broadcast as Broadcast, Slow as Slow  # noqa: I001 - joined
+    from txasynchat.clients import connect as connect, reconnecting as reconnecting
     from txasynchat.compat import install as install, uninstall as uninstall
     from txasynchat.connections import Connections as Connections
     from txasynchat.errors import (
@@ -65,6 +66,7 @@ __version__ = "0.1.0"
 
 # What each module is loaded for.
 _NAMES = {
+    "broadcast": "Broadcast Slow",
     "clients": "connect reconnecting",
     "compat": "install uninstall",
     "connections": "Connections",

@@ -149,6 +149,7 @@ _CHECKED = (
     "start_tls",
     "unread",
     "unregisterProducer",
+    "withdraw",
     "write",
 )
 

@@ -507,6 +507,21 @@ class AsyncChat(Hooks, Protocol):
         lines.check_line(data, ends)
         self.push(data + (matched if matched in ends else ends[0]))
 
+    def withdraw(self, data: bytes) -> bool:
+        """
+        Forget what was pushed and need not be sent any more, such as a state that has changed since.
+
+        Args:
+            data: the very object that was given to `push`; the oldest, if it was given more than once.
+
+        Returns:
+            whether it is forgotten; not, if some of it is with the transport.
+        """
+        withdrawn = self._outbox.withdraw(data)
+        if withdrawn:
+            self._pushed()
+        return withdrawn
+
     def push_with_producer(
         self,
         producer: Producer | Buffer | interfaces.IPushProducer | interfaces.IPullProducer,
@@ -641,10 +656,15 @@ class AsyncChat(Hooks, Protocol):
         self._close_requested = True
         self._close()
 
-    def abort(self) -> None:
-        """Close now; what is queued is lost, and `handle_close` is not called."""
+    def abort(self, reason: errors.PeerError | None = None) -> None:
+        """
+        Close now; what is queued is lost, and `handle_close` is not called.
+
+        Args:
+            reason: what the peer did; it is logged, and is the `close_reason`.
+        """
         self._close_requested = True
-        self._abort()
+        self._abort(reason)
 
     def start_tls(self, options: Any, *, leftovers: Leftovers = Leftovers.REJECT) -> None:
         """
