@@ -438,3 +438,48 @@ class OverTLS(TestCase):
 
         assert await deferToThread(exchange) == HTTP
         await until(lambda: server.handlers[0].state is State.CLOSED)
+
+
+class TestStreams:
+    """The same where a coroutine reads the lines."""
+
+    def read(self, data, count, **settings):
+        """Return what a coroutine reads, the connection, and what the coroutine raised."""
+        lines, raised = [], []
+
+        class Reader(AsyncChat):
+            terminator = b"\r\n"
+
+            async def handle_connect(self):
+                stream = self.stream()
+                try:
+                    while len(lines) < count:
+                        lines.append(await stream.read_until())
+                except Exception as error:
+                    raised.append(error)
+                    raise
+
+        chat = type("Handler", (Reader,), settings)()
+        chat.makeConnection(StringTransport())
+        for at in range(0, len(data), 3):
+            chat.dataReceived(data[at : at + 3])
+        return lines, chat, raised
+
+    def test_lines_are_normalised(self):
+        data = b"a\nb\rc\r\n\0d\n"
+        lines, _, raised = self.read(data, 3, line_ends=LineEnds.NORMALISE)
+        assert lines == [b"a", b"b c", b" d"]
+        assert raised == []
+
+    def test_a_stray_is_raised_by_the_call_that_reads_the_line(self):
+        lines, chat, raised = self.read(b"fine\r\nnot\nfine\r\n", 2, line_ends=LineEnds.REJECT)
+        assert lines == [b"fine"]
+        assert isinstance(raised[0], MalformedMessage)
+        assert isinstance(chat.close_reason, MalformedMessage)
+        assert chat.state is State.CLOSING
+
+    def test_http_is_refused(self):
+        lines, chat, _ = self.read(b"GET / HTTP/1.0\r\n", 1, refuse_other_protocols=True)
+        assert lines == []
+        assert chat.transport.value() == HTTP
+        assert isinstance(chat.close_reason, OtherProtocol)

@@ -249,7 +249,7 @@ class Hooks:
         """
         message: Any = self._get_data()
         if isinstance(self._inbox, TextInbox):
-            message = self._inbox.convert(message)
+            message = self._inbox.decode(message)
         return self.message_received(message)
 
     def message_too_long(self, error: MessageTooLong) -> Awaitable[object] | None:

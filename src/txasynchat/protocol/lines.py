@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from txasynchat.errors import MessageTooLong
+    from txasynchat.framing.receivers import LimitReceiver
     from txasynchat.terminators import Terminator
 
 __all__ = ["ANSWERS", "Converting", "LineInbox", "check_line", "check_line_ends", "delimiters"]
@@ -126,10 +127,7 @@ class LineInbox(Inbox):
 
     @override
     def deliver(self, receiver: Any, get_terminator: Callable[[], Any] | None = None) -> None:
-        if self._other is not None:
-            other, self._other = self._other, None
-            self.close()
-            raise OtherProtocol(other)
+        self._refuse()
         if get_terminator is not None and self.line_ends is _NORMALISE:
             asked = get_terminator
 
@@ -137,6 +135,12 @@ class LineInbox(Inbox):
                 return self._widened(asked())
 
         super().deliver(self._through(receiver), get_terminator)
+
+    @override
+    def pull(self, receiver: LimitReceiver) -> bytes | None:
+        self._refuse()
+        message = super().pull(receiver)
+        return message if message is None else self.convert_piece(message)
 
     def _look(self, data: bytes) -> None:
         begin = self._begin = ((self._begin or b"") + data)[:_LONGEST]
@@ -147,6 +151,12 @@ class LineInbox(Inbox):
             undecided |= any(one.startswith(begin) for one in beginnings)
         if self._other is not None or not undecided:
             self._begin = None
+
+    def _refuse(self) -> None:
+        if self._other is not None:
+            other, self._other = self._other, None
+            self.close()
+            raise OtherProtocol(other)
 
     # -- messages
 
@@ -168,7 +178,7 @@ class LineInbox(Inbox):
         return message
 
     def convert_piece(self, piece: bytes) -> bytes:
-        """`convert` for a piece, which stays bytes."""
+        """`convert` for what stays bytes: a piece, or a message that a stream reads."""
         converted: bytes = LineInbox.convert(self, piece)
         return converted
 

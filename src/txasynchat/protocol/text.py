@@ -13,6 +13,7 @@ from typing import Any
 from typing_extensions import override
 
 from txasynchat.errors import MalformedMessage
+from txasynchat.protocol.inbox import Inbox
 from txasynchat.protocol.lines import Converting, LineInbox
 from txasynchat.protocol.outbox import Outbox
 from txasynchat.terminators import LineEnds
@@ -28,7 +29,7 @@ class TextInbox(LineInbox):
         encoding, errors: see `bytes.decode`; to be set at once.
     """
 
-    __slots__ = ("_decoder", "encoding", "errors")
+    __slots__ = ("_decoder", "_only_decodes", "encoding", "errors")
 
     encoding: str
     errors: str
@@ -38,6 +39,19 @@ class TextInbox(LineInbox):
         super()._prepare()
         # While an over-long message comes in parts, which may end inside a character.
         self._decoder: codecs.IncrementalDecoder | None = None
+        self._only_decodes = False
+
+    @override
+    def begin(self, line_ends: LineEnds, *, look: bool) -> None:
+        super().begin(line_ends, look=look)
+        self._only_decodes = self.whole and line_ends is LineEnds.EXACT and not look
+
+    @override
+    def receive(self, receiver: Any, data: bytes) -> None:
+        if self._only_decodes:
+            Inbox.receive(self, _Decoding(receiver, self), data)
+        else:
+            super().receive(receiver, data)
 
     @override
     def _through(self, receiver: Any) -> Any:
@@ -45,14 +59,16 @@ class TextInbox(LineInbox):
 
     @override
     def convert(self, message: bytes) -> str:
+        """Return *message* as text; raises what `decode` raises, or if it is refused as a line."""
+        return self.decode(super().convert(message))
+
+    def decode(self, message: bytes) -> str:
         """
         Return *message* as text.
 
         Raises:
-            MalformedMessage: it is not text in this encoding, or is refused as a line.
+            MalformedMessage: it is not text in this encoding.
         """
-        if self.line_ends is not LineEnds.EXACT:
-            message = super().convert(message)
         is_part = self._over_long is not None
         try:
             if not is_part and self._decoder is None:
@@ -67,6 +83,19 @@ class TextInbox(LineInbox):
         if not is_part:
             self._decoder = None
         return text
+
+
+class _Decoding(Converting):
+    # Where nothing else is to be done.
+
+    __slots__ = ()
+
+    _inbox: TextInbox
+
+    @override
+    def message_received(self, message: bytes) -> object:
+        result: object = self._receiver.message_received(self._inbox.decode(message))
+        return result
 
 
 class TextOutbox(Outbox):
