@@ -32,7 +32,6 @@ class Member(AsyncChat):
     def __init__(self, members: dict[str, "Member"]) -> None:
         self.members = members
         self.name = self.room = ""
-        self.line_end = b"\n"
 
     @override
     def handle_connect(self) -> None:
@@ -44,7 +43,6 @@ class Member(AsyncChat):
 
     @override
     def message_received(self, message: bytes) -> None:
-        self.line_end = self.matched_terminator
         # Nobody shall move the cursors of others.
         line = "".join(c for c in message.decode(errors="replace") if c.isprintable())
         if not line.startswith("/"):
@@ -106,7 +104,7 @@ class Member(AsyncChat):
         self.tell_room(f"* {self.name} joined {room}")
 
     def tell(self, text: str) -> None:
-        self.push(text.encode() + self.line_end)
+        self.push_line(text.encode())
 
     def tell_room(self, text: str) -> None:
         for member in list(self.members.values()):  # one that is cut off leaves it

@@ -42,6 +42,7 @@ from txasynchat import (
     ChatError,
     ChatFactory,
     Credentials,
+    LineEnds,
     MessageTooLong,
     Overflow,
     ServerOptions,
@@ -132,8 +133,12 @@ class Spool:
 
 class Receiver(AsyncChat):
     terminator = b"\r\n"
+    refuse_other_protocols = True
     max_message_length = COMMAND
     overflow = Overflow.SKIP  # behind a line that is too long the mail goes on
+    #: Others take a bare LF or CR for the end of a line, and what follows a dot there for commands:
+    #: passed on, one mail could smuggle in another.
+    line_ends = LineEnds.REJECT
 
     def __init__(self, relay: "Relay", size: int, options: ServerOptions | None) -> None:
         self.relay = relay
@@ -149,7 +154,7 @@ class Receiver(AsyncChat):
         self.eightbit = False
 
     def reply(self, text: str) -> None:
-        self.push(text.encode() + b"\r\n")
+        self.push_line(text.encode())
 
     @override
     def handle_connect(self) -> None:
@@ -181,6 +186,10 @@ class Receiver(AsyncChat):
             self.reply("500 line too long")
 
     @override
+    def handle_error(self) -> None:
+        self.reply("521 that is no line" if self.close_reason else "421 something is wrong here")
+
+    @override
     async def message_received(self, message: bytes) -> None:
         if self.file is None:
             self.command(message)
@@ -194,7 +203,7 @@ class Receiver(AsyncChat):
     def command(self, line: bytes) -> None:
         verb, _, argument = line.decode("ascii", "replace").partition(" ")
         do = getattr(self, f"do_{verb.lower()}", None)
-        if do is None or not line.isascii() or b"\r" in line or b"\n" in line:
+        if do is None or not line.isascii():
             self.reply("500 no such command")
         else:
             do(argument)
@@ -294,10 +303,6 @@ class Receiver(AsyncChat):
     # -- the mail itself
 
     def text_line(self, file: BinaryIO, line: bytes) -> None:
-        # Others take a bare LF or CR for the end of a line, and what follows a dot there for commands:
-        # passed on, one mail could smuggle in another.
-        if b"\n" in line or b"\r" in line:
-            self.refuse("550 a line ends with CRLF, and has no other CR or LF")
         line = line.removeprefix(b".")
         self.length += len(line) + 2
         if self.length > self.size:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from txasynchat._lazy import on_first_use
 
 if TYPE_CHECKING:  # ``X as X``: for type checkers, X is public
-    from txasynchat.clients import connect as connect, reconnecting as reconnecting  # noqa: I001 - joined
+    from txasynchat.broadcast import Broadcast as Broadcast, Slow as Slow  # noqa: I001 - joined
+    from txasynchat.clients import connect as connect, reconnecting as reconnecting
     from txasynchat.compat import install as install, uninstall as uninstall
     from txasynchat.connections import Connections as Connections
     from txasynchat.errors import (
@@ -30,6 +31,7 @@ if TYPE_CHECKING:  # ``X as X``: for type checkers, X is public
         ListenError as ListenError,
         MalformedMessage as MalformedMessage,
         MessageTooLong as MessageTooLong,
+        OtherProtocol as OtherProtocol,
         PeerError as PeerError,
         ProducerError as ProducerError,
         ProgramStopped as ProgramStopped,
@@ -48,6 +50,7 @@ if TYPE_CHECKING:  # ``X as X``: for type checkers, X is public
     from txasynchat.server import ChatFactory as ChatFactory, Server as Server
     from txasynchat.terminators import (
         LengthPrefix as LengthPrefix,
+        LineEnds as LineEnds,
         Netstring as Netstring,
         Terminator as Terminator,
     )
@@ -63,19 +66,21 @@ __version__ = "0.1.0"
 
 # What each module is loaded for.
 _NAMES = {
+    "broadcast": "Broadcast Slow",
     "clients": "connect reconnecting",
     "compat": "install uninstall",
     "connections": "Connections",
     "errors": "CertificateRejected ChatError CloseTimedOut ConnectTimedOut ConnectionReset"
     " CredentialsError HandshakeFailed IncompleteMessage ListenError MalformedMessage MessageTooLong"
-    " PeerError ProducerError ProgramStopped StoppedByServer TLSError UnsentLimitExceeded",
+    " OtherProtocol PeerError ProducerError ProgramStopped StoppedByServer TLSError"
+    " UnsentLimitExceeded",
     "framing": "Framer Overflow",
     "outputqueue": "OutputQueue",
     "producers": "FileProducer simple_producer",
     "program": "CannotStart Program serve",
     "protocol": "AsyncChat State Stream",
     "server": "ChatFactory Server",
-    "terminators": "LengthPrefix Netstring Terminator",
+    "terminators": "LengthPrefix LineEnds Netstring Terminator",
     "tls": "ClientOptions Credentials Leftovers ServerOptions TLSInfo",
 }
 __all__ = [name for names in _NAMES.values() for name in names.split()]

@@ -84,6 +84,21 @@ class IncompleteMessage(PeerError, EOFError):
         self.partial, self.count = partial, len(partial)
 
 
+class OtherProtocol(PeerError):
+    """
+    The peer speaks another protocol than this one; see `AsyncChat.refuse_other_protocols`.
+
+    Attributes:
+        protocol: ``"HTTP"`` or ``"TLS"``.
+    """
+
+    _text = "the peer speaks {protocol}, and is refused"
+
+    def __init__(self, protocol: str) -> None:
+        super().__init__(protocol)
+        self.protocol = protocol
+
+
 class UnsentLimitExceeded(PeerError):
     """
     The peer reads too slowly: more bytes wait to be sent than `max_unsent` allows.

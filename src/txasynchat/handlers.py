@@ -141,6 +141,7 @@ _CHECKED = (
     "pause",
     "pipe_to",
     "push",
+    "push_line",
     "push_with_producer",
     "registerProducer",
     "resume",
@@ -148,6 +149,7 @@ _CHECKED = (
     "start_tls",
     "unread",
     "unregisterProducer",
+    "withdraw",
     "write",
 )
 

@@ -179,6 +179,23 @@ class OutputQueue:
         """Forget the bytes that were pushed last, of which nothing was taken."""
         self.size -= len(self._items.pop())
 
+    def withdraw(self, data: bytes) -> bool:
+        """
+        Forget *data*, the object that was pushed, if nothing of it was taken; return whether it was so.
+
+        Where it was pushed more than once, the oldest is meant.
+        """
+        items = self._items
+        for index in range(self._next + (self._offset > 0), len(items)):
+            if items[index] is data:
+                del items[index]
+                self.size -= len(data)
+                if self._next == len(items):
+                    items.clear()
+                    self._next = 0
+                return True
+        return False
+
     def push_producer(self, producer: Any) -> None:
         """
         Append a producer that is asked for its bytes; close it at once if `closing`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import functools
 import itertools
 import re
@@ -15,6 +16,7 @@ from txasynchat.errors import MalformedMessage
 __all__ = [
     "Expected",
     "LengthPrefix",
+    "LineEnds",
     "Netstring",
     "Terminator",
     "check_terminator",
@@ -213,6 +215,23 @@ def _read_varint(buffer: bytes, position: int) -> tuple[int, int] | None:
     if shift == 7 * _VARINT_SIZE:
         raise MalformedMessage(f"a varint has more than {_VARINT_SIZE} bytes")
     return None
+
+
+class LineEnds(enum.Enum):
+    r"""
+    What becomes of a CR, an LF or a NUL inside a line.
+
+    That is a message whose terminator is ``b"\r\n"``, ``b"\n"`` or a tuple of both. Other messages,
+    such as a number of bytes, are never changed.
+    """
+
+    #: It is a byte like any other.
+    EXACT = "exact"
+    #: Either line end ends a line, whichever of them was set; ``matched_terminator`` tells
+    #: which it was. A bare CR, or a NUL, becomes a space.
+    NORMALISE = "normalise"
+    #: The line is a `MalformedMessage`: ``handle_error`` is called, and the connection closes.
+    REJECT = "reject"
 
 
 #: What may end a message: a delimiter; a number of bytes; nothing (`None`, ``b""`` or ``0``: collect

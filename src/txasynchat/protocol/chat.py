@@ -36,7 +36,7 @@ from txasynchat import endings, errors, ranges, transports
 from txasynchat.framing import Overflow
 from txasynchat.handlers import check_threads
 from txasynchat.producers import Buffer
-from txasynchat.protocol import closing, reports, settings, text
+from txasynchat.protocol import closing, lines, reports, settings, text
 from txasynchat.protocol.awaiting import CANCELLED, Awaiting
 from txasynchat.protocol.draining import AT_ONCE
 from txasynchat.protocol.hooks import Hooks
@@ -198,7 +198,8 @@ class AsyncChat(Hooks, Protocol):
 
         Raises:
             TypeError, ValueError: ``terminator`` is not a terminator, or is a number above
-                `max_message_length`; ``encoding`` is not one; or a setting is out of its range.
+                `max_message_length`; ``encoding`` or ``line_ends`` is not one; or a setting is out of
+                its range.
         """
         super().__init_subclass__(**arguments)
         ranges.check_class(cls, ranges.HANDLER)
@@ -207,6 +208,7 @@ class AsyncChat(Hooks, Protocol):
         cls._hears_of_drain = cls.handle_drained is not Hooks.handle_drained
         settings.check_terminator_of(cls)
         text.check_encoding(cls.__qualname__, cls.encoding, cls.encoding_errors)
+        lines.check_line_ends(cls.__qualname__, cls.line_ends)
 
     @classmethod
     def _set_up(cls) -> None:
@@ -214,12 +216,13 @@ class AsyncChat(Hooks, Protocol):
         Prepare the class for its first connection, after decorators such as ``dataclass``; and again
         when a setting was assigned to the class later.
         """
-        names = "terminator", "max_message_length", "overflow", "encoding"
+        names = "terminator", "max_message_length", "overflow", "encoding", "line_ends"
         if settings.restore(cls, AsyncChat, names):
             cls._computes = True
         if "_begins_with" not in cls.__dict__:
             reports.unheard_hooks(cls._log, cls)
         text.check_encoding(cls.__qualname__, cls.encoding, cls.encoding_errors)
+        lines.check_line_ends(cls.__qualname__, cls.line_ends)
         cls._begins_with = (cls.terminator, cls.max_message_length, cls.overflow, cls.encoding)
 
     # -- IProtocol: called by the transport
@@ -480,6 +483,45 @@ class AsyncChat(Hooks, Protocol):
                 raise
         self._pushed()
 
+    def push_line(self, line: Buffer | str) -> None:
+        """
+        `push` one line, and the delimiter behind it.
+
+        That is the terminator, or the class's, where the one in force is no delimiter. Of a tuple it is
+        `matched_terminator`, so that an answer ends as the peer ends its lines; before there was one,
+        the first.
+
+        Args:
+            line: without its end; bytes-like or, where the class has an `encoding`, text.
+
+        Raises:
+            TypeError: *line* is anything else.
+            ValueError: *line* contains the delimiter, so that it would be several lines; or, where
+                that is a line end, any CR or LF. Or there is no delimiter. Nothing is sent.
+        """
+        matched = self._inbox.matched
+        ends = lines.delimiters(self._inbox.chosen) or lines.delimiters(type(self).terminator)
+        if not ends:
+            raise ValueError(f"{type(self).__qualname__} has no delimiter to end a line with")
+        data = bytes(memoryview(self._outbox.encoded(line)))
+        lines.check_line(data, ends)
+        self.push(data + (matched if matched in ends else ends[0]))
+
+    def withdraw(self, data: bytes) -> bool:
+        """
+        Forget what was pushed and need not be sent any more, such as a state that has changed since.
+
+        Args:
+            data: the very object that was given to `push`; the oldest, if it was given more than once.
+
+        Returns:
+            whether it is forgotten; not, if some of it is with the transport.
+        """
+        withdrawn = self._outbox.withdraw(data)
+        if withdrawn:
+            self._pushed()
+        return withdrawn
+
     def push_with_producer(
         self,
         producer: Producer | Buffer | interfaces.IPushProducer | interfaces.IPullProducer,
@@ -614,10 +656,15 @@ class AsyncChat(Hooks, Protocol):
         self._close_requested = True
         self._close()
 
-    def abort(self) -> None:
-        """Close now; what is queued is lost, and `handle_close` is not called."""
+    def abort(self, reason: errors.PeerError | None = None) -> None:
+        """
+        Close now; what is queued is lost, and `handle_close` is not called.
+
+        Args:
+            reason: what the peer did; it is logged, and is the `close_reason`.
+        """
         self._close_requested = True
-        self._abort()
+        self._abort(reason)
 
     def start_tls(self, options: Any, *, leftovers: Leftovers = Leftovers.REJECT) -> None:
         """
@@ -887,6 +934,12 @@ class AsyncChat(Hooks, Protocol):
     def _failed(self) -> None:
         """Log the exception that is being handled, ask `handle_error`, and close."""
         error = sys.exc_info()[1]
+        if isinstance(error, errors.OtherProtocol):
+            self._inbox.discarded = True
+            self._report(error)
+            self.push(lines.ANSWERS[error.protocol])
+            self._close()
+            return
         if isinstance(error, errors.MalformedMessage):
             self._is_malformed(error)
         else:

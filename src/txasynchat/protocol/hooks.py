@@ -9,8 +9,10 @@ from twisted.logger import Logger
 from txasynchat.framing import Overflow
 from txasynchat.protocol import settings
 from txasynchat.protocol.inbox import Inbox
+from txasynchat.protocol.lines import LineInbox
 from txasynchat.protocol.outbox import Phase
 from txasynchat.protocol.text import TextInbox
+from txasynchat.terminators import LineEnds
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -26,10 +28,13 @@ if TYPE_CHECKING:
 __all__ = ["Hooks"]
 
 
-def _refuse_encoding(chat: Hooks, value: object) -> None:
-    if value != chat.encoding:
-        cls = type(chat).__qualname__
-        raise TypeError(f"encoding belongs to the class: write {cls}.encoding = {value!r}")
+def _of_the_class(name: str) -> Callable[[Any, Any], None]:
+    def refuse(chat: Hooks, value: object) -> None:
+        if value != getattr(chat, name):
+            cls = type(chat).__qualname__
+            raise TypeError(f"{name} belongs to the class: write {cls}.{name} = {value!r}")
+
+    return refuse
 
 
 class Hooks:
@@ -52,10 +57,17 @@ class Hooks:
     #: The encoding of whole messages, as ``"utf-8"``: `message_received` gets text, and `push` takes
     #: it, too. None for bytes. Belongs to the class. A message that is not text in it is a
     #: `MalformedMessage`, which closes the connection.
-    encoding: str | None = settings.setting(None, "encoding", assign=_refuse_encoding)
+    encoding: str | None = settings.setting(None, "encoding", assign=_of_the_class("encoding"))
     #: What becomes of bytes that are not text: ``"replace"``, ``"surrogateescape"`` and whatever else
     #: `bytes.decode` and `str.encode` know as ``errors``. Belongs to the class.
     encoding_errors: str = "strict"
+    #: What becomes of a CR, LF or NUL inside a line. Belongs to the class.
+    line_ends: LineEnds = settings.setting(
+        LineEnds.EXACT, "line_ends", assign=_of_the_class("line_ends")
+    )
+    #: A connection that begins as HTTP or TLS do is answered in that protocol and closed, with one line
+    #: in the log; see `OtherProtocol`. No whole message of it is delivered. Belongs to the class.
+    refuse_other_protocols: bool = False
     #: Bytes waiting to be sent above which delivery and reading stop; None for never.
     high_water: int | None = 65_536
     #: Bytes waiting to be sent at or below which they go on.
@@ -88,7 +100,10 @@ class Hooks:
         if cls._computes:  # read when the connection is made
             limit = Hooks.max_message_length if isinstance(limit, property) else limit
             overflow = Hooks.overflow if isinstance(overflow, property) else overflow
+        line_ends, look = cls.line_ends, cls.refuse_other_protocols
         kind = Inbox if encoding is None else TextInbox
+        if kind is Inbox and (look or line_ends is not LineEnds.EXACT):
+            kind = LineInbox
         inbox = kind(
             terminator,
             limit=limit,
@@ -98,6 +113,8 @@ class Hooks:
         )
         if isinstance(inbox, TextInbox):
             inbox.encoding, inbox.errors = encoding, cls.encoding_errors
+        if isinstance(inbox, LineInbox):
+            inbox.begin(line_ends, look=look)
         return inbox
 
     # -- asynchat: where messages end
@@ -163,7 +180,7 @@ class Hooks:
 
     #: The terminator in force; in a class body, or as a field of a dataclass, the one that a connection
     #: begins with. Assigning it is `set_terminator`, reading it `get_terminator`.
-    terminator: Any = settings.setting(None, "terminator", assign=set_terminator)
+    terminator: Any = settings.setting(None, "chosen", assign=set_terminator)
 
     def get_terminator(self) -> Any:
         """
@@ -171,7 +188,7 @@ class Hooks:
 
         A subclass may override this; it is then asked on each round, as in ``asynchat``.
         """
-        return self._inbox.terminator
+        return self._inbox.chosen
 
     @settings.shown
     def matched_terminator(self) -> bytes:

@@ -18,6 +18,7 @@ from typing_extensions import override
 
 from txasynchat.errors import MalformedMessage
 from txasynchat.framing import Framer
+from txasynchat.terminators import LineEnds
 
 __all__ = ["LOW", "Inbox"]
 
@@ -60,6 +61,13 @@ class Inbox(Framer):
 
     #: Of its messages; see `txasynchat.protocol.text`.
     encoding: str | None = None
+    #: Of its lines; see `txasynchat.protocol.lines`.
+    line_ends = LineEnds.EXACT
+
+    @property
+    def chosen(self) -> Any:
+        """The terminator as it was set; see `txasynchat.protocol.lines`."""
+        return self.terminator
 
     @override
     def _prepare(self) -> None:

@@ -116,6 +116,10 @@ class Outbox(OutputQueue):
         else:
             self.push_producer(producer)
 
+    def encoded(self, data: Any) -> Any:
+        """Return *data* as bytes, where it is text and this takes text."""
+        return data
+
     def length(self, data: Any) -> int:
         """Return how many bytes *data* is, which may be whatever `push` takes."""
         return memoryview(data).nbytes

@@ -8,31 +8,28 @@ A handler without an encoding has neither, so they cost it nothing.
 from __future__ import annotations
 
 import codecs
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from typing_extensions import override
 
 from txasynchat.errors import MalformedMessage
 from txasynchat.protocol.inbox import Inbox
+from txasynchat.protocol.lines import Converting, LineInbox
 from txasynchat.protocol.outbox import Outbox
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from txasynchat.errors import MessageTooLong
+from txasynchat.terminators import LineEnds
 
 __all__ = ["TextInbox", "TextOutbox", "check_encoding"]
 
 
-class TextInbox(Inbox):
+class TextInbox(LineInbox):
     """
-    An `Inbox` that decodes whole messages; pieces stay bytes, because one may end inside a character.
+    An inbox that decodes whole messages; pieces stay bytes, because one may end inside a character.
 
     Attributes:
         encoding, errors: see `bytes.decode`; to be set at once.
     """
 
-    __slots__ = ("_decoder", "encoding", "errors")
+    __slots__ = ("_decoder", "_only_decodes", "encoding", "errors")
 
     encoding: str
     errors: str
@@ -42,16 +39,28 @@ class TextInbox(Inbox):
         super()._prepare()
         # While an over-long message comes in parts, which may end inside a character.
         self._decoder: codecs.IncrementalDecoder | None = None
+        self._only_decodes = False
+
+    @override
+    def begin(self, line_ends: LineEnds, *, look: bool) -> None:
+        super().begin(line_ends, look=look)
+        self._only_decodes = self.whole and line_ends is LineEnds.EXACT and not look
 
     @override
     def receive(self, receiver: Any, data: bytes) -> None:
-        through: Any = _Decoding(receiver, self) if self.whole else receiver
-        super().receive(through, data)
+        if self._only_decodes:
+            Inbox.receive(self, _Decoding(receiver, self), data)
+        else:
+            super().receive(receiver, data)
 
     @override
-    def deliver(self, receiver: Any, get_terminator: Callable[[], Any] | None = None) -> None:
-        through: Any = _Decoding(receiver, self) if self.whole else receiver
-        super().deliver(through, get_terminator)
+    def _through(self, receiver: Any) -> Any:
+        return Converting(receiver, self) if self.whole else super()._through(receiver)
+
+    @override
+    def convert(self, message: bytes) -> str:
+        """Return *message* as text; raises what `decode` raises, or if it is refused as a line."""
+        return self.decode(super().convert(message))
 
     def decode(self, message: bytes) -> str:
         """
@@ -76,25 +85,17 @@ class TextInbox(Inbox):
         return text
 
 
-class _Decoding:
-    # Takes the receiver's place for one delivery; kept longer, it would be part of a cycle.
+class _Decoding(Converting):
+    # Where nothing else is to be done.
 
-    __slots__ = ("_inbox", "_receiver")
+    __slots__ = ()
 
-    def __init__(self, receiver: Any, inbox: TextInbox) -> None:
-        self._receiver = receiver
-        self._inbox = inbox
+    _inbox: TextInbox
 
+    @override
     def message_received(self, message: bytes) -> object:
         result: object = self._receiver.message_received(self._inbox.decode(message))
         return result
-
-    def overflowed(self, error: MessageTooLong) -> object:
-        result: object = self._receiver.overflowed(error)
-        return result
-
-    def hook_returned(self, result: object) -> None:
-        self._receiver.hook_returned(result)
 
 
 class TextOutbox(Outbox):
@@ -108,13 +109,14 @@ class TextOutbox(Outbox):
 
     @override
     def push(self, data: Any) -> None:
-        super().push(self._encoded(data))
+        super().push(self.encoded(data))
 
     @override
     def length(self, data: Any) -> int:
-        return super().length(self._encoded(data))
+        return super().length(self.encoded(data))
 
-    def _encoded(self, data: Any) -> Any:
+    @override
+    def encoded(self, data: Any) -> Any:
         return data.encode(self._encoding, self._errors) if isinstance(data, str) else data
 
 
