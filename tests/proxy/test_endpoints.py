@@ -48,6 +48,9 @@ from txasynchat.tls import ClientOptions
 from txasynchat.tls.pending import Pending, network_of
 from txasynchat.twistd import Options, makeService
 
+# Twisted passes pyOpenSSL's own certificates to pyOpenSSL, which deprecates them.
+pytestmark = pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")
+
 SECONDS = 20
 PROXIED = Proxied(source=("192.0.2.7", 4711), destination=("198.51.100.1", 80))
 WITH_TLV = Proxied(
@@ -110,6 +113,7 @@ ENDPOINTS = {
     "unix": "proxy:unix:{path}:from=unix",
     "header in the clear, then secure:": "secure:proxy:tcp:0:interface=127.0.0.1"
     ":from=10.0.0.0/8,127.0.0.1:certificate={pem}",
+    "header within secure, by ssl:": "proxy:ssl:0:interface=127.0.0.1:privateKey={pem}:from=127.0.0.1",
     "header within secure:": "proxy:secure:tcp:0:interface=127.0.0.1"
     ":certificate={pem}:from=127.0.0.1",
 }
