@@ -47,6 +47,12 @@ if TYPE_CHECKING:  # ``X as X``: for type checkers, X is public
     )
     from txasynchat.program import CannotStart as CannotStart, Program as Program, serve as serve
     from txasynchat.protocol import AsyncChat as AsyncChat, State as State, Stream as Stream
+    from txasynchat.proxy import (
+        Proxied as Proxied,
+        ProxyClientEndpoint as ProxyClientEndpoint,
+        ProxyOptions as ProxyOptions,
+        ProxyServerEndpoint as ProxyServerEndpoint,
+    )
     from txasynchat.server import ChatFactory as ChatFactory, Server as Server
     from txasynchat.terminators import (
         LengthPrefix as LengthPrefix,
@@ -79,6 +85,7 @@ _NAMES = {
     "producers": "FileProducer simple_producer",
     "program": "CannotStart Program serve",
     "protocol": "AsyncChat State Stream",
+    "proxy": "Proxied ProxyClientEndpoint ProxyOptions ProxyServerEndpoint",
     "server": "ChatFactory Server",
     "terminators": "LengthPrefix LineEnds Netstring Terminator",
     "tls": "ClientOptions Credentials Leftovers ServerOptions TLSInfo",

@@ -17,13 +17,13 @@ escaped: ``secure:tcp\:8443:certificate=server.pem``.
 
 from __future__ import annotations
 
-import inspect
 import re
+from inspect import signature
 from typing import TYPE_CHECKING, Any, cast
 
 from twisted.application._client_service import _ReconnectingProtocolProxy
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
-from twisted.internet.endpoints import clientFromString, quoteStringArgument
+from twisted.internet.endpoints import clientFromString
 from twisted.internet.error import NoProtocol
 from twisted.internet.interfaces import (
     IOpenSSLClientConnectionCreator,
@@ -39,15 +39,13 @@ from zope.interface import implementer
 
 from txasynchat import transports
 from txasynchat.errors import ChatError, HandshakeFailed
-from txasynchat.listening import parse
+from txasynchat.listening import parse, split
 from txasynchat.ranges import TLS
 from txasynchat.tls.certificates import Credentials
 from txasynchat.tls.factory import TLSFactory
 from txasynchat.tls.options import ClientCertificate, ClientOptions, ServerOptions, Version
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from twisted.internet.interfaces import IProtocolFactory
     from twisted.internet.protocol import Factory
 
@@ -355,7 +353,7 @@ def parse_server(reactor: Any, *arguments: str, **words: str) -> SecureServerEnd
     Raises:
         ValueError: the string is wrong, or the inner one is; `CredentialsError` is one of these.
     """
-    inner, ours = _split(server_options, arguments, words)
+    inner, ours = split("secure", signature(server_options).parameters, arguments, words)
     if "certificate" not in ours:
         raise ValueError("secure: needs certificate=")
     return SecureServerEndpoint(reactor, parse(reactor, inner), server_options(**ours))
@@ -368,32 +366,13 @@ def parse_client(reactor: Any, *arguments: str, **words: str) -> SecureClientEnd
     Raises:
         ValueError: the string is wrong, or the inner one is; `CredentialsError` is one of these.
     """
-    inner, ours = _split(client_options, arguments, words)
+    inner, ours = split("secure", signature(client_options).parameters, arguments, words)
     if "hostname" not in ours:
         host = re.match(r"(?:hub:)?tcp:((?:[^:\\]|\\.)+)", inner)
         if host is None:
             raise ValueError("secure: needs hostname= where the inner string is not tcp:host:port")
         ours["hostname"] = re.sub(r"\\(.)", r"\1", host[1])
     return SecureClientEndpoint(reactor, clientFromString(reactor, inner), client_options(**ours))
-
-
-def _split(
-    options: Callable[..., object], arguments: tuple[str, ...], words: dict[str, str]
-) -> tuple[str, dict[str, str]]:
-    """Return the inner endpoint's string, and our own arguments."""
-    first = next(iter(words), "")
-    if not arguments and ":" in first:
-        # An inner string that was written as one argument, and that Twisted split at its first "=".
-        arguments = (f"{first}={words.pop(first)}",)
-    if not arguments:
-        raise ValueError("secure: needs another endpoint behind it, as in secure:tcp:8443")
-    ours = {
-        name: words.pop(name) for name in inspect.signature(options).parameters if name in words
-    }
-    if len(arguments) > 1:
-        arguments = tuple(map(quoteStringArgument, arguments))
-    theirs = (f"{name}={quoteStringArgument(value)}" for name, value in words.items())
-    return ":".join((*arguments, *theirs)), ours
 
 
 def _protocols(text: str) -> tuple[bytes, ...]:

@@ -211,6 +211,52 @@ class CredentialsError(ChatError, ValueError):
         self.source, self.reason = source, reason
 
 
+class ProxyError(PeerError):
+    """The base of what is wrong with a connection that a proxy should introduce; nobody serves it."""
+
+
+class MalformedProxyHeader(ProxyError):
+    """
+    The connection does not begin with a header of the PROXY protocol, or with one that is wrong.
+
+    Attributes:
+        problem: what is wrong with it; it has nothing that the peer sent but numbers.
+    """
+
+    _text = "not a PROXY header: {problem}"
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem)
+        self.problem = problem
+
+
+class TruncatedProxyHeader(ProxyError):
+    """The connection ended within the header."""
+
+    _text = "the connection ended within its PROXY header"
+
+
+class ProxyHeaderTimedOut(ProxyError):
+    """
+    The header was not complete in time.
+
+    Attributes:
+        limit: the limit in force, in seconds.
+    """
+
+    _text = "PROXY header not complete after {limit:g} s"
+
+    def __init__(self, limit: float) -> None:
+        super().__init__(limit)
+        self.limit = limit
+
+
+class UntrustedProxy(ProxyError):
+    """Somebody connected who is in none of the networks that proxies connect from."""
+
+    _text = "not one of the proxies that are trusted here; see from= or --proxy-from"
+
+
 class TLSError(PeerError):
     """The base of what goes wrong between two ends of TLS."""
 

@@ -20,16 +20,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from twisted.internet import unix
-from twisted.internet.endpoints import AdoptedStreamServerEndpoint, serverFromString
+from twisted.internet.endpoints import (
+    AdoptedStreamServerEndpoint,
+    quoteStringArgument,
+    serverFromString,
+)
 from twisted.internet.error import AlreadyListened
 
 from txasynchat.errors import CredentialsError, ListenError
 from txasynchat.transports import Lent
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
 
-__all__ = ["Listens", "make_endpoint", "parse", "unlock", "why"]
+__all__ = ["Listens", "make_endpoint", "parse", "split", "unlock", "why"]
 
 # What an endpoint of each kind looks like.
 _FORMS = {
@@ -40,7 +46,7 @@ _FORMS = {
     "systemd": "systemd:domain=INET:index=0",
 }
 # Prefixes of another endpoint's description.
-_AROUND = re.compile(r"((secure|haproxy|hub):)*")
+_AROUND = re.compile(r"((secure|haproxy|proxy|hub):)*")
 
 
 class Listens(Protocol):
@@ -133,6 +139,34 @@ class _LentPort(Lent, unix.Port):
     """Twisted's port on a Unix socket that was lent."""
 
 
+def split(
+    prefix: str, names: Iterable[str], arguments: tuple[str, ...], words: dict[str, str]
+) -> tuple[str, dict[str, str]]:
+    """
+    Split a description that Twisted has split already: into the inner one, and our own arguments.
+
+    Args:
+        prefix: the one before it, without its colon.
+        names: of our own arguments.
+        arguments: what Twisted made of the rest, up to the first word.
+        words: what it made of the words.
+
+    Raises:
+        ValueError: there is no inner one.
+    """
+    first = next(iter(words), "")
+    if not arguments and ":" in first:
+        # An inner string that was written as one argument, and that Twisted split at its first "=".
+        arguments = (f"{first}={words.pop(first)}",)
+    if not arguments:
+        raise ValueError(f"{prefix}: needs another endpoint behind it, as in {prefix}:tcp:8443")
+    ours = {name: words.pop(name) for name in names if name in words}
+    if len(arguments) > 1:
+        arguments = tuple(map(quoteStringArgument, arguments))
+    theirs = (f"{name}={quoteStringArgument(value)}" for name, value in words.items())  # type: ignore[no-untyped-call] # Twisted's
+    return ":".join((*arguments, *theirs)), ours
+
+
 def unlock(reactor: Any, error: Any) -> None:
     """
     Release the lock on the Unix socket that could not be bound according to *error*.
@@ -220,9 +254,12 @@ def _tcp(host: object, port: object) -> str:
 
 
 def _like(description: str, form: str) -> str:
-    # *form* behind the ``secure:`` and ``haproxy:`` that *description* begins with.
+    # *form* behind the ``secure:`` and ``proxy:`` that *description* begins with.
     around = _AROUND.match(description)[0]  # type: ignore[index] # it matches nothing, too
-    return f"{around}{form}:certificate=cert.pem" if "secure" in around else around + form
+    ours = around.split(":")
+    secure = ":certificate=cert.pem" if "secure" in ours else ""
+    proxy = ":from=10.0.0.0/8" if "proxy" in ours else ""
+    return f"{around}{form}{secure}{proxy}"
 
 
 def _not_bound(error: Any) -> str:

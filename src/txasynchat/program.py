@@ -7,6 +7,7 @@ A server as a program: what it logs when it starts, and how it ends if it cannot
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,8 @@ class Program(Server):
 
     Args:
         reactor, factory, endpoints, stop_timeout, transport: see `Server`.
+        proxy_from: networks of proxies; every connection begins with a header of theirs, as behind
+            ``proxy:``. *endpoints* are descriptions then.
         what: what is served, in a word or two; by default the name of the handler.
         detached: nobody reads standard error any more; a reason not to start goes to the log.
         announce: print ``listening on PLACE`` on standard output too, a line for each endpoint, once
@@ -71,12 +74,16 @@ class Program(Server):
         detached: bool = False,
         transport: str = "twisted",
         announce: bool = False,
+        proxy_from: Iterable[str] = (),
     ) -> None:
         served = getattr(factory, "handler", factory)
         self.what = what or getattr(served, "__name__", type(served).__name__)
         self.detached = detached
         self.announce = announce
+        networks = [proxy_from] if isinstance(proxy_from, str) else list(proxy_from)
         try:
+            if networks:
+                endpoints = [_behind(networks, each) for each in endpoints]
             super().__init__(
                 reactor, factory, endpoints, stop_timeout=stop_timeout, transport=transport
             )
@@ -120,6 +127,7 @@ def serve(
     stop_timeout: float | None = STOP_TIMEOUT,
     transport: str = "hub",
     announce: bool = False,
+    proxy_from: Iterable[str] = (),
 ) -> None:
     """
     Serve until SIGINT or SIGTERM; for a script's last line.
@@ -134,6 +142,7 @@ def serve(
         stop_timeout: seconds that connections have to finish at the end; None for no limit.
         transport: what carries the connections, as `Server` takes it.
         announce: print ``listening on 127.0.0.1:PORT``, flushed, on standard output, as `Program` does.
+        proxy_from: networks of proxies, as `Program` takes them.
 
     Raises:
         CannotStart: an endpoint cannot be listened on; uncaught, it ends the script with one line.
@@ -151,10 +160,24 @@ def serve(
         stop_timeout=stop_timeout,
         transport=transport,
         announce=announce,
+        proxy_from=proxy_from,
     )
     program.startService()
     loop.addSystemEventTrigger("before", "shutdown", program.stopService)
     loop.run()
+
+
+def _behind(networks: list[str], endpoint: Any) -> str:
+    from txasynchat.proxy.endpoints import behind_proxies  # noqa: PLC0415 - loaded by those who use it
+
+    if not isinstance(endpoint, str):
+        raise CannotStart(
+            f"proxy_from is for descriptions; put ProxyServerEndpoint around {endpoint!r:.80}"
+        )
+    try:
+        return behind_proxies(endpoint, networks)
+    except ValueError as error:
+        raise CannotStart(f"cannot listen on {endpoint!r} for proxies: {error}") from None
 
 
 def _is_logging() -> bool:
@@ -187,6 +210,8 @@ def _host_and_port(host: str, port: int) -> str:
 def _hint(description: str, address: IAddress) -> str:
     # How a person may talk to *address*, with a program that this machine has.
     secure = description.startswith(("secure:", "ssl:", "tls:"))
+    if re.match("(secure:)*(ha)?proxy:", description):
+        return ""  # a person would have to type a header
     if isinstance(address, UNIXAddress) and address.name:
         client = "openssl s_client -quiet -unix" if secure else "nc -U"
         return f"; try: {client} {_place(address)}"

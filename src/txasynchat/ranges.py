@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["HANDLER", "STOPPING", "TLS", "Range", "check_all", "check_class", "check_owner"]
+__all__ = [
+    "HANDLER",
+    "PROXY",
+    "STOPPING",
+    "TLS",
+    "Range",
+    "check_all",
+    "check_class",
+    "check_owner",
+]
 
 #: Eleven days: anything longer may as well be for ever, and `select` cannot wait longer.
 LONGEST_SECONDS = 1_000_000
@@ -111,6 +120,11 @@ TLS: Mapping[str, Range] = {
     "flush_timeout": _seconds(),
     "max_handshakes": _count(1, optional=True),
     "max_pending": _count(1, optional=True),
+}
+#: Those of `ProxyOptions`, and of ``proxy:`` strings.
+PROXY: Mapping[str, Range] = {
+    "timeout": _seconds(optional=True),
+    "longest": _count(536, 65_551),
 }
 #: The ``stop_timeout`` of a `Server`.
 STOPPING = Range(0, LONGEST_SECONDS, optional=True)

@@ -54,6 +54,7 @@ __all__ = [
     "TLSBase",
     "abort",
     "accept_fewer",
+    "address_of",
     "can_half_close",
     "closes_by_itself",
     "end_sending",
@@ -473,6 +474,14 @@ def peer_address(transport: Any) -> Any:
         ``getPeer()`` returns; None if it has no address, as for a process or a serial port.
     """
     return _as_socket_would(transport.getPeer)
+
+
+def address_of(name: Any) -> Any:
+    """Return Twisted's form of an address that is in the form of `peer_address`."""
+    if not isinstance(name, tuple):
+        return address.UNIXAddress(name or None)
+    cls = address.IPv6Address if len(name) == 4 else address.IPv4Address
+    return cls("TCP", *name)
 
 
 def own_address(transport: Any) -> Any:

@@ -80,8 +80,9 @@ class Options(usage.Options):
         super().__init__()  # type: ignore[no-untyped-call] # Twisted's, untyped
         self.update(dict.fromkeys(("handler", "max-message-length", "stop-timeout")))
         self.update(listen=[], transport="hub")
+        self["proxy-from"] = []
 
-    # What --help shows of these five is their docstrings.
+    # What --help shows of these six is their docstrings.
 
     def opt_handler(self, name: str) -> None:
         """
@@ -102,6 +103,13 @@ class Options(usage.Options):
         if name not in TRANSPORTS:
             raise CannotStart(f"--transport must be {' or '.join(TRANSPORTS)}, not {name!r}")
         self["transport"] = name
+
+    def opt_proxy_from(self, network: str) -> None:
+        """
+        NETWORK that proxies connect from, such as 10.0.0.0/8, or unix: each connection begins with
+        their PROXY header, and others are refused. May be repeated.
+        """
+        self["proxy-from"].append(network)
 
     def opt_max_message_length(self, count: str) -> None:
         """Bytes of the longest message; 0 for no limit. [default: what the handler says, or 16384]"""
@@ -146,6 +154,7 @@ def makeService(options: Options) -> Program:  # noqa: N802 - ServiceMaker looks
         stop_timeout=STOP_TIMEOUT if stop_timeout is None else stop_timeout,
         detached=detached,
         transport=options["transport"],
+        proxy_from=options["proxy-from"],
     )
 
 

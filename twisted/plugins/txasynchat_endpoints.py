@@ -1,5 +1,5 @@
 """
-The ``secure:`` and ``hub:`` endpoint strings; what they mean is imported when one is used.
+The ``secure:``, ``proxy:`` and ``hub:`` endpoint strings; what they mean is imported when one is used.
 """
 
 from typing import Any
@@ -33,6 +33,16 @@ class _Client:
 
 
 @implementer(IPlugin, IStreamServerEndpointStringParser)
+class _ProxyServer:
+    prefix = "proxy"
+
+    def parseStreamServer(self, reactor: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N802 Twisted's
+        from txasynchat.proxy.endpoints import parse_server  # noqa: PLC0415 listing imports nothing
+
+        return parse_server(reactor, *args, **kwargs)
+
+
+@implementer(IPlugin, IStreamServerEndpointStringParser)
 class _HubServer:
     prefix = "hub"
 
@@ -54,5 +64,6 @@ class _HubClient:
 
 hub_server = _HubServer()
 hub_client = _HubClient()
+proxy_server = _ProxyServer()
 secure_server = _Server()
 secure_client = _Client()

@@ -662,6 +662,8 @@ def _of_plain_socket(name: str) -> property:
     return property(lambda self: getattr(self._plain_socket, name))
 
 
+# Of a `ProxiedSocket`, like the addresses.
+TLSSocket.proxied = property(lambda self: getattr(self._plain_socket, "proxied", None))  # type: ignore[attr-defined] # as those below
 # Not by __getattr__: CPython then takes the long way to every attribute of the class.
 for _name in set(dir(socket.socket)).difference(dir(TLSSocket)):
     if not _name.startswith("_"):

@@ -174,6 +174,11 @@ class TransportSocket(Quiet):
             raise _error(errno.ENOTCONN)
         return self._peer
 
+    @property
+    def proxied(self) -> Any:
+        """What a proxy said of the connection, a `Proxied`; None if it comes by no proxy."""
+        return getattr(self.transport, "proxied", None)
+
     def getsockname(self) -> Any:
         """Return this side's address."""
         return self._host

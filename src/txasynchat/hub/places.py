@@ -49,7 +49,7 @@ SERVERS = ("tcp", "tcp6", "unix", "systemd")
 CLIENTS = ("tcp", "unix")
 
 # A server's description that ends in a socket, which the hub would serve.
-_SERVER = re.compile(rf"((?:(?:secure|haproxy):)*)(?=(?:{'|'.join(SERVERS)})\\?:)")
+_SERVER = re.compile(rf"((?:(?:secure|haproxy|proxy):)*)(?=(?:{'|'.join(SERVERS)})\\?:)")
 
 _log = Logger()
 

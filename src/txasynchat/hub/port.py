@@ -17,13 +17,13 @@ from twisted.internet import tcp, unix
 from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 from typing_extensions import override
-from zope.interface import Interface, implementer
+from zope.interface import Attribute, Interface, implementer
 
 from txasynchat.hub.pollers import READ
 from txasynchat.hub.shared import shared_hub
 from txasynchat.hub.transport import Connection, UNIXConnection
 from txasynchat.log import failure
-from txasynchat.transports import Lent
+from txasynchat.transports import Lent, address_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 else:
     _Port = object
 
-__all__ = ["ISocketFactory", "LentPort", "TCPPort", "UNIXPort"]
+__all__ = ["IIntroducer", "ISocketFactory", "LentPort", "TCPPort", "UNIXPort"]
 
 #: Connections that one event accepts at most.
 LARGEST_BATCH = 100
@@ -72,6 +72,22 @@ class ISocketFactory(Interface):
         Args:
             sock: non-blocking, close-on-exec.
             address: the peer's, as `socket.socket.accept` gives it.
+        """
+
+
+class IIntroducer(Interface):
+    """A factory that finds out first whose connections a port of a hub accepted."""
+
+    wrappedFactory = Attribute("The factory that serves them.")  # noqa: N815 Twisted's
+
+    def introduce(sock: socket.socket, address: Any, serve: Any) -> Any:  # noqa: N805 an interface
+        """
+        Find out about a connection, and then call *serve*; or close the socket.
+
+        Args:
+            sock: non-blocking, close-on-exec.
+            address: the peer's, as `socket.socket.accept` gives it.
+            serve: takes the socket to be served, and the address of whose connection it is.
         """
 
 
@@ -115,8 +131,13 @@ class _Accepting(_Port):  # type: ignore[misc] # see above
         if self._hub is None:
             self._number = self.fileno()
             self._accepted: Callable[[socket.socket, Any], None] | None = None
-            if ISocketFactory.providedBy(self.factory):
-                self._accepted = self.factory.socket_accepted
+            self._introduce: Any = None
+            self._factory = self.factory
+            if IIntroducer.providedBy(self.factory):
+                self._introduce = self.factory.introduce
+                self._factory = self.factory.wrappedFactory
+            if ISocketFactory.providedBy(self._factory):
+                self._accepted = self._factory.socket_accepted
             elif self.addressFamily != socket.AF_UNIX:
                 # Accepted sockets inherit it. Writes are joined here, and Nagle's algorithm could only
                 # delay them.
@@ -171,7 +192,10 @@ class _Accepting(_Port):  # type: ignore[misc] # see above
             sock.setblocking(False)
             self.rested = 0
             try:
-                self._serve(sock, address)
+                if self._introduce is None:
+                    self._serve(sock, address)
+                else:
+                    self._introduce(sock, address, self._serve)
             except BaseException:  # noqa: BLE001 it is the factory's, and is logged
                 failure(self._log, "{port!r}: {peer} cannot be served", port=self, peer=address)
             if not self.connected or self.disconnecting:
@@ -195,8 +219,14 @@ class _Accepting(_Port):  # type: ignore[misc] # see above
             return
         # Twisted's own methods, so that a subclass may override them.
         try:
-            peer = _with_scope(address) if self.addressFamily == socket.AF_INET6 else address
-            protocol = self.factory.buildProtocol(self._buildAddr(peer))
+            peer = address
+            if self._introduce is not None:
+                place = address_of(address)  # which may be of another family
+            else:
+                if self.addressFamily == socket.AF_INET6:
+                    peer = _with_scope(address)
+                place = self._buildAddr(peer)
+            protocol = self._factory.buildProtocol(place)
             if protocol is None:
                 sock.close()
                 return

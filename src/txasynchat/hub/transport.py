@@ -18,7 +18,7 @@ import struct
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet import tcp
-from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.address import UNIXAddress
 from twisted.internet.error import ConnectionAborted, ConnectionDone
 from twisted.internet.interfaces import (
     IFileDescriptorReceiver,
@@ -37,6 +37,7 @@ from txasynchat.endings import DONE
 from txasynchat.hub.pollers import READ, WRITE
 from txasynchat.hub.shared import LOST
 from txasynchat.log import failure
+from txasynchat.transports import address_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -148,6 +149,11 @@ class Connection(_Connection):  # type: ignore[misc] # without types
     def _tlsClientDefault(self) -> bool:  # noqa: N802 Twisted's
         return self.server is None
 
+    @property
+    def proxied(self) -> Any:
+        """What a proxy said of the connection (`Proxied`); None if it comes by no proxy, or is lost."""
+        return getattr(getattr(self, "socket", None), "proxied", None)
+
     @override
     def fileno(self) -> int:
         """Return the socket's descriptor; -1 when the connection is gone."""
@@ -167,11 +173,11 @@ class Connection(_Connection):  # type: ignore[misc] # without types
 
     def getHost(self) -> Any:  # noqa: N802 Twisted's
         """Return this side's address."""
-        return _address(_getsockname(self.socket))
+        return address_of(_getsockname(self.socket))
 
     def getPeer(self) -> Any:  # noqa: N802 Twisted's
         """Return the peer's address."""
-        return _address(self.client)
+        return address_of(self.client)
 
     @override
     def write(self, data: bytes) -> None:
@@ -450,10 +456,6 @@ class Connection(_Connection):  # type: ignore[misc] # without types
         del pieces[:done]
 
 
-def _address(address: Any) -> IPv4Address | IPv6Address:
-    return (IPv6Address if len(address) == 4 else IPv4Address)("TCP", *address)
-
-
 @implementer(IUNIXTransport)
 class UNIXConnection(_DescriptorsMixin, Connection):  # type: ignore[misc] # without types
     """A connection on a Unix socket, over which descriptors may be passed too."""
@@ -472,12 +474,9 @@ class UNIXConnection(_DescriptorsMixin, Connection):  # type: ignore[misc] # wit
         return self.client
 
     @override
-    def getHost(self) -> UNIXAddress:
-        return UNIXAddress(self.socket.getsockname())
-
-    @override
-    def getPeer(self) -> UNIXAddress:
-        return UNIXAddress(self.client or None)
+    def getHost(self) -> Any:
+        name = self.socket.getsockname()
+        return address_of(name) if isinstance(name, tuple) else UNIXAddress(name)
 
     def getTcpNoDelay(self) -> bool:  # noqa: N802 Twisted's
         """Return False: there is no such thing here."""

@@ -831,6 +831,15 @@ class AsyncChat(Hooks, Protocol):
         """
         return None if self.transport is None else transports.peer_address(self.transport)
 
+    @property
+    def proxied(self) -> Any:
+        """
+        What a proxy said of this connection, a `Proxied`, behind ``proxy:``; None for other ones.
+
+        None, too, before there is a connection, and after it.
+        """
+        return getattr(self.transport, "proxied", None)
+
     # -- internals: state
 
     def _check_settings(self) -> None:
