@@ -682,7 +682,7 @@ MISTAKES = {
     ),
     "a limit for others": (
         ["--handler", "handlers:Twisted", "--max-message-length", "5"],
-        "--max-message-length is for AsyncChat handlers, which handlers:Twisted is not",
+        "max_message_length is for AsyncChat handlers, which handlers:Twisted is not",
     ),
 }  # fmt: skip
 
@@ -746,6 +746,7 @@ def test_help_shows_the_usage():
     )  # fmt: skip
     for option in (
         "--handler", "--listen", "--transport", "--max-message-length", "--stop-timeout",
+        "--limit", "--config",
     ):  # fmt: skip
         assert option in done.stdout
     assert "twistd -n asynchat --handler chat:User --listen tcp:4000" in done.stdout

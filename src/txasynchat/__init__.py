@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # ``X as X``: for type checkers, X is public
         CertificateRejected as CertificateRejected,
         ChatError as ChatError,
         CloseTimedOut as CloseTimedOut,
+        ConfigurationError as ConfigurationError,
         ConnectionReset as ConnectionReset,
         CredentialsError as CredentialsError,
         HandshakeFailed as HandshakeFailed,
@@ -30,10 +31,12 @@ if TYPE_CHECKING:  # ``X as X``: for type checkers, X is public
         PeerError as PeerError,
         ProducerError as ProducerError,
         StoppedByServer as StoppedByServer,
+        TimedOut as TimedOut,
         TLSError as TLSError,
         UnsentLimitExceeded as UnsentLimitExceeded,
     )
     from txasynchat.framing import Framer as Framer, Overflow as Overflow
+    from txasynchat.limits import Limits as Limits
     from txasynchat.outputqueue import OutputQueue as OutputQueue
     from txasynchat.producers import (
         FileProducer as FileProducer,
@@ -61,10 +64,12 @@ __version__ = "0.1.0"
 _NAMES = {
     "compat": "install uninstall",
     "connections": "Connections",
-    "errors": "CertificateRejected ChatError CloseTimedOut ConnectionReset CredentialsError"
+    "errors": "CertificateRejected ChatError CloseTimedOut ConfigurationError ConnectionReset"
+    " CredentialsError"
     " HandshakeFailed ListenError MalformedMessage MessageTooLong PeerError ProducerError"
-    " StoppedByServer TLSError UnsentLimitExceeded",
+    " StoppedByServer TimedOut TLSError UnsentLimitExceeded",
     "framing": "Framer Overflow",
+    "limits": "Limits",
     "outputqueue": "OutputQueue",
     "producers": "FileProducer simple_producer",
     "program": "CannotStart Program serve",

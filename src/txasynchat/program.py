@@ -17,7 +17,8 @@ from twisted.python import log
 from typing_extensions import override
 
 from txasynchat.errors import ListenError
-from txasynchat.server import STOP_TIMEOUT, Server
+from txasynchat.limits.options import UNSET, Limits
+from txasynchat.server import Server
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IAddress, IProtocolFactory, IStreamServerEndpoint
     from twisted.internet.protocol import Factory
 
+    from txasynchat.limits.options import Unset
     from txasynchat.listening import Listens
 
 __all__ = ["CannotStart", "Program", "serve"]
@@ -47,7 +49,7 @@ class Program(Server):
     A `Server` that is a whole program: logs what listens where and how to try it, or ends.
 
     Args:
-        reactor, factory, endpoints, stop_timeout, transport: see `Server`.
+        reactor, factory, endpoints, stop_timeout, transport, limits, default_limits: see `Server`.
         what: what is served, in a word or two; by default the name of the handler.
         detached: nobody reads standard error any more; a reason not to start goes to the log.
         announce: print ``listening on PLACE`` on standard output too, a line for each endpoint, once
@@ -67,10 +69,12 @@ class Program(Server):
         endpoints: Iterable[str | IStreamServerEndpoint | Listens],
         *,
         what: str = "",
-        stop_timeout: float | None = STOP_TIMEOUT,
+        stop_timeout: float | Unset | None = UNSET,
         detached: bool = False,
         transport: str = "twisted",
         announce: bool = False,
+        limits: Limits | None = None,
+        default_limits: Limits | None = None,
     ) -> None:
         served = getattr(factory, "handler", factory)
         self.what = what or getattr(served, "__name__", type(served).__name__)
@@ -78,7 +82,13 @@ class Program(Server):
         self.announce = announce
         try:
             super().__init__(
-                reactor, factory, endpoints, stop_timeout=stop_timeout, transport=transport
+                reactor,
+                factory,
+                endpoints,
+                stop_timeout=stop_timeout,
+                transport=transport,
+                limits=limits,
+                default_limits=default_limits,
             )
         except ListenError as error:
             raise CannotStart(error) from None
@@ -117,9 +127,10 @@ class Program(Server):
 def serve(
     factory: IProtocolFactory | Factory[Any],
     *endpoints: str | IStreamServerEndpoint | Listens,
-    stop_timeout: float | None = STOP_TIMEOUT,
+    stop_timeout: float | Unset | None = UNSET,
     transport: str = "hub",
     announce: bool = False,
+    limits: Limits | None = None,
 ) -> None:
     """
     Serve until SIGINT or SIGTERM; for a script's last line.
@@ -131,9 +142,10 @@ def serve(
     Args:
         factory: a `ChatFactory`, or any other `IProtocolFactory`.
         endpoints: what to listen on, as `Server` takes it.
-        stop_timeout: seconds that connections have to finish at the end; None for no limit.
+        stop_timeout: see `Server`.
         transport: what carries the connections, as `Server` takes it.
         announce: print ``listening on 127.0.0.1:PORT``, flushed, on standard output, as `Program` does.
+        limits: what a peer may take; what it leaves open is as in `Limits.served`.
 
     Raises:
         CannotStart: an endpoint cannot be listened on; uncaught, it ends the script with one line.
@@ -151,6 +163,8 @@ def serve(
         stop_timeout=stop_timeout,
         transport=transport,
         announce=announce,
+        limits=limits,
+        default_limits=Limits.served(),
     )
     program.startService()
     loop.addSystemEventTrigger("before", "shutdown", program.stopService)

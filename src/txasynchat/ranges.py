@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["HANDLER", "STOPPING", "TLS", "Range", "check_all", "check_class", "check_owner"]
+__all__ = [
+    "HANDLER",
+    "LIMITS",
+    "STOPPING",
+    "TLS",
+    "Range",
+    "check_all",
+    "check_class",
+    "check_owner",
+]
 
 #: Eleven days: anything longer may as well be for ever, and `select` cannot wait longer.
 LONGEST_SECONDS = 1_000_000
@@ -114,6 +123,17 @@ TLS: Mapping[str, Range] = {
 }
 #: The ``stop_timeout`` of a `Server`.
 STOPPING = Range(0, LONGEST_SECONDS, optional=True)
+#: What `Limits` has.
+LIMITS: Mapping[str, Range] = {
+    "first_message": _seconds(optional=True),
+    "idle": _seconds(optional=True),
+    "message": _seconds(optional=True),
+    "minimum_rate": Range(0, optional=True, above=True),
+    "write_stall": _seconds(optional=True),
+    "session": _seconds(optional=True),
+    "max_message_length": _count(1, optional=True),
+    "stop_timeout": Range(0, LONGEST_SECONDS, optional=True),
+}
 
 
 def check_all(owner: Any, ranges: Mapping[str, Range]) -> None:

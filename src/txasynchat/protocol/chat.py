@@ -34,6 +34,7 @@ from zope.interface import implementer
 from txasynchat import endings, errors, ranges, transports
 from txasynchat.framing import Overflow
 from txasynchat.handlers import check_threads
+from txasynchat.limits.options import check_limits
 from txasynchat.producers import Buffer
 from txasynchat.protocol import closing, reports, settings
 from txasynchat.protocol.awaiting import CANCELLED, Awaiting
@@ -179,6 +180,7 @@ class AsyncChat(Hooks, Protocol):
         """
         super().__init_subclass__(**arguments)
         ranges.check_class(cls, ranges.HANDLER)
+        check_limits(cls.limits)
         cls._asks = cls.get_terminator is not Hooks.get_terminator
         cls._hears_of_tls = cls.handle_secure is not Hooks.handle_secure
         settings.check_terminator_of(cls)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
 
     from txasynchat.errors import ChatError, MessageTooLong
+    from txasynchat.limits.options import Limits
     from txasynchat.protocol.outbox import Outbox
     from txasynchat.terminators import Terminator
     from txasynchat.tls.info import TLSInfo
@@ -53,6 +54,8 @@ class Hooks:
     close_timeout: float | None = 10.0
     #: Bytes asked of a producer, or written, at once.
     ac_out_buffer_size: int = 65_536
+    #: What a peer may take, where neither the server nor the factory says so. See `Limits`.
+    limits: ClassVar[Limits | None] = None
     #: The clock for `close_timeout`; None for the transport's own reactor.
     clock: IReactorTime | None = None
 
