@@ -109,7 +109,7 @@ class ChatFactory(Factory):
         limits = in_force(handler, self.limits, self.default_limits)
         if limits is not None and limits.max_message_length is not UNSET:
             handler.max_message_length = limits.max_message_length
-        return self.connections.watch(handler)
+        return self.connections.watch(handler, limits)
 
 
 class Server(Service):
@@ -185,7 +185,7 @@ class Server(Service):
             self.connections = factory.connections
         else:
             self.connections = Connections()
-            self._factory = WatchedFactory(factory, self.connections)
+            self._factory = WatchedFactory(factory, self.connections, self.limits, default_limits)
         hub = transport == "hub"
         self._endpoints = [(str(each), make_endpoint(reactor, each, hub=hub)) for each in endpoints]
         self.ports: list[IListeningPort] = []

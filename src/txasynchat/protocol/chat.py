@@ -34,6 +34,7 @@ from zope.interface import implementer
 from txasynchat import endings, errors, ranges, transports
 from txasynchat.framing import Overflow
 from txasynchat.handlers import check_threads
+from txasynchat.limits.deadlines import Standing
 from txasynchat.limits.options import check_limits
 from txasynchat.producers import Buffer
 from txasynchat.protocol import closing, reports, settings
@@ -965,6 +966,31 @@ class AsyncChat(Hooks, Protocol):
             self._check_level()
         if self._upgrade is not None and not self._delivering:
             self._upgrade.proceed()
+
+    # -- internals: asked by `Deadlines`
+
+    def _standing(self) -> Standing:
+        inbox, outbox = self._inbox, self._outbox
+        pushed = outbox.taken > 0 or outbox.size > 0
+        return Standing(
+            opening=self._state is _CONNECTING or self._upgrade is not None,
+            closing=self._state is _CLOSING,
+            busy=inbox.held or inbox.choked or inbox.awaited > 0,
+            begun=pushed or not (inbox.terminator or self._asks),
+            ended=inbox.message_ended(),
+            length=inbox.length if inbox.in_message else None,
+            sent=outbox.taken,
+            unsent=outbox.size,
+        )
+
+    def _timed_out(self, error: errors.TimedOut) -> None:
+        if self._state is not _OPEN:
+            self._abort(error)
+            return
+        self._report(error)
+        # A peer that takes nothing would not take an answer either.
+        ends = self._abort if error.kind == "write_stall" else self._close
+        self._call(self.handle_timeout, error.kind, then=ends)
 
     # -- internals: asked by the transport, see `endings.let_protocol_end`
 

@@ -184,6 +184,18 @@ class Hooks:
         pushed. A terminator set here holds for what comes after the message.
         """
 
+    def handle_timeout(self, kind: str) -> Awaitable[object] | None:
+        """
+        The peer let a deadline pass; see `Limits`. A last word may be pushed.
+
+        When this returns the connection closes once that is sent, or is aborted if the peer does not
+        take it. After ``write_stall`` it is aborted at once.
+
+        Args:
+            kind: which deadline: ``first_message``, ``idle``, ``message``, ``write_stall`` or
+                ``session``.
+        """
+
     def handle_error(self) -> Awaitable[object] | None:
         """
         A handler or a producer raised, or what came is not a message (`MalformedMessage`):
