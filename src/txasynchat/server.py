@@ -180,12 +180,16 @@ class Server(Service):
         else:
             self.stop_timeout = stop_timeout
         self._factory: Any = factory
+        its_own = hasattr(factory, "default_limits")  # a ChatFactory's, or a LegacyFactory's
+        if its_own:
+            limited: Any = factory
+            limited.limits, limited.default_limits = self.limits, default_limits
         if isinstance(factory, ChatFactory):
-            factory.limits, factory.default_limits = self.limits, default_limits
             self.connections = factory.connections
         else:
             self.connections = Connections()
-            self._factory = WatchedFactory(factory, self.connections, self.limits, default_limits)
+            theirs_and_ours = () if its_own else (self.limits, default_limits)
+            self._factory = WatchedFactory(factory, self.connections, *theirs_and_ours)
         hub = transport == "hub"
         self._endpoints = [(str(each), make_endpoint(reactor, each, hub=hub)) for each in endpoints]
         self.ports: list[IListeningPort] = []

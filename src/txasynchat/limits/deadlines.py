@@ -8,7 +8,7 @@ is too late hears of it within a quarter, and an eighth, of that time.
 
 A protocol may answer for itself, by two methods of its class that are looked for: ``_standing`` returns
 a `Standing`, and ``_timed_out`` ends the connection in its own way, with a `TimedOut`. Any other is
-watched from outside, and its transport closed.
+watched from outside, its ``handle_timeout`` called if there is one, and its transport closed.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.logger import Logger
 
 from txasynchat import endings, transports
-from txasynchat.delivery import carried
+from txasynchat.delivery import carried, unacknowledged
 from txasynchat.errors import TimedOut
 from txasynchat.limits.wheel import Wheel
 from txasynchat.log import Throttle, escape, failure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, MutableSet
+    from collections.abc import MutableSet
 
     from txasynchat.limits.options import Limits
 
-__all__ = ["Deadlines", "Standing", "begin"]
+__all__ = ["Deadlines", "Standing", "begin", "report"]
 
 _KINDS = ("first_message", "idle", "message", "write_stall", "session")
 #: Seconds without progress that a connection has to end, once a deadline has passed, where
@@ -67,7 +67,6 @@ def begin(
     limits: Limits,
     *,
     clock: Any = None,
-    on_timeout: Callable[[str], object] | None = None,
 ) -> Deadlines | None:
     """
     Hold a connection that has just been made to its deadlines.
@@ -77,8 +76,6 @@ def begin(
         transport: its transport.
         limits: where a deadline is UNSET there is none.
         clock: an `IReactorTime`; by default the protocol's ``clock``, or the transport's reactor.
-        on_timeout: called with the kind before the connection ends; by default the ``handle_timeout``
-            of the protocol's class, if it has one.
 
     Returns:
         What `Deadlines.end` has to be called of when the connection is lost; None if it has none,
@@ -89,7 +86,20 @@ def begin(
     clock = clock or getattr(protocol, "clock", None) or transports.reactor_of(transport)
     if not hasattr(clock, "callLater"):
         return None
-    return Deadlines(protocol, transport, limits, Wheel.of(clock), on_timeout)
+    return Deadlines(protocol, transport, limits, Wheel.of(clock))
+
+
+def report(peer: Any, error: TimedOut) -> None:
+    """Log that a deadline has passed: each kind at most once a second, because peers can repeat it."""
+    suppressed = _timed_out.suppressed(error.kind)
+    if suppressed is not None:
+        _log.info(
+            "{peer}: {error}{before}",
+            peer=peer,
+            error=escape(str(error)),
+            kind=error.kind,
+            before=f" ({suppressed} of these before it were not logged)" if suppressed else "",
+        )
 
 
 def _is_distant(transport: Any) -> bool:
@@ -104,7 +114,7 @@ class Deadlines:
 
     __slots__ = (
         *("_acknowledged", "_active", "_began", "_begun", "_counts", "_heard", "_kind"),
-        *("_message", "_on_timeout", "_opened", "_protocol", "_stall", "_transport", "_until"),
+        *("_message", "_opened", "_protocol", "_stall", "_transport", "_until"),
         *("_wheel", "limits", "slot"),
     )
 
@@ -114,12 +124,10 @@ class Deadlines:
         transport: Any,
         limits: Limits,
         wheel: Wheel,
-        on_timeout: Callable[[str], object] | None,
     ) -> None:
         self._protocol = protocol
         self._transport = transport
         self._wheel: Wheel | None = wheel
-        self._on_timeout = on_timeout
         #: What holds now.
         self.limits = limits
         self.slot: MutableSet[Any] | None = None
@@ -156,7 +164,7 @@ class Deadlines:
             self._wheel.leave(self)
             self._wheel = None
             _Ear.remove(self._protocol)
-            self._protocol = self._transport = self._on_timeout = None
+            self._protocol = self._transport = None
 
     def hear(self, *, once: bool) -> None:
         """Bytes came, which the protocol is given next."""
@@ -263,8 +271,14 @@ class Deadlines:
             return standing
         return Standing(begun=self._begun or self._heard)
 
+    def _socket(self) -> Any:
+        transport = self._transport
+        if hasattr(type(transport), "carrier"):
+            return transport.carrier
+        return transports.real_socket(transport)
+
     def _traffic(self) -> tuple[int, int] | None:
-        sock = transports.real_socket(self._transport)
+        sock = self._socket()
         return None if sock is None else carried(sock)
 
     def _measure(self, its: Standing) -> tuple[int, int, bool]:
@@ -272,19 +286,20 @@ class Deadlines:
         Return how many bytes wait to be taken by the peer, how many it has ever taken, and whether
         bytes went either way since the last look.
         """
-        sock = transports.real_socket(self._transport)
-        unsent, unacknowledged = transports.outstanding_bytes(self._transport)
-        waiting = its.unsent + (unsent or 0) + (unacknowledged or 0)
+        sock = self._socket()
+        unsent = transports.unsent_bytes(self._transport)
+        in_flight = None if sock is None else unacknowledged(sock)
+        waiting = its.unsent + (unsent or 0) + (in_flight or 0)
         counts: Any = None if sock is None else carried(sock)
         heard, self._heard = self._heard, False
         if counts is not None:
             acknowledged = counts[1]
         elif its.sent is not None:
-            acknowledged = its.sent - (unsent or 0) - (unacknowledged or 0)
+            acknowledged = its.sent - (unsent or 0) - (in_flight or 0)
             counts = (its.sent, acknowledged)
         else:
             # Less is known: any change counts as enough.
-            counts = (unsent, unacknowledged)
+            counts = (unsent, in_flight)
             acknowledged = self._acknowledged
             if counts != self._counts:
                 acknowledged += 1 << 40
@@ -311,21 +326,10 @@ class Deadlines:
         if own is not None:
             own(protocol, error)
             return
-        suppressed = _timed_out.suppressed(error.kind)
-        if suppressed is not None:
-            _log.info(
-                "{peer}: {error}{before}",
-                peer=transports.peer_name(transport),
-                error=escape(str(error)),
-                kind=error.kind,
-                before=f" ({suppressed} of these before it were not logged)" if suppressed else "",
-            )
-        hook = self._on_timeout
-        if hook is None and callable(getattr(type(protocol), "handle_timeout", None)):
-            hook = protocol.handle_timeout
-        if hook is not None:
+        report(transports.peer_name(transport), error)
+        if callable(getattr(type(protocol), "handle_timeout", None)):
             try:
-                hook(error.kind)
+                protocol.handle_timeout(error.kind)
             except Exception:  # noqa: BLE001 it is the application's, and is logged
                 failure(_log, "{protocol!r}: the hook of a timeout raised", protocol=protocol)
         if self._wheel is None:
