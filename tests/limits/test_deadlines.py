@@ -1,17 +1,23 @@
 """
 Who takes too long is told so, and ends: in memory, where a clock says what is early and what is late.
+
+Also covers `limits.modes`.
 """
 
 import pytest
 from twisted.internet.address import UNIXAddress
+from twisted.internet.error import ConnectionDone
 from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.logger import capturedLogs
+from twisted.protocols.policies import WrappingFactory
+from twisted.python.failure import Failure
 from typing_extensions import override
 
 from helpers.memory import Chat, Memory
 from txasynchat import ChatFactory, Limits, State
+from txasynchat.connections import Connections, WatchedFactory
 from txasynchat.errors import TimedOut
 
 KINDS = ("first_message", "idle", "message", "write_stall", "session")
@@ -351,3 +357,84 @@ class TestAnyOtherProtocol:
         start.chat.connectionLost()
         assert not {"dataReceived", "connectionLost", "makeConnection"} & set(vars(start.chat))
         assert start.clock.getDelayedCalls() == []
+
+
+class TestModes:
+    """One part of a conversation may have other limits than the rest."""
+
+    def test_a_call_holds_until_the_next_one(self):
+        start = Start(idle=100, message=10)
+        start.chat.set_limits(message=60, max_message_length=1 << 20)
+        assert start.chat.max_message_length == 1 << 20
+        start.chat.dataReceived(b"x" * 100_000)
+        start.wait(55)
+        assert start.passed() == []
+        start.chat.dataReceived(b"\n")
+        start.chat.set_limits()
+        assert start.chat.max_message_length == 16_384
+        start.chat.dataReceived(b"x")
+        start.wait(20)
+        assert [kind for kind, _ in start.passed()] == ["message"]
+
+    def test_a_block_ends_with_what_held_before(self):
+        start = Start(idle=100)
+        start.chat.set_limits(idle=50, max_message_length=5)
+        with start.chat.set_limits(idle=None, max_message_length=None):
+            assert start.chat.max_message_length is None
+            start.wait(1000)
+        assert start.chat.max_message_length == 5
+        start.wait(80)
+        assert [kind for kind, _ in start.passed()] == ["idle"]
+
+    def test_shorter_ones_hold_at_once(self):
+        start = Start(idle=1000)
+        start.wait(20)
+        start.chat.set_limits(idle=10)
+        start.wait(1)
+        assert start.passed() == [("idle", pytest.approx(20, abs=1))]
+
+    def test_they_may_be_the_only_ones(self):
+        start = Start()
+        start.chat.set_limits(idle=10)
+        start.wait(16)
+        assert [kind for kind, _ in start.passed()] == ["idle"]
+        start.chat.connectionLost()
+        assert start.clock.getDelayedCalls() == []
+
+    def test_they_may_be_set_before_the_connection_is_there(self):
+        class Early(Timed):
+            def handle_connect(self):
+                self.set_limits(idle=10)
+
+        for limits in ({}, {"idle": 1000}):
+            start = Start(Early, **limits)
+            start.wait(16)
+            assert [kind for kind, _ in start.passed()] == ["idle"]
+            start.chat.connectionLost()
+            assert start.clock.getDelayedCalls() == []
+
+    def test_a_wrong_one_changes_nothing(self):
+        start = Start(idle=10)
+        with pytest.raises(ValueError, match="idle must be a number above 0"):
+            start.chat.set_limits(idle=-1)
+        with pytest.raises(TypeError):
+            start.chat.set_limits(idel=1)
+        assert start.chat.max_message_length == 16_384
+
+
+def test_limits_of_a_factory_within_another_s_policy_give_way_to_those_outside():
+    clock = Clock()
+    Timed.clock = clock
+    inner = ChatFactory(Timed, limits=Limits(idle=100, session=50))
+    factory = WatchedFactory(WrappingFactory(inner), Connections(), Limits(idle=10), None)
+    protocol = factory.buildProtocol(None)
+    transport = Memory()
+    transport.protocol = protocol
+    protocol.makeConnection(transport)
+    assert len(clock.getDelayedCalls()) == 1
+    for _ in range(16):
+        clock.advance(1)
+    chat = protocol.wrappedProtocol
+    assert [event[0] for event in chat.events if event[0] in KINDS] == ["idle"]
+    protocol.connectionLost(Failure(ConnectionDone()))
+    assert clock.getDelayedCalls() == []

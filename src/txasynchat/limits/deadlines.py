@@ -6,9 +6,10 @@ shortest deadline, and what has changed since the last look shows what happened:
 of a TCP connection, and what an `AsyncChat` says of itself. So nobody is cut off too early, and whoever
 is too late hears of it within a quarter, and an eighth, of that time.
 
-A protocol may answer for itself, by two methods of its class that are looked for: ``_standing`` returns
-a `Standing`, and ``_timed_out`` ends the connection in its own way, with a `TimedOut`. Any other is
-watched from outside, its ``handle_timeout`` called if there is one, and its transport closed.
+A protocol may answer for itself, by methods of its class that are looked for: ``_standing`` returns a
+`Standing`, ``_timed_out`` ends the connection in its own way, with a `TimedOut`, ``_begin_deadlines``
+is given the `Deadlines`. Any other is watched from outside, its ``handle_timeout`` called where it has
+one, and its transport closed.
 """
 
 from __future__ import annotations
@@ -86,7 +87,15 @@ def begin(
     clock = clock or getattr(protocol, "clock", None) or transports.reactor_of(transport)
     if not hasattr(clock, "callLater"):
         return None
-    return Deadlines(protocol, transport, limits, Wheel.of(clock))
+    earlier = getattr(protocol, "_deadlines", None)
+    if isinstance(earlier, Deadlines):  # of a factory inside another's policy
+        earlier.prefer(limits)
+        return None
+    deadlines = Deadlines(protocol, transport, limits, Wheel.of(clock))
+    told = getattr(type(protocol), "_begin_deadlines", None)
+    if told is not None:
+        told(protocol, deadlines)
+    return deadlines
 
 
 def report(peer: Any, error: TimedOut) -> None:
@@ -115,7 +124,7 @@ class Deadlines:
     __slots__ = (
         *("_acknowledged", "_active", "_began", "_begun", "_counts", "_heard", "_kind"),
         *("_message", "_opened", "_protocol", "_stall", "_transport", "_until"),
-        *("_wheel", "limits", "slot"),
+        *("_base", "_mode", "_wheel", "limits", "slot"),
     )
 
     def __init__(
@@ -128,8 +137,9 @@ class Deadlines:
         self._protocol = protocol
         self._transport = transport
         self._wheel: Wheel | None = wheel
-        #: What holds now.
-        self.limits = limits
+        #: What holds now: those of the mode, and where that has none, these.
+        self.limits = self._base = limits
+        self._mode: Limits | None = None
         self.slot: MutableSet[Any] | None = None
         now = wheel.now()
         self._began = self._active = now
@@ -151,12 +161,17 @@ class Deadlines:
             _Ear.listen(self, protocol, once=self._traffic() is not None)
         self._look(now)
 
-    def change(self, limits: Limits) -> None:
-        """Let others hold from now on; what was measured so far counts."""
-        self.limits = limits
+    def enter_mode(self, mode: Limits | None) -> None:
+        """Let the limits of a mode come before others from now on; what was measured so far counts."""
+        self._mode = mode
+        self.limits = self._base if mode is None else mode.over(self._base)
         if self._wheel is not None and self._until is None:
-            now = self._wheel.now()
-            self._enter(self._interval(), now)
+            self._enter(self._interval(), self._wheel.now())
+
+    def prefer(self, limits: Limits) -> None:
+        """Let *limits* come before those that were given at the beginning."""
+        self._base = limits.over(self._base)
+        self.enter_mode(self._mode)
 
     def end(self) -> None:
         """The connection is lost. Harmless when repeated."""
@@ -255,7 +270,7 @@ class Deadlines:
             # While it is not open, nobody tells when it is.
             opened = self._opened
             every.append(first / 4 if opened is None else opened + first - now)
-        if (idle := limits.value("idle")) and now < self._active + idle:
+        if idle := limits.value("idle"):
             every.append(self._active + idle - now)
         return max(0.0, min(every, default=GRACE))
 

@@ -34,8 +34,9 @@ from zope.interface import implementer
 from txasynchat import endings, errors, ranges, transports
 from txasynchat.framing import Overflow
 from txasynchat.handlers import check_threads
-from txasynchat.limits.deadlines import Standing
-from txasynchat.limits.options import check_limits
+from txasynchat.limits.deadlines import Standing, begin
+from txasynchat.limits.modes import Mode
+from txasynchat.limits.options import UNSET, Limits, check_limits
 from txasynchat.producers import Buffer
 from txasynchat.protocol import closing, reports, settings
 from txasynchat.protocol.awaiting import CANCELLED, Awaiting
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 
     from twisted.python.failure import Failure
 
+    from txasynchat.limits.deadlines import Deadlines
     from txasynchat.producers import Producer
     from txasynchat.protocol.awaiting import Pending
     from txasynchat.protocol.inbox import Inbox
@@ -155,6 +157,9 @@ class AsyncChat(Hooks, Protocol):
     _upgrade: Upgrade | None
     #: Once the connection is closing.
     _closing: closing.Closing | None
+    #: While it is made, if it has any; and the latest `set_limits`.
+    _deadlines: Deadlines | None
+    _mode: Mode | None
 
     def __new__(cls, *_arguments: Any, **_named: Any) -> Self:
         """Set the state up, so that subclasses need not call this class's ``__init__``."""
@@ -169,6 +174,7 @@ class AsyncChat(Hooks, Protocol):
         chat._settles = True
         chat._close_when_idle = chat._close_requested = False
         chat._awaiting = chat._upgrade = chat._closing = chat._incoming = None
+        chat._deadlines = chat._mode = None
         return chat
 
     def __init_subclass__(cls, **arguments: Any) -> None:
@@ -299,6 +305,9 @@ class AsyncChat(Hooks, Protocol):
             if ending is not None:
                 ending.stall.cancel()
         self._closing = self._upgrade = None
+        if self._deadlines is not None:
+            self._deadlines.end()
+            self._deadlines = None
         if self._awaiting is not None:
             for cancel in self._awaiting.cancel():
                 self._call(cancel)
@@ -548,6 +557,32 @@ class AsyncChat(Hooks, Protocol):
         if upgrade.begin():
             self._upgrade = upgrade
             self._go_on()
+
+    def set_limits(self, **limits: Any) -> Mode:
+        """
+        Let other limits hold from now on, for this connection and a part of its conversation.
+
+        They come before all others, the server's too, and take the place of those of an earlier call;
+        without arguments there are none. What was measured so far counts: a message that has begun is
+        not younger than it was.
+
+        Args:
+            limits: as for `Limits`. ``first_message`` has an effect before the connection is open.
+
+        Returns:
+            A context manager, at whose end holds what held before this call.
+
+        Raises:
+            TypeError, ValueError: see `Limits`.
+        """
+        before = self._mode
+        mode = Mode(
+            Limits(**limits),
+            self.max_message_length if before is None else before.longest,
+            partial(self._enter_mode, before),
+        )
+        self._enter_mode(mode if limits else None)
+        return mode
 
     def discard_buffers(self) -> None:
         """
@@ -966,6 +1001,25 @@ class AsyncChat(Hooks, Protocol):
             self._check_level()
         if self._upgrade is not None and not self._delivering:
             self._upgrade.proceed()
+
+    # -- internals: limits
+
+    def _enter_mode(self, mode: Mode | None) -> None:
+        before, self._mode = self._mode, mode
+        limits = Limits() if mode is None else mode.limits
+        for one in (mode, before):
+            if one is not None and one.limits.max_message_length is not UNSET:
+                self.max_message_length = limits.value("max_message_length", one.longest)
+                break
+        if self._deadlines is not None:
+            self._deadlines.enter_mode(limits)
+        elif self.transport is not None and self._state is not _CLOSED:
+            begin(self, self.transport, limits)
+
+    def _begin_deadlines(self, deadlines: Deadlines) -> None:
+        self._deadlines = deadlines
+        if self._mode is not None:
+            deadlines.enter_mode(self._mode.limits)
 
     # -- internals: asked by `Deadlines`
 
