@@ -19,6 +19,7 @@ from helpers.memory import Chat, Memory
 from txasynchat import ChatFactory, Limits, State
 from txasynchat.connections import Connections, WatchedFactory
 from txasynchat.errors import TimedOut
+from txasynchat.limits.deadlines import begin
 
 KINDS = ("first_message", "idle", "message", "write_stall", "session")
 
@@ -351,6 +352,19 @@ class TestAnyOtherProtocol:
         assert not start.transport.aborted
         start.wait(20)
         assert start.transport.aborted
+
+    def test_one_whose_bytes_nobody_can_notice_is_not_taken_for_idle(self):
+        class Fixed:
+            __slots__ = ()
+
+        clock = Clock()
+        transport = StringTransport()
+        deadlines = begin(Fixed(), transport, Limits(idle=10), clock=clock)
+        for _ in range(100):
+            clock.advance(1)
+        assert not transport.disconnecting
+        deadlines.end()
+        assert clock.getDelayedCalls() == []
 
     def test_nothing_is_left_of_it_in_the_protocol(self):
         start = Start(Other, transport=StringTransport(), first_message=8, idle=10)

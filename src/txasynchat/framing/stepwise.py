@@ -221,6 +221,11 @@ class StepwiseFramer:
         self.matched = _Earlier(self.matched or b"")
         return True
 
+    @property
+    def untouched(self) -> bool:
+        """No message has ended or begun since `message_ended` was called, and none had begun."""
+        return type(self.matched) is _Earlier and not self.in_message
+
     def pause(self) -> None:
         """Deliver nothing from the next message or piece on; a message just ending is still ended."""
         self.paused = True

@@ -6,15 +6,20 @@ shortest deadline, and what has changed since the last look shows what happened:
 of a TCP connection, and what an `AsyncChat` says of itself. So nobody is cut off too early, and whoever
 is too late hears of it within a quarter, and an eighth, of that time.
 
-A protocol may answer for itself, by methods of its class that are looked for: ``_standing`` returns a
-`Standing`, ``_timed_out`` ends the connection in its own way, with a `TimedOut`, ``_begin_deadlines``
-is given the `Deadlines`. Any other is watched from outside, its ``handle_timeout`` called where it has
-one, and its transport closed.
+A protocol may answer for itself, by methods of its class that are looked for:
+
+- ``_standing`` returns a `Standing`;
+- ``_quiet``, where that says what was sent, returns whether nothing has happened since;
+- ``_timed_out`` ends the connection in its own way, with a `TimedOut`;
+- ``_begin_deadlines`` is given the `Deadlines`.
+
+Any other is watched from outside, its ``handle_timeout`` called where it has one, and its transport
+closed.
 """
 
 from __future__ import annotations
 
-from contextlib import suppress
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from twisted.internet.address import IPv4Address, IPv6Address
@@ -29,7 +34,7 @@ from txasynchat.log import Throttle, escape, failure
 if TYPE_CHECKING:
     from collections.abc import MutableSet
 
-    from txasynchat.limits.options import Limits
+    from txasynchat.limits.options import DeadlineTimes, Limits
 
 __all__ = ["Deadlines", "Standing", "begin", "report"]
 
@@ -37,6 +42,8 @@ _KINDS = ("first_message", "idle", "message", "write_stall", "session")
 #: Seconds without progress that a connection has to end, once a deadline has passed, where
 #: ``write_stall`` says nothing.
 GRACE = 10.0
+#: Seconds after which a connection without deadlines is looked at, in case it is given some.
+LONGEST = 3600.0
 
 _log = Logger()
 _timed_out = Throttle(1.0)
@@ -122,9 +129,9 @@ class Deadlines:
     """The deadlines of one connection; see `begin`."""
 
     __slots__ = (
-        *("_acknowledged", "_active", "_began", "_begun", "_counts", "_heard", "_kind"),
+        *("_acknowledged", "_active", "_began", "_begun", "_counts", "_deaf", "_heard", "_kind"),
         *("_message", "_opened", "_protocol", "_stall", "_transport", "_until"),
-        *("_base", "_mode", "_wheel", "limits", "slot"),
+        *("_base", "_mode", "_sent", "_wake", "_wheel", "limits", "slot"),
     )
 
     def __init__(
@@ -150,6 +157,9 @@ class Deadlines:
         self._stall: float | None = None
         self._until: float | None = None
         self._kind = ""
+        # Until when nothing can pass if nothing happens, and how much had been sent; 0 if not known.
+        self._wake = 0.0
+        self._sent = 0
         # What had been acknowledged when that began, and all counts at the last look.
         self._acknowledged = 0
         self._counts: Any = None
@@ -157,8 +167,12 @@ class Deadlines:
         self._heard = False
         self._begun = not limits.value("first_message")
         knows_itself = hasattr(type(protocol), "_standing")
-        if self._traffic() is None or not (self._begun or knows_itself):
-            _Ear.listen(self, protocol, once=self._traffic() is not None)
+        #: Bytes that come are noticed by nobody.
+        self._deaf = False
+        if self._traffic() is None:
+            self._deaf = not _Ear.listen(self, protocol, once=False)
+        elif not (self._begun or knows_itself):
+            _Ear.listen(self, protocol, once=True)
         self._look(now)
 
     def enter_mode(self, mode: Limits | None) -> None:
@@ -166,7 +180,9 @@ class Deadlines:
         self._mode = mode
         self.limits = self._base if mode is None else mode.over(self._base)
         if self._wheel is not None and self._until is None:
-            self._enter(self._interval(), self._wheel.now())
+            self._wake = 0.0
+            now = self._wheel.now()
+            self._enter(self._interval(now), now)
 
     def prefer(self, limits: Limits) -> None:
         """Let *limits* come before those that were given at the beginning."""
@@ -200,7 +216,10 @@ class Deadlines:
 
     def _look(self, now: float) -> None:
         """End the connection if a deadline has passed, or look again in time."""
-        limits = self.limits
+        times = self.limits.deadlines
+        if now < self._wake and self._protocol._quiet(self._sent):
+            self._enter(min(times.every, self._wake - now), now)
+            return
         its = self._ask()
         if its.begun or (its.ended and self._counts is not None):
             self._begun = True
@@ -215,64 +234,63 @@ class Deadlines:
             self._message = None
         elif its.ended or self._message is None:
             self._message = now
-        passed = self._passed(limits, its, now)
-        stall = limits.value("write_stall")
+        passed = self._passed(times, its, now)
+        stall = times.write_stall
         if stall and self._stalls(now, stall, waiting, acknowledged):
             passed = "write_stall"
         if passed:
             self._time_out(passed, now, tell=not its.closing or passed == "write_stall")
-        else:
-            self._enter(self._interval(), now)
+            return
+        delay = self._interval(now)
+        # An AsyncChat for which nothing is going on knows by itself whether that is still so; to ask
+        # costs less.
+        self._wake = 0.0
+        if its.sent is not None and not (waiting or its.opening or its.length) and self._begun:
+            self._sent = its.sent
+            self._wake = min(
+                self._active + (times.idle or math.inf), self._began + (times.session or math.inf)
+            )
+        self._enter(delay, now)
 
-    def _passed(self, limits: Limits, its: Standing, now: float) -> str:
+    def _passed(self, times: DeadlineTimes, its: Standing, now: float) -> str:
         """Return which deadline has passed, of those that the peer's silence lets pass."""
-        session = limits.value("session")
-        if session and now - self._began >= session:
+        if times.session and now - self._began >= times.session:
             return "session"
         if its.opening or its.closing:
             return ""
-        first = limits.value("first_message")
+        first, limit = times.first_message, times.message
         if first and not self._begun and self._opened is not None and now - self._opened >= first:
             return "first_message"
-        limit = limits.value("message")
         if limit and self._message is not None and now - self._message >= limit:
-            rate = limits.value("minimum_rate")
+            rate = times.minimum_rate
             if not rate or (its.length or 0) < rate * (now - self._message):
                 return "message"
-        idle = limits.value("idle")
-        return "idle" if idle and now - self._active >= idle else ""
+        return "idle" if times.idle and now - self._active >= times.idle else ""
 
     def _stalls(self, now: float, seconds: float, waiting: int, acknowledged: int) -> bool:
         """Return whether the peer took too little of what waits for too long."""
         if not waiting:
             self._stall = None
             return False
-        enough = max(1, seconds * (self.limits.value("minimum_rate") or 0))
+        enough = max(1, seconds * self.limits.deadlines.minimum_rate)
         if self._stall is None or acknowledged - self._acknowledged >= enough:
             self._stall, self._acknowledged = now, acknowledged
             return False
         return now - self._stall >= seconds
 
-    def _interval(self) -> float:
+    def _interval(self, now: float) -> float:
         """Return the seconds until the next look."""
-        limits = self.limits
-        every = [
-            value / 4
-            for name in ("idle", "message", "write_stall")
-            if (value := limits.value(name))
-        ]
-        if self._wheel is None:
-            return GRACE
-        now = self._wheel.now()
-        if session := limits.value("session"):
-            every.append(self._began + session - now)
-        if (first := limits.value("first_message")) and not self._begun:
+        times = self.limits.deadlines
+        delay = times.every
+        if times.idle:
+            delay = min(delay, self._active + times.idle - now)
+        if times.session:
+            delay = min(delay, self._began + times.session - now)
+        if times.first_message and not self._begun:
             # While it is not open, nobody tells when it is.
-            opened = self._opened
-            every.append(first / 4 if opened is None else opened + first - now)
-        if idle := limits.value("idle"):
-            every.append(self._active + idle - now)
-        return max(0.0, min(every, default=GRACE))
+            opened, first = self._opened, times.first_message
+            delay = min(delay, first / 4 if opened is None else opened + first - now)
+        return min(max(0.0, delay), LONGEST)
 
     def _enter(self, delay: float, now: float) -> None:
         if self._wheel is not None:
@@ -309,6 +327,7 @@ class Deadlines:
         heard, self._heard = self._heard, False
         if counts is not None:
             acknowledged = counts[1]
+            counts = sum(counts)  # which takes less memory, and changes with either
         elif its.sent is not None:
             acknowledged = its.sent - (unsent or 0) - (in_flight or 0)
             counts = (its.sent, acknowledged)
@@ -318,7 +337,7 @@ class Deadlines:
             acknowledged = self._acknowledged
             if counts != self._counts:
                 acknowledged += 1 << 40
-        changed = heard or counts != self._counts
+        changed = heard or self._deaf or counts != self._counts
         self._counts = counts
         return waiting, acknowledged, changed
 
@@ -377,10 +396,13 @@ class _Ear:
         self._once = once
 
     @classmethod
-    def listen(cls, deadlines: Deadlines, protocol: Any, *, once: bool) -> None:
-        """Begin; *once* for the first bytes only."""
-        with suppress(AttributeError):
+    def listen(cls, deadlines: Deadlines, protocol: Any, *, once: bool) -> bool:
+        """Begin; *once* for the first bytes only. Return False if that is not possible."""
+        try:
             protocol.dataReceived = cls(deadlines, protocol.dataReceived, once=once)
+        except AttributeError:
+            return False
+        return True
 
     @classmethod
     def remove(cls, protocol: Any) -> None:

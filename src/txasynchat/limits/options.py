@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import difflib
 import enum
+import math
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Final
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from txasynchat import ranges
 
@@ -41,6 +43,18 @@ _SERVED: dict[str, Any] = {
     "write_stall": 30.0,
     "session": None,
 }
+
+
+class DeadlineTimes(NamedTuple):
+    """The deadlines of `Limits`, and in how many seconds a connection is looked at again."""
+
+    first_message: float
+    idle: float
+    message: float
+    minimum_rate: float
+    write_stall: float
+    session: float
+    every: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +106,7 @@ class Limits:
 
     def given(self) -> Iterable[tuple[str, Any]]:
         """Return the names and values that are not `UNSET`."""
-        values = vars(self)
-        return [(name, value) for name, value in values.items() if value is not UNSET]
+        return [(name, value) for name in NAMES if (value := getattr(self, name)) is not UNSET]
 
     def over(self, other: Limits | None) -> Limits:
         """Return these limits, and those of *other* where these are `UNSET`."""
@@ -105,6 +118,23 @@ class Limits:
         """Return the limit *name*; *default* where it is `UNSET`."""
         value = getattr(self, name)
         return default if value is UNSET else value
+
+    @cached_property
+    def deadlines(self) -> DeadlineTimes:
+        """The deadlines, with 0 for those that are off."""
+        first, idle, message, rate, stall, session = (
+            self.value(name) or 0.0
+            for name in (
+                "first_message",
+                "idle",
+                "message",
+                "minimum_rate",
+                "write_stall",
+                "session",
+            )
+        )
+        every = min((one / 4 for one in (idle, message, stall) if one), default=math.inf)
+        return DeadlineTimes(first, idle, message, rate, stall, session, every)
 
 
 def check_limits(limits: Any) -> Limits | None:

@@ -1037,6 +1037,22 @@ class AsyncChat(Hooks, Protocol):
             unsent=outbox.size,
         )
 
+    def _quiet(self, sent: int) -> bool:
+        """
+        Return whether there is nothing to tell, since `_standing` said that so much was *sent*.
+        """
+        inbox, outbox = self._inbox, self._outbox
+        return (
+            outbox.taken == sent
+            and not outbox.size
+            and self._state is _OPEN
+            and self._upgrade is None
+            and bool(inbox.terminator)
+            and not inbox.paused
+            and inbox.kept is None
+            and inbox.untouched
+        )
+
     def _timed_out(self, error: errors.TimedOut) -> None:
         if self._state is not _OPEN:
             self._abort(error)
