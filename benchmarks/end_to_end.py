@@ -28,6 +28,9 @@ MESSAGES = "AsyncChat, message_received"
 ASYNC = "AsyncChat, async message_received"
 ON_ASYNCIO = "message_received over asyncio"
 ASYNC_ON_ASYNCIO = "async message_received over asyncio"
+STREAM = "Stream on the hub"
+STREAM_ON_TWISTED = "Stream"
+STREAM_ON_ASYNCIO = "Stream on the hub over asyncio"
 HUB = "AsyncChat on the hub"
 STDLIB = "asynchat" if sys.version_info < (3, 12) else "asynchat (pyasynchat)"
 
@@ -79,6 +82,21 @@ COMPETITORS = (
         ("message_received",),
         roles=("echo", "oneshot"),
         module="txasynchat.protocol",
+    ),
+    *(
+        Competitor(
+            name,
+            "on_twisted.py",
+            ("stream", *switches),
+            roles=("echo", "oneshot"),
+            module="txasynchat.protocol",
+            essential=name is STREAM,
+        )
+        for name, switches in (
+            (STREAM, ["--hub"]),
+            (STREAM_ON_TWISTED, []),
+            (STREAM_ON_ASYNCIO, ["--hub", "--asyncio"]),
+        )
     ),
     Competitor(ASYNC, "on_twisted.py", ("async",), roles=("echo",), module="txasynchat.protocol"),
     Competitor(
@@ -183,6 +201,7 @@ def scenarios(sizes: Sizes) -> list[Scenario]:
             [
                 *(Target(who, "LineReceiver", at_least=3.5) for who in (OURS, MESSAGES)),
                 Target(ASYNC, MESSAGES, at_most=1.5),
+                Target(STREAM, "asyncio streams", at_most=0.5),
             ],
         ),
         extra("1,000 pipelined, 50 connections", "echo", ("echo", 50, 1000, seconds, ANY_NUMBER)),

@@ -17,7 +17,7 @@ class Counter(AsyncChat):
             self.answer(b"%d" % Counter.total)
         elif command == b"quit":
             self.answer(b"bye")
-            self.close_when_done()
+            self.close()
         else:
             self.answer(b"error: add NUMBER, total or quit")
 

@@ -11,9 +11,7 @@ import shutil
 import smtplib
 import socket
 import ssl
-import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -74,52 +72,6 @@ def test_counter_shares_one_number(serve):
             with second.makefile("rb") as others_answers:
                 assert others_answers.read() == b"ok\n7\nbye\n"
         assert answers.readline() == b"somebody added 4\n"
-
-
-def test_chat_sends_lines_to_the_others_and_says_goodbye(root, start):
-    example = str(root / "examples/chat.py")
-    said = start([sys.executable, example, "tcp:0:interface=127.0.0.1"], r"on 127\.0\.0\.1:(\d+)")
-    with (
-        connect(said[1]) as ann,
-        ann.makefile("rb") as to_ann,
-        connect(said[1]) as bob,
-        bob.makefile("rb") as to_bob,
-    ):
-        assert to_ann.readline() == b"Your name?\n"
-        ann.sendall(b"Ann\n")
-        assert to_bob.readline() == b"Your name?\n"
-        bob.sendall(b"Bob\nhello\n")
-        assert [to_ann.readline() for _ in range(2)] == [b"* Bob came\n", b"Bob: hello\n"]
-        ann.sendall(b"hello Bob\n")
-        assert to_bob.readline() == b"Ann: hello Bob\n"
-        bob.close()
-        to_bob.close()
-        assert to_ann.readline() == b"* Bob left\n"
-
-
-def test_chat_tells_everybody_that_the_room_closes(root, tmp_path):
-    with subprocess.Popen(
-        [sys.executable, str(root / "examples/chat.py"), "unix:room"],
-        cwd=tmp_path,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as program:
-        limit = threading.Timer(20, program.kill)
-        limit.start()
-        try:
-            while "txasynchat: User on " not in program.stderr.readline():
-                assert program.poll() is None
-            with socket.socket(socket.AF_UNIX) as user, user.makefile("rb") as heard:
-                user.settimeout(10)
-                user.connect(str(tmp_path / "room"))
-                assert heard.readline() == b"Your name?\n"
-                program.terminate()
-                assert heard.read() == b"* the room closes\n"
-            program.stderr.read()
-        finally:
-            program.kill()
-            limit.cancel()
-            limit.join()
 
 
 def test_files_sends_a_whole_file_before_later_answers(root, start, tmp_path):

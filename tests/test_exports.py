@@ -26,6 +26,7 @@ MODULES = sorted(
 CORE = ["errors", "framing", "producers", "protocol", "server", "terminators"]
 #: Import these from their modules: they are for authors of a driver, not of a handler.
 FOR_DRIVERS = {
+    "Expected",
     "MoreProducer",
     "Producer",
     "check_terminator",

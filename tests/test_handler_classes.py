@@ -171,6 +171,23 @@ def test_missing_terminator_for_whole_messages_is_warned_of_once(warnings):
     assert "delimiter is LineReceiver's name for it" in text
 
 
+def test_coupled_connections_are_not_warned_of(warnings):
+    """Neither one that is coupled at once, nor its partner, which is a plain `AsyncChat`."""
+
+    class Front(AsyncChat):
+        def handle_connect(self):
+            self.pipe_to(back)
+            back.pipe_to(self)
+
+    class Back(AsyncChat):
+        pass
+
+    back = Back()
+    connect(Front())
+    connect(back)
+    assert warnings == []
+
+
 def test_a_terminator_set_in_handle_connect_is_not_warned_of(warnings):
     class Handler(Lines):
         def handle_connect(self):

@@ -85,6 +85,27 @@ def test_subclasses_of_bytes_int_and_tuple_are_accepted():
     assert type(check_terminator(ends(b"\n", b"\r\n"))) is tuple
 
 
+def test_the_terminator_in_force_is_not_checked_again():
+    """A handler that sets its tuple for each message pays for the check once."""
+    checked = []
+
+    class Counted(bytes):
+        __slots__ = ()
+
+        def __getitem__(self, key):
+            checked.append(key)
+            return bytes(self)[key]
+
+    ends = (Counted(b"\r\n\r\n"), b"\n\n")
+    framer = Framer()
+    framer.set_terminator(ends)
+    assert checked
+    checked.clear()
+    framer.set_terminator(ends)
+    assert not checked
+    assert framer.terminator == ends
+
+
 # -- length prefixes
 
 

@@ -420,6 +420,16 @@ class Legacy(asynchat.async_chat):
 factory = ChatFactory(Native)
 
 
+async def function(stream):
+    async for line in stream:
+        stream.write(b"function " + line + b"\\n")
+        await stream.drain()
+
+
+async def in_room(stream, room):
+    pass
+
+
 def make_factory():
     return Factory.forProtocol(Twisted)
 
@@ -544,6 +554,7 @@ def here(tmp_path, monkeypatch):
     ("name", "answer"),
     [
         ("Native", b"native hello\n"),
+        ("function", b"function hello\n"),
         ("Legacy", b"legacy hello\n"),
         ("Varied", b"legacy hello\n"),
         ("Daytime", b"now\n"),
@@ -565,11 +576,24 @@ def test_handler_may_be_a_class_or_a_factory_in_the_current_folder(run, handlers
         ("Outer.Inner", "Native"),
         ("factory", "Native"),
         ("make_factory", "Twisted"),
+        ("function", "function"),
     ],
 )
 def test_handler_name_may_mean_a_class_factory_or_function(handlers, here, name, built):
     factory = load_factory(f"handlers:{name}")
     assert type(factory.buildProtocol(None)).__name__ == built
+
+
+@pytest.mark.parametrize("reactor", ["epoll", "asyncio"])
+def test_a_handler_function_has_the_limit_that_is_given(run, handlers, reactor):
+    where = ("--listen", LOOPBACK, "--max-message-length", "5")
+    port = run(
+        *TWISTD, "-n", "--reactor", reactor, "asynchat", "--handler", "handlers:function", *where
+    ).port()
+    for line, answer in [(b"hello\n", b"function hello\n"), (b"hello!\n", b"")]:
+        with connect(port) as (client, answers):
+            client.sendall(line)
+            assert answers.readline() == answer
 
 
 def test_twist_serves_a_legacy_handler_too(run, handlers):
@@ -656,6 +680,11 @@ MISTAKES = {
         ["--handler", "handlers:InRoom"],
         ("handlers:InRoom: InRoom wants (room); write --handler handlers:factory, and in that module "
         "factory = ChatFactory(InRoom, room)"),
+    ),
+    "a function that wants more": (
+        ["--handler", "handlers:in_room"],
+        ("handlers:in_room: in_room wants (stream, room), the stream first; write --handler "
+        "handlers:factory, and in that module factory = ChatFactory(in_room, room)"),
     ),
     "the same, with a limit": (
         ["--handler", "handlers:InRoom", "--max-message-length=9"], "InRoom wants (room); write "

@@ -164,14 +164,30 @@ def our_async_handlers(_options):
     return {"echo": Echo}
 
 
+def our_functions(options):
+    """The same as coroutines that read from a stream."""
+    from txasynchat.functions import class_of
+
+    async def echo(stream) -> None:
+        async for line in stream:
+            stream.write(line + END)
+            await stream.drain()
+
+    async def oneshot(stream) -> None:
+        stream.write(await stream.read_until(END) + END)
+
+    return {"echo": class_of(echo), "oneshot": class_of(oneshot)}
+
+
 COMPETITORS = {
+    "stream": our_functions,
     "LineReceiver": lambda options: twisted_handlers(LineReceiver, options),
     "LineOnlyReceiver": lambda options: twisted_handlers(LineOnlyReceiver, options),
     "AsyncChat": our_handlers,
     "message_received": our_message_handlers,
     "async": our_async_handlers,
 }
-OURS = ("AsyncChat", "message_received", "async")
+OURS = ("AsyncChat", "message_received", "async", "stream")
 
 
 def with_tls(place, options):

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from txasynchat._lazy import on_first_use
 
 if TYPE_CHECKING:  # ``X as X``: for type checkers, X is public
-    from txasynchat.compat import install as install, uninstall as uninstall  # noqa: I001 - joined
+    from txasynchat.clients import connect as connect, reconnecting as reconnecting  # noqa: I001 - joined
+    from txasynchat.compat import install as install, uninstall as uninstall
     from txasynchat.connections import Connections as Connections
     from txasynchat.errors import (
         CertificateRejected as CertificateRejected,
@@ -23,8 +24,10 @@ if TYPE_CHECKING:  # ``X as X``: for type checkers, X is public
         CloseTimedOut as CloseTimedOut,
         ConfigurationError as ConfigurationError,
         ConnectionReset as ConnectionReset,
+        ConnectTimedOut as ConnectTimedOut,
         CredentialsError as CredentialsError,
         HandshakeFailed as HandshakeFailed,
+        IncompleteMessage as IncompleteMessage,
         ListenError as ListenError,
         MalformedMessage as MalformedMessage,
         MessageTooLong as MessageTooLong,
@@ -43,7 +46,7 @@ if TYPE_CHECKING:  # ``X as X``: for type checkers, X is public
         simple_producer as simple_producer,
     )
     from txasynchat.program import CannotStart as CannotStart, Program as Program, serve as serve
-    from txasynchat.protocol import AsyncChat as AsyncChat, State as State
+    from txasynchat.protocol import AsyncChat as AsyncChat, State as State, Stream as Stream
     from txasynchat.server import ChatFactory as ChatFactory, Server as Server
     from txasynchat.terminators import (
         LengthPrefix as LengthPrefix,
@@ -62,18 +65,18 @@ __version__ = "0.1.0"
 
 # What each module is loaded for.
 _NAMES = {
+    "clients": "connect reconnecting",
     "compat": "install uninstall",
     "connections": "Connections",
-    "errors": "CertificateRejected ChatError CloseTimedOut ConfigurationError ConnectionReset"
-    " CredentialsError"
-    " HandshakeFailed ListenError MalformedMessage MessageTooLong PeerError ProducerError"
-    " StoppedByServer TimedOut TLSError UnsentLimitExceeded",
+    "errors": "CertificateRejected ChatError CloseTimedOut ConfigurationError ConnectTimedOut"
+    " ConnectionReset CredentialsError HandshakeFailed IncompleteMessage ListenError MalformedMessage"
+    " MessageTooLong PeerError ProducerError StoppedByServer TimedOut TLSError UnsentLimitExceeded",
     "framing": "Framer Overflow",
     "limits": "Limits",
     "outputqueue": "OutputQueue",
     "producers": "FileProducer simple_producer",
     "program": "CannotStart Program serve",
-    "protocol": "AsyncChat State",
+    "protocol": "AsyncChat State Stream",
     "server": "ChatFactory Server",
     "terminators": "LengthPrefix Netstring Terminator",
     "tls": "ClientOptions Credentials Leftovers ServerOptions TLSInfo",

@@ -70,6 +70,22 @@ class MalformedMessage(PeerError):
         self.problem = problem
 
 
+class IncompleteMessage(PeerError, EOFError):
+    """
+    The peer ended its sending before the end of a message that a `Stream` was to read.
+
+    Attributes:
+        partial: what came of the message; empty if it had not begun.
+        count: how many bytes that are.
+    """
+
+    _text = "the peer ended after {count} bytes of a message"
+
+    def __init__(self, partial: bytes) -> None:
+        super().__init__(partial)
+        self.partial, self.count = partial, len(partial)
+
+
 class UnsentLimitExceeded(PeerError):
     """
     The peer reads too slowly: more bytes wait to be sent than `max_unsent` allows.
@@ -136,6 +152,21 @@ class ConnectionReset(PeerError):
     """
 
     _text = "the connection was reset, or its peer is gone"
+
+
+class ConnectTimedOut(ChatError, TimeoutError):
+    """
+    `connect` was not done in time.
+
+    Attributes:
+        limit: the limit in force, in seconds.
+    """
+
+    _text = "not connected after {limit:g} s"
+
+    def __init__(self, limit: float) -> None:
+        super().__init__(limit)
+        self.limit = limit
 
 
 class StoppedByServer(ChatError):

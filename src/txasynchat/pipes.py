@@ -34,6 +34,7 @@ __all__ = [
     "GRACE",
     "STANDARD_IO",
     "call_weakly",
+    "close_input",
     "end",
     "innermost",
     "layers",
@@ -135,6 +136,15 @@ def read_what_is_there(transport: Any) -> None:
         reader.doRead()
 
 
+def close_input(transport: Any) -> bool:
+    """Close the standard input of a process, once all is written; return whether it had one."""
+    transport = innermost(transport)
+    if isinstance(transport, _PROCESS) and 0 in transport.pipes:
+        transport.closeStdin()
+        return True
+    return False
+
+
 def let_go(transport: Any, *, sent: bool) -> bool:
     """
     Close *transport* in the order that suits it, when it has sent everything.
@@ -147,10 +157,9 @@ def let_go(transport: Any, *, sent: bool) -> bool:
     Returns:
         False if ``loseConnection`` does the right thing, and nothing was done.
     """
-    transport = innermost(transport)
-    if isinstance(transport, _PROCESS) and 0 in transport.pipes:
-        transport.closeStdin()
+    if close_input(transport):
         return True
+    transport = innermost(transport)
     if isinstance(transport, STANDARD_IO) and transport._writer is None:
         return end(transport, ConnectionDone())
     return sent and isinstance(transport, PTYProcess)

@@ -23,11 +23,11 @@ from txasynchat.server import Server
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from twisted.internet.interfaces import IAddress, IProtocolFactory, IStreamServerEndpoint
-    from twisted.internet.protocol import Factory
+    from twisted.internet.interfaces import IAddress, IStreamServerEndpoint
 
     from txasynchat.limits.options import Unset
     from txasynchat.listening import Listens
+    from txasynchat.server import Serves
 
 __all__ = ["CannotStart", "Program", "serve"]
 
@@ -65,7 +65,7 @@ class Program(Server):
     def __init__(  # noqa: PLR0913 - four of them by name
         self,
         reactor: Any,
-        factory: IProtocolFactory | Factory[Any],
+        factory: Serves,
         endpoints: Iterable[str | IStreamServerEndpoint | Listens],
         *,
         what: str = "",
@@ -125,7 +125,7 @@ class Program(Server):
 
 
 def serve(
-    factory: IProtocolFactory | Factory[Any],
+    factory: Serves,
     *endpoints: str | IStreamServerEndpoint | Listens,
     stop_timeout: float | Unset | None = UNSET,
     transport: str = "hub",
@@ -140,7 +140,7 @@ def serve(
     (`Server.stopService`), and the exit status is 0.
 
     Args:
-        factory: a `ChatFactory`, or any other `IProtocolFactory`.
+        factory: what serves the connections, as `Server` takes it.
         endpoints: what to listen on, as `Server` takes it.
         stop_timeout: see `Server`.
         transport: what carries the connections, as `Server` takes it.

@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, maybeDeferred, succeed
@@ -25,21 +25,26 @@ from typing_extensions import override
 from txasynchat import transports
 from txasynchat.connections import Connections, WatchedFactory
 from txasynchat.errors import ListenError
+from txasynchat.functions import class_of, is_function
 from txasynchat.handlers import arguments_for, is_legacy, wanted
 from txasynchat.limits.options import UNSET, Limits, check_limits, in_force
 from txasynchat.listening import make_endpoint, unlock, why
 from txasynchat.ranges import STOPPING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from twisted.internet.interfaces import IAddress, IProtocol, IStreamServerEndpoint
     from twisted.internet.protocol import BaseProtocol
 
+    from txasynchat.functions import HandlerFunction
     from txasynchat.limits.options import Unset
     from txasynchat.listening import Listens
 
 __all__ = ["ChatFactory", "Server"]
+
+#: What a server takes: a factory, or a handler function.
+Serves: TypeAlias = "IProtocolFactory | Factory[Any] | HandlerFunction"
 
 #: Seconds that connections have to finish when their server stops.
 STOP_TIMEOUT = 15.0
@@ -54,8 +59,10 @@ class ChatFactory(Factory):
     Builds one handler for each connection, and knows the live ones.
 
     Args:
-        handler: a handler class, or anything else that returns a protocol when it is called.
-        arguments, keywords: what it is called with.
+        handler: a handler class, or anything else that returns a protocol when it is called; or a
+            handler function, ``async def handle(stream)``, which is called with the `Stream` of each
+            connection. See `FunctionChat`.
+        arguments, keywords: what it is called with, behind the stream where there is one.
         limits: what a peer may take; it comes before the handler class's. A `Server` that has limits
             puts them before these.
 
@@ -72,7 +79,7 @@ class ChatFactory(Factory):
 
     def __init__(
         self,
-        handler: Callable[..., IProtocol | BaseProtocol],
+        handler: Callable[..., IProtocol | BaseProtocol | Awaitable[object]],
         /,
         *arguments: Any,
         limits: Limits | None = None,
@@ -87,9 +94,16 @@ class ChatFactory(Factory):
             if hasattr(given, "makeConnection"):
                 text += f"; write ChatFactory({type(given).__qualname__})"
             raise TypeError(text)
-        if (want := wanted(handler, arguments, keywords)) is not None:
-            example = ", ".join([name, *arguments_for(want)])
-            raise TypeError(f"{name} wants {want}; write ChatFactory({example})")
+        # What is called in its place, where it is a handler function.
+        self._class = class_of(handler) if is_function(handler) else None
+        first = ("stream",) if self._class else ()
+        if (want := wanted(handler, (*first, *arguments), keywords)) is not None:
+            needed = arguments_for(want)
+            if first and not needed:
+                raise TypeError(f"{name} wants {want}; write async def {name}(stream)")
+            called = f"{name} wants {want}{', the stream first' if first else ''}"
+            example = ", ".join([name, *needed[len(first) :]])
+            raise TypeError(f"{called}; write ChatFactory({example})")
         self.handler, self.arguments, self.keywords = handler, arguments, keywords
         self.limits = check_limits(limits)
         self.default_limits: Limits | None = None
@@ -101,7 +115,8 @@ class ChatFactory(Factory):
         Build the handler of a connection from *addr*; None, which refuses it, if the handler raises.
         """
         try:
-            handler: Any = self.handler(*self.arguments, **self.keywords)
+            make: Any = self._class or self.handler
+            handler = make(*self.arguments, **self.keywords)
         except Exception:  # noqa: BLE001 - it is the application's, and is logged
             self._log.failure("{peer}: cannot build {handler!r}", peer=addr, handler=self.handler)
             return None
@@ -120,7 +135,8 @@ class Server(Service):
 
     Args:
         reactor: the reactor that listens and measures time.
-        factory: a `ChatFactory`, or any other `IProtocolFactory`.
+        factory: a `ChatFactory`, or any other `IProtocolFactory`; or a handler function, for which a
+            `ChatFactory` is made.
         endpoints: endpoints, or their descriptions, as `serverFromString` takes them.
         stop_timeout: seconds that connections have to finish when the service stops; None for no limit.
             The same as in *limits*; by default 15.
@@ -149,7 +165,7 @@ class Server(Service):
     def __init__(  # noqa: PLR0913 - four of them by name
         self,
         reactor: Any,
-        factory: IProtocolFactory | Factory[Any],
+        factory: Serves,
         endpoints: Iterable[str | IStreamServerEndpoint | Listens],
         *,
         stop_timeout: float | Unset | None = UNSET,
@@ -157,6 +173,9 @@ class Server(Service):
         limits: Limits | None = None,
         default_limits: Limits | None = None,
     ) -> None:
+        given: Any = factory
+        if is_function(given):
+            given = factory = ChatFactory(given)
         if not IProtocolFactory.providedBy(factory):
             raise TypeError(f"{factory!r} is not a protocol factory; write ChatFactory(Handler)")
         if isinstance(endpoints, str):
@@ -179,7 +198,7 @@ class Server(Service):
             self.stop_timeout = every.value("stop_timeout", STOP_TIMEOUT)
         else:
             self.stop_timeout = stop_timeout
-        self._factory: Any = factory
+        self._factory = given
         its_own = hasattr(factory, "default_limits")  # a ChatFactory's, or a LegacyFactory's
         if its_own:
             limited: Any = factory
@@ -189,7 +208,7 @@ class Server(Service):
         else:
             self.connections = Connections()
             theirs_and_ours = () if its_own else (self.limits, default_limits)
-            self._factory = WatchedFactory(factory, self.connections, *theirs_and_ours)
+            self._factory = WatchedFactory(given, self.connections, *theirs_and_ours)
         hub = transport == "hub"
         self._endpoints = [(str(each), make_endpoint(reactor, each, hub=hub)) for each in endpoints]
         self.ports: list[IListeningPort] = []

@@ -13,6 +13,7 @@ from typing_extensions import override
 from txasynchat.errors import MalformedMessage
 
 __all__ = [
+    "Expected",
     "LengthPrefix",
     "Netstring",
     "Terminator",
@@ -83,7 +84,7 @@ class LengthPrefix:
         """
         if len(body) > self.limit:
             raise ValueError(f"body of {len(body)} bytes exceeds the limit, {self.limit}")
-        return self._frame(body)
+        return b"".join((self.prefix(len(body)), body, self.end))
 
     def read(self, buffer: bytes, position: int) -> tuple[int, int] | None:
         """
@@ -104,16 +105,16 @@ class LengthPrefix:
             return None
         return layout.unpack_from(buffer, position)[0], begin
 
-    def _frame(self, body: bytes) -> bytes:
-        length = len(body)
+    def prefix(self, length: int) -> bytes:
+        """Return what stands before a body of that length."""
         if self._struct is not None:
-            return self._struct.pack(length) + body
+            return self._struct.pack(length)
         prefix = bytearray()
         while length > 0x7F:
             prefix.append(length & 0x7F | 0x80)
             length >>= 7
         prefix.append(length)
-        return bytes(prefix) + body
+        return bytes(prefix)
 
 
 class Netstring(LengthPrefix):
@@ -157,8 +158,42 @@ class Netstring(LengthPrefix):
         return None
 
     @override
-    def _frame(self, body: bytes) -> bytes:
-        return b"%d:%b," % (len(body), body)
+    def prefix(self, length: int) -> bytes:
+        return b"%d:" % length
+
+
+class Expected(LengthPrefix):
+    """
+    A number of bytes, 0 being an empty message, once: then another terminator is in force again.
+
+    To a framer it is a length before the message, of no bytes.
+
+    Args:
+        length: of the message.
+        limit: the longest that is accepted; None for the framer's own limit.
+        then: the terminator that follows.
+    """
+
+    __slots__ = ("length", "then")
+
+    limit: int | None  # type: ignore[assignment] # there it is never None
+
+    def __init__(self, length: int, limit: int | None, then: Any) -> None:  # no super(): no format
+        self.length = length
+        self.limit = limit
+        self.then = then
+
+    @override
+    def __repr__(self) -> str:
+        return f"Expected({self.length!r}, limit={self.limit!r}, then={self.then!r})"
+
+    @override
+    def prefix(self, length: int) -> bytes:
+        return b""
+
+    @override
+    def read(self, buffer: bytes, position: int) -> tuple[int, int]:
+        return self.length, position
 
 
 def _checked_limit(limit: int | None, highest: int) -> int:

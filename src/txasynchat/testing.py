@@ -179,24 +179,22 @@ class MemoryEnd(StringTransport):
         waiting = self._waiting()
         if self.lost:
             return False
-        if waiting and self.peer.producerState == "producing":
+        if waiting and (self.peer.lost or self.peer.producerState == "producing"):
             piece = waiting[:size]
             self.clear()  # type: ignore[no-untyped-call] # Twisted's, untyped
             self.io.write(waiting[len(piece) :])
-            self.peer.protocol.dataReceived(piece)
+            if not self.peer.lost:  # or nobody takes it any more
+                self.peer.protocol.dataReceived(piece)
         elif not waiting and self.producer is not None and (self._full or not self.streaming):
             self._full = False
             self.producer.resumeProducing()
         elif not waiting and self.disconnecting and self.producer is None:
-            self._end(ConnectionDone())
+            self._end(ConnectionDone(), self)
+            self._tell_peer()
         elif not waiting and self._write_ended and not self._write_end_told:
-            self._write_end_told = True
             if IHalfCloseableProtocol.providedBy(self.protocol):
                 self.protocol.writeConnectionLost()
-            if IHalfCloseableProtocol.providedBy(self.peer.protocol):
-                self.peer.protocol.readConnectionLost()
-            else:
-                self.peer._end(ConnectionDone())
+            self._tell_peer()
         else:
             return False
         return True
@@ -205,8 +203,18 @@ class MemoryEnd(StringTransport):
         waiting: bytes = self.value()  # type: ignore[no-untyped-call] # Twisted's, untyped
         return waiting
 
-    def _end(self, reason: Exception) -> None:
-        for end in (self, self.peer):
+    def _tell_peer(self) -> None:
+        """Let the peer hear, once, that nothing more comes."""
+        told, self._write_end_told = self._write_end_told, True
+        if told or self.peer.lost:
+            return
+        if IHalfCloseableProtocol.providedBy(self.peer.protocol):
+            self.peer.protocol.readConnectionLost()
+        else:
+            self.peer._end(ConnectionDone())
+
+    def _end(self, reason: Exception, *ends: MemoryEnd) -> None:
+        for end in ends or (self, self.peer):
             if not end.lost:
                 end.lost = True
                 failure = Failure(reason)  # type: ignore[no-untyped-call] # Twisted's, untyped

@@ -56,6 +56,7 @@ __all__ = [
     "accept_fewer",
     "can_half_close",
     "closes_by_itself",
+    "end_sending",
     "has_room",
     "has_unread_bytes",
     "immediate_sender",
@@ -198,6 +199,20 @@ def can_half_close(transport: Any) -> bool:
         and hasattr(transport, "loseWriteConnection")
         and tls_layer(transport) is None
     )
+
+
+def end_sending(transport: Any) -> None:
+    """
+    Let the peer see the end of what *transport* has sent, and go on reading; see `can_half_close`.
+
+    Our TLS can do that on any transport. Where it is not possible nothing happens.
+    """
+    tls = tls_layer(transport)
+    end = getattr(transport, "loseWriteConnection", None)
+    if tls is None and pipes.close_input(transport):
+        return
+    if end is not None and (tls is None or isinstance(tls, TLSBase)):
+        end()
 
 
 def tls_layer(transport: Any) -> Any:

@@ -20,6 +20,7 @@ from typing_extensions import override
 from txasynchat.compat import install
 from txasynchat.compat._install import what_brings_back
 from txasynchat.errors import ConfigurationError
+from txasynchat.functions import is_function
 from txasynchat.handlers import Hears, hears, is_legacy, wanted
 from txasynchat.limits.file import read_limits
 from txasynchat.limits.options import UNSET, Limits, parse
@@ -89,8 +90,8 @@ class Options(usage.Options):
 
     def opt_handler(self, name: str) -> None:
         """
-        MODULE:NAME of what serves a connection: a class or a factory, in a module that can be imported
-        (from the current directory too). [default: line echo]
+        MODULE:NAME of what serves a connection: a class, an async function of a stream, or a factory,
+        in a module that can be imported (from the current directory too). [default: line echo]
         """
         self["handler"] = name
 
@@ -192,14 +193,16 @@ def load_factory(name: str | None, *, max_message_length: bool = False) -> Any:
 
     Args:
         name: ``module:name`` of a handler class (`AsyncChat`, any Twisted protocol, a legacy
-            ``async_chat`` or ``dispatcher``), of a factory, or of something that returns a factory when
-            called; None for line echo.
+            ``async_chat`` or ``dispatcher``), of a handler function (``async def handle(stream)``), of
+            a factory, or of something that returns a factory when called; None for line echo.
         max_message_length: there is a limit of that name, which only an `AsyncChat` can have.
 
     Raises:
         CannotStart: *name* cannot be imported, or is none of these.
     """
     found: Any = LineEcho if name is None else _import(name)
+    if is_function(found):
+        return _serve(ChatFactory, found, name)
     is_native = isinstance(found, type) and issubclass(found, AsyncChat)
     if max_message_length and not is_native:
         raise CannotStart(f"max_message_length is for AsyncChat handlers, which {name} is not")

@@ -8,7 +8,7 @@ import pytest
 
 from helpers.framers import Calls
 from txasynchat.framing import Framer, Overflow
-from txasynchat.terminators import LengthPrefix
+from txasynchat.terminators import LengthPrefix, Netstring
 
 
 class Boom(Exception):
@@ -103,6 +103,52 @@ def test_message_paused_in_its_last_piece_still_ends():
     framer = Framer(b"\n")
     calls = Calls(framer, collect=lambda _: framer.pause())
     assert calls.receive(b"a\nb\n") == [("collect", b"a"), "found"]
+
+
+ENDS = pytest.mark.parametrize(
+    ("terminator", "first", "second"),
+    [
+        (b"\n", b"ab\n", b"c\n"),
+        ((b"\n", b"\r\n"), b"ab\r\n", b"c\n"),
+        (2, b"ab", b"c"),
+        (LengthPrefix("B"), b"\x02ab", b"\x01c"),
+        (Netstring(), b"2:ab,", b"1:c,"),
+    ],
+)
+
+
+@ENDS
+@pytest.mark.parametrize("split", [False, True])
+def test_a_message_stopped_in_its_last_piece_ends_when_delivery_goes_on(
+    terminator, first, second, split
+):
+    framer = Framer(terminator)
+    data = first + second
+    calls = Calls(framer, collect=lambda _: framer.stop(), found=lambda: framer.set_terminator(1))
+    if not isinstance(terminator, int):
+        del calls.actions["found"]
+    for chunk in [data[at : at + 1] for at in range(len(data))] if split else [data]:
+        framer.feed(chunk)
+        framer.deliver(calls)
+    assert "found" not in calls.log
+    assert b"".join(piece for _, piece in calls.log) == (b"a" if split else b"ab")
+    for _ in range(4):
+        framer.resume()
+        framer.deliver(calls)
+    assert messages_of(calls.log) == [b"ab", b"c"]
+    assert not framer.waiting
+
+
+@ENDS
+def test_what_waits_behind_a_stopped_message_is_what_follows_it(terminator, first, second):
+    framer = Framer(terminator)
+    calls = Calls(framer, collect=lambda _: framer.stop())
+    calls.receive(first + second)
+    assert framer.buffer == second
+    framer.clear()
+    framer.resume()
+    framer.deliver(calls)
+    assert calls.log == [("collect", b"ab")]
 
 
 def test_pause_undone_in_the_same_handler_changes_nothing():

@@ -26,7 +26,7 @@ ENOUGH_CALLS = 150
 
 DELIMITERS = [b"a", b"\n", b"ab", b"aab", b"a\na", b"abab", b"ab\nab", b"a" * 15 + b"b"]
 ORDERLY = [
-    *("set", "count", "prefix", "pause", "pause and resume", "terminator"),
+    *("set", "count", "prefix", "pause", "pause and resume", "stop", "terminator"),
     *("limit", "overflow"),
 ]
 DISORDERLY = [*ORDERLY, *ORDERLY, "feed", "clear", "assign", "raise", "buffer", "close"]
@@ -154,6 +154,8 @@ class Script:
                 framer.buffer = b""
             case "pause":
                 framer.pause()
+            case "stop":
+                framer.stop()
             case "pause and resume":
                 framer.pause()
                 framer.resume()

@@ -6,6 +6,7 @@ Also covers `limits.modes`.
 
 import pytest
 from twisted.internet.address import UNIXAddress
+from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
 from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
@@ -255,6 +256,73 @@ class TestAPeerThatDoesNotRead:
         start.wait(80)
         in_time(start.passed(), "session", 100)
         assert start.transport.aborted
+
+
+class TestAStream:
+    """The function waits for the peer, or is at work; the peer is only to blame for the first."""
+
+    class Reading(Timed):
+        message_received = None
+
+        async def handle_connect(self):
+            stream = self.stream()
+            while line := await self.read(stream):
+                self.events.append(line)
+                if line == b"work":
+                    self.work = Deferred()
+                    await self.work
+
+        async def read(self, stream):
+            return await stream.read_until()
+
+    class Pieces(Reading):
+        async def read(self, stream):
+            return await stream.read()
+
+    def test_one_that_reads_is_idle(self):
+        start = Start(self.Reading, idle=10)
+        start.wait(16)
+        in_time(start.passed(), "idle", 10)
+        assert start.transport.value() == b"bye\n"
+
+    def test_one_that_works_is_not(self):
+        start = Start(self.Reading, idle=10)
+        start.chat.dataReceived(b"work\n")
+        start.wait(100)
+        assert start.passed() == []
+        start.chat.work.callback(None)
+        start.wait(16)
+        assert len(start.passed()) == 1
+
+    def test_a_silent_one_is_waited_for_until_the_first_message(self):
+        start = Start(self.Reading, first_message=8)
+        start.chat.dataReceived(b"hel")
+        start.wait(13)
+        in_time(start.passed(), "first_message", 8)
+        start = Start(self.Reading, first_message=8)
+        start.chat.dataReceived(b"hello\n")
+        start.wait(100)
+        assert start.passed() == []
+
+    def test_bytes_as_they_come_are_something_too(self):
+        start = Start(self.Pieces, first_message=8)
+        start.chat.dataReceived(b"hel")
+        start.wait(100)
+        assert start.passed() == []
+
+    def test_a_message_that_dribbles_in_is_not_waited_for(self):
+        start = Start(self.Reading, message=60)
+        for _ in range(90):
+            start.chat.dataReceived(b"x")
+            start.wait(1)
+        in_time(start.passed(), "message", 60)
+
+    def test_many_messages_are_not_one(self):
+        start = Start(self.Reading, message=60)
+        for number in range(300):
+            start.chat.dataReceived(b"x\n" + b"x" * (number % 50 + 1))
+            start.wait(1)
+        assert start.passed() == []
 
 
 class TestASession:

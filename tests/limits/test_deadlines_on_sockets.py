@@ -36,6 +36,13 @@ class Chat(AsyncChat):
         self.push(b"bye\n")
 
 
+class Streamed(Chat):
+    async def handle_connect(self):
+        stream = self.stream()
+        async for line in stream:
+            stream.write(FLOOD if line == b"flood" else line + b"\n")
+
+
 class Other(Protocol):
     @override
     def dataReceived(self, data):
@@ -200,6 +207,11 @@ class OfOthers(Ways):
         return ChatFactory(Other)
 
 
+class OfStreams(Ways):
+    def make(self):
+        return ChatFactory(Streamed)
+
+
 class OfLegacy(Ways):
     def make(self):
         def on_timeout(channel, kind):
@@ -226,6 +238,6 @@ WAYS = {
     },
 }
 for way, settings in WAYS.items():
-    for base in (Ways, OfOthers, OfLegacy):
+    for base in (Ways, OfOthers, OfLegacy, OfStreams):
         name = f"Test{way}{base.__name__}"
         globals()[name] = type(name, (base, TestCase), dict(settings, __module__=__name__))

@@ -19,7 +19,7 @@ from twisted.logger import LogLevel, capturedLogs, eventAsText
 from typing_extensions import override
 
 from helpers.memory import Memory, connected, lose
-from txasynchat import AsyncChat, LengthPrefix, Overflow, State
+from txasynchat import AsyncChat, LengthPrefix, Netstring, Overflow, State
 
 
 class Waiting(AsyncChat):
@@ -249,6 +249,33 @@ def test_a_deferred_may_fire_inside_a_handler_of_another_connection():
     assert transport.value() == b"firedfired"
 
 
+def test_a_hook_may_be_replaced_in_the_middle_of_a_packet():
+    """A handler that is a state machine assigns another method: async, plain, or with a Deferred."""
+
+    class Login(Waiting):
+        async def message_received(self, message):
+            self.push(b"1" + message)
+            self.message_received = self.plain
+
+        def plain(self, message):
+            self.push(b"2" + message)
+            self.message_received = self.deferred
+
+        def deferred(self, message):
+            self.message_received = self.last
+            return self.wait().addCallback(lambda _: self.push(b"3" + message))
+
+        async def last(self, message):
+            self.push(b"4" + message)
+
+    chat = Login()
+    transport = connected(chat)
+    chat.dataReceived(b"a\nb\nc\nd\ne\n")
+    assert transport.value() == b"1a2b"
+    chat.fire()
+    assert transport.value() == b"1a2b3c4d4e"
+
+
 def test_hooks_may_return_other_things():
     class Odd(Waiting):
         def message_received(self, message):
@@ -328,6 +355,7 @@ FRAMINGS = {
     "one of several": ((b"\n", b"\r\n"), None, b"a\n\r\nbcd\r\n\nrest"),
     "numbers": (3, 3, b"abcdefghij"),
     "prefix": (LengthPrefix("B"), None, b"\x00\x03abc\x01d\x05rest"),
+    "netstrings": (Netstring(), None, b"0:,3:abc,1:d,10:rest"),
 }
 
 

@@ -213,6 +213,28 @@ class SocketTests(Case):
         await handler.gone
         assert handler.notes == ["TLSv1.3", "checked", "connect", b"a", "done", "end"]
 
+    async def test_handle_connect_is_not_called_when_handle_secure_failed(self):
+        class Refusing(Answering):
+            async def handle_secure(self, info):
+                raise ZeroDivisionError
+
+            async def handle_error(self):
+                await deferToThread(int)
+                self.push(b"refused\n")
+
+            def handle_connect(self):
+                raise AssertionError("it is not")
+
+        port = await self.serve(Refusing, tls=True)
+
+        def run():
+            with client_context().wrap_socket(self.client(port), server_hostname=HOST) as client:
+                return read_to_the_end(client)
+
+        assert await in_thread(run) == b"refused\n"
+        await self.handlers[0].gone
+        assert len(self.flushLoggedErrors(ZeroDivisionError)) == 1
+
     async def test_a_hook_may_start_tls_and_wait_for_it(self):
         options = server_options()
 

@@ -741,9 +741,25 @@ async def test_the_last_words_of_a_process_arrive(case, transport, policy):
     assert chat.messages == [last]
 
 
-@on("stdio-pipes", "process", "tcp", "unix", "hub-tcp", "hub-unix")
+@on(*HALF_CLOSING)
 async def test_half_closing_side_still_receives(case, transport, policy):
     """The peer reads to the end, and answers then."""
+    chat, peer = await connect(case, transport, policy)
+    chat.push(b"that is all\n")
+    chat.end_sending()
+    data = await in_thread(peer.read, 12 if transport == "stdio-pipes" else ALL)
+    assert data == b"that is all\n"
+    await in_thread(peer.say, b"so be it\n")
+    await left(peer)
+    await ended(chat, "close")
+    assert chat.messages == [b"so be it"]
+    assert chat.dropped == len(b"so be it\n")
+    assert chat.close_reason is None
+
+
+@on("tcp", "unix", "hub-tcp", "hub-unix", "stdio-pipes", "process")
+async def test_half_close_by_the_transports_own_method(case, transport, policy):
+    """It is `end_sending`."""
     chat, peer = await connect(case, transport, policy)
     chat.push(b"that is all\n")
     method = "closeStdin" if transport == "process" else "loseWriteConnection"
@@ -755,6 +771,54 @@ async def test_half_closing_side_still_receives(case, transport, policy):
     await left(peer)
     await ended(chat, "close")
     assert chat.messages == [b"so be it"]
+
+
+@on(*(name for name in TRANSPORTS if name not in HALF_CLOSING))
+async def test_end_of_sending_where_one_direction_cannot_end(case, transport, policy):
+    """What is queued arrives, the rest is dropped, and messages are still delivered."""
+    chat, peer = await connect(case, transport, policy)
+    chat.push(b"that is all\n")
+    chat.end_sending()
+    assert await in_thread(peer.read, 12) == b"that is all\n"
+    heard = Deferred()
+    chat.message_received = heard.callback
+    await in_thread(peer.say, b"so be it\n")
+    assert await heard.addTimeout(PATIENCE, reactor) == b"so be it"
+    assert chat.state is State.OPEN
+    await left(peer)
+    await ended(chat, "close")
+
+
+@on(*HALF_CLOSING)
+async def test_handler_hears_of_the_peers_end_once(case, transport, policy):
+    """With the unfinished rest, which it may answer; delivery that is held comes first."""
+    for held in (False, True):
+        chat, peer = await connect(case, transport, policy)
+        rests = []
+
+        def heard(rest, chat=chat, rests=rests):
+            rests.append(rest)
+            chat.push(b"rest: " + rest)
+
+        chat.handle_eof = heard
+        answer = chat.message_received
+        if held:
+            chat.message_received = lambda _, chat=chat: chat.pause()
+        await in_thread(peer.say, b"one\ntwo\nunfinished")
+        await in_thread(peer.finish)
+        if held:
+            while not chat.paused:
+                await deferLater(reactor, 0.002)
+            assert rests == []
+            chat.message_received = answer
+            chat.resume()
+        answers = (b"two\n" if held else b"one\ntwo\n") + b"rest: unfinished"
+        size = len(answers) if transport in LEFT_OPEN else ALL
+        assert await in_thread(peer.read, size) == answers
+        await left(peer)
+        await ended(chat, "close")
+        assert rests == [b"unfinished"]
+        assert chat.close_reason is None
 
 
 # -- processes

@@ -16,6 +16,7 @@ from txasynchat import (
     FileProducer,
     LengthPrefix,
     MessageTooLong,
+    Netstring,
     Overflow,
     State,
     simple_producer,
@@ -95,11 +96,21 @@ class Changing(AsyncChat):
 
     @override
     def found_terminator(self) -> None:
+        assert_type(self.encoding, str | None)
         assert_type(self.matched_terminator, bytes)
         assert_type(self.unsent, int)
         assert_type(self.state, State)
         self.pause()
         self.resume()
+
+
+class Text(AsyncChat):
+    encoding = "utf-8"
+    terminator = Netstring()
+
+    @override
+    def message_received(self, message: str) -> None:
+        self.push(message)
 
 
 def rows() -> Iterator[bytes]:
@@ -110,7 +121,8 @@ def send_everything(chat: AsyncChat) -> None:
     chat.push(b"bytes")
     chat.push(bytearray(b"bytes"))
     chat.push(memoryview(b"bytes"))
-    chat.push("text")  # type: ignore[arg-type] # text is refused
+    chat.push("text")  # for handlers with an encoding
+    chat.push(3)  # type: ignore[arg-type] # no bytes
     chat.push_with_producer(simple_producer(b"data", 512))
     chat.push_with_producer(FileProducer("name"))
     chat.push_with_producer(BytesIO(b"data"))

@@ -17,6 +17,9 @@ from txasynchat import (
     Program,
     Server,
     ServerOptions,
+    Stream,
+    connect,
+    reconnecting,
     serve,
 )
 from txasynchat.endpoints import SecureClientEndpoint, SecureServerEndpoint
@@ -54,6 +57,28 @@ def over_tls(endpoint: IStreamServerEndpoint) -> None:
 def in_memory() -> None:
     check_cuts(Shout, b"hello\n")
     MemoryLink(Shout(), Shout()).flush()
+
+
+async def echo(stream: Stream) -> None:
+    async for line in stream:
+        stream.write(line + b"\n")
+        await stream.drain()
+
+
+async def connected() -> None:
+    async with await connect("tcp:127.0.0.1:8007") as stream:
+        line: bytes = await stream.read_until((b"\n", b"\r\n"), limit=100)
+        stream.write(line)
+    shout: Shout = await connect("unix:chat.sock", Shout, tls=ClientOptions("chat.example"))
+    shout.close()
+    await connect("tcp:127.0.0.1:8007", ChatFactory(Shout), timeout=None)
+    reconnecting("tcp:127.0.0.1:8007", Shout).startService()
+
+
+def functions() -> None:
+    Server(reactor, echo, ["tcp:8007"])
+    Program(reactor, ChatFactory(echo), ["tcp:8007"])
+    serve(echo, "tcp:8007")
 
 
 def main() -> None:

@@ -27,15 +27,17 @@ from operator import length_hint
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final
 
+from typing_extensions import override
+
 from txasynchat.errors import MalformedMessage
 from txasynchat.framing.overlong import SAMPLE
 from txasynchat.framing.stepwise import StepwiseFramer
-from txasynchat.terminators import LengthPrefix
+from txasynchat.terminators import Expected, LengthPrefix
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from txasynchat.framing.receivers import Receiver
+    from txasynchat.framing.receivers import LimitReceiver, Receiver
 
 __all__ = ["Framer"]
 
@@ -88,7 +90,7 @@ class Framer(StepwiseFramer):
         message, found, rest = data.partition(delimiter)
         if rest or not found or self._count or len(message) > self._longest:
             self._receive_part(receiver, message, delimiter, found)
-            if self._buffer or self._announced:
+            if self._buffer or self._announced or self._backlog:
                 StepwiseFramer.deliver(self, receiver)
             return
         if self.whole:
@@ -143,7 +145,9 @@ class Framer(StepwiseFramer):
 
     def _open(self, delimiter: bytes) -> bool:
         """Open the short way of `receive`, if nothing is in its way; return whether it is open."""
-        if not delimiter or self._buffer or self.paused or self._over_long is not None:
+        if not delimiter or self._buffer or self._backlog or self.paused:
+            return False
+        if self._over_long is not None or self._ending is not None:
             return False
         if delimiter is not self._seen:
             self._notice(delimiter)
@@ -161,32 +165,12 @@ class Framer(StepwiseFramer):
         if kind is not bytes:
             if kind is int:
                 return self._deliver_counted(receiver, terminator)
-            return kind is not tuple and self._deliver_prefixed(receiver, terminator)
-        position = self._position
-        if self._unsettled:
-            self._unsettled -= 1
+            if kind is tuple or kind is Expected:
+                return False
+            return self._deliver_prefixed(receiver, terminator)
+        batch = self._split(terminator)
+        if batch is None:
             return False
-        if self._searched > position:
-            return False
-        window = self._buffer
-        if position or len(window) > WINDOW:
-            window = window[position : position + WINDOW]
-        messages = window.split(terminator)
-        tail = len(messages.pop())
-        end = position + len(window)
-        self._searched = end - len(terminator) + 1
-        if not messages:
-            return False
-        limit = self._limit
-        if limit is not None and limit < len(window) and max(map(len, messages)) > limit:
-            self._unsettled = len(messages)
-            self._searched = 0
-            return False
-        # As if all were delivered already; _disturb puts it right.
-        self._position = end - tail
-        self.matched = terminator
-        self._messages = messages
-        self._batch = batch = iter(messages)
         awaits = self.awaits
         try:
             if self.whole and not awaits:
@@ -226,6 +210,37 @@ class Framer(StepwiseFramer):
                     self._batch = None
                     self._messages = _NO_MESSAGES
         return True
+
+    def _split(self, terminator: bytes) -> Iterator[bytes] | None:
+        """
+        Return the messages that lie whole in a window of the buffer, as if all were delivered already;
+        `_disturb` puts that right. None if there are none, or one may be too long.
+        """
+        position = self._position
+        if self._unsettled:
+            self._unsettled -= 1
+            return None
+        if self._searched > position:
+            return None
+        window = self._buffer
+        if position or len(window) > WINDOW:
+            window = window[position : position + WINDOW]
+        messages = window.split(terminator)
+        tail = len(messages.pop())
+        end = position + len(window)
+        self._searched = end - len(terminator) + 1
+        if not messages:
+            return None
+        limit = self._limit
+        if limit is not None and limit < len(window) and max(map(len, messages)) > limit:
+            self._unsettled = len(messages)
+            self._searched = 0
+            return None
+        self._position = end - tail
+        self.matched = terminator
+        self._messages = messages
+        self._batch = iter(messages)
+        return self._batch
 
     async def _walk(self, receiver: Receiver, terminator: bytes, batch: Iterator[bytes]) -> None:
         """
@@ -286,6 +301,9 @@ class Framer(StepwiseFramer):
                 result = receiver.collect_incoming_data(message)
                 if result is not None:
                     self._returned(receiver, result)
+                if self._unread:
+                    self._given_back(message, length, length)
+                    break
                 if self._open_for is not _COUNTING:
                     if not self.closed:
                         self.terminator = 0
@@ -338,6 +356,8 @@ class Framer(StepwiseFramer):
                 self._body = length
                 if (result := receiver.collect_incoming_data(message)) is not None:
                     self._returned(receiver, result)
+                if self._unread:
+                    return self._given_back(message, terminator, length)
                 if self._open_for is not _COUNTING:
                     if not self.closed:
                         self._body = None
@@ -355,6 +375,58 @@ class Framer(StepwiseFramer):
                 self._returned(receiver, result)
             if self._open_for is not _COUNTING or self.terminator is not terminator:
                 return True
+
+    # -- messages on demand
+
+    @override
+    def pull(self, receiver: LimitReceiver) -> bytes | None:
+        """
+        See `StepwiseFramer.pull`. A batch stays open from call to call: 1.9 → 0.2 us for each of 64
+        lines.
+        """
+        batch = self._batch
+        if batch is not None and self.terminator is self._seen:
+            for message in batch:
+                return message
+            self._batch = None
+            self._messages = _NO_MESSAGES
+        return self._pull_more(receiver)
+
+    def _pull_more(self, receiver: LimitReceiver) -> bytes | None:
+        """`pull` what is in no batch."""
+        if self._batch is not None:
+            self._disturb()
+        if self._backlog:
+            self._join()
+        if self._position >= len(self._buffer) and not self._announced:
+            self._buffer = b""  # not to keep a chunk alive for an idle connection
+            self._position = self._searched = 0
+            return None
+        terminator = self.terminator
+        if not self._count and self._over_long is None:
+            if terminator is not self._seen:
+                self._notice(terminator)
+            if type(terminator) is bytes:
+                if terminator and (batch := self._split(terminator)) is not None:
+                    return next(batch)
+            elif type(terminator) is int and 0 < terminator <= self._longest:
+                position = self._position
+                end = position + terminator
+                if end <= len(self._buffer):
+                    self._position = end
+                    self.terminator = 0
+                    self.matched = None
+                    return self._buffer[position:end]
+        return super().pull(receiver)
+
+    def add(self, data: bytes) -> None:
+        """`feed` a framer whose messages are pulled: a batch stays open."""
+        if self._batch is None or self.closed:
+            self.feed(data)
+        elif self._backlog is None:
+            self._backlog = [data]
+        else:
+            self._backlog.append(data)
 
     def _disturb(self) -> None:
         """Leave the short ways: something happened that they do not expect."""

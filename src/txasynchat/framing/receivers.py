@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from txasynchat.errors import MessageTooLong
 
-__all__ = ["PieceReceiver", "Receiver"]
+__all__ = ["LimitReceiver", "PieceReceiver", "Receiver"]
 
 
 class PieceReceiver(Protocol):
@@ -20,14 +20,18 @@ class PieceReceiver(Protocol):
         """The current message is complete."""
 
 
-class Receiver(PieceReceiver, Protocol):
+class LimitReceiver(Protocol):
+    """What a framer calls whose messages are pulled."""
+
+    def overflowed(self, error: MessageTooLong, /) -> object:
+        """The current message broke the limit; called once for each such message."""
+
+
+class Receiver(PieceReceiver, LimitReceiver, Protocol):
     """What a framer calls that has a limit, gives whole messages, or waits for what hooks return."""
 
     def message_received(self, message: bytes, /) -> object:
         """Take a whole message, which may be empty, in place of the two other calls."""
-
-    def overflowed(self, error: MessageTooLong, /) -> object:
-        """The current message broke the limit; called once for each such message."""
 
     def hook_returned(self, result: object, /) -> object:
         """

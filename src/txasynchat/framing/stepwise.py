@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from txasynchat.errors import MalformedMessage
 from txasynchat.framing.overlong import ENDLESS, PASSED_ON, SAMPLE, Overflow, drop, too_long
 from txasynchat.terminators import (
+    Expected,
     LengthPrefix,
     Terminator,
     check_terminator,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from txasynchat.errors import MessageTooLong
-    from txasynchat.framing.receivers import Receiver
+    from txasynchat.framing.receivers import LimitReceiver, Receiver
 
 __all__ = ["StepwiseFramer"]
 
@@ -64,7 +65,7 @@ class StepwiseFramer:
     """
 
     __slots__ = (
-        *("_backlog", "_buffer", "_position", "_searched", "_seen"),
+        *("_backlog", "_buffer", "_position", "_searched", "_seen", "_unread"),
         *("_announced", "_body", "_count", "_kept", "_limit", "_longest", "_over_long"),
         *("_ending", "_stopped", "closed", "matched", "overflow", "paused", "terminator", "whole"),
     )
@@ -86,8 +87,10 @@ class StepwiseFramer:
         # before _searched. That and _body belong to _seen, the terminator of the latest round.
         self._buffer = b""
         self._backlog: list[bytes] | None = None
+        # What was given back, and goes before all of that; then there is a backlog, too.
+        self._unread = b""
         self._position = self._searched = 0
-        self._seen = self.terminator
+        self._seen: Any = self.terminator
         # Of the current message: bytes passed on or kept; these, if the message is to be whole, or
         # else the first of them, for the error; bytes of a prefixed body still to come, None before
         # the prefix.
@@ -123,7 +126,8 @@ class StepwiseFramer:
         if type(terminator) is int and 0 < terminator <= self._longest:
             self.terminator = terminator
             return False
-        terminator = check_terminator(terminator)
+        if type(terminator) is not tuple or terminator is not self.terminator:  # which takes long
+            terminator = check_terminator(terminator)
         limit = self._limit
         if limit is not None and isinstance(terminator, int) and terminator > limit:
             self._announced = True
@@ -132,6 +136,38 @@ class StepwiseFramer:
             self._announced = False
         if type(terminator) is not bytes or terminator != self.terminator:
             self.terminator = terminator
+        return self._announced
+
+    def expect(self, length: int, limit: int | None = None) -> bool:
+        """
+        Let *length* bytes be the next message; then the terminator in force now is in force again.
+
+        In a message that has begun, so many more bytes end it. May be called from inside any handler.
+
+        Args:
+            length: of the message; 0 is an empty one, for which no byte has to come.
+            limit: in place of the framer's own.
+
+        Returns:
+            True if `deliver` has something to tell without a byte: the running one, or else it has to
+            be called.
+
+        Raises:
+            TypeError, ValueError: *length* is not a number, or a negative one; or *limit* is.
+        """
+        for number in (length, limit):
+            if number is None and number is not length:
+                continue
+            if type(number) is not int:
+                raise TypeError(f"a number of bytes must be an int: {number!r}")
+            if number < 0:
+                raise ValueError(f"a number of bytes must not be negative: {number!r}")
+        now = self.terminator
+        self.terminator = Expected(length, limit, now.then if type(now) is Expected else now)
+        limit = self._limit if limit is None else limit
+        self._announced = not length or (limit is not None and length > limit)
+        if self._announced:
+            self._disturb()
         return self._announced
 
     @property
@@ -171,6 +207,19 @@ class StepwiseFramer:
             self._buffer = data
             self._position = self._searched = 0
 
+    def unread(self, data: bytes) -> None:
+        """
+        Put *data* in front of all bytes that were not passed on; nothing is delivered.
+
+        May be called from inside any handler, with what that was given, and more than once: what is
+        given back last comes first. Pieces of a message that has not ended count no longer.
+        """
+        if self.closed or not data:
+            return
+        self._disturb()
+        self._unread = data + self._unread
+        self._backlog = self._backlog or [b""]  # so that the next round looks
+
     @property
     def buffer(self) -> bytes:
         """
@@ -183,6 +232,29 @@ class StepwiseFramer:
             self._disturb()
             self._join()
         return self._buffer
+
+    def take_back(self, collected: bytes = b"") -> bytes:
+        """
+        Return all that was not passed on, as it came, and forget it.
+
+        Args:
+            collected: the pieces of the unfinished message that were passed on; they go before.
+        """
+        self._disturb()
+        terminator, body = self.terminator, self._body
+        if collected and body is not None and self._seen is terminator:
+            collected = terminator.prefix(body + self._count) + collected
+        self._put_back()
+        data = collected + self.buffer
+        self.clear()
+        return data
+
+    @property
+    def unfinished(self) -> bytes:
+        """What has come of a message that has no end yet, without what was passed on or dropped."""
+        if self._over_long not in {None, PASSED_ON}:
+            return b""
+        return b"".join((self._kept or b"", self.buffer)) if self.whole else self.buffer
 
     @property
     def in_message(self) -> bool:
@@ -249,7 +321,7 @@ class StepwiseFramer:
         goes on counting down.
         """
         self._disturb()
-        self._buffer = b""
+        self._buffer = self._unread = b""
         self._position = self._searched = 0
         self._backlog = self._body = self._ending = None
         self._end_message()
@@ -282,10 +354,16 @@ class StepwiseFramer:
                 a piece whose handler raised is still in the buffer.
         """
         if self._ending is not None and not self.paused:
-            ending, self._ending = self._ending, None
-            self._end_passed(receiver, *ending)
+            (piece, matched, total), self._ending = self._ending, None
+            self._position -= len(piece) + len(matched or b"")  # which it adds again
+            # What was given back since then is no part of the message, which is to end.
+            unread, self._unread = self._unread, b""
+            self._end_passed(receiver, piece, matched, total)
+            self._unread += unread
         while not self.paused:
             if self._backlog:
+                if self._unread:
+                    self._put_back()
                 self._join()
             if self._position >= len(self._buffer):
                 self._buffer = b""  # not to keep a chunk alive for an idle connection
@@ -304,10 +382,67 @@ class StepwiseFramer:
                 and self._deliver_many(receiver, terminator)
             ):
                 continue
-            if not self._step(receiver, terminator):
+            if not self._step(receiver, terminator) and not self._backlog:
                 if self._position:
                     self._join()  # not to keep a chunk alive for the few bytes that wait for more
                 return
+
+    # -- messages out on demand, instead of events
+
+    def pull(self, receiver: LimitReceiver) -> bytes | None:
+        """
+        Return the next message, which `deliver` would pass to ``message_received``; None if no whole
+        one is there.
+
+        For a framer that is paused meanwhile, and asks for whole messages.
+
+        Raises:
+            Exception: whatever *receiver* raised.
+        """
+        taker = _Taker(self, receiver)
+        self.resume()
+        try:
+            StepwiseFramer.deliver(self, taker, taker.get_terminator)
+        finally:
+            self.pause()
+        return taker.message
+
+    def rewind(self) -> None:
+        """
+        Put what is kept of an unfinished message back, as if it had just arrived, for another
+        terminator; for a framer that asks for whole messages.
+        """
+        self._disturb()
+        if self._over_long is not None:
+            return
+        kept = b"" if self._kept is None else bytes(self._kept)
+        if self._body is not None and isinstance(self._seen, LengthPrefix):
+            kept = self._seen.prefix(self._body + len(kept)) + kept
+        if kept:
+            self._join()
+            self._buffer = kept + self._buffer
+            self._searched = 0
+        self._body = None
+        self._end_message()
+
+    def take(self, most: int) -> bytes:
+        """
+        Return bytes that wait, at most so many, whatever ends a message; empty if there are none.
+        """
+        self.rewind()
+        if self._backlog:
+            self._join()
+        if self._over_long is not None and self._over_long is not PASSED_ON:
+            self._position, self._over_long = drop(self._buffer, self._position, self._over_long)
+            if self._over_long is not None:
+                return b""
+        piece = self._buffer[self._position : self._position + most]
+        self._position += len(piece)
+        if self._position >= len(self._buffer):
+            self._buffer = b""
+            self._position = 0
+        self._searched = self._position
+        return piece
 
     def _notice(self, terminator: Any) -> None:
         """Forget what belongs to another terminator."""
@@ -385,7 +520,8 @@ class StepwiseFramer:
                 size += position - self._position
                 position = self._position
             announced = self._body
-            limit = terminator.limit
+            if terminator.limit is not None or type(terminator) is not Expected:
+                limit = terminator.limit
             ends = size >= announced
             if ends and terminator.end:
                 ends = buffer.startswith(terminator.end, position + announced)
@@ -423,11 +559,16 @@ class StepwiseFramer:
                 self._returned(receiver, result)
             if self.closed:
                 return False
+            if self._unread:
+                return self._given_back(piece, terminator, length)
         if announced is not None:
             if isinstance(terminator, int):
                 self.terminator = 0
             else:
                 self._body = None
+                if type(terminator) is Expected and self.terminator is terminator:
+                    self.terminator = terminator.then
+                    self._announced = False
                 if terminator.end:
                     self._position += 1
         if not self.whole:
@@ -445,11 +586,47 @@ class StepwiseFramer:
         position = self._position
         if self._backlog:
             self._buffer = b"".join((memoryview(self._buffer)[position:], *self._backlog))
-            self._backlog = None
+            self._backlog = [b""] if self._unread else None
         elif position:
             self._buffer = self._buffer[position:]
         self._searched = max(0, self._searched - position)
         self._position = 0
+
+    def _given_back(self, piece: bytes, terminator: Any, length: int) -> bool:
+        """The last piece of a message was given back, or a part of it, so the message goes on."""
+        self._piece_passed(piece, terminator, 0)
+        runs = isinstance(terminator, int) and self.terminator is terminator
+        if runs or not isinstance(terminator, int):
+            self._count_down(terminator, length)
+        self._put_back(runs=runs)
+        return True
+
+    def _put_back(self, *, runs: bool = False) -> None:
+        """Put what was given back, and before that what is kept here, into the buffer again."""
+        data, self._unread = self._unread, b""
+        terminator = self.terminator
+        body = self._body if self._seen is terminator else None
+        if self.whole and self._over_long is None:
+            kept = bytes(self._kept or b"")
+            again = len(kept)
+            self._end_message()
+        else:
+            kept = b""
+            again = min(len(data), self._count)
+        if body is not None and not self._count and type(terminator) is not Expected:
+            data += terminator.prefix(body + again)
+            body = self._body = None
+        if self._count:
+            self._count -= again
+            if self._kept is not None:
+                del self._kept[self._count :]
+        data += kept
+        if body is not None:
+            self._body = body + again
+        elif runs or (type(terminator) is int and terminator):
+            self.terminator += again
+        self._buffer = data + self._buffer[self._position :]
+        self._position = self._searched = 0
 
     def _keep(self, piece: bytes) -> None:
         if self._kept is None:
@@ -486,10 +663,12 @@ class StepwiseFramer:
         """End a message of *total* bytes whose last *piece* was passed on; return whether to go on."""
         if self.closed:
             return False
+        if self._unread:
+            return self._given_back(piece, matched, 0)
+        self._position += len(piece) + len(matched or b"")
         if self._stopped:
             self._ending = piece, matched, total
             return False
-        self._position += len(piece) + len(matched or b"")
         begin = None
         if matched and self._limit is not None and total > self._limit and self._over_long is None:
             begin = bytes(self._kept or b"") + piece  # it was lowered just now
@@ -542,8 +721,10 @@ class StepwiseFramer:
             begin += self._buffer[position : position + 1]
         current = self.terminator
         counts = announced is not None and isinstance(terminator, int)
-        if counts:
-            self.terminator = 0  # what the hook sets is for what comes after the message
+        once = counts or type(terminator) is Expected
+        following = 0 if counts or not once else terminator.then
+        if once:
+            self.terminator = following  # what the hook sets is for what comes after the message
         end = terminator
         if self._body is not None and announced is not None and not counts:
             end = self._body + len(terminator.end)
@@ -554,13 +735,13 @@ class StepwiseFramer:
             if self._over_long is not PASSED_ON:
                 pass  # a close or the hook dropped it
             elif self.overflow is Overflow.DELIVER:
-                if counts and self.terminator == 0:
+                if once and self.terminator is following:
                     self.terminator = current
             else:
                 self._end_message()
                 self._body = None
-                if end:
-                    self._over_long = end
+                if end or (once and not counts):
+                    self._over_long = end or None
                 else:
                     # The byte that is too many, however it was cut; then everything, until a
                     # terminator is set.
@@ -592,3 +773,31 @@ class StepwiseFramer:
         if (result := receiver.message_received(part)) is not None:
             self._returned(receiver, result)
         return True
+
+
+class _Taker:
+    """Takes one message, then pauses the framer."""
+
+    __slots__ = ("_framer", "_receiver", "message")
+
+    def __init__(self, framer: StepwiseFramer, receiver: LimitReceiver) -> None:
+        self._framer = framer
+        self._receiver = receiver
+        self.message: bytes | None = None
+
+    def message_received(self, message: bytes) -> None:
+        self.message = message
+        self._framer.pause()
+
+    def get_terminator(self) -> Any:
+        """Return the terminator in force; to be asked for it opens no short way."""
+        return self._framer.terminator
+
+    def overflowed(self, error: MessageTooLong) -> None:
+        self._receiver.overflowed(error)
+
+    def collect_incoming_data(self, _: bytes) -> None:
+        raise AssertionError("a framer that is pulled asks for whole messages")
+
+    found_terminator: Any = collect_incoming_data
+    hook_returned: Any = collect_incoming_data

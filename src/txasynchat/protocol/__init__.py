@@ -5,5 +5,6 @@ Nothing here knows how a protocol is served.
 """
 
 from txasynchat.protocol.chat import AsyncChat, State
+from txasynchat.protocol.stream import Stream
 
-__all__ = ["AsyncChat", "State"]
+__all__ = ["AsyncChat", "State", "Stream"]

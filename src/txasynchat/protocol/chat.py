@@ -26,7 +26,8 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from twisted.internet import interfaces
+from twisted.internet import defer, interfaces
+from twisted.internet.error import ConnectionDone
 from twisted.internet.protocol import Protocol, connectionDone
 from typing_extensions import override
 from zope.interface import implementer
@@ -38,11 +39,15 @@ from txasynchat.limits.deadlines import Standing, begin
 from txasynchat.limits.modes import Mode
 from txasynchat.limits.options import UNSET, Limits, check_limits
 from txasynchat.producers import Buffer
-from txasynchat.protocol import closing, reports, settings
+from txasynchat.protocol import closing, reports, settings, text
 from txasynchat.protocol.awaiting import CANCELLED, Awaiting
+from txasynchat.protocol.draining import AT_ONCE
 from txasynchat.protocol.hooks import Hooks
+from txasynchat.protocol.inbox import LOW
 from txasynchat.protocol.outbox import HalfClose, Outbox, Phase
+from txasynchat.protocol.pipe import HIGH_WATER, Pipe
 from txasynchat.protocol.starttls import Upgrade
+from txasynchat.protocol.stream import Stream
 from txasynchat.tls.factory import adopt
 from txasynchat.tls.info import TLSInfo
 from txasynchat.tls.leftovers import Leftovers
@@ -51,6 +56,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from typing import Self
 
+    from twisted.internet.defer import Deferred
+    from twisted.internet.interfaces import IDelayedCall
     from twisted.python.failure import Failure
 
     from txasynchat.limits.deadlines import Deadlines
@@ -132,8 +139,9 @@ class AsyncChat(Hooks, Protocol):
     _asks: ClassVar[bool] = False
     #: The settings of the class, once they were checked.
     _checked: ClassVar[tuple[Any, ...]] = (None,) * len(_CHECKED)
-    #: handle_secure is overridden.
+    #: handle_secure is overridden; handle_drained is.
     _hears_of_tls: ClassVar[bool] = False
+    _hears_of_drain: ClassVar[bool] = False
     # `__new__` sets all of these at once, and the class has no attribute of the same name. CPython
     # keeps up to thirty attributes in the instance itself, if the first instances of a class have them.
     # Otherwise each connection has a dict, and reading any attribute takes longer.
@@ -146,7 +154,8 @@ class AsyncChat(Hooks, Protocol):
     _unsettled: bool
     _redeliver: bool
     #: The fast path of ``dataReceived`` is closed: the connection is not open, or closes when it is
-    #: idle, or a hook is not done, or `get_terminator` is overridden.
+    #: idle, or a hook is not done, or `get_terminator` or `handle_drained` is overridden, or what
+    #: arrives is piped.
     _settles: bool
     _close_when_idle: bool
     #: `close` or `abort` was called.
@@ -160,21 +169,32 @@ class AsyncChat(Hooks, Protocol):
     #: While it is made, if it has any; and the latest `set_limits`.
     _deadlines: Deadlines | None
     _mode: Mode | None
+    #: It takes the messages, in the place of the hooks.
+    _stream: Stream | None
+    #: Where what arrives goes, and whose it is that comes here; see `pipe_to`.
+    _pipe: Pipe | None
+    _fed_by: AsyncChat | None
+    #: While something waits for the reactor's next iteration, so that others have their turn.
+    _turn: IDelayedCall | None
 
     def __new__(cls, *_arguments: Any, **_named: Any) -> Self:
         """Set the state up, so that subclasses need not call this class's ``__init__``."""
-        begins_with = (cls.terminator, cls.max_message_length, cls.overflow)
+        begins_with = (cls.terminator, cls.max_message_length, cls.overflow, cls.encoding)
         if cls.__dict__.get("_begins_with") != begins_with:
             cls._set_up()
         chat = super().__new__(cls)
         chat._state = _CONNECTING
         chat._inbox = cls._make_inbox()
-        chat._outbox = Outbox()
+        if begins_with[3] is None:
+            chat._outbox = Outbox()
+        else:
+            chat._outbox = text.TextOutbox(begins_with[3], cls.encoding_errors)
         chat._delivering = chat._unsettled = chat._redeliver = False
         chat._settles = True
         chat._close_when_idle = chat._close_requested = False
-        chat._awaiting = chat._upgrade = chat._closing = chat._incoming = None
         chat._deadlines = chat._mode = None
+        chat._awaiting = chat._upgrade = chat._closing = chat._stream = chat._incoming = None
+        chat._turn = chat._pipe = chat._fed_by = None
         return chat
 
     def __init_subclass__(cls, **arguments: Any) -> None:
@@ -183,14 +203,16 @@ class AsyncChat(Hooks, Protocol):
 
         Raises:
             TypeError, ValueError: ``terminator`` is not a terminator, or is a number above
-                `max_message_length`; or a setting is out of its range.
+                `max_message_length`; ``encoding`` is not one; or a setting is out of its range.
         """
         super().__init_subclass__(**arguments)
         ranges.check_class(cls, ranges.HANDLER)
         check_limits(cls.limits)
         cls._asks = cls.get_terminator is not Hooks.get_terminator
         cls._hears_of_tls = cls.handle_secure is not Hooks.handle_secure
+        cls._hears_of_drain = cls.handle_drained is not Hooks.handle_drained
         settings.check_terminator_of(cls)
+        text.check_encoding(cls.__qualname__, cls.encoding, cls.encoding_errors)
 
     @classmethod
     def _set_up(cls) -> None:
@@ -198,11 +220,13 @@ class AsyncChat(Hooks, Protocol):
         Prepare the class for its first connection, after decorators such as ``dataclass``; and again
         when a setting was assigned to the class later.
         """
-        if settings.restore(cls, AsyncChat, ("terminator", "max_message_length", "overflow")):
+        names = "terminator", "max_message_length", "overflow", "encoding"
+        if settings.restore(cls, AsyncChat, names):
             cls._computes = True
         if "_begins_with" not in cls.__dict__:
             reports.unheard_hooks(cls._log, cls)
-        cls._begins_with = (cls.terminator, cls.max_message_length, cls.overflow)
+        text.check_encoding(cls.__qualname__, cls.encoding, cls.encoding_errors)
+        cls._begins_with = (cls.terminator, cls.max_message_length, cls.overflow, cls.encoding)
 
     # -- IProtocol: called by the transport
 
@@ -296,10 +320,17 @@ class AsyncChat(Hooks, Protocol):
             self._report(error)
         elif self.close_reason is None and closing.broke_off(error, self.transport, self._outbox):
             self.close_reason = errors.ConnectionReset()
-        self._outbox.phase = _DEPARTED
-        self._outbox.registered = False
-        self._inbox.close()
-        if self._outbox:
+        outbox = self._outbox
+        outbox.phase = _DEPARTED
+        outbox.registered = False
+        if self._pipe is not None:
+            self._pipe.pass_on(last=True)
+        if self._stream is None or self._pipe is not None:
+            self._inbox.close()
+        else:
+            self._inbox.end_pulling()
+        sent = outbox.finished and not outbox.incomplete
+        if outbox:
             self._drop_output()
         for ending in (self._closing, self._upgrade):
             if ending is not None:
@@ -308,7 +339,11 @@ class AsyncChat(Hooks, Protocol):
         if self._deadlines is not None:
             self._deadlines.end()
             self._deadlines = None
-        if self._awaiting is not None:
+        if self._turn is not None:
+            self._turn.cancel()
+            self._turn = None
+        told = self._stream is not None and (self._stream.lost() or self._close_requested)
+        if self._awaiting is not None and not told:
             for cancel in self._awaiting.cancel():
                 self._call(cancel)
         try:
@@ -316,21 +351,27 @@ class AsyncChat(Hooks, Protocol):
                 self._call(self.handle_close)
         finally:
             self._call(self.handle_end, self.close_reason)
+            self._uncouple()
+            if (draining := outbox.draining) is not None:
+                outbox.draining = None
+                draining.over(None if sent else self.close_reason or error)
 
     # -- IHalfCloseableProtocol, IHandshakeListener: called by the transport
 
     def readConnectionLost(self) -> None:  # noqa: N802
         """
-        The peer will send no more: deliver what it sent, send what is queued, then close.
+        The peer will send no more: deliver what it sent, call `handle_eof`, send what is queued, close.
 
-        Bytes behind the last terminator are not a message, and are dropped. An application that cannot
-        answer yet when `found_terminator` is called makes that ``async def``, or pauses delivery until
-        it can.
+        An application that cannot answer yet when a hook is called makes that ``async def``, or pauses
+        delivery until it can.
         """
         self._inbox.peer_finished = True
         if self._closing is not None:
             self._closing.peer_finished()
-        self.close_when_idle()
+        if self._stream is None or self._pipe is not None:
+            self.close_when_idle()
+        else:
+            self._go_on()
 
     def writeConnectionLost(self) -> None:  # noqa: N802
         """
@@ -419,22 +460,25 @@ class AsyncChat(Hooks, Protocol):
 
     # -- asynchat: called by the application
 
-    def push(self, data: Buffer) -> None:
+    def push(self, data: Buffer | str) -> None:
         """
         Send bytes after everything that is queued; a producer is better for large data.
 
         What is pushed inside handlers is written when they have run, in one write. Once the connection
         is closing it is dropped, and counted in `dropped`.
 
+        Args:
+            data: bytes-like; or, where the class has an `encoding`, text.
+
         Raises:
-            TypeError: *data* is not bytes-like.
-            ValueError: *data* alone is longer than `max_unsent`.
+            TypeError: *data* is anything else.
+            ValueError: *data* alone is longer than `max_unsent`, or cannot be encoded.
         """
         outbox = self._outbox
         if outbox.closing:
-            self.dropped += memoryview(data).nbytes
+            self.dropped += outbox.length(data)
             return
-        outbox.push(data)
+        outbox.push(data)  # type: ignore[arg-type] # a TextOutbox takes text
         if self._delivering and outbox.size < outbox.piece:
             return
         if self.max_unsent is not None and outbox.size > self.max_unsent:
@@ -471,6 +515,36 @@ class AsyncChat(Hooks, Protocol):
         """Bytes that were pushed, and that the transport does not have yet."""
         return self._outbox.size
 
+    def drained(self) -> Deferred[None]:
+        """
+        Return what fires when everything that was pushed is with the transport.
+
+        So a coroutine sends no faster than the peer reads, and never asks for `unsent`::
+
+            for piece in pieces:
+                self.push(piece)
+                await self.drained()
+
+        It fires at once if nothing waits, or in the reactor's next iteration when much was sent in this
+        one. While the connection closes it fires at the end, when everything was sent.
+
+        Returns:
+            A Deferred, which fails with `close_reason`, or with the reason that ``connectionLost`` was
+            given, if something that was pushed is lost with the connection.
+        """
+        if self._state is _CLOSED:
+            return defer.fail(self.close_reason or ConnectionDone())
+        outbox = self._outbox
+        at_once = outbox.taken - outbox.drained_at < AT_ONCE
+        if not outbox and at_once and self._state is not _CLOSING:
+            return defer.succeed(None)
+        waiting = outbox.await_drain().wait()
+        if not at_once:
+            self._take_turn()
+        if self._delivering:
+            self._unsettled = True
+        return waiting
+
     def close_when_done(self) -> None:
         """
         Close when everything queued so far is sent; what is pushed from now on is dropped.
@@ -498,9 +572,34 @@ class AsyncChat(Hooks, Protocol):
         So a message that has begun is still answered, and so is one whose handler paused delivery
         until its answer is there.
         """
+        if self._stream is not None and self._pipe is None:
+            self._stream.finish()
+            return
         self._close_when_idle = self._settles = True
-        if not self._delivering and self._is_idle:
-            self.close_when_done()
+        if self._is_idle and self._state is _OPEN:
+            self._go_on()
+
+    def end_sending(self) -> None:
+        """
+        Send what is queued, then tell the peer that this was all, and go on reading.
+
+        The peer sees the end of the stream: a FIN, close_notify over TLS, the end of its standard input
+        where it is a process. `state` stays OPEN and messages are still delivered; what is pushed from
+        now on is dropped, and counted in `dropped`. When the peer ends its sending too, the connection
+        closes. One that never does is the application's to end. Harmless when repeated.
+
+        Terminals, serial ports, and TLS that Twisted's ``startTLS`` has put on a connection cannot end
+        one direction only: the peer sees the end when the connection closes.
+        """
+        outbox = self._outbox
+        if outbox.closing:
+            return
+        outbox.half_close = HalfClose.WHEN_SENT
+        outbox.close_when_done()
+        self._unchoke()
+        self._pushed()
+        if self._pipe is not None and self._inbox.peer_finished:
+            self._go_on()
 
     def handle_shutdown(self) -> Awaitable[object] | None:
         """
@@ -584,6 +683,67 @@ class AsyncChat(Hooks, Protocol):
         self._enter_mode(mode if limits else None)
         return mode
 
+    def stream(self) -> Stream:
+        """
+        Return the connection as a `Stream`, whose messages are awaited instead of delivered.
+
+        From now on no hook gets a message, and the end of what the peer sends closes nothing: the
+        application does. `close_when_idle`, as when the server stops, ends the stream; see there.
+        To be called inside `handle_connect`, or between two messages. Always returns the same object.
+
+        Raises:
+            RuntimeError: the connection is not open yet, or is gone; a message has begun whose pieces
+                were passed on; or `get_terminator` is overridden.
+        """
+        if self._stream is None:
+            if self._state is _CONNECTING or self._state is _CLOSED:
+                raise RuntimeError(f"the connection is {self._state.value}; it has no stream")
+            if self._asks or (self._inbox.in_message and not self._inbox.whole):
+                raise RuntimeError("stream() comes too late, or get_terminator() is overridden")
+            ways = self._run_handler, self._close, self._is_malformed
+            self._stream = Stream(self, self._inbox, self._outbox, ways)
+            self._settles = True
+            if self._close_when_idle:
+                self._stream.finish()
+        return self._stream
+
+    def pipe_to(self, other: AsyncChat) -> None:
+        """
+        Send to *other* whatever this connection receives from now on, as it came.
+
+        With all that no hook was given yet, the beginning of an unfinished message included; no hook
+        for messages is called any more. Two calls couple the two connections both ways. *other* need
+        not be connected yet: what comes before waits in its queue.
+
+        While more than `high_water` bytes of *other* wait there, this connection does not read, until
+        no more than its `low_water` do; `max_unsent` of *other* does not count. `pause` holds what
+        arrives, as ever. When the peer ends its sending, *other* does (`end_sending`), and not
+        `handle_eof` is called; this connection stays open for what is still to be sent, until its own
+        sending has ended too. When either is lost, what has arrived is passed on, and the other one
+        closes once everything is sent.
+
+        Raises:
+            TypeError: *other* is no `AsyncChat`.
+            RuntimeError: this connection is piped already, or another one is piped to *other*.
+        """
+        if not isinstance(other, AsyncChat):
+            raise TypeError(f"pipe_to() takes an AsyncChat, not {other!r:.80}")
+        if self._pipe is not None or other._fed_by is not None:
+            raise RuntimeError("only one connection is piped to one other")
+        collected = b"" if self._delivering else b"".join(self._incoming or ())
+        self._incoming = None
+        self._pipe = Pipe(self._inbox, other, other._take_piped, collected)
+        other._fed_by = self
+        self._settles = True
+        if _CLOSED in (self._state, other._state):
+            ended = self if self._state is _CLOSED else other
+            ended._uncouple()
+            return
+        self._unchoke()  # what waits here is no reason to stop reading any more
+        other._check_level()
+        if self._outbox.phase is _READY:
+            self._go_on()
+
     def discard_buffers(self) -> None:
         """
         Drop what was received and is not delivered, and what is queued; stop the producers.
@@ -605,10 +765,21 @@ class AsyncChat(Hooks, Protocol):
         self._hold()
 
     def resume(self) -> None:
-        """Deliver and read again: at once, or, from inside a handler, when it returns."""
-        if self._inbox.held:
-            self._inbox.held = False
-            if self._inbox.release():
+        """
+        Deliver and read again.
+
+        No hook is called before this returns: from inside a hook of this connection, delivery goes on
+        when that has returned; else in the reactor's next iteration. So a program that resumes many
+        connections in a loop has finished the loop when the first message makes it pause them again.
+        (On a transport in memory, which has no reactor, delivery goes on at once.)
+        """
+        inbox = self._inbox
+        if inbox.held:
+            inbox.held = False
+            if inbox.waits and not self._delivering:
+                inbox.resting = True
+                self._take_turn()
+            elif inbox.release():
                 self._go_on()
 
     @settings.shown
@@ -658,6 +829,9 @@ class AsyncChat(Hooks, Protocol):
             or self._asks
             or self._close_when_idle
             or self._inbox.awaited > 0
+            or self._inbox.pulled
+            or self._hears_of_drain
+            or self._pipe is not None
         )
 
     def _open_if_introduced(self) -> None:
@@ -687,11 +861,12 @@ class AsyncChat(Hooks, Protocol):
             self._delivering = False
 
     def _opened(self) -> None:
-        if self._state is not _OPEN:
+        if self._state is not _OPEN or self._inbox.closed:
             return
         self._call(self.handle_connect)
         inbox = self._inbox
-        if inbox.whole and not (inbox.terminator or inbox.awaited or self._asks):
+        framed = inbox.terminator or inbox.awaited or self._asks or self._pipe is not None
+        if inbox.whole and not framed:
             reports.no_terminator(self._log, self)
 
     def _close(self) -> None:
@@ -701,6 +876,8 @@ class AsyncChat(Hooks, Protocol):
         self.close_when_done()
         if not self._delivering:
             self._set_reading()
+        if self._stream is not None:
+            self._go_on()
 
     def _abort(self, error: errors.PeerError | None = None) -> None:
         """Close now, because of *error* where there is one; the transport calls ``connectionLost``."""
@@ -733,8 +910,7 @@ class AsyncChat(Hooks, Protocol):
         """Log the exception that is being handled, ask `handle_error`, and close."""
         error = sys.exc_info()[1]
         if isinstance(error, errors.MalformedMessage):
-            self._inbox.discarded = True
-            self._report(error)
+            self._is_malformed(error)
         else:
             reports.handler_raised(self._log, self)
         if isinstance(error, errors.ProducerError):
@@ -749,6 +925,10 @@ class AsyncChat(Hooks, Protocol):
             self._error_failed()
         self._close()
 
+    def _is_malformed(self, error: errors.MalformedMessage) -> None:
+        self._inbox.discarded = True
+        self._report(error)
+
     def _error_failed(self) -> None:
         reports.handler_raised(self._log, self, "{peer}: {handler}.handle_error raised")
 
@@ -756,6 +936,8 @@ class AsyncChat(Hooks, Protocol):
 
     @property
     def _is_idle(self) -> bool:
+        if self._stream is not None and self._pipe is None:
+            return False  # it is for the application to close
         return self._inbox.idle and (self._awaiting is None or not self._awaiting.busy)
 
     def hook_returned(self, result: object) -> None:
@@ -867,7 +1049,8 @@ class AsyncChat(Hooks, Protocol):
         if closes:
             self._inbox.discarded = True
             self.close_reason = error
-            self._close()
+            if self._stream is None:
+                self._close()
         elif self.close_reason is error:
             self._inbox.discarded = False
             self.close_reason = None
@@ -879,9 +1062,25 @@ class AsyncChat(Hooks, Protocol):
             self._inbox.keep(data)
             self._unsettled = True
         else:
-            self._inbox.feed(data)
-            if self._outbox.phase is _READY:
-                self._go_on()
+            stream = self._stream
+            if stream is None:
+                self._inbox.feed(data)
+                if self._outbox.phase is _READY:
+                    self._go_on()
+                return
+            inbox, outbox = self._inbox, self._outbox
+            inbox.add(data)
+            if outbox.phase is not _READY:
+                return
+            # What `_settle` does, where nothing unusual happens.
+            self._delivering = True
+            try:
+                stream.arrived()
+                sent = not outbox.size or outbox.send_reply(self.transport)
+                if self._unsettled or not sent or inbox.ahead > LOW or not inbox.reading:
+                    self._settle()
+            finally:
+                self._delivering = False
 
     def _go_on(self) -> None:
         """Deliver what waits, as far as that is allowed, and settle what follows from it."""
@@ -891,6 +1090,18 @@ class AsyncChat(Hooks, Protocol):
             return
         self._delivering = True
         try:
+            self._settle()
+        finally:
+            self._delivering = False
+
+    def _run_handler(self, function: Any, *arguments: Any) -> None:
+        """Call something as handlers are called: what it pushes is one write."""
+        if self._delivering:
+            function(*arguments)
+            return
+        self._delivering = True
+        try:
+            function(*arguments)
             self._settle()
         finally:
             self._delivering = False
@@ -911,17 +1122,64 @@ class AsyncChat(Hooks, Protocol):
             if self._redeliver:
                 self._redeliver = False
                 try:
-                    inbox.deliver(self, self.get_terminator if self._asks else None)
+                    if self._pipe is not None:
+                        self._pipe.pass_on()
+                    elif self._stream is not None:
+                        self._stream.arrived()
+                    else:
+                        inbox.deliver(self, self.get_terminator if self._asks else None)
                 except Exception:  # noqa: BLE001 it is the application's, and is logged
                     self._failed()
+            if inbox.resting:
+                self._take_turn()
             if self._outbox or self._state is _CLOSING:
                 self._flush()
+            if self._outbox.draining is not None and self._turn is None:
+                self._tell_drained()
             if self._upgrade is not None:
                 self._upgrade.proceed()
             if inbox.paused or not inbox.reading:
                 self._set_reading()
-            if self._close_when_idle and self._state is _OPEN and self._is_idle:
-                self.close_when_done()
+            if self._close_when_idle and not self._unsettled:
+                self._close_if_idle()
+
+    def _take_turn(self) -> None:
+        """Settle again in the reactor's next iteration; at once where there is no reactor."""
+        if self._turn is not None:
+            return
+        reactor = None if self.transport is None else transports.reactor_of(self.transport)
+        if reactor is None:
+            self._next_turn()
+        else:
+            self._turn = reactor.callLater(0, self._next_turn)
+
+    def _next_turn(self) -> None:
+        self._turn = None
+        self._outbox.drained_at = self._outbox.taken
+        self._inbox.go_on()
+        self._go_on()
+
+    def _close_if_idle(self) -> None:
+        """Everything was delivered that can be: at the peer's end call `handle_eof`; then close."""
+        inbox = self._inbox
+        if self._state is not _OPEN or not self._is_idle:
+            return
+        if self._pipe is not None:
+            if inbox.peer_finished and not inbox.told_of_end:
+                inbox.told_of_end = True
+                self._pipe.target.end_sending()
+            if not (inbox.peer_finished and self._outbox.closing):
+                return
+        elif inbox.peer_finished and not inbox.told_of_end:
+            inbox.told_of_end = True
+            ours = getattr(self.handle_eof, "__func__", None) is Hooks.handle_eof
+            if not (ours or inbox.suspended):  # what comes before TLS is not handled
+                rest = b"".join((*(self._incoming or ()), inbox.unfinished))
+                self._forget_input()
+                self._call(self.handle_eof, rest)
+                self._unsettled = True
+                return
+        self.close_when_done()
 
     def _hold(self) -> None:
         self._inbox.pause()
@@ -930,8 +1188,16 @@ class AsyncChat(Hooks, Protocol):
         else:
             self._set_reading()
 
+    def _choke(self) -> None:
+        """Hold delivery, because too much waits to be sent."""
+        if not self._inbox.choked:
+            self._inbox.choked = True
+            self._hold()
+
     def _unchoke(self) -> None:
         """What waits to be sent is not a reason to hold delivery any more."""
+        if self._stream is not None:
+            self._stream.drained()
         if self._inbox.choked:
             self._inbox.choked = False
             if self._inbox.release():
@@ -969,22 +1235,51 @@ class AsyncChat(Hooks, Protocol):
 
     def _check_level(self) -> None:
         outbox, size = self._outbox, self._outbox.size
-        if self.max_unsent is not None and size > self.max_unsent:
+        source = self._fed_by
+        if source is not None:
+            high_water = HIGH_WATER if self.high_water is None else self.high_water
+            if size > high_water:
+                source._choke()
+            elif size <= self.low_water:
+                source._unchoke()
+        elif self.max_unsent is not None and size > self.max_unsent:
             if outbox.phase is not _DEPARTED:
                 self._abort(errors.UnsentLimitExceeded(self.max_unsent, size))
-        elif self.high_water is not None and size > self.high_water:
+            return
+        if self._pipe is not None:
+            return  # what it receives is not answered here
+        if self.high_water is not None and size > self.high_water:
             # While closing nothing is added, and a peer that we do not read from may stop reading too.
-            if not (outbox.closing or self._inbox.choked):
-                self._inbox.choked = True
-                self._hold()
+            if not (outbox.closing or self._inbox.pulled):
+                self._choke()
         elif size <= self.low_water:
             self._unchoke()
+
+    def _take_piped(self, data: bytes) -> None:
+        if self._outbox.closing:
+            self.dropped += len(data)
+        else:
+            self._outbox.push(data)
+            self._pushed()
+
+    def _uncouple(self) -> None:
+        """This connection is lost: end those that it is coupled with."""
+        pipe, source = self._pipe, self._fed_by
+        self._pipe = self._fed_by = None
+        if pipe is not None and pipe.target is not self:
+            pipe.target._fed_by = None
+            pipe.target._close()
+        if source is not None and source is not self:
+            source._pipe = None
+            source._inbox.choked = False
+            source._close()
 
     def _flush(self) -> None:
         """Write what the transport takes, and do what had to wait for that."""
         outbox = self._outbox
         if outbox.flushing or outbox.phase is not _READY:
             return
+        heard = self._hears_of_drain and bool(outbox)
         try:
             if not outbox.flush(self):
                 self._cannot_send()
@@ -996,11 +1291,40 @@ class AsyncChat(Hooks, Protocol):
         elif outbox.half_close is HalfClose.WHEN_SENT and outbox.finished:
             outbox.half_close = HalfClose.DONE
             outbox.resign(self.transport)
-            self.transport.loseWriteConnection()
-        if outbox.size or self._inbox.choked:
+            transports.end_sending(self.transport)
+        if outbox.size or self._inbox.choked or self._inbox.pulled or self._fed_by is not None:
             self._check_level()
+        if (heard or outbox.draining is not None) and not outbox and self._state is _OPEN:
+            if heard:
+                outbox.await_drain().heard = True
+            if self._delivering:
+                self._unsettled = True
+            else:
+                self._take_turn()  # not inside a call of push()
         if self._upgrade is not None and not self._delivering:
             self._upgrade.proceed()
+
+    def _tell_drained(self) -> None:
+        """Tell who waits for it that the queue is empty, if it is; handlers are running."""
+        outbox = self._outbox
+        draining = outbox.draining
+        if draining is None or outbox or self._state is not _OPEN:
+            return
+        pending = self._inbox.awaited > 0
+        if pending and not draining.awaited:
+            return  # the hook is not called while another one is pending
+        outbox.draining = None
+        draining.over()
+        if draining.heard:
+            if pending:
+                outbox.await_drain().heard = True
+            else:
+                self._call(self.handle_drained)
+        self._unsettled = True
+        if outbox and self._state is _OPEN:
+            # That is told too, be it sent at once; but others have their turn before.
+            outbox.await_drain().heard |= draining.heard
+            self._take_turn()
 
     # -- internals: limits
 
@@ -1025,12 +1349,16 @@ class AsyncChat(Hooks, Protocol):
 
     def _standing(self) -> Standing:
         inbox, outbox = self._inbox, self._outbox
-        pushed = outbox.taken > 0 or outbox.size > 0
+        begun = outbox.taken > 0 or outbox.size > 0 or not (inbox.terminator or self._asks)
+        busy = inbox.awaited > 0
+        if (stream := self._stream) is not None:
+            busy = not stream.waits
+            begun = begun or busy or stream.took
         return Standing(
             opening=self._state is _CONNECTING or self._upgrade is not None,
             closing=self._state is _CLOSING,
-            busy=inbox.held or inbox.choked or inbox.awaited > 0,
-            begun=pushed or not (inbox.terminator or self._asks),
+            busy=inbox.held or inbox.choked or busy,
+            begun=begun,
             ended=inbox.message_ended(),
             length=inbox.length if inbox.in_message else None,
             sent=outbox.taken,
@@ -1075,11 +1403,7 @@ class AsyncChat(Hooks, Protocol):
         outbox = self._outbox
         if outbox.phase is _DEPARTED or outbox.half_close is HalfClose.DONE:
             return False  # it was we who told it
-        if not outbox.closing:
-            outbox.half_close = HalfClose.WHEN_SENT
-            outbox.close_when_done()
-            self._unchoke()
-            self._pushed()
+        self.end_sending()
         return True
 
     def _takes_write(self, transport: Any, data: bytes) -> bool:

@@ -10,6 +10,7 @@ from txasynchat.framing import Overflow
 from txasynchat.protocol import settings
 from txasynchat.protocol.inbox import Inbox
 from txasynchat.protocol.outbox import Phase
+from txasynchat.protocol.text import TextInbox
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -18,11 +19,18 @@ if TYPE_CHECKING:
 
     from txasynchat.errors import ChatError, MessageTooLong
     from txasynchat.limits.options import Limits
+    from txasynchat.producers import Buffer
     from txasynchat.protocol.outbox import Outbox
     from txasynchat.terminators import Terminator
     from txasynchat.tls.info import TLSInfo
 
 __all__ = ["Hooks"]
+
+
+def _refuse_encoding(chat: Hooks, value: object) -> None:
+    if value != chat.encoding:
+        cls = type(chat).__qualname__
+        raise TypeError(f"encoding belongs to the class: write {cls}.encoding = {value!r}")
 
 
 class Hooks:
@@ -42,6 +50,13 @@ class Hooks:
     #: What becomes of a longer message, after `message_too_long`. May be changed at any moment, in that
     #: hook too; it does not change what was already decided about a message.
     overflow: Overflow = settings.setting(Overflow.CLOSE, "overflow")
+    #: The encoding of whole messages, as ``"utf-8"``: `message_received` gets text, and `push` takes
+    #: it, too. None for bytes. Belongs to the class. A message that is not text in it is a
+    #: `MalformedMessage`, which closes the connection.
+    encoding: str | None = settings.setting(None, "encoding", assign=_refuse_encoding)
+    #: What becomes of bytes that are not text: ``"replace"``, ``"surrogateescape"`` and whatever else
+    #: `bytes.decode` and `str.encode` know as ``errors``. Belongs to the class.
+    encoding_errors: str = "strict"
     #: Bytes waiting to be sent above which delivery and reading stop; None for never.
     high_water: int | None = 65_536
     #: Bytes waiting to be sent at or below which they go on.
@@ -72,17 +87,21 @@ class Hooks:
 
     @classmethod
     def _make_inbox(cls) -> Inbox:
-        terminator, limit, overflow = cls._begins_with
+        terminator, limit, overflow, encoding = cls._begins_with
         if cls._computes:  # read when the connection is made
             limit = Hooks.max_message_length if isinstance(limit, property) else limit
             overflow = Hooks.overflow if isinstance(overflow, property) else overflow
-        return Inbox(
+        kind = Inbox if encoding is None else TextInbox
+        inbox = kind(
             terminator,
             limit=limit,
             overflow=overflow,
             whole=cls.found_terminator is Hooks.found_terminator
             and cls.collect_incoming_data is Hooks.collect_incoming_data,
         )
+        if isinstance(inbox, TextInbox):
+            inbox.encoding, inbox.errors = encoding, cls.encoding_errors
+        return inbox
 
     # -- asynchat: where messages end
 
@@ -106,6 +125,43 @@ class Hooks:
         Stdlib: asynchat.async_chat.set_terminator, which fails later, while reading.
         """
         if self._inbox.set_terminator(term) and self._outbox.phase is Phase.READY:
+            self._go_on()
+
+    def expect(self, n: int, limit: int | None = None) -> None:
+        """
+        Let the next message be exactly *n* bytes; then the terminator in force now is in force again.
+
+        Unless a hook sets another: the message's own hook finds the old one in force. 0 is an empty
+        message, delivered at once or, from inside a handler, when it has returned. Where a message has
+        begun, so many more bytes end it. A number above the limit is a message that is too long, as
+        with `set_terminator`.
+
+        Args:
+            n: the number of bytes.
+            limit: in place of `max_message_length`, for this message only.
+
+        Raises:
+            ValueError: a number is negative.
+            TypeError: *n* or *limit* is not an int.
+        """
+        if self._inbox.expect(n, limit) and self._outbox.phase is Phase.READY:
+            self._go_on()
+
+    def unread(self, data: Buffer) -> None:
+        """
+        Give bytes back: they are delivered, by the terminator in force, before what waits.
+
+        So a handler that got more than it wanted, or hands over to another way of framing, loses
+        nothing. In front of all that no hook was given, the beginning of an unfinished message too; and
+        behind pieces that `collect_incoming_data` was given, which may be given back by this and count
+        only once towards `max_message_length`. Delivered at once or, from inside a handler, when it has
+        returned. Dropped once nothing more is delivered.
+
+        Raises:
+            TypeError: *data* is not bytes-like.
+        """
+        self._inbox.unread(bytes(memoryview(data)))
+        if self._outbox.phase is Phase.READY:
             self._go_on()
 
     #: The terminator in force; in a class body, or as a field of a dataclass, the one that a connection
@@ -147,11 +203,14 @@ class Hooks:
         `abort`.
         """
 
-    def message_received(self, message: bytes) -> Awaitable[object] | None:
+    def message_received(self, message: Any) -> Awaitable[object] | None:
         """
         A whole message arrived, without its terminator; it may be empty.
 
         Not called where `found_terminator` is overridden.
+
+        Args:
+            message: bytes; or, where the class has an `encoding`, text.
         """
         raise NotImplementedError(
             f"{type(self).__qualname__} overrides neither message_received nor found_terminator"
@@ -174,7 +233,10 @@ class Hooks:
 
         Stdlib: asynchat.async_chat.found_terminator.
         """
-        return self.message_received(self._get_data())
+        message: Any = self._get_data()
+        if isinstance(self._inbox, TextInbox):
+            message = self._inbox.decode(message)
+        return self.message_received(message)
 
     def message_too_long(self, error: MessageTooLong) -> Awaitable[object] | None:
         """
@@ -194,6 +256,29 @@ class Hooks:
         Args:
             kind: which deadline: ``first_message``, ``idle``, ``message``, ``write_stall`` or
                 ``session``.
+        """
+
+    def handle_eof(self, rest: bytes) -> Awaitable[object] | None:
+        """
+        The peer ended its sending, in order, and every message was delivered.
+
+        Called once, unless this side has begun to close before. What is pushed here is still sent;
+        then the connection closes, or when this hook is done, if it has to wait. If `pause` was called
+        it closes after `resume`.
+
+        Args:
+            rest: what came behind the last message and no hook was given, such as a last line without
+                its line end. What `_collect_incoming_data` had collected is part of it, and forgotten.
+        """
+
+    def handle_drained(self) -> Awaitable[object] | None:
+        """
+        The output queue has become empty: everything that was pushed is with the transport.
+
+        Called when the hooks of one chunk have run, once for all that they pushed; or, for what could
+        not be sent then, or was pushed elsewhere, in a later iteration of the reactor. A hook that
+        pushes the next piece here is called again, so it sends all of them, no faster than the peer
+        reads. Not called once the connection is closing.
         """
 
     def handle_error(self) -> Awaitable[object] | None:

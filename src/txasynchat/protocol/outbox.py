@@ -23,13 +23,13 @@ from typing_extensions import override
 
 from txasynchat import transports
 from txasynchat.outputqueue import OutputQueue
+from txasynchat.protocol.draining import Draining
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from twisted.internet.interfaces import IReactorTime
 
-    from txasynchat.producers import Buffer
 
 __all__ = ["HalfClose", "Outbox", "Owner", "Phase"]
 
@@ -83,19 +83,23 @@ class Outbox(OutputQueue):
         piece: how many bytes are written at once; that many do not wait for more.
         taken: bytes ever taken from the queue.
         writing_end: what the transport writes to, where that may be lost by itself.
+        draining: what waits for the queue to become empty.
+        drained_at: what `taken` was at the beginning of the reactor's iteration, at the latest.
+        incomplete: something that was queued was dropped.
     """
 
     __slots__ = (
         *("_send_now", "flushing", "full", "half_close", "phase", "piece", "registered", "taken"),
-        "writing_end",
+        *("draining", "drained_at", "incomplete", "writing_end"),
     )
 
     def __init__(self) -> None:
         super().__init__()
         self.phase = _WAITING
         self.half_close = HalfClose.NOT_ASKED
-        self.full = self.registered = self.flushing = False
-        self.taken = self.piece = 0
+        self.full = self.registered = self.flushing = self.incomplete = False
+        self.taken = self.piece = self.drained_at = 0
+        self.draining: Draining | None = None
         self.writing_end: Any = None
         self._send_now: Callable[[Any, bytes], bytes] | None = None
 
@@ -112,9 +116,13 @@ class Outbox(OutputQueue):
         else:
             self.push_producer(producer)
 
-    def check_length(self, data: Buffer, limit: int | None) -> None:
+    def length(self, data: Any) -> int:
+        """Return how many bytes *data* is, which may be whatever `push` takes."""
+        return memoryview(data).nbytes
+
+    def check_length(self, data: Any, limit: int | None) -> None:
         """Raise a ValueError if *data* alone is more than *limit*, which is what may ever wait."""
-        length = memoryview(data).nbytes
+        length = self.length(data)
         if limit is not None and length > limit and not self.closing:
             raise ValueError(
                 f"{length} bytes in one push exceed max_unsent, {limit}; send them with"
@@ -135,12 +143,19 @@ class Outbox(OutputQueue):
         if not (self or hold_back):
             return []
         closing = self.closing
+        self.incomplete = True
         errors = super().stop()
         if hold_back:
             self.hold_back()
         if closing:
             self.close_when_done()
         return errors
+
+    def await_drain(self) -> Draining:
+        """Return the `Draining` of this queue, to be told when it is empty."""
+        if self.draining is None:
+            self.draining = Draining()
+        return self.draining
 
     # -- the transport comes and goes
 
