@@ -8,7 +8,7 @@ import sys
 import pytest
 from twisted.internet.task import Clock
 
-from txasynchat.delivery import Progress, StallWatch, unacknowledged
+from txasynchat.delivery import Progress, StallWatch, carried, unacknowledged
 
 
 def test_first_reading_and_every_change_are_progress():
@@ -132,3 +132,28 @@ def test_closed_socket_has_no_count():
     sock = socket.socket()
     sock.close()
     assert unacknowledged(sock) is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no other system is asked")
+def test_bytes_that_came_and_were_acknowledged_are_counted():
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname(), 20) as client,
+    ):
+        server, _ = listener.accept()
+        with server:
+            received, acknowledged = carried(server)
+            client.sendall(b"x" * 1000)
+            server.recv(1000, socket.MSG_WAITALL)
+            server.sendall(b"y" * 300)
+            client.recv(300, socket.MSG_WAITALL)
+            while unacknowledged(server):
+                pass
+            assert carried(server) == (received + 1000, acknowledged + 300)
+        assert carried(server) is None
+
+
+def test_a_unix_socket_has_no_such_counts():
+    one, other = socket.socketpair()
+    with one, other:
+        assert carried(one) is None

@@ -172,7 +172,8 @@ def test_invalid_number_on_the_command_line_is_refused(option, text):
 def test_table_in_the_docs_agrees_with_the_checks(root: Path):
     """The table lists each number that a user may give, with its range."""
     page = (root / "docs/reference/ranges.md").read_text()
-    rows = [*ranges.HANDLER.items(), *ranges.TLS.items(), ("stop_timeout", ranges.STOPPING)]
+    tables = (ranges.HANDLER, ranges.TLS, ranges.LIMITS)
+    rows = [*(row for table in tables for row in table.items()), ("stop_timeout", ranges.STOPPING)]
     for name, its in rows:
         if isinstance(its, ranges.Range):
             none = ", or `None`" if its.optional else ""

@@ -216,6 +216,18 @@ def test_server_listens_on_several_endpoints(run, tmp_path):
     check_secure_echo(tmp_path, secure)
 
 
+def test_a_client_that_says_nothing_is_closed_as_file_and_command_line_say(run, tmp_path):
+    (tmp_path / "server.toml").write_text("[limits]\nfirst_message = 1000\nidle = 0.5\n")
+    program = run(
+        *TWISTD, "-n", "asynchat", "--listen", LOOPBACK,
+        "--config", "server.toml", "--limit", "first_message=0.5",
+    )  # fmt: skip
+    port = program.port()
+    with connect(port) as (_client, answers):
+        assert answers.read() == b""
+    program.said("first_message: nothing came for 0.5 s|idle: nothing went either way for 0.5 s")
+
+
 @pytest.mark.parametrize("client", ["nc", "curl", "openssl"])
 def test_common_clients_get_answers(run, tmp_path, client):
     if shutil.which(client) is None:
@@ -711,7 +723,7 @@ MISTAKES = {
     ),
     "a limit for others": (
         ["--handler", "handlers:Twisted", "--max-message-length", "5"],
-        "--max-message-length is for AsyncChat handlers, which handlers:Twisted is not",
+        "max_message_length is for AsyncChat handlers, which handlers:Twisted is not",
     ),
 }  # fmt: skip
 
@@ -775,6 +787,7 @@ def test_help_shows_the_usage():
     )  # fmt: skip
     for option in (
         "--handler", "--listen", "--transport", "--max-message-length", "--stop-timeout",
+        "--limit", "--config",
     ):  # fmt: skip
         assert option in done.stdout
     assert "twistd -n asynchat --handler chat:User --listen tcp:4000" in done.stdout

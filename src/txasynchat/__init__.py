@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # ``X as X``: for type checkers, X is public
         CertificateRejected as CertificateRejected,
         ChatError as ChatError,
         CloseTimedOut as CloseTimedOut,
+        ConfigurationError as ConfigurationError,
         ConnectionReset as ConnectionReset,
         ConnectTimedOut as ConnectTimedOut,
         CredentialsError as CredentialsError,
@@ -36,10 +37,12 @@ if TYPE_CHECKING:  # ``X as X``: for type checkers, X is public
         ProducerError as ProducerError,
         ProgramStopped as ProgramStopped,
         StoppedByServer as StoppedByServer,
+        TimedOut as TimedOut,
         TLSError as TLSError,
         UnsentLimitExceeded as UnsentLimitExceeded,
     )
     from txasynchat.framing import Framer as Framer, Overflow as Overflow
+    from txasynchat.limits import Limits as Limits
     from txasynchat.outputqueue import OutputQueue as OutputQueue
     from txasynchat.producers import (
         FileProducer as FileProducer,
@@ -76,11 +79,12 @@ _NAMES = {
     "clients": "connect reconnecting",
     "compat": "install uninstall",
     "connections": "Connections",
-    "errors": "CertificateRejected ChatError CloseTimedOut ConnectTimedOut ConnectionReset"
-    " CredentialsError HandshakeFailed IncompleteMessage ListenError MalformedMessage MessageTooLong"
-    " OtherProtocol PeerError ProducerError ProgramStopped StoppedByServer TLSError"
-    " UnsentLimitExceeded",
+    "errors": "CertificateRejected ChatError CloseTimedOut ConfigurationError ConnectTimedOut"
+    " ConnectionReset CredentialsError HandshakeFailed IncompleteMessage ListenError MalformedMessage"
+    " MessageTooLong OtherProtocol PeerError ProducerError ProgramStopped StoppedByServer TimedOut"
+    " TLSError UnsentLimitExceeded",
     "framing": "Framer Overflow",
+    "limits": "Limits",
     "outputqueue": "OutputQueue",
     "producers": "FileProducer simple_producer",
     "program": "CannotStart Program serve",

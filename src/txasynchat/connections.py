@@ -21,12 +21,17 @@ from twisted.protocols.policies import ProtocolWrapper
 from zope.interface import directlyProvides, implementer, providedBy
 
 from txasynchat import endings
+from txasynchat.limits.deadlines import begin
+from txasynchat.limits.options import in_force
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from twisted.internet.interfaces import IAddress
     from twisted.python.failure import Failure
+
+    from txasynchat.limits.deadlines import Deadlines
+    from txasynchat.limits.options import Limits
 
 __all__ = ["Connections", "WatchedFactory"]
 
@@ -47,9 +52,12 @@ class Connections:
     def __iter__(self) -> Iterator[Any]:
         return iter(list(self._live.values()))
 
-    def watch(self, protocol: Any) -> Any:
-        """Count the connection that *protocol*, which has no transport yet, will have; return it."""
-        protocol.makeConnection = _Watch(self, protocol).made
+    def watch(self, protocol: Any, limits: Limits | None = None) -> Any:
+        """
+        Count the connection that *protocol*, which has no transport yet, will have, and hold it to the
+        deadlines of *limits*; return *protocol*.
+        """
+        protocol.makeConnection = _Watch(self, protocol, limits).made
         return protocol
 
     def began(self, transport: Any, protocol: Any) -> None:
@@ -115,12 +123,14 @@ class Connections:
 
 class _Watch:
     # Stands in for two methods of a protocol during one connection; small, because there are many.
-    __slots__ = ("connections", "original", "protocol", "transport")
+    __slots__ = ("connections", "deadlines", "limits", "original", "protocol", "transport")
 
-    def __init__(self, connections: Connections, protocol: Any) -> None:
+    def __init__(self, connections: Connections, protocol: Any, limits: Limits | None) -> None:
         self.connections = connections
         self.protocol = protocol
         self.original = protocol.makeConnection
+        self.limits = limits
+        self.deadlines: Deadlines | None = None
 
     def made(self, transport: Any) -> None:
         protocol, make = self.protocol, self.original
@@ -137,9 +147,14 @@ class _Watch:
                 protocol.connectionLost = self.original
                 self.connections.ended(transport)
             raise
+        if self.limits is not None:
+            self.deadlines = begin(_handler(protocol), transport, self.limits)
 
     def lost(self, reason: Failure = connectionDone) -> None:
         del self.protocol.connectionLost
+        self.limits = None  # which may not hold for makeConnection any more
+        if self.deadlines is not None:
+            self.deadlines.end()
         try:
             self.original(reason)
         finally:
@@ -154,17 +169,33 @@ def _handler(protocol: Any) -> Any:
 
 @implementer(IProtocolFactory)
 class WatchedFactory:
-    """Any protocol factory, with its connections counted; in everything else it is that factory."""
+    """
+    Any protocol factory, with its connections counted; in everything else it is that factory.
 
-    def __init__(self, factory: Any, connections: Connections) -> None:
+    Args:
+        factory: it.
+        connections: counts them.
+        limits, default: what a peer may take; see `in_force`.
+    """
+
+    def __init__(
+        self,
+        factory: Any,
+        connections: Connections,
+        limits: Limits | None = None,
+        default: Limits | None = None,
+    ) -> None:
         self._factory = factory
         self._connections = connections
+        self._limits = limits, default
         # Twisted's transports ask a factory what it provides: names for the log, protocols for ALPN.
         directlyProvides(self, providedBy(factory))
 
     def buildProtocol(self, addr: IAddress | None) -> Any:  # noqa: D102, N802 - IProtocolFactory
         protocol = self._factory.buildProtocol(addr)
-        return None if protocol is None else self._connections.watch(protocol)
+        if protocol is None:
+            return None
+        return self._connections.watch(protocol, in_force(_handler(protocol), *self._limits))
 
     def socket_accepted(self, sock: Any, address: Any) -> None:
         """Let the factory serve a socket, if it takes sockets, and count the connection."""

@@ -12,6 +12,7 @@ Numbers and sockets only: no Twisted, no clock of its own. Callers say how long 
 from __future__ import annotations
 
 import socket
+import struct
 import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -24,13 +25,17 @@ with suppress(ImportError):  # not on every system
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Progress", "StallWatch", "unacknowledged", "unread", "without_delay"]
+__all__ = ["Progress", "StallWatch", "carried", "unacknowledged", "unread", "without_delay"]
 
 #: How often a `StallWatch` looks in the time that it allows without progress.
 LOOKS = 8
 #: Seconds that clocks may be wrong by, because they add up fractions.
 _NO_TIME = 1e-6
 _NO_BYTES = bytes(4)
+# What Linux tells of a connection, up to the two counters; see tcp_info in linux/tcp.h.
+_TCP_INFO = getattr(socket, "TCP_INFO", None) if sys.platform == "linux" else None
+_INFO_SIZE = 136
+_COUNTS = struct.Struct("=QQ")
 _QUICKACK = getattr(socket, "TCP_QUICKACK", None)  # on Linux
 
 
@@ -132,6 +137,25 @@ def unacknowledged(sock: socket.socket) -> int | None:
     except (OSError, ValueError):
         return None
     return int.from_bytes(answer, sys.byteorder)
+
+
+def carried(sock: Any) -> tuple[int, int] | None:
+    """
+    Count the bytes that a TCP connection has ever received, and those that its peer has acknowledged.
+
+    Returns:
+        The two numbers; None where the system does not say, or the socket is closed.
+    """
+    if _TCP_INFO is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return None
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _INFO_SIZE)
+    except OSError:
+        return None
+    if len(info) < _INFO_SIZE:  # an old kernel
+        return None
+    acknowledged, received = _COUNTS.unpack_from(info, _INFO_SIZE - _COUNTS.size)
+    return received, acknowledged
 
 
 def unread(fd: int) -> int:

@@ -10,11 +10,14 @@ They are sorted by fault:
 * a *program* that stops without waiting for a connection ends it with `ProgramStopped`, or, if it was
   a server's, with `StoppedByServer`;
 * a *producer's* failure is a `ProducerError`: it is handled like an exception in a handler;
+* a *file of settings* that cannot be used is a `ConfigurationError`, and a `ValueError`;
 * *our own* certificate or key that cannot be used is a `CredentialsError`, and a `ValueError`;
 * an *endpoint* that cannot be listened on is a `ListenError`, raised when a server is made or started.
 """
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 
 class ChatError(Exception):
@@ -131,6 +134,31 @@ class CloseTimedOut(PeerError):
         self.limit, self.count = limit, count
 
 
+class TimedOut(PeerError):
+    """
+    The peer let a deadline pass; see `Limits`.
+
+    Attributes:
+        kind: which one, ``idle`` for example.
+        seconds: the limit in force.
+    """
+
+    _text = "{kind}: {what} for {seconds:g} s"
+
+    _what: ClassVar[dict[str, str]] = {
+        "first_message": "nothing came",
+        "idle": "nothing went either way",
+        "message": "a message was not complete",
+        "write_stall": "too little was taken of what waits",
+        "session": "the connection lasted",
+    }
+
+    def __init__(self, kind: str, seconds: float) -> None:
+        super().__init__(kind, seconds)
+        self.kind, self.seconds = kind, seconds
+        self.what = self._what.get(kind, "nothing happened")
+
+
 class ConnectionReset(PeerError):
     """
     The connection broke off: the peer reset it, or is gone. What was sent last may not have arrived.
@@ -193,6 +221,29 @@ class ListenError(ChatError):
         super().__init__(endpoint, reason, problem)
         self.endpoint, self.reason = endpoint, reason
         self.problem = problem or f"{type(reason).__name__}: {reason}"
+
+
+class ConfigurationError(ChatError, ValueError):
+    """
+    A file of settings cannot be used.
+
+    Attributes:
+        path: the file.
+        problem: what is wrong, and what to write instead.
+        table, key: where; empty if it is not about one.
+        line: the number of the line; None if it is not known.
+    """
+
+    def __init__(
+        self, path: object, problem: str, *, table: str = "", key: str = "", line: int | None = None
+    ) -> None:
+        super().__init__(path, problem)
+        self.path, self.problem, self.table, self.key, self.line = path, problem, table, key, line
+
+    def __str__(self) -> str:
+        where = f"{self.path}" if self.line is None else f"{self.path}, line {self.line}"
+        what = f"[{self.table}] {self.key}: " if self.table else ""
+        return f"{where}: {what}{self.problem}"
 
 
 class CredentialsError(ChatError, ValueError):
@@ -341,4 +392,6 @@ class TruncatedConnection(TLSError):
     """
 
 
-__all__ = [name for name, it in globals().items() if isinstance(it, type)]
+__all__ = [
+    name for name, it in globals().items() if isinstance(it, type) and issubclass(it, ChatError)
+]

@@ -18,13 +18,15 @@ from twisted.python import log
 from typing_extensions import override
 
 from txasynchat.errors import ListenError
-from txasynchat.server import STOP_TIMEOUT, Server
+from txasynchat.limits.options import UNSET, Limits
+from txasynchat.server import Server
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from twisted.internet.interfaces import IAddress, IStreamServerEndpoint
 
+    from txasynchat.limits.options import Unset
     from txasynchat.listening import Listens
     from txasynchat.server import Serves
 
@@ -48,7 +50,7 @@ class Program(Server):
     A `Server` that is a whole program: logs what listens where and how to try it, or ends.
 
     Args:
-        reactor, factory, endpoints, stop_timeout, transport: see `Server`.
+        reactor, factory, endpoints, stop_timeout, transport, limits, default_limits: see `Server`.
         proxy_from: networks of proxies; every connection begins with a header of theirs, as behind
             ``proxy:``. *endpoints* are descriptions then.
         what: what is served, in a word or two; by default the name of the handler.
@@ -70,11 +72,13 @@ class Program(Server):
         endpoints: Iterable[str | IStreamServerEndpoint | Listens],
         *,
         what: str = "",
-        stop_timeout: float | None = STOP_TIMEOUT,
+        stop_timeout: float | Unset | None = UNSET,
         detached: bool = False,
         transport: str = "twisted",
         announce: bool = False,
         proxy_from: Iterable[str] = (),
+        limits: Limits | None = None,
+        default_limits: Limits | None = None,
     ) -> None:
         served = getattr(factory, "handler", factory)
         self.what = what or getattr(served, "__name__", type(served).__name__)
@@ -85,7 +89,13 @@ class Program(Server):
             if networks:
                 endpoints = [_behind(networks, each) for each in endpoints]
             super().__init__(
-                reactor, factory, endpoints, stop_timeout=stop_timeout, transport=transport
+                reactor,
+                factory,
+                endpoints,
+                stop_timeout=stop_timeout,
+                transport=transport,
+                limits=limits,
+                default_limits=default_limits,
             )
         except ListenError as error:
             raise CannotStart(error) from None
@@ -121,13 +131,14 @@ class Program(Server):
         self.reactor.callWhenRunning(self.reactor.stop)
 
 
-def serve(
+def serve(  # noqa: PLR0913 a whole program in one call
     factory: Serves,
     *endpoints: str | IStreamServerEndpoint | Listens,
-    stop_timeout: float | None = STOP_TIMEOUT,
+    stop_timeout: float | Unset | None = UNSET,
     transport: str = "hub",
     announce: bool = False,
     proxy_from: Iterable[str] = (),
+    limits: Limits | None = None,
 ) -> None:
     """
     Serve until SIGINT or SIGTERM; for a script's last line.
@@ -139,10 +150,11 @@ def serve(
     Args:
         factory: what serves the connections, as `Server` takes it.
         endpoints: what to listen on, as `Server` takes it.
-        stop_timeout: seconds that connections have to finish at the end; None for no limit.
+        stop_timeout: see `Server`.
         transport: what carries the connections, as `Server` takes it.
         announce: print ``listening on 127.0.0.1:PORT``, flushed, on standard output, as `Program` does.
         proxy_from: networks of proxies, as `Program` takes them.
+        limits: what a peer may take; what it leaves open is as in `Limits.served`.
 
     Raises:
         CannotStart: an endpoint cannot be listened on; uncaught, it ends the script with one line.
@@ -161,6 +173,8 @@ def serve(
         transport=transport,
         announce=announce,
         proxy_from=proxy_from,
+        limits=limits,
+        default_limits=Limits.served(),
     )
     program.startService()
     loop.addSystemEventTrigger("before", "shutdown", program.stopService)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HANDLER",
+    "LIMITS",
     "PROXY",
     "STOPPING",
     "TLS",
@@ -128,6 +129,17 @@ PROXY: Mapping[str, Range] = {
 }
 #: The ``stop_timeout`` of a `Server`.
 STOPPING = Range(0, LONGEST_SECONDS, optional=True)
+#: What `Limits` has.
+LIMITS: Mapping[str, Range] = {
+    "first_message": _seconds(optional=True),
+    "idle": _seconds(optional=True),
+    "message": _seconds(optional=True),
+    "minimum_rate": Range(0, optional=True, above=True),
+    "write_stall": _seconds(optional=True),
+    "session": _seconds(optional=True),
+    "max_message_length": _count(1, optional=True),
+    "stop_timeout": Range(0, LONGEST_SECONDS, optional=True),
+}
 
 
 def check_all(owner: Any, ranges: Mapping[str, Range]) -> None:

@@ -27,6 +27,7 @@ from txasynchat.connections import Connections, WatchedFactory
 from txasynchat.errors import ListenError
 from txasynchat.functions import class_of, is_function
 from txasynchat.handlers import arguments_for, is_legacy, wanted
+from txasynchat.limits.options import UNSET, Limits, check_limits, in_force
 from txasynchat.listening import make_endpoint, unlock, why
 from txasynchat.ranges import STOPPING
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from twisted.internet.protocol import BaseProtocol
 
     from txasynchat.functions import HandlerFunction
+    from txasynchat.limits.options import Unset
     from txasynchat.listening import Listens
 
 __all__ = ["ChatFactory", "Server"]
@@ -61,8 +63,11 @@ class ChatFactory(Factory):
             handler function, ``async def handle(stream)``, which is called with the `Stream` of each
             connection. See `FunctionChat`.
         arguments, keywords: what it is called with, behind the stream where there is one.
+        limits: what a peer may take; it comes before the handler class's. A `Server` that has limits
+            puts them before these.
 
     Attributes:
+        default_limits: what holds where nobody else says anything.
         connections: the handlers of live connections; each has this factory as ``factory``.
 
     Raises:
@@ -77,6 +82,7 @@ class ChatFactory(Factory):
         handler: Callable[..., IProtocol | BaseProtocol | Awaitable[object]],
         /,
         *arguments: Any,
+        limits: Limits | None = None,
         **keywords: Any,
     ) -> None:
         given: Any = handler  # without its type, which says that it can be called
@@ -99,6 +105,8 @@ class ChatFactory(Factory):
             example = ", ".join([name, *needed[len(first) :]])
             raise TypeError(f"{called}; write ChatFactory({example})")
         self.handler, self.arguments, self.keywords = handler, arguments, keywords
+        self.limits = check_limits(limits)
+        self.default_limits: Limits | None = None
         self.connections = Connections()
 
     @override
@@ -113,7 +121,10 @@ class ChatFactory(Factory):
             self._log.failure("{peer}: cannot build {handler!r}", peer=addr, handler=self.handler)
             return None
         handler.factory = self
-        return self.connections.watch(handler)
+        limits = in_force(handler, self.limits, self.default_limits)
+        if limits is not None and limits.max_message_length is not UNSET:
+            handler.max_message_length = limits.max_message_length
+        return self.connections.watch(handler, limits)
 
 
 class Server(Service):
@@ -128,31 +139,39 @@ class Server(Service):
             `ChatFactory` is made.
         endpoints: endpoints, or their descriptions, as `serverFromString` takes them.
         stop_timeout: seconds that connections have to finish when the service stops; None for no limit.
+            The same as in *limits*; by default 15.
         transport: what carries the connections of a description that ends in a socket (``tcp:``,
             ``tcp6:``, ``unix:``, ``systemd:``): ``twisted``, or ``hub``, connections of our own, which
             cost less. An endpoint that is not a description brings its own.
+        limits: what a peer may take. It comes before the *factory*'s, and that before the handler
+            class's.
+        default_limits: what holds where none of them says anything; by default nothing is limited.
 
     Attributes:
+        limits: those given, and those of the factory where nothing was given.
         connections: the protocols of live connections.
         ports: what listens, in the order of the endpoints; empty before and after.
 
     Raises:
         ListenError: a description is not an endpoint's.
-        TypeError: *factory* is not a factory, *endpoints* is a single string, or *stop_timeout* is not
-            a number.
-        ValueError: *stop_timeout* is below 0, or above 1,000,000; or there is no such *transport*.
+        TypeError: *factory* is not a factory, *endpoints* is a single string, *stop_timeout* is not a
+            number, or *limits* are no `Limits`.
+        ValueError: *stop_timeout* is below 0, or above 1,000,000, or is in *limits* too; or there is no
+            such *transport*.
     """
 
     _log = Logger()
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - four of them by name
         self,
         reactor: Any,
         factory: Serves,
         endpoints: Iterable[str | IStreamServerEndpoint | Listens],
         *,
-        stop_timeout: float | None = STOP_TIMEOUT,
+        stop_timeout: float | Unset | None = UNSET,
         transport: str = "twisted",
+        limits: Limits | None = None,
+        default_limits: Limits | None = None,
     ) -> None:
         given: Any = factory
         if is_function(given):
@@ -163,17 +182,33 @@ class Server(Service):
             raise TypeError(f"endpoints is the single string {endpoints!r}; give a list of them")
         if not hasattr(endpoints, "__iter__"):
             raise TypeError(f"endpoints is {endpoints!r}; give a list of them, as ['tcp:8007']")
-        STOPPING.check("stop_timeout", stop_timeout)
+        limits = check_limits(limits) or Limits()
+        if stop_timeout is not UNSET:
+            STOPPING.check("stop_timeout", stop_timeout)
+            if limits.stop_timeout is not UNSET:
+                raise ValueError("stop_timeout is given twice: as an argument, and in limits")
         if transport not in TRANSPORTS:
             raise ValueError(f"transport must be {' or '.join(TRANSPORTS)}, not {transport!r}")
         self.reactor = reactor
-        self.stop_timeout = stop_timeout
+        theirs = getattr(factory, "limits", None)
+        self.limits = limits.over(theirs if isinstance(theirs, Limits) else None)
+        self.stop_timeout: float | None
+        if stop_timeout is UNSET:
+            every = self.limits.over(default_limits)
+            self.stop_timeout = every.value("stop_timeout", STOP_TIMEOUT)
+        else:
+            self.stop_timeout = stop_timeout
         self._factory = given
+        its_own = hasattr(factory, "default_limits")  # a ChatFactory's, or a LegacyFactory's
+        if its_own:
+            limited: Any = factory
+            limited.limits, limited.default_limits = self.limits, default_limits
         if isinstance(factory, ChatFactory):
             self.connections = factory.connections
         else:
             self.connections = Connections()
-            self._factory = WatchedFactory(given, self.connections)
+            theirs_and_ours = () if its_own else (self.limits, default_limits)
+            self._factory = WatchedFactory(given, self.connections, *theirs_and_ours)
         hub = transport == "hub"
         self._endpoints = [(str(each), make_endpoint(reactor, each, hub=hub)) for each in endpoints]
         self.ports: list[IListeningPort] = []

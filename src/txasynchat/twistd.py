@@ -19,12 +19,15 @@ from typing_extensions import override
 
 from txasynchat.compat import install
 from txasynchat.compat._install import what_brings_back
-from txasynchat.functions import class_of, is_function
+from txasynchat.errors import ConfigurationError
+from txasynchat.functions import is_function
 from txasynchat.handlers import Hears, hears, is_legacy, wanted
+from txasynchat.limits.file import read_limits
+from txasynchat.limits.options import UNSET, Limits, parse
 from txasynchat.program import CannotStart, Program
 from txasynchat.protocol import AsyncChat
 from txasynchat.ranges import STOPPING, Range
-from txasynchat.server import STOP_TIMEOUT, TRANSPORTS, ChatFactory
+from txasynchat.server import TRANSPORTS, ChatFactory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -78,11 +81,13 @@ class Options(usage.Options):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call] # Twisted's, untyped
-        self.update(dict.fromkeys(("handler", "max-message-length", "stop-timeout")))
-        self.update(listen=[], transport="hub")
+        self.update(handler=None, listen=[], transport="hub", config=None)
         self["proxy-from"] = []
+        #: Of the command line: the values, and the option that gave each.
+        self.limits: dict[str, Any] = {}
+        self._given_by: dict[str, str] = {}
 
-    # What --help shows of these six is their docstrings.
+    # What --help shows of these is their docstrings.
 
     def opt_handler(self, name: str) -> None:
         """
@@ -111,13 +116,43 @@ class Options(usage.Options):
         """
         self["proxy-from"].append(network)
 
+    def opt_limit(self, text: str) -> None:
+        """
+        NAME=VALUE: what a peer may take, in seconds, bytes or bytes a second; none switches a limit
+        off. May be repeated. Names are those of Limits, such as idle, first_message, write_stall.
+        [default: on, see the documentation]
+        """
+        try:
+            name, value = parse(text)
+        except ValueError as error:
+            raise CannotStart(f"--limit {error}") from None
+        self._limit(f"--limit {name}=", name, value)
+
+    def opt_config(self, path: str) -> None:
+        """FILE in TOML, whose table [limits] has what --limit takes; --limit comes before it."""
+        if self["config"] is not None:
+            raise CannotStart("--config may be given once")
+        try:
+            self["config"] = read_limits(path)
+        except ConfigurationError as error:
+            raise CannotStart(f"--config {error}") from None
+
     def opt_max_message_length(self, count: str) -> None:
-        """Bytes of the longest message; 0 for no limit. [default: what the handler says, or 16384]"""
-        self["max-message-length"] = _number("max-message-length", count, _LENGTHS)
+        """
+        --limit max_message_length=COUNT, with 0 for none. [default: what the handler says, or 16384]
+        """
+        value = _number("max-message-length", count, _LENGTHS)
+        self._limit("--max-message-length", "max_message_length", value or None)
 
     def opt_stop_timeout(self, seconds: str) -> None:
-        """Seconds that connections have to finish when the server stops. [default: 15]"""
-        self["stop-timeout"] = _number("stop-timeout", seconds, STOPPING)
+        """--limit stop_timeout=SECONDS, that connections have to finish at the end. [default: 15]"""
+        self._limit("--stop-timeout", "stop_timeout", _number("stop-timeout", seconds, STOPPING))
+
+    def _limit(self, option: str, name: str, value: Any) -> None:
+        before = self._given_by.setdefault(name, option)
+        if before != option:
+            raise CannotStart(f"{before} and {option} are the same limit; give one of them")
+        self.limits[name] = value
 
     @override
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
@@ -144,21 +179,22 @@ def makeService(options: Options) -> Program:  # noqa: N802 - ServiceMaker looks
     # Only twistd has this option, and daemonizes without it.
     parent: Any = options.parent or {}
     detached = not parent.get("nodaemon", True)
-    stop_timeout = options["stop-timeout"]
     name = options["handler"]
+    limits = Limits(**options.limits).over(options["config"])
     return Program(
         reactor,
-        load_factory(name, max_message_length=options["max-message-length"]),
+        load_factory(name, max_message_length=limits.max_message_length is not UNSET),
         options["listen"] or [ENDPOINT],
         what=name or "echo",
-        stop_timeout=STOP_TIMEOUT if stop_timeout is None else stop_timeout,
         detached=detached,
         transport=options["transport"],
         proxy_from=options["proxy-from"],
+        limits=limits,
+        default_limits=Limits.served(),
     )
 
 
-def load_factory(name: str | None, *, max_message_length: int | None = None) -> Any:
+def load_factory(name: str | None, *, max_message_length: bool = False) -> Any:
     """
     Import a handler and make the factory that serves it.
 
@@ -168,20 +204,17 @@ def load_factory(name: str | None, *, max_message_length: int | None = None) -> 
         name: ``module:name`` of a handler class (`AsyncChat`, any Twisted protocol, a legacy
             ``async_chat`` or ``dispatcher``), of a handler function (``async def handle(stream)``), of
             a factory, or of something that returns a factory when called; None for line echo.
-        max_message_length: in bytes; 0 for no limit, None for the handler's own.
+        max_message_length: there is a limit of that name, which only an `AsyncChat` can have.
 
     Raises:
         CannotStart: *name* cannot be imported, or is none of these.
     """
     found: Any = LineEcho if name is None else _import(name)
     if is_function(found):
-        factory = _serve(ChatFactory, found, name)
-        if max_message_length is not None:
-            return ChatFactory(_with_limit, class_of(found), max_message_length or None)
-        return factory
+        return _serve(ChatFactory, found, name)
     is_native = isinstance(found, type) and issubclass(found, AsyncChat)
-    if max_message_length is not None and not is_native:
-        raise CannotStart(f"--max-message-length is for AsyncChat handlers, which {name} is not")
+    if max_message_length and not is_native:
+        raise CannotStart(f"max_message_length is for AsyncChat handlers, which {name} is not")
     if name is None or (isinstance(found, type) and IProtocol.implementedBy(found)):
         factory = _serve(ChatFactory, found, name)
         if is_native:
@@ -189,8 +222,6 @@ def load_factory(name: str | None, *, max_message_length: int | None = None) -> 
             # A handler without a terminator that only sends is as it should be.
             if answer is not Hears.NO or found.terminator:
                 _check_takes_data(answer, name, _HOOKS)
-        if max_message_length is not None:
-            return ChatFactory(_with_limit, found, max_message_length or None)
         return factory
     if is_legacy(found):
         return _serve_legacy(found, name)
@@ -256,12 +287,6 @@ def _call(function: Callable[[], Any], name: str) -> Any:
         return function()
     except Exception as error:  # noqa: BLE001 - it is the user's, and is told
         raise CannotStart(f"{name}() raised {_what_and_where(error)}") from None
-
-
-def _with_limit(handler: type[AsyncChat], longest: int | None) -> AsyncChat:
-    made = handler()
-    made.max_message_length = longest
-    return made
 
 
 def _import(name: str) -> Any:

@@ -24,6 +24,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakKeyDictionary, WeakSet
 
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.logger import Logger
 from typing_extensions import override
 
@@ -31,13 +32,17 @@ from txasynchat.compat import _loop, asyncore
 from txasynchat.compat._attach import Attachment, default_reactor
 from txasynchat.compat._interest import has_descriptor
 from txasynchat.compat._tls_socket import TLSSocket
+from txasynchat.compat.asynchat import _framer_of as framer_of
+from txasynchat.delivery import carried
 from txasynchat.hub.shared import has_descriptors
+from txasynchat.limits.deadlines import Standing, report
 from txasynchat.log import Throttle, escape, failure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from txasynchat.compat._attach import Watcher
+    from txasynchat.errors import TimedOut
 
 __all__ = ["Accepted", "Beside", "Handshake", "end", "tell_of_end"]
 
@@ -53,18 +58,26 @@ class Accepted:
     Args:
         channel: the handler; in its map.
         address: the peer's.
+        on_timeout: see `LegacyFactory`.
 
     Attributes:
         channel: the handler.
+        on_timeout: as above.
     """
 
-    __slots__ = ("_address", "_on_end", "_sock", "channel")
+    __slots__ = ("_address", "_before", "_begun", "_on_end", "_sock", "channel", "on_timeout")
 
-    def __init__(self, channel: Any, address: Any) -> None:
+    def __init__(
+        self, channel: Any, address: Any, on_timeout: Callable[[Any, str], object] | None = None
+    ) -> None:
         self.channel = channel
         self._sock = channel.socket
         self._address = address
         self._on_end: list[Callable[[], object]] = []
+        self.on_timeout = on_timeout
+        self._begun = False
+        # What TLS has carried for its handshake; a client may have sent its first bytes behind that.
+        self._before = carried(self._sock) if isinstance(self._sock, TLSSocket) else None
 
     def __repr__(self) -> str:
         return f"<Accepted from {self._address!r}: {self.channel!r}>"
@@ -81,6 +94,41 @@ class Accepted:
         for call in self._on_end:
             call()
         return False
+
+    # -- for `limits.deadlines`
+
+    @property
+    def carrier(self) -> Any:
+        """The socket; None if the channel has none any more."""
+        return self.channel.socket
+
+    def getPeer(self) -> Any:  # noqa: N802 as of a transport
+        """Return the peer's address."""
+        if self._sock.family not in (socket.AF_INET, socket.AF_INET6):
+            return UNIXAddress(None)
+        kind = IPv4Address if self._sock.family == socket.AF_INET else IPv6Address
+        return kind("TCP", *self._address[:2])
+
+    def _standing(self) -> Standing:
+        if not self._begun:
+            self._begun = self._has_begun()
+        return standing(self.channel, begun=self._begun)
+
+    def _has_begun(self) -> bool:
+        sock = self.channel.socket
+        counts = None if sock is None else carried(sock)
+        if counts is None or self._before is None:
+            return counts is None or counts[0] > 0
+        return counts != self._before or sock.pending() > 0
+
+    def _timed_out(self, error: TimedOut) -> None:
+        tell_of_timeout(self.channel, self._address, error, self.on_timeout)
+        if error.kind == "write_stall":
+            self.abortConnection()
+        else:
+            self.handle_shutdown()
+
+    # -- as of a transport, and its protocol
 
     def handle_shutdown(self) -> None:
         """
@@ -110,6 +158,31 @@ class Accepted:
             self.channel.handle_close()
         finally:
             self.channel.close()
+
+
+def standing(channel: Any, *, begun: bool, closing: bool = False) -> Standing:
+    """Return what `limits.deadlines` is told of a channel."""
+    framer = framer_of(channel)
+    if framer is None:
+        return Standing(begun=begun, closing=closing)
+    return Standing(
+        begun=begun,
+        closing=closing,
+        ended=framer.message_ended(),
+        length=framer.length if framer.in_message else None,
+    )
+
+
+def tell_of_timeout(
+    channel: Any, address: Any, error: TimedOut, hook: Callable[[Any, str], object] | None
+) -> None:
+    """Log that a deadline of *channel* has passed, and call the application's hook."""
+    report(address, error)
+    if hook is not None:
+        try:
+            hook(channel, error.kind)
+        except Exception:  # noqa: BLE001 it is the application's, and is logged
+            failure(_log, "{channel!r}: on_timeout raised", channel=channel)
 
 
 class Handshake(asyncore.dispatcher):

@@ -32,7 +32,7 @@ from zope.interface import implementer
 
 from txasynchat import endings, transports
 from txasynchat.compat import _loop
-from txasynchat.compat._accepted import Beside, end, tell_of_end
+from txasynchat.compat._accepted import Beside, end, standing, tell_of_end, tell_of_timeout
 from txasynchat.compat._interest import Pollable, Quiet, pollables
 from txasynchat.delivery import StallWatch
 from txasynchat.hub import ENDED, READ, WRITE
@@ -40,6 +40,9 @@ from txasynchat.tls.factory import adopt
 
 if TYPE_CHECKING:
     from twisted.python.failure import Failure
+
+    from txasynchat.errors import TimedOut
+    from txasynchat.limits.deadlines import Deadlines, Standing
 
 __all__ = ["Connection", "TransportSocket"]
 
@@ -232,6 +235,8 @@ class Connection(Protocol, Pollable):
     """
 
     transport: Any = None
+    #: Bytes have come.
+    _begun = False
 
     def __init__(self, serve: Any, reactor: Any) -> None:
         self._serve = serve
@@ -256,6 +261,8 @@ class Connection(Protocol, Pollable):
         # As the transport's producer: only while something waits, or TLS would not close.
         self._registered = False
         self._stall = StallWatch()
+        #: Once there is a handler.
+        self.deadlines: Deadlines | None = None
 
     # -- Pollable
 
@@ -339,6 +346,7 @@ class Connection(Protocol, Pollable):
     def dataReceived(self, data: bytes) -> None:
         if self.closed:
             return
+        self._begun = True
         self.unread = self.unread + data if self.unread else data
         if self._reading and len(self.unread) >= UNREAD:
             self._reading = False
@@ -363,7 +371,29 @@ class Connection(Protocol, Pollable):
         self._full = self._registered = False
         self.connected = False
         self._stall.cancel()
+        if self.deadlines is not None:
+            self.deadlines.end()
         self._tell()
+
+    # -- for `limits.deadlines`
+
+    def _standing(self) -> Standing:
+        return standing(self._channel(), begun=self._begun, closing=self.closed)
+
+    def _timed_out(self, error: TimedOut) -> None:
+        channel = self._channel()
+        if channel is not None:
+            peer = transports.peer_name(self.transport)
+            tell_of_timeout(channel, peer, error, self.factory.on_timeout)
+        if not self.connected:
+            return
+        if error.kind == "write_stall":
+            transports.abort(self.transport)
+        else:
+            self.handle_shutdown()
+
+    def _channel(self) -> Any:
+        return None if self._channels is None else self._channels.get(self.number)
 
     def handle_shutdown(self) -> None:
         """
@@ -371,7 +401,7 @@ class Connection(Protocol, Pollable):
 
         One that is no ``async_chat`` has no queue: it meets the end of the connection.
         """
-        channel: Any = None if self._channels is None else self._channels.get(self.number)
+        channel = self._channel()
         if hasattr(type(channel), "close_when_done"):
             channel.close_when_done()
         else:

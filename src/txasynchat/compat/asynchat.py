@@ -74,6 +74,11 @@ class _CurrentTerminator:
             framer.terminator = terminator
 
 
+def _framer_of(channel: Any) -> LegacyFramer | None:
+    """Return what cuts the input of *channel*; None if that is no chat, or has received nothing yet."""
+    return getattr(channel, "_async_chat__framer", None)
+
+
 def _reports(channel: Any) -> bool:
     """Return whether a change of a channel's `producer_fifo` is reported, because it is ours."""
     if type(channel).producer_fifo is not _producer_fifo:

@@ -26,12 +26,16 @@ from txasynchat.compat._accepted import Accepted, Beside, Handshake
 from txasynchat.compat._worn import Connection, TransportSocket
 from txasynchat.handlers import Hears, arguments_for, hears, wanted
 from txasynchat.hub.port import ISocketFactory
+from txasynchat.limits.deadlines import begin
+from txasynchat.limits.options import Limits, check_limits
 from txasynchat.log import failure
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from twisted.internet.interfaces import IAddress
+
+    from txasynchat.limits.deadlines import Deadlines
 
 __all__ = ["LegacyFactory", "TransportSocket"]
 
@@ -60,6 +64,9 @@ class LegacyFactory(ServerFactory):
         arguments: further positional arguments for the handler.
         build: called in place of the handler.
         reactor: for sockets, and for transports that do not know theirs; by default the installed one.
+        limits: what a peer may take; see `Limits`. A `Server` that has limits puts them before these.
+        on_timeout: called with the channel and the kind of the deadline that has passed, before the
+            channel has to close; it may push a last word.
         keywords: keyword arguments for the handler.
 
     Raises:
@@ -68,6 +75,8 @@ class LegacyFactory(ServerFactory):
 
     Attributes:
         connections: those that are open.
+        limits, on_timeout: as above.
+        default_limits: what holds where *limits* say nothing.
     """
 
     protocol = Connection
@@ -80,12 +89,17 @@ class LegacyFactory(ServerFactory):
         *arguments: Any,
         build: Callable[[Any, Any], Any] | None = None,
         reactor: Any = None,
+        limits: Limits | None = None,
+        on_timeout: Callable[[Any, str], object] | None = None,
         **keywords: Any,
     ) -> None:
         if (handler is None) is (build is None):
             raise TypeError("LegacyFactory takes either a handler or build=")
         self.handler = handler
         self.reactor = reactor
+        self.limits = check_limits(limits)
+        self.default_limits: Limits | None = None
+        self.on_timeout = on_timeout
         self._beside: Beside | None = None
         self._handshakes: WeakSet[Handshake] = WeakSet()
         self.connections: dict[Any, Any] = {}
@@ -117,10 +131,13 @@ class LegacyFactory(ServerFactory):
         if channel is None:
             sock.close()
             return None
-        connection = Accepted(channel, address)
+        connection = Accepted(channel, address, self.on_timeout)
         self.connections[connection] = connection
         connection.when_ended(partial(self.connections.pop, connection))
         beside.watch(channel, connection)
+        deadlines = self._begin(connection, connection, beside.reactor)
+        if deadlines is not None:
+            connection.when_ended(deadlines.end)
         return connection
 
     def secure_socket_accepted(
@@ -153,7 +170,14 @@ class LegacyFactory(ServerFactory):
             self._beside = beside
             beside.users.add(self)
         self.connections[connection] = connection
-        return self._build(beside, sock, sock.getpeername())
+        channel = self._build(beside, sock, sock.getpeername())
+        if channel is not None and connection.connected:
+            connection.deadlines = self._begin(connection, connection.transport, beside.reactor)
+        return channel
+
+    def _begin(self, connection: Any, transport: Any, reactor: Any) -> Deadlines | None:
+        limits = (self.limits or Limits()).over(self.default_limits)
+        return begin(connection, transport, limits, clock=reactor) if limits.given() else None
 
     def _build(self, beside: Beside, sock: Any, address: Any) -> Any:
         """Return a new handler, which is in its map; None, and say why, if there is none."""

@@ -36,6 +36,10 @@ __all__ = ["StepwiseFramer"]
 _ORDINARY: Final = (1 << 30) - 1
 
 
+class _Earlier(bytes):
+    """The delimiter of a message that had ended when `StepwiseFramer.message_ended` was called."""
+
+
 class StepwiseFramer:
     """
     The received bytes that were not yet passed on, and the terminator they are cut by.
@@ -270,6 +274,29 @@ class StepwiseFramer:
     def waiting(self) -> bool:
         """Bytes wait to be passed on."""
         return bool(self._backlog) or self._position < len(self._buffer)
+
+    @property
+    def length(self) -> int:
+        """Bytes of the current message that have come, and of what waits behind it."""
+        waiting = len(self._buffer) - self._position
+        return self._count + waiting + sum(map(len, self._backlog or ()))
+
+    def message_ended(self) -> bool:
+        """
+        Return whether a message has ended since this was called last; True for the first call.
+
+        Each message that ends sets `matched` anew. So what it is now is replaced by its equal (None by
+        nothing), which is gone after the next one: that costs a message nothing.
+        """
+        if type(self.matched) is _Earlier:
+            return False
+        self.matched = _Earlier(self.matched or b"")
+        return True
+
+    @property
+    def untouched(self) -> bool:
+        """No message has ended or begun since `message_ended` was called, and none had begun."""
+        return type(self.matched) is _Earlier and not self.in_message
 
     def pause(self) -> None:
         """Deliver nothing from the next message or piece on; a message just ending is still ended."""

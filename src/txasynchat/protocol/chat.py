@@ -35,6 +35,9 @@ from zope.interface import implementer
 from txasynchat import endings, errors, ranges, transports
 from txasynchat.framing import Overflow
 from txasynchat.handlers import check_threads
+from txasynchat.limits.deadlines import Standing, begin
+from txasynchat.limits.modes import Mode
+from txasynchat.limits.options import UNSET, Limits, check_limits
 from txasynchat.producers import Buffer
 from txasynchat.protocol import closing, lines, reports, settings, text
 from txasynchat.protocol.awaiting import CANCELLED, Awaiting
@@ -57,6 +60,7 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IDelayedCall
     from twisted.python.failure import Failure
 
+    from txasynchat.limits.deadlines import Deadlines
     from txasynchat.producers import Producer
     from txasynchat.protocol.awaiting import Pending
     from txasynchat.protocol.inbox import Inbox
@@ -165,6 +169,9 @@ class AsyncChat(Hooks, Protocol):
     _upgrade: Upgrade | None
     #: Once the connection is closing.
     _closing: closing.Closing | None
+    #: While it is made, if it has any; and the latest `set_limits`.
+    _deadlines: Deadlines | None
+    _mode: Mode | None
     #: It takes the messages, in the place of the hooks.
     _stream: Stream | None
     #: Where what arrives goes, and whose it is that comes here; see `pipe_to`.
@@ -188,6 +195,7 @@ class AsyncChat(Hooks, Protocol):
         chat._delivering = chat._unsettled = chat._redeliver = False
         chat._settles = True
         chat._close_when_idle = chat._close_requested = False
+        chat._deadlines = chat._mode = None
         chat._awaiting = chat._upgrade = chat._closing = chat._stream = chat._incoming = None
         chat._turn = chat._pipe = chat._fed_by = None
         return chat
@@ -203,6 +211,7 @@ class AsyncChat(Hooks, Protocol):
         """
         super().__init_subclass__(**arguments)
         ranges.check_class(cls, ranges.HANDLER)
+        check_limits(cls.limits)
         cls._asks = cls.get_terminator is not Hooks.get_terminator
         cls._hears_of_tls = cls.handle_secure is not Hooks.handle_secure
         cls._hears_of_drain = cls.handle_drained is not Hooks.handle_drained
@@ -333,6 +342,9 @@ class AsyncChat(Hooks, Protocol):
             if ending is not None:
                 ending.stall.cancel()
         self._closing = self._upgrade = None
+        if self._deadlines is not None:
+            self._deadlines.end()
+            self._deadlines = None
         if self._turn is not None:
             self._turn.cancel()
             self._turn = None
@@ -694,6 +706,32 @@ class AsyncChat(Hooks, Protocol):
         if upgrade.begin():
             self._upgrade = upgrade
             self._go_on()
+
+    def set_limits(self, **limits: Any) -> Mode:
+        """
+        Let other limits hold from now on, for this connection and a part of its conversation.
+
+        They come before all others, the server's too, and take the place of those of an earlier call;
+        without arguments there are none. What was measured so far counts: a message that has begun is
+        not younger than it was.
+
+        Args:
+            limits: as for `Limits`. ``first_message`` has an effect before the connection is open.
+
+        Returns:
+            A context manager, at whose end holds what held before this call.
+
+        Raises:
+            TypeError, ValueError: see `Limits`.
+        """
+        before = self._mode
+        mode = Mode(
+            Limits(**limits),
+            self.max_message_length if before is None else before.longest,
+            partial(self._enter_mode, before),
+        )
+        self._enter_mode(mode if limits else None)
+        return mode
 
     def stream(self) -> Stream:
         """
@@ -1365,6 +1403,70 @@ class AsyncChat(Hooks, Protocol):
             # That is told too, be it sent at once; but others have their turn before.
             outbox.await_drain().heard |= draining.heard
             self._take_turn()
+
+    # -- internals: limits
+
+    def _enter_mode(self, mode: Mode | None) -> None:
+        before, self._mode = self._mode, mode
+        limits = Limits() if mode is None else mode.limits
+        for one in (mode, before):
+            if one is not None and one.limits.max_message_length is not UNSET:
+                self.max_message_length = limits.value("max_message_length", one.longest)
+                break
+        if self._deadlines is not None:
+            self._deadlines.enter_mode(limits)
+        elif self.transport is not None and self._state is not _CLOSED:
+            begin(self, self.transport, limits)
+
+    def _begin_deadlines(self, deadlines: Deadlines) -> None:
+        self._deadlines = deadlines
+        if self._mode is not None:
+            deadlines.enter_mode(self._mode.limits)
+
+    # -- internals: asked by `Deadlines`
+
+    def _standing(self) -> Standing:
+        inbox, outbox = self._inbox, self._outbox
+        begun = outbox.taken > 0 or outbox.size > 0 or not (inbox.terminator or self._asks)
+        busy = inbox.awaited > 0
+        if (stream := self._stream) is not None:
+            busy = not stream.waits
+            begun = begun or busy or stream.took
+        return Standing(
+            opening=self._state is _CONNECTING or self._upgrade is not None,
+            closing=self._state is _CLOSING,
+            busy=inbox.held or inbox.choked or busy,
+            begun=begun,
+            ended=inbox.message_ended(),
+            length=inbox.length if inbox.in_message else None,
+            sent=outbox.taken,
+            unsent=outbox.size,
+        )
+
+    def _quiet(self, sent: int) -> bool:
+        """
+        Return whether there is nothing to tell, since `_standing` said that so much was *sent*.
+        """
+        inbox, outbox = self._inbox, self._outbox
+        return (
+            outbox.taken == sent
+            and not outbox.size
+            and self._state is _OPEN
+            and self._upgrade is None
+            and bool(inbox.terminator)
+            and not inbox.paused
+            and inbox.kept is None
+            and inbox.untouched
+        )
+
+    def _timed_out(self, error: errors.TimedOut) -> None:
+        if self._state is not _OPEN:
+            self._abort(error)
+            return
+        self._report(error)
+        # A peer that takes nothing would not take an answer either.
+        ends = self._abort if error.kind == "write_stall" else self._close
+        self._call(self.handle_timeout, error.kind, then=ends)
 
     # -- internals: asked by the transport, see `endings.let_protocol_end`
 

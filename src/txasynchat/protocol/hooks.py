@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
 
     from txasynchat.errors import ChatError, MessageTooLong
+    from txasynchat.limits.options import Limits
     from txasynchat.producers import Buffer
     from txasynchat.protocol.outbox import Outbox
     from txasynchat.terminators import Terminator
@@ -80,6 +81,8 @@ class Hooks:
     close_timeout: float | None = 10.0
     #: Bytes asked of a producer, or written, at once.
     ac_out_buffer_size: int = 65_536
+    #: What a peer may take, where neither the server nor the factory says so. See `Limits`.
+    limits: ClassVar[Limits | None] = None
     #: The clock for `close_timeout`; None for the transport's own reactor.
     clock: IReactorTime | None = None
 
@@ -258,6 +261,18 @@ class Hooks:
 
         Called once for each such message, with the connection still open, so a last reply may be
         pushed. A terminator set here holds for what comes after the message.
+        """
+
+    def handle_timeout(self, kind: str) -> Awaitable[object] | None:
+        """
+        The peer let a deadline pass; see `Limits`. A last word may be pushed.
+
+        When this returns the connection closes once that is sent, or is aborted if the peer does not
+        take it. After ``write_stall`` it is aborted at once.
+
+        Args:
+            kind: which deadline: ``first_message``, ``idle``, ``message``, ``write_stall`` or
+                ``session``.
         """
 
     def handle_eof(self, rest: bytes) -> Awaitable[object] | None:

@@ -42,7 +42,8 @@ _without_terminator: WeakSet[type] = WeakSet()
 _HOOKS = (
     *("handle_connect", "handle_secure", "handle_shutdown"),
     *("message_received", "collect_incoming_data", "found_terminator", "message_too_long"),
-    *("handle_eof", "handle_drained", "handle_error", "handle_close", "handle_end"),
+    *("handle_timeout", "handle_eof", "handle_drained"),
+    *("handle_error", "handle_close", "handle_end"),
 )
 
 

@@ -80,7 +80,7 @@ class Stream:
     __slots__ = (
         *("_close", "_drains", "_end", "_ending", "_finishing", "_inbox", "_is_unusual"),
         *("_outbox", "_report", "_run", "_terminator", "_usual_limit", "_wait", "_waits_for_end"),
-        *("busy", "chat"),
+        *("busy", "chat", "took"),
     )
 
     def __init__(
@@ -110,6 +110,8 @@ class Stream:
         # What the latest read or drain() raised of the connection's end.
         self._end: ChatError | None = None
         self.busy = False
+        #: Not for applications: `read` has returned something.
+        self.took = False
         inbox.begin_pulling()
 
     # -- reading
@@ -191,6 +193,7 @@ class Stream:
             if self._is_over():
                 return b""
             await self._arrival()
+        self.took = True
         self._is_unusual = self._usual_limit is not _USUAL
         if not inbox.reading:
             self.has_room()
@@ -327,6 +330,11 @@ class Stream:
                 raise
 
     # -- called by the chat
+
+    @property
+    def waits(self) -> bool:
+        """A coroutine waits for the peer, to send something or to end."""
+        return self._wait is not None or bool(self._waits_for_end)
 
     def arrived(self) -> None:
         """Something came, or happened to the connection: the read that waits looks again."""

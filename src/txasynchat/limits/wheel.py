@@ -1,0 +1,143 @@
+"""
+`Wheel`: many things that are due later, on one timer of a reactor.
+
+Who has to look after each of ten thousand connections every few seconds needs no exact moments, so
+what is due at about the same time is kept together, and one call of the reactor serves all of it.
+Nothing is due too early; it may be late by an eighth of its delay.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakKeyDictionary
+
+from twisted.logger import Logger
+
+from txasynchat.log import failure
+
+if TYPE_CHECKING:
+    from collections.abc import MutableSet
+
+__all__ = ["Due", "Wheel"]
+
+#: The shortest delay, in seconds: a mistake must not keep the reactor busy.
+SHORTEST = 1 / 256
+
+
+class Due(Protocol):
+    """Something in a `Wheel`; once at most."""
+
+    #: Where it is in the wheel; None if it is not.
+    slot: MutableSet[Any] | None
+
+    def due(self, now: float) -> None:
+        """Called at its time, when it is not in the wheel any more; it may enter again."""
+
+
+class Wheel:
+    """
+    What is due later.
+
+    Args:
+        clock: an `IReactorTime`.
+    """
+
+    __slots__ = ("__weakref__", "_clock", "_serving", "_slots", "_timer", "_times")
+
+    _log = Logger()
+
+    def __init__(self, clock: Any) -> None:
+        self._clock = clock
+        #: By the moment at which all in the slot is due; and these moments, as a heap.
+        self._slots: dict[float, set[Due]] = {}
+        self._times: list[float] = []
+        self._timer: Any = None
+        self._serving = False
+
+    @classmethod
+    def of(cls, clock: Any) -> Wheel:
+        """Return the one of a reactor or clock that has something in it, or else a new one."""
+        try:
+            return _wheels.get(clock) or cls(clock)
+        except TypeError:  # a reactor in memory may not be hashable, or referred to weakly
+            return cls(clock)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __len__(self) -> int:
+        return sum(map(len, self._slots.values()))
+
+    def now(self) -> float:
+        """Return the clock's time."""
+        return float(self._clock.seconds())
+
+    def enter(self, one: Due, delay: float, now: float) -> None:
+        """
+        Call ``one.due()`` in *delay* seconds from *now*, the time, on; or up to an eighth later.
+
+        Only that call is moved if *one* is in the wheel already.
+        """
+        if one.slot is not None:
+            one.slot.discard(one)  # if it is empty then, its time passes in vain
+        delay = max(delay, SHORTEST)
+        # A power of two, so that the moments of all delays are among those of the shortest.
+        unit = math.ldexp(0.5, math.frexp(delay)[1] - 3)
+        time = math.ceil((now + delay) / unit) * unit
+        one.slot = slot = self._slots.get(time)
+        if slot is not None:
+            slot.add(one)
+            return
+        one.slot = self._slots[time] = {one}
+        if not self._times:
+            with suppress(TypeError):
+                _wheels[self._clock] = self
+        heapq.heappush(self._times, time)
+        if not self._serving and self._times[0] == time:
+            self._set_timer(now)
+
+    def leave(self, one: Due) -> None:
+        """Do not call it; harmless when repeated."""
+        slot, one.slot = one.slot, None
+        if slot is not None:
+            slot.discard(one)
+            if not slot and not self._serving and not self._slots[self._times[0]]:
+                self._set_timer(self.now())
+
+    def _set_timer(self, now: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        # What all have left needs no call.
+        while self._times and not self._slots[self._times[0]]:
+            del self._slots[heapq.heappop(self._times)]
+        if self._times:
+            self._timer = self._clock.callLater(max(0.0, self._times[0] - now), self._turn)
+            return
+        with suppress(TypeError):
+            if _wheels.get(self._clock) is self:
+                del _wheels[self._clock]  # or it would never be forgotten
+
+    def _turn(self) -> None:
+        self._timer = None
+        now = self.now()
+        self._serving = True
+        try:
+            while self._times and self._times[0] <= now:
+                slot = self._slots.pop(heapq.heappop(self._times))
+                while slot:
+                    one = slot.pop()
+                    one.slot = None
+                    try:
+                        one.due(now)
+                    except Exception:  # noqa: BLE001 the others are due all the same
+                        failure(self._log, "{one!r} raised", one=one)
+        finally:
+            self._serving = False
+            self._set_timer(now)
+
+
+_wheels: WeakKeyDictionary[Any, Wheel] = WeakKeyDictionary()
