@@ -20,6 +20,7 @@ from typing_extensions import override
 from txasynchat.errors import ListenError
 from txasynchat.limits.options import UNSET, Limits
 from txasynchat.server import Server
+from txasynchat.systemd import service_manager
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -48,6 +49,10 @@ class CannotStart(SystemExit, Exception):
 class Program(Server):
     """
     A `Server` that is a whole program: logs what listens where and how to try it, or ends.
+
+    A service manager that waits for it is told when every endpoint listens, when the program stops, and
+    meanwhile that the reactor runs (``Type=notify``, ``WatchdogSec=`` of systemd). All programs of a
+    process are one to it.
 
     Args:
         reactor, factory, endpoints, stop_timeout, transport, limits, default_limits: see `Server`.
@@ -102,6 +107,8 @@ class Program(Server):
 
     @override
     def privilegedStartService(self) -> None:
+        if (manager := service_manager(self.reactor)) is not None:
+            manager.expect(self)
         try:
             super().privilegedStartService()
         except ListenError as error:
@@ -115,6 +122,8 @@ class Program(Server):
 
     @override
     def listening(self) -> None:
+        if (manager := service_manager(self.reactor)) is not None:
+            manager.listens(self)
         for (description, _), port in zip(self._endpoints, self.ports, strict=True):
             address = port.getHost()
             place, hint = _place(address), _hint(description, address)

@@ -1,0 +1,222 @@
+"""
+What a service manager hears of a server, and what becomes of its clients when it is started anew.
+
+The managers here do what systemd does: they read a socket, pass listening ones, and send signals.
+"""
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+from twisted.internet.testing import MemoryReactorClock
+from twisted.logger import capturedLogs, formatEvent
+
+from txasynchat.systemd import find
+
+SECONDS = 20
+TWISTD = str(Path(sys.executable).parent / "twistd")
+LOOPBACK = "tcp:0:interface=127.0.0.1"
+
+# Answers each line with what a child of the server sees of the manager.
+HANDLERS = """
+import os
+from txasynchat import AsyncChat, serve
+
+class Environment(AsyncChat):
+    terminator = b"\\n"
+
+    def message_received(self, message):
+        names = [name for name in os.environ if name.startswith(("NOTIFY", "WATCHDOG"))]
+        self.push(repr(names).encode() + b"\\n")
+"""
+SCRIPT = f"""{HANDLERS}
+from txasynchat import ChatFactory
+serve(ChatFactory(Environment), {LOOPBACK!r})
+"""
+
+
+class Part:
+    """A part of a program, with so many connections."""
+
+    def __init__(self, *connections):
+        self.connections = connections
+
+
+@contextmanager
+def listening_manager(name):
+    """The socket of a manager, whose messages are read without waiting."""
+    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as manager:
+        manager.bind(name)
+        manager.setblocking(False)
+        yield manager
+
+
+def heard(manager):
+    """Return the messages that have arrived, each as its lines."""
+    messages = []
+    while True:
+        try:
+            messages.append(manager.recv(4096).decode().split("\n"))
+        except BlockingIOError:
+            return messages
+
+
+class Reactor(MemoryReactorClock):
+    """Runs what waits for it to run, and what waits for its end, when it is told."""
+
+    def end(self):
+        for phase in ("before", "during"):
+            for function, arguments, _ in self.triggers[phase]["shutdown"]:
+                function(*arguments)
+
+
+@pytest.fixture
+def manager(tmp_path):
+    with listening_manager(str(tmp_path / "notify")) as manager:
+        yield manager
+
+
+# -- what it hears
+
+
+def test_manager_hears_when_all_listen_that_the_reactor_runs_and_of_the_end(manager):
+    """The environment is left without its variables, so children do not speak for the server."""
+    reactor = Reactor()
+    environ = {"NOTIFY_SOCKET": manager.getsockname(), "WATCHDOG_USEC": "3000000", "PATH": "/bin"}
+    environ["WATCHDOG_PID"] = str(os.getpid())
+    ours = find(reactor, environ)
+    assert environ == {"PATH": "/bin"}
+    first, second = Part("one"), Part()
+    ours.expect(first)
+    ours.expect(second)
+    ours.expect(first)
+    ours.listens(first)
+    reactor.run()
+    assert heard(manager) == []
+    ours.listens(second)
+    assert heard(manager) == [["READY=1", "STATUS=1 connection"], ["WATCHDOG=1"]]
+    # Half of the time that the watchdog allows.
+    for _ in range(3):
+        reactor.advance(1.5)
+    assert heard(manager) == [["WATCHDOG=1"]] * 3
+    second.connections = ("two", "three")
+    reactor.advance(1.5)
+    assert heard(manager) == [["WATCHDOG=1", "STATUS=3 connections"]]
+    # Twice: a service that is started again in the same process.
+    ours.expect(first)
+    ours.listens(first)
+    assert heard(manager) == []
+    reactor.end()
+    assert heard(manager) == [["STOPPING=1"]]
+    assert reactor.getDelayedCalls() == []
+
+
+@pytest.mark.parametrize(
+    ("name", "watchdog", "process", "told"),
+    [
+        ("", "1000000", "", ""),
+        ("run/notify", "1000000", "", "NOTIFY_SOCKET='run/notify' names no Unix socket"),
+        ("vsock:2:1234", "", "", "NOTIFY_SOCKET='vsock:2:1234' names no Unix socket"),
+        ("@", "", "", "NOTIFY_SOCKET='@' names no Unix socket"),
+        (None, "soon\n", "", "WATCHDOG_USEC='soon\\n' is no number of microseconds"),
+        (None, "0", "", "WATCHDOG_USEC='0' is no number of microseconds"),
+        (None, "-5", "", "WATCHDOG_USEC='-5' is no number of microseconds"),
+        (None, "1000000", "1", ""),  # it is another process that is watched
+        (None, "1000000", "me", ""),
+    ],
+)
+def test_values_that_cannot_be_used_are_ignored_and_told(manager, name, watchdog, process, told):
+    reactor = Reactor()
+    environ = {
+        "NOTIFY_SOCKET": manager.getsockname() if name is None else name,
+        "WATCHDOG_USEC": watchdog,
+        "WATCHDOG_PID": process,
+    }
+    with capturedLogs() as events:
+        ours = find(reactor, environ)
+    assert [formatEvent(event) for event in events] == (
+        [f"txasynchat: {told}; ignored"] if told else []
+    )
+    assert (ours is None) is (name is not None)
+    if ours is not None:
+        ours.expect(part := Part())
+        ours.listens(part)
+        reactor.run()
+        reactor.advance(100)
+        reactor.end()
+        assert heard(manager) == [["READY=1", "STATUS=0 connections"], ["STOPPING=1"]]
+
+
+def test_server_serves_on_when_its_manager_is_gone_or_does_not_read(tmp_path):
+    """It says so once, and speaks again to a manager that was started anew."""
+    reactor, path = Reactor(), str(tmp_path / "notify")
+    part = Part()
+    with capturedLogs() as events:
+        ours = find(reactor, {"NOTIFY_SOCKET": path, "WATCHDOG_USEC": "2000000"})
+        ours.expect(part)
+        ours.listens(part)
+        reactor.run()
+        reactor.advance(1)
+    [told] = map(formatEvent, events)
+    assert told.startswith(
+        "txasynchat: cannot tell the service manager READY=1, STATUS=0 connections:"
+    )
+    with listening_manager(path) as manager:
+        reactor.advance(1)
+        assert heard(manager) == [["WATCHDOG=1"]]
+        filled = 0
+        while not reactor.getDelayedCalls()[1:]:  # until one is to be sent again
+            reactor.advance(1)
+            filled += 1
+            assert filled < 10_000
+        assert heard(manager) == [["WATCHDOG=1"]] * (filled - 1)
+        reactor.advance(0.1)
+        assert heard(manager) == [["WATCHDOG=1"]]
+        reactor.end()
+
+
+@pytest.mark.parametrize("how", ["twistd", "serve"])
+def test_program_is_ready_when_clients_may_connect_and_says_when_it_stops(tmp_path, how):
+    (tmp_path / "handlers.py").write_text(HANDLERS)
+    (tmp_path / "script.py").write_text(SCRIPT)
+    abstract = sys.platform == "linux" and how == "twistd"
+    name = f"@{secrets.token_hex(8)}" if abstract else str(tmp_path / "notify")
+    twistd = [TWISTD, "-n", "asynchat", "--handler", "handlers:Environment", "--listen", LOOPBACK]
+    script = ["script.py"]
+    with listening_manager(name.replace("@", "\0")) as manager, subprocess.Popen(
+        [sys.executable, *(twistd if how == "twistd" else script)],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"NOTIFY_SOCKET": name, "WATCHDOG_USEC": "100000"},
+    ) as program:  # fmt: skip
+        limit = threading.Timer(SECONDS, program.kill)
+        limit.start()
+        try:
+            manager.settimeout(SECONDS)
+            assert manager.recv(100) == b"READY=1\nSTATUS=0 connections"
+            said = next(line for line in program.stdout if "on 127.0.0.1:" in line)
+            port = int(said.partition("on 127.0.0.1:")[2].partition(";")[0])
+            assert manager.recv(100) == b"WATCHDOG=1"
+            with socket.create_connection(("127.0.0.1", port), SECONDS) as client:
+                client.sendall(b"environment?\n")
+                assert client.recv(100) == b"[]\n"
+                while (message := manager.recv(100)) == b"WATCHDOG=1":
+                    pass
+                assert message == b"WATCHDOG=1\nSTATUS=1 connection"
+                program.send_signal(signal.SIGTERM)
+                while message != b"STOPPING=1":
+                    message = manager.recv(100)
+            program.communicate()
+        finally:
+            limit.cancel()
+            limit.join()
+    assert program.returncode == (-signal.SIGTERM if how == "twistd" else 0)
