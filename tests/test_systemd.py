@@ -4,13 +4,16 @@ What a service manager hears of a server, and what becomes of its clients when i
 The managers here do what systemd does: they read a socket, pass listening ones, and send signals.
 """
 
+import collections
 import os
+import random
 import secrets
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -220,3 +223,111 @@ def test_program_is_ready_when_clients_may_connect_and_says_when_it_stops(tmp_pa
             limit.cancel()
             limit.join()
     assert program.returncode == (-signal.SIGTERM if how == "twistd" else 0)
+
+
+# -- a new start
+
+
+def activated(listening, manager, *arguments):
+    """Start a server on a socket that stays open here, under the name ``chat``."""
+    start = (
+        "import os, sys\n"
+        f"os.dup2({listening.fileno()}, 3)\n"
+        "os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='1', LISTEN_FDNAMES='chat')\n"
+        "os.execv(sys.argv[1], sys.argv[1:])\n"
+    )
+    listen = ["--listen", "systemd:domain=INET:name=chat"]
+    twistd = [sys.executable, TWISTD, "-n", "--pidfile=", "asynchat"]
+    program = subprocess.Popen(
+        [sys.executable, "-c", start, *twistd, *listen, *arguments],
+        pass_fds=[listening.fileno(), 3],
+        stdout=subprocess.DEVNULL,
+        env=os.environ | {"NOTIFY_SOCKET": manager.getsockname()},
+    )
+    while not manager.recv(100).startswith(b"READY=1"):
+        pass
+    return program
+
+
+class Clients:
+    """Clients that connect again and again, each in its thread; counts what becomes of them."""
+
+    def __init__(self, address, *clients):
+        self.address, self.clients = address, clients
+        self.seen = collections.Counter()
+        self.over = threading.Event()
+        self.staying, self.answered = threading.Semaphore(0), threading.Semaphore(0)
+        self.threads = [threading.Thread(target=self.repeat, args=(each,)) for each in clients]
+
+    def __enter__(self):
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.over.set()
+        for thread in self.threads:
+            thread.join()
+
+    def repeat(self, client):
+        while not self.over.is_set():
+            try:
+                with socket.create_connection(self.address, SECONDS) as sock:
+                    client(self, sock)
+            except OSError as error:  # it was refused or reset
+                self.seen[repr(error)] += 1
+                return
+
+    def once(self, sock):
+        """A client that connects for one line, which it does not send at once."""
+        time.sleep(random.uniform(0, 0.05))
+        sock.sendall(b"once\n")
+        self.seen["once", sock.recv(100)] += 1
+        self.answered.release()
+
+    def on_and_on(self, sock):
+        """A client that stays, and says the next line when it has the answer."""
+        sent = 0
+        while not self.over.is_set():
+            sent += 1
+            line = b"%d\n" % sent
+            sock.sendall(line)
+            answer = sock.recv(100)
+            self.seen["on and on", answer == line] += 1
+            if sent == 1:
+                self.staying.release()
+            if not answer:
+                return
+
+    def wait(self):
+        """Wait until each has been answered by the server that runs."""
+        for client in self.clients:
+            kind = self.answered if client is Clients.once else self.staying
+            assert kind.acquire(timeout=SECONDS), self.seen
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("transport", ["hub", "twisted"])
+def test_no_client_is_refused_or_reset_while_the_server_is_started_anew(manager, transport):
+    """Those that connect meanwhile are answered by the next; those just accepted, by the last."""
+    manager.settimeout(SECONDS)
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as listening:
+        program = activated(listening, manager, "--transport", transport)
+        clients = [Clients.once] * 8 + [Clients.on_and_on] * 2
+        try:
+            with Clients(listening.getsockname(), *clients) as clients:
+                for _ in range(2):
+                    clients.wait()
+                    program.terminate()
+                    assert program.wait(SECONDS) == -signal.SIGTERM
+                    program = activated(listening, manager, "--transport", transport)
+                clients.wait()
+        finally:
+            program.terminate()
+            program.wait(SECONDS)
+    assert set(clients.seen) == {
+        ("once", b"once\n"),
+        ("on and on", True),
+        ("on and on", False),  # its server stopped between two lines
+    }
+    assert clients.seen["on and on", False] == 4

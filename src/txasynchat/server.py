@@ -14,7 +14,14 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from twisted.application.service import Service
-from twisted.internet.defer import CancelledError, Deferred, DeferredList, maybeDeferred, succeed
+from twisted.internet.defer import (
+    CancelledError,
+    Deferred,
+    DeferredList,
+    maybeDeferred,
+    succeed,
+)
+from twisted.internet.defer import TimeoutError as TimedOut
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 from twisted.internet.protocol import Factory
@@ -50,6 +57,8 @@ Serves: TypeAlias = "IProtocolFactory | Factory[Any] | HandlerFunction"
 STOP_TIMEOUT = 15.0
 #: What may carry connections; see `Server`.
 TRANSPORTS = ("hub", "twisted")
+#: Seconds that clients have for their first message when their server stops; see `Server.stopService`.
+NEWCOMERS_TIMEOUT = 0.5
 #: Seconds that ports and connections have to report their end, after connections were aborted.
 ABORT_TIMEOUT = 5.0
 
@@ -267,7 +276,9 @@ class Server(Service):
         """
         Stop in three steps.
 
-        The ports close, so that no new connections arrive. Every connection is asked to finish
+        The ports close, so that no new connections arrive. If a socket stays open in another process,
+        as systemd's do, what connects now waits for the next server, and what was accepted has half a
+        second for its first message. Every connection is asked to finish
         (`AsyncChat.handle_shutdown`): idle ones close at once, busy ones when they are done. `abort`
         ends what remains after `stop_timeout` seconds, or at once after a second call or signal.
 
@@ -351,8 +362,16 @@ class Server(Service):
         for is_closed, result in closed:
             if not is_closed:
                 self._log.failure("a port cannot be closed", failure=result)
+        if any(map(transports.stays_open, ports)):
+            await self._hear_newcomers()
         self.connections.finish()
         await self.connections.when_empty()
+
+    async def _hear_newcomers(self) -> None:
+        # The last clients that were accepted have not spoken yet, or what they said was not read yet.
+        empty = self.connections.when_empty()
+        with suppress(TimedOut):
+            await empty.addTimeout(NEWCOMERS_TIMEOUT, self.reactor)
 
     def _give_up(self) -> None:
         self._log.warn(

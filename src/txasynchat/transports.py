@@ -74,6 +74,7 @@ __all__ = [
     "reactor_stopped",
     "read_what_is_there",
     "real_socket",
+    "stays_open",
     "tell_of_ends",
     "tell_of_half_close",
     "throttle_refusals",
@@ -369,6 +370,15 @@ def accept_fewer(transport: Any, count: int) -> None:
 def was_accepted(transport: Any) -> bool:
     """Return whether a port accepted the connection of *transport*, as far as that is known."""
     return getattr(innermost(transport), "server", None) is not None
+
+
+def stays_open(port: Any) -> bool:
+    """
+    Return whether the socket of a port continues to listen when the port is closed: another process,
+    such as systemd, has it open too.
+    """
+    # What Twisted notes of a socket that it did not bind, and `Lent` of any.
+    return getattr(port, "_shouldShutdown", True) is False
 
 
 def throttle_refusals(port: Any) -> None:
