@@ -3,17 +3,22 @@ The programs in ``examples/``, started as a reader would start them.
 
 An example is a pair: ``NAME.py``, native, and ``NAME_legacy.py`` for asyncore and asynchat. A test that
 takes `example` runs with each half, and the legacy half with each of its two kinds of modules.
+
+Most are started as forks of a process that has imported their modules; those that are told to start
+afresh are started by a command, at least one test for each half of each example.
 """
 
 import os
 import re
 import signal
-import subprocess
 import sys
 import threading
 from contextlib import ExitStack
+from functools import partial
 
 import pytest
+
+from helpers.forks import ForkServer, start_afresh
 
 #: How each half is started.
 HALVES = {
@@ -22,6 +27,7 @@ HALVES = {
     "standard library": ["{name}_legacy.py"],
 }
 SECONDS = 60.0
+WARNINGS = {"PYTHONWARNINGS": "ignore::DeprecationWarning"}
 
 
 class Program:
@@ -35,20 +41,11 @@ class Program:
         process: the process itself.
     """
 
-    def __init__(self, half, command, folder, pass_fds):
+    def __init__(self, half, start, words, folder):
         self.half = half
         self.log = folder / "log"
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                command,
-                cwd=folder,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                pass_fds=pass_fds,
-                env=os.environ | {"PYTHONWARNINGS": "ignore::DeprecationWarning"},
-            )
+            self.process = start(words, folder, os.environ | WARNINGS, log)
         self._limit = threading.Timer(SECONDS, self.process.kill)
         self._limit.start()
         line = self.process.stdout.readline()
@@ -86,8 +83,15 @@ class Program:
         self._limit.join()
 
 
+@pytest.fixture(scope="session")
+def fork_server():
+    server = ForkServer(os.environ | WARNINGS)
+    yield server
+    server.stop()
+
+
 @pytest.fixture
-def start_half(root, tmp_path):
+def start_half(root, tmp_path, fork_server):
     """
     Start one half of an example, and wait until it listens: ``start_half("native", "echo")``.
 
@@ -95,13 +99,16 @@ def start_half(root, tmp_path):
     """
     with ExitStack() as programs:
 
-        def start(half, name, *arguments, pass_fds=()):
+        def start(half, name, *arguments, afresh=False, pass_fds=()):
             if half == "standard library" and sys.version_info >= (3, 12):
                 pytest.skip("this Python has no asyncore of its own")
             words = [word.format(name=root / "examples" / name) for word in HALVES[half]]
             where = [] if {"--port", "--listen"} & set(arguments) else ["--port", "0"]
-            command = [sys.executable, *words, *where, *map(str, arguments)]
-            program = Program(half, command, tmp_path, pass_fds)
+            words += [*where, *map(str, arguments)]
+            start_process = fork_server.start
+            if afresh or pass_fds or half == "standard library":  # which imports little
+                start_process = partial(start_afresh, pass_fds=pass_fds)
+            program = Program(half, start_process, words, tmp_path)
             programs.callback(program.end)
             return program
 
@@ -111,8 +118,4 @@ def start_half(root, tmp_path):
 @pytest.fixture(params=HALVES)
 def example(request, start_half):
     """Start the half of an example that it is the turn of: ``example("echo", "--verbose")``."""
-
-    def start(name, *arguments, pass_fds=()):
-        return start_half(request.param, name, *arguments, pass_fds=pass_fds)
-
-    return start
+    return partial(start_half, request.param)

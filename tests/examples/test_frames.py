@@ -38,7 +38,7 @@ def test_number_that_overflows_is_an_error_of_its_connection(example):
 
 
 def test_curl_gets_its_number_doubled(example):
-    program = example("frames")
+    program = example("frames", afresh=True)
     with curl(program.port, struct.pack("!I", 5)) as output:
         assert output.read() == struct.pack("!I", 10)
     program.stop()

@@ -159,7 +159,7 @@ def test_client_is_closed_if_the_destination_cannot_be_reached(example):
 
 def test_large_amounts_pass_both_ways_in_flat_memory(example, upstream):
     """40 MB each way at once."""
-    program = example("proxy", *to(upstream))
+    program = example("proxy", *to(upstream), afresh=True)
 
     def send(peer):
         for _ in range(640):
@@ -188,7 +188,7 @@ def test_large_amounts_pass_both_ways_in_flat_memory(example, upstream):
 @pytest.mark.parametrize("reader", ["client", "server"])
 def test_slow_reader_holds_the_sender(example, upstream, reader):
     """And gets everything in the end, though the sender is gone."""
-    program = example("proxy", *to(upstream))
+    program = example("proxy", *to(upstream), afresh=True)
     with connect(program.port) as client, accept(upstream) as server:
         slow, sender = (client, server) if reader == "client" else (server, client)
         before = highest_memory(program)
@@ -217,7 +217,7 @@ def test_reset_of_one_side_ends_the_other(example, upstream, lost):
 
 def test_signal_sends_what_is_queued(example, upstream):
     """To a destination that reads later."""
-    program = example("proxy", *to(upstream))
+    program = example("proxy", *to(upstream), afresh=True)
     with connect(program.port) as client, accept(upstream) as server:
         client.settimeout(1)
         sent = 0

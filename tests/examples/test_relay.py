@@ -124,9 +124,10 @@ def relay(example, tmp_path, next_hop):
     """Start a half of the example, which ends in order behind the ``with``."""
 
     @contextlib.contextmanager
-    def start_relay(*options):
+    def start_relay(*options, afresh=False):
         hop = f"127.0.0.1:{next_hop.server_address[1]}"
-        program = example("relay", "--spool=spool", f"--next-hop={hop}", "--retry=0.05", *options)
+        given = "--spool=spool", f"--next-hop={hop}", "--retry=0.05", *options
+        program = example("relay", *given, afresh=afresh)
         try:
             yield program
             if program.process.poll() is None:
@@ -523,7 +524,7 @@ def test_program_ends_in_order(relay, next_hop, number):
             go_on.wait(SECONDS)
 
     next_hop.answer = answer
-    with relay() as program, raw(program) as (_, answers):
+    with relay(afresh=True) as program, raw(program) as (_, answers):
         send(program)
         assert asked.wait(SECONDS)
         program.process.send_signal(number)

@@ -5,6 +5,7 @@ import re
 import signal
 import urllib.request
 from contextlib import ExitStack
+from functools import partial
 
 import pytest
 
@@ -16,8 +17,13 @@ def hashed(password):
 
 
 @pytest.fixture
-def program(start_half):
-    return start_half("native", "threads", "--web-port", 0)
+def start_program(start_half):
+    return partial(start_half, "native", "threads", "--web-port", 0)
+
+
+@pytest.fixture
+def program(start_program):
+    return start_program()
 
 
 def post(program, data):
@@ -48,8 +54,9 @@ def test_what_is_posted_goes_to_all_who_are_connected(program):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_ends_it_in_order(program, number):
+def test_signal_ends_it_in_order(start_program, number):
     """Threads that compute are waited for, and what they answer is sent."""
+    program = start_program(afresh=True)
     with connect(program.port) as peer, peer.makefile("rb") as answers:
         peer.sendall(b"one\ntwo\n")
         assert answers.readline() == hashed(b"one") + b"\n"

@@ -258,7 +258,7 @@ def test_load_of_pipelined_requests_is_answered(example):
 
 
 def test_signal_ends_idle_connections_and_sends_what_is_queued(example):
-    program = example("web")
+    program = example("web", afresh=True)
     with connect(program.port) as peer, connect(program.port) as idle:
         idle.sendall(GET)
         assert idle.recv(20).startswith(b"HTTP/1.1 200")

@@ -1,0 +1,196 @@
+"""
+Programs that start at once: forks of a process that has imported Twisted and txasynchat already.
+
+Each is a process of its own, with its own arguments, folder, environment and output, and runs as
+``__main__``. It differs from one that ``python`` starts by what is imported when it begins, which else
+takes a third of a second of computing for each of hundreds of programs.
+"""
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import pkgutil
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+from types import ModuleType
+
+
+class Fork:
+    """A running fork. It offers what is used of `subprocess.Popen`."""
+
+    def __init__(self, pid, stdout, status):
+        self.pid = pid
+        self.stdout = stdout
+        self.returncode = None
+        self._status = status
+
+    def wait(self, timeout=None):
+        if self.returncode is None:
+            if not select.select([self._status], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(f"fork {self.pid}", timeout)
+            self.returncode = int(os.read(self._status, 10))
+            os.close(self._status)
+        return self.returncode
+
+    def poll(self):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def send_signal(self, number):
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self):
+        self.send_signal(signal.SIGKILL)
+
+
+class ForkServer:
+    """
+    The process that forks.
+
+    Args:
+        env: its environment. It begins with what Python reads of it, and so do the forks.
+    """
+
+    def __init__(self, env):
+        self.env = env
+        self._control, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, __file__, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                env=env,
+            )
+
+    def start(self, words, cwd, env, stderr):
+        """
+        Start ``python *words``, where the first word is ``-m`` or a file, without standard input.
+
+        Returns:
+            The fork, or a process where *env* has something else for Python.
+        """
+        if _for_python(env) != _for_python(self.env):
+            return start_afresh(words, cwd, env, stderr)
+        stdout, its_stdout = os.pipe()
+        status, its_status = os.pipe()
+        request = json.dumps([list(words), str(cwd), env]).encode() + b"\n"
+        with open(os.devnull) as nothing:
+            descriptors = [nothing.fileno(), its_stdout, stderr.fileno(), its_status]
+            socket.send_fds(self._control, [request], descriptors)
+            pid = int(self._control.recv(20))
+        os.close(its_stdout)
+        os.close(its_status)
+        return Fork(pid, os.fdopen(stdout), status)
+
+    def stop(self):
+        """End it, and the forks that still run."""
+        self._control.close()
+        self._process.wait()
+
+
+def start_afresh(words, cwd, env, stderr, pass_fds=()):
+    """Start ``python *words`` without standard input, as a user does."""
+    return subprocess.Popen(
+        [sys.executable, *words],
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+        pass_fds=pass_fds,
+        env=env,
+    )
+
+
+def _for_python(env):
+    return {name: value for name, value in env.items() if name.startswith("PYTHON")}
+
+
+# -- in the process that forks
+
+
+def serve(control):
+    """Fork for each request, until there are no more; return in each fork, with its request."""
+    statuses = {}
+
+    def note_ends(*_):
+        with contextlib.suppress(ChildProcessError):
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                status = statuses.pop(ended[0])
+                with contextlib.suppress(BrokenPipeError):  # nobody waits for it any more
+                    os.write(status, b"%d" % os.waitstatus_to_exitcode(ended[1]))
+                os.close(status)
+
+    signal.signal(signal.SIGCHLD, note_ends)
+    while True:
+        request, descriptors, _, _ = socket.recv_fds(control, 65_536, 4)
+        if not request:
+            break
+        while not request.endswith(b"\n"):
+            request += control.recv(65_536)
+        *streams, status = descriptors
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
+        pid = os.fork()
+        if not pid:
+            control.close()
+            for descriptor in (status, *statuses.values()):
+                os.close(descriptor)
+            for number, stream in enumerate(streams):
+                os.dup2(stream, number)
+                os.close(stream)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
+            return json.loads(request)
+        statuses[pid] = status
+        for stream in streams:
+            os.close(stream)
+        control.sendall(b"%d" % pid)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for pid in statuses:
+        os.kill(pid, signal.SIGKILL)
+    sys.exit()
+
+
+def become(words, folder, env):
+    """Run ``python *words`` in this process."""
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ |= env
+    main = sys.modules["__main__"] = ModuleType("__main__")
+    if words[0] == "-m":
+        sys.argv = words[1:]
+        sys.path[0] = folder
+        runpy._run_module_as_main(words[1])  # what -m calls
+        return
+    sys.argv = words
+    sys.path[0] = os.path.dirname(os.path.realpath(words[0]))
+    main.__file__ = words[0]
+    main.__builtins__ = __builtins__
+    with open(words[0], "rb") as file:
+        exec(compile(file.read(), words[0], "exec", dont_inherit=True), vars(main))
+
+
+def import_all():
+    """Import all that a program may use, but the reactor, of which each has its own."""
+    import txasynchat
+
+    for module in pkgutil.walk_packages(txasynchat.__path__, "txasynchat."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    assert "twisted.internet.reactor" not in sys.modules
+    gc.collect()
+    if hasattr(gc, "freeze"):  # not on PyPy
+        gc.freeze()
+
+
+if __name__ == "__main__":
+    import_all()
+    become(*serve(socket.socket(fileno=int(sys.argv[1]))))
