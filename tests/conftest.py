@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
@@ -63,6 +63,24 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     if all("::" in argument for argument in config.args):
         return 0  # single tests: to start a worker would take longer
     return min(3 * (os.cpu_count() or 1), 8)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
+    """Let the first of several workers compile the tests, and the others load what it compiled."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker is None or sys.dont_write_bytecode:
+        return (yield)
+    compiled = Path(session.config.getoption("basetemp")).with_name("compiled")
+    if worker == "gw0":
+        try:
+            return (yield)
+        finally:
+            compiled.touch()
+    deadline = time.monotonic() + START_SECONDS
+    while not compiled.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return (yield)
 
 
 def pytest_collection_finish() -> None:
