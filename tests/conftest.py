@@ -20,6 +20,8 @@ import hypothesis
 import pytest
 from twisted.trial.unittest import SynchronousTestCase
 
+from helpers.forks import ForkServer
+
 # The same examples in every run; `pytest --hypothesis-profile=long` looks for new ones.
 hypothesis.settings.register_profile(
     "quick", max_examples=200, derandomize=True, database=None, deadline=None
@@ -130,6 +132,14 @@ def trial_keeps_its_files_out_of_the_tree(
             lambda _: str(tmp_path_factory.mktemp("trial") / "temp"),
         )
         yield
+
+
+@pytest.fixture(scope="session")
+def fork_server() -> Iterator[ForkServer]:
+    """Starts programs that have imported Twisted and txasynchat already."""
+    server = ForkServer()
+    yield server
+    server.stop()
 
 
 @pytest.fixture

@@ -71,22 +71,21 @@ globalLogPublisher.addObserver(textFileLogObserver(sys.stdout))
 }
 
 
-def run(folder, source, *command):
-    (folder / "program.py").write_text(source)
-    return subprocess.run(
-        [*(command or [sys.executable]), "program.py"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        check=False,
-    )
+@pytest.fixture
+def run(tmp_path, fork_server):
+    """Run a program, or one that runs it; return how it ended."""
+
+    def run_program(source, *command):
+        (tmp_path / "program.py").write_text(source)
+        return fork_server.run([*command, "program.py"], tmp_path, SECONDS)
+
+    return run_program
 
 
 @pytest.mark.parametrize("beginning", BEGINNINGS)
-def test_serve_starts_logging_only_if_the_program_has_not(tmp_path, beginning):
+def test_serve_starts_logging_only_if_the_program_has_not(run, beginning):
     """Each line is logged once, where the program wants it, without a warning."""
-    done = run(tmp_path, ECHO + BEGINNINGS[beginning] + SERVE)
+    done = run(ECHO + BEGINNINGS[beginning] + SERVE)
     assert done.returncode == 0, done.stderr
     log, other = done.stdout, done.stderr
     if beginning == "nobody":
@@ -97,13 +96,13 @@ def test_serve_starts_logging_only_if_the_program_has_not(tmp_path, beginning):
     assert other == ""
 
 
-def test_observer_that_only_counts_does_not_replace_the_log(tmp_path):
+def test_observer_that_only_counts_does_not_replace_the_log(run):
     """A program that observes events for another purpose still logs to standard error."""
     watch = """
 from twisted.logger import globalLogPublisher
 globalLogPublisher.addObserver(lambda event: None)
 """
-    done = run(tmp_path, ECHO + watch + SERVE)
+    done = run(ECHO + watch + SERVE)
     assert done.stderr.count("txasynchat: Echo on 127.0.0.1:") == 1
 
 
@@ -176,7 +175,9 @@ second.startService()
 @pytest.mark.parametrize("second", ["Program", "Server"])
 @pytest.mark.parametrize("first", FIRST)
 @pytest.mark.parametrize("how", ["twistd", "by hand"])
-def test_first_endpoint_is_cleaned_up_when_the_second_cannot_listen(tmp_path, how, first, second):
+def test_first_endpoint_is_cleaned_up_when_the_second_cannot_listen(
+    run, tmp_path, how, first, second
+):
     """The next start finds no stale socket file, and no lock on it."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         source = ECHO + SECOND.format(
@@ -184,9 +185,9 @@ def test_first_endpoint_is_cleaned_up_when_the_second_cannot_listen(tmp_path, ho
         )
         if how == "twistd":
             twistd = str(Path(sys.executable).with_name("twistd"))
-            done = run(tmp_path, source + BY_TWISTD, twistd, "-ny")
+            done = run(source + BY_TWISTD, twistd, "-ny")
         else:
-            done = run(tmp_path, source + BY_HAND)
+            done = run(source + BY_HAND)
     assert done.returncode == 1
     assert "Address already in use" in (done.stderr or done.stdout)
     if second == "Program":
@@ -195,12 +196,11 @@ def test_first_endpoint_is_cleaned_up_when_the_second_cannot_listen(tmp_path, ho
     assert not (tmp_path / "twistd.pid").exists()
 
 
-def test_forked_child_does_not_close_the_ports_of_its_parent(tmp_path):
+def test_forked_child_does_not_close_the_ports_of_its_parent(run, tmp_path):
     """A server that started at the second attempt, and forked, continues to listen."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         source = SECOND.format(first=FIRST["Server"], second="Server", port=taken.getsockname()[1])
         done = run(
-            tmp_path,
             ECHO
             + source
             + """

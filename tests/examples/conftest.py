@@ -18,7 +18,7 @@ from functools import partial
 
 import pytest
 
-from helpers.forks import ForkServer, start_afresh
+from helpers.forks import start_afresh
 
 #: How each half is started.
 HALVES = {
@@ -27,7 +27,6 @@ HALVES = {
     "standard library": ["{name}_legacy.py"],
 }
 SECONDS = 60.0
-WARNINGS = {"PYTHONWARNINGS": "ignore::DeprecationWarning"}
 
 
 class Program:
@@ -41,11 +40,11 @@ class Program:
         process: the process itself.
     """
 
-    def __init__(self, half, start, words, folder):
+    def __init__(self, half, start, words, folder, env):
         self.half = half
         self.log = folder / "log"
         with self.log.open("ab") as log:
-            self.process = start(words, folder, os.environ | WARNINGS, log)
+            self.process = start(words, folder, log, env)
         self._limit = threading.Timer(SECONDS, self.process.kill)
         self._limit.start()
         line = self.process.stdout.readline()
@@ -83,13 +82,6 @@ class Program:
         self._limit.join()
 
 
-@pytest.fixture(scope="session")
-def fork_server():
-    server = ForkServer(os.environ | WARNINGS)
-    yield server
-    server.stop()
-
-
 @pytest.fixture
 def start_half(root, tmp_path, fork_server):
     """
@@ -105,10 +97,13 @@ def start_half(root, tmp_path, fork_server):
             words = [word.format(name=root / "examples" / name) for word in HALVES[half]]
             where = [] if {"--port", "--listen"} & set(arguments) else ["--port", "0"]
             words += [*where, *map(str, arguments)]
+            env = dict(os.environ)
             start_process = fork_server.start
-            if afresh or pass_fds or half == "standard library":  # which imports little
+            if half == "standard library":
+                env["PYTHONWARNINGS"] = "ignore::DeprecationWarning"
+            if afresh or pass_fds:
                 start_process = partial(start_afresh, pass_fds=pass_fds)
-            program = Program(half, start_process, words, tmp_path)
+            program = Program(half, start_process, words, tmp_path, env)
             programs.callback(program.end)
             return program
 

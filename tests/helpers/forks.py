@@ -18,6 +18,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from types import ModuleType
 
 
@@ -52,42 +53,52 @@ class Fork:
 
 
 class ForkServer:
-    """
-    The process that forks.
+    """The process that forks. It begins with what Python reads of the environment."""
 
-    Args:
-        env: its environment. It begins with what Python reads of it, and so do the forks.
-    """
-
-    def __init__(self, env):
-        self.env = env
+    def __init__(self):
+        self._python = _for_python(os.environ)
         self._control, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, __file__, str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                env=env,
+                [sys.executable, __file__, str(theirs.fileno())], pass_fds=[theirs.fileno()]
             )
 
-    def start(self, words, cwd, env, stderr):
+    def start(self, words, cwd, stderr, env=os.environ):
         """
-        Start ``python *words``, where the first word is ``-m`` or a file, without standard input.
+        Start ``python *words``, where the first word is ``-m``, ``-c`` or a file, without input.
 
         Returns:
-            The fork, or a process where *env* has something else for Python.
+            The fork, with a pipe from its output; a process where *env* has something else for Python.
         """
-        if _for_python(env) != _for_python(self.env):
-            return start_afresh(words, cwd, env, stderr)
+        if _for_python(env) != self._python:
+            return start_afresh(words, cwd, stderr, env)
         stdout, its_stdout = os.pipe()
+        with open(its_stdout, "wb") as output:
+            return self._fork(words, cwd, env, output, stderr, stdout=open(stdout))
+
+    def run(self, words, cwd, timeout):
+        """Run ``python *words`` likewise, and wait; return what `subprocess.run` does."""
+        with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
+            fork = self._fork(words, cwd, os.environ, stdout, stderr)
+            try:
+                status = fork.wait(timeout)
+            finally:
+                fork.kill()
+                fork.wait()
+            stdout.seek(0)
+            stderr.seek(0)
+            return subprocess.CompletedProcess(words, status, stdout.read(), stderr.read())
+
+    def _fork(self, words, cwd, env, output, errors, stdout=None):
         status, its_status = os.pipe()
-        request = json.dumps([list(words), str(cwd), env]).encode() + b"\n"
-        with open(os.devnull) as nothing:
-            descriptors = [nothing.fileno(), its_stdout, stderr.fileno(), its_status]
+        words = list(map(str, words))
+        request = json.dumps([words, str(cwd), dict(env)]).encode() + b"\n"
+        with open(os.devnull) as nothing, open(its_status, "wb"):
+            errors = output if errors is subprocess.STDOUT else errors
+            descriptors = [nothing.fileno(), output.fileno(), errors.fileno(), its_status]
             socket.send_fds(self._control, [request], descriptors)
             pid = int(self._control.recv(20))
-        os.close(its_stdout)
-        os.close(its_status)
-        return Fork(pid, os.fdopen(stdout), status)
+        return Fork(pid, stdout, status)
 
     def stop(self):
         """End it, and the forks that still run."""
@@ -95,8 +106,8 @@ class ForkServer:
         self._process.wait()
 
 
-def start_afresh(words, cwd, env, stderr, pass_fds=()):
-    """Start ``python *words`` without standard input, as a user does."""
+def start_afresh(words, cwd, stderr, env=os.environ, pass_fds=()):
+    """Start ``python *words`` without input, as a user does, with a pipe from its output."""
     return subprocess.Popen(
         [sys.executable, *words],
         cwd=cwd,
@@ -110,7 +121,11 @@ def start_afresh(words, cwd, env, stderr, pass_fds=()):
 
 
 def _for_python(env):
-    return {name: value for name, value in env.items() if name.startswith("PYTHON")}
+    return {
+        name: value
+        for name, value in env.items()
+        if name.startswith("PYTHON") and name != "PYTHONUNBUFFERED"  # which a fork sees to
+    }
 
 
 # -- in the process that forks
@@ -164,18 +179,25 @@ def become(words, folder, env):
     os.chdir(folder)
     os.environ.clear()
     os.environ |= env
+    if env.get("PYTHONUNBUFFERED"):
+        sys.stdout.reconfigure(line_buffering=True)
     main = sys.modules["__main__"] = ModuleType("__main__")
-    if words[0] == "-m":
-        sys.argv = words[1:]
-        sys.path[0] = folder
-        runpy._run_module_as_main(words[1])  # what -m calls
-        return
-    sys.argv = words
-    sys.path[0] = os.path.dirname(os.path.realpath(words[0]))
-    main.__file__ = words[0]
     main.__builtins__ = __builtins__
-    with open(words[0], "rb") as file:
-        exec(compile(file.read(), words[0], "exec", dont_inherit=True), vars(main))
+    match words:
+        case ["-m", name, *_]:
+            sys.argv = words[1:]
+            sys.path[0] = folder
+            runpy._run_module_as_main(name)  # what -m calls
+        case ["-c", text, *rest]:
+            sys.argv = ["-c", *rest]
+            sys.path[0] = ""
+            exec(compile(text, "<string>", "exec", dont_inherit=True), vars(main))
+        case [name, *_]:
+            sys.argv = words
+            sys.path[0] = os.path.dirname(os.path.realpath(name))
+            main.__file__ = name
+            with open(name, "rb") as file:
+                exec(compile(file.read(), name, "exec", dont_inherit=True), vars(main))
 
 
 def import_all():
