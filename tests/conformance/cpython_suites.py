@@ -31,7 +31,7 @@ import tempfile
 import time
 import unittest
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -358,27 +358,30 @@ def _broken_copy(scratch: Path, name: str) -> Path:
     return folder
 
 
-def check_mutants(python: str, folder: Path, pool: ThreadPoolExecutor) -> list[str]:
-    """Check that each broken copy is noticed by its suite; return those that were not."""
+def run_mutants(
+    python: str, folder: Path, scratch: Path, pool: ThreadPoolExecutor
+) -> dict[str, Future[Run]]:
+    """Begin to run, on each broken copy, the suite that has to notice."""
+    return {
+        name: pool.submit(
+            Run(python, suite, "facade", _broken_copy(scratch, name)).carry_out, folder, 60
+        )
+        for name, (_, _, suite) in MUTANTS.items()
+    }
+
+
+def check_mutants(runs: dict[str, Future[Run]]) -> list[str]:
+    """Wait until each broken copy is noticed by its suite; return those that were not."""
     missed = []
-    with tempfile.TemporaryDirectory(prefix="broken-facade-") as scratch:
-        runs = {
-            name: pool.submit(
-                Run(python, suite, "facade", _broken_copy(Path(scratch), name)).carry_out,
-                folder,
-                60,
-            )
-            for name, (_, _, suite) in MUTANTS.items()
-        }
-        for name, future in runs.items():
-            run = future.result()
-            ran = run.files and all(str(run.package.resolve()) in file for file in run.files)
-            hung = run.trouble.startswith("still running")
-            if hung or (ran and run.failures()):
-                how = run.trouble or f"{len(run.failures())} of {len(run.outcome)} tests fail"
-                print(f"  caught: {name} ({run.suite}: {how})", flush=True)
-            else:
-                missed.append(f"not caught: {name} ({run.suite}: {run.counts()})")
+    for name, future in runs.items():
+        run = future.result()
+        ran = run.files and all(str(run.package.resolve()) in file for file in run.files)
+        hung = run.trouble.startswith("still running")
+        if hung or (ran and run.failures()):
+            how = run.trouble or f"{len(run.failures())} of {len(run.outcome)} tests fail"
+            print(f"  caught: {name} ({run.suite}: {how})", flush=True)
+        else:
+            missed.append(f"not caught: {name} ({run.suite}: {run.counts()})")
     return missed
 
 
@@ -411,7 +414,12 @@ def main() -> int:
     if not chosen:
         print(f"0 passed, 0 failed, {skipped} skipped")
         return 0
-    with ThreadPoolExecutor(6) as pool:  # they mostly wait
+    with (
+        tempfile.TemporaryDirectory(prefix="broken-facade-") as scratch,
+        ThreadPoolExecutor(10) as pool,  # they mostly wait
+    ):
+        # They wait longest, because tests that fail wait.
+        mutants = run_mutants(next(iter(chosen)), folder, Path(scratch), pool)
         planned = [
             tuple(
                 pool.submit(Run(python, suite, implementation).carry_out, folder)
@@ -436,7 +444,7 @@ def main() -> int:
                 for reason in facade.skips():
                     print(f"  {'':14} its own skips: {reason}")
         print("broken copies of the facade:")
-        missed = check_mutants(next(iter(chosen)), folder, pool)
+        missed = check_mutants(mutants)
         wrong += missed
     for line in wrong:
         print(line)
