@@ -18,6 +18,7 @@ import pytest
 import trustme
 import twisted.internet.reactor  # noqa: F401 - now, so that its descriptors are there before
 
+from helpers.forks import start_afresh
 from txasynchat.compat import uninstall
 from txasynchat.program import CannotStart
 from txasynchat.twistd import Options, load_factory, makeService
@@ -25,7 +26,7 @@ from txasynchat.twistd import Options, load_factory, makeService
 BIN = Path(sys.executable).parent
 TWISTD = [str(BIN / "twistd")]
 TWIST = [str(BIN / "twist"), "--log-format=text"]
-MODULE = [sys.executable, "-m", "twisted", "--log-format=text"]
+MODULE = ["-m", "twisted", "--log-format=text"]
 RUNNERS = {"twistd -n": [*TWISTD, "-n"], "twist": TWIST, "python -m twisted": MODULE}
 LOOPBACK = "tcp:0:interface=127.0.0.1"
 SECONDS = 20
@@ -34,15 +35,8 @@ SECONDS = 20
 class Program:
     """A server in its own process; `said` waits for a line of its log."""
 
-    def __init__(self, command, folder):
-        self.process = subprocess.Popen(
-            command,
-            cwd=folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=os.environ | {"PYTHONUNBUFFERED": "1"},
-        )
+    def __init__(self, process):
+        self.process = process
         self.lines = []
         # A program that is silent, or does not end, ends here.
         self.limit = threading.Timer(SECONDS, self.process.kill)
@@ -63,7 +57,7 @@ class Program:
         return self.process.wait(SECONDS)
 
     def close(self):
-        self.process.terminate()
+        self.process.send_signal(signal.SIGTERM)
         self.ended()
         self.limit.cancel()
         self.limit.join()
@@ -71,12 +65,19 @@ class Program:
 
 
 @pytest.fixture
-def run(tmp_path):
-    """Start a server in its own folder; it is stopped at the end."""
+def run(tmp_path, fork_server):
+    """
+    Start a server in its own folder; it is stopped at the end.
+
+    Those that are told to start afresh are started by the command, at least one for each runner,
+    reactor and kind of end; the others are forks.
+    """
     with ExitStack() as programs:
 
-        def run_program(*command):
-            program = Program(command, tmp_path)
+        def run_program(*words, afresh=False):
+            start = start_afresh if afresh else fork_server.start
+            environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+            program = Program(start(words, tmp_path, subprocess.STDOUT, environment))
             programs.callback(program.close)
             return program
 
@@ -125,7 +126,7 @@ def check_secure_echo(folder, port):
 
 @pytest.mark.parametrize("runner", RUNNERS.values(), ids=RUNNERS)
 def test_server_logs_its_addresses_and_echoes_lines(run, runner, tmp_path):
-    program = run(*runner, "asynchat", "--listen", LOOPBACK)
+    program = run(*runner, "asynchat", "--listen", LOOPBACK, afresh=True)
     said = program.said(r"txasynchat: echo on 127\.0\.0\.1:(\d+); try: (.*)")
     assert said[1] in said[2]
     with connect(int(said[1])) as (client, answers):
@@ -140,11 +141,11 @@ def test_server_logs_its_addresses_and_echoes_lines(run, runner, tmp_path):
 
 @pytest.mark.parametrize("name", ["asyncio", "poll", "select"])
 def test_server_runs_on_other_reactors(run, name):
-    program = run(*TWISTD, "-n", f"--reactor={name}", "asynchat", "--listen", LOOPBACK)
+    program = run(*TWISTD, "-n", f"--reactor={name}", "asynchat", "--listen", LOOPBACK, afresh=True)
     with connect(program.port()) as (client, answers):
         client.sendall(b"hello\n")
         assert answers.readline() == b"hello\n"
-        program.process.terminate()
+        program.process.send_signal(signal.SIGTERM)
         assert answers.read() == b""
     assert program.ended() == -signal.SIGTERM
 
@@ -729,17 +730,15 @@ MISTAKES = {
 }  # fmt: skip
 
 
-def run_mistake(command, folder, options):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        number = str(taken.getsockname()[1])
-        return subprocess.run(
-            [*command, *(option.replace("{taken}", number) for option in options)],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=SECONDS,
-            check=False,
-        )
+@pytest.fixture
+def run_mistake(tmp_path, fork_server):
+    def run_program(*words):
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            number = str(taken.getsockname()[1])
+            words = [word.replace("{taken}", number) for word in words]
+            return fork_server.run(words, tmp_path, SECONDS)
+
+    return run_program
 
 
 def check_report(mistake, line):
@@ -766,17 +765,19 @@ def test_a_mistake_ends_the_program_with_one_line(handlers, here, mistake):
 
 @pytest.mark.parametrize("mistake", ["no handler", "a taken port"])
 @pytest.mark.parametrize("runner", RUNNERS.values(), ids=RUNNERS)
-def test_a_mistake_is_one_line_on_standard_error_and_status_1(handlers, tmp_path, runner, mistake):
-    done = run_mistake([*runner, "asynchat"], tmp_path, MISTAKES[mistake][0])
+def test_a_mistake_is_one_line_on_standard_error_and_status_1(
+    run_mistake, handlers, tmp_path, runner, mistake
+):
+    done = run_mistake(*runner, "asynchat", *MISTAKES[mistake][0])
     assert done.returncode == 1
     check_report(mistake, done.stderr.removesuffix("\n"))
     assert "Traceback" not in done.stdout
     assert not (tmp_path / "twistd.pid").exists()
 
 
-def test_ports_opened_before_the_one_in_use_are_closed(tmp_path):
+def test_ports_opened_before_the_one_in_use_are_closed(run_mistake, tmp_path):
     options = ["--listen", "unix:first.sock", *MISTAKES["a taken port"][0]]
-    done = run_mistake([*TWISTD, "-n", "asynchat"], tmp_path, options)
+    done = run_mistake(*TWISTD, "-n", "asynchat", *options)
     assert done.returncode == 1
     assert not (tmp_path / "first.sock").exists()
 
@@ -831,7 +832,7 @@ def working(tmp_path):
     [("twistd -n", signal.SIGTERM), ("twistd -n", signal.SIGINT), ("twist", signal.SIGTERM)],
 )
 def test_a_signal_lets_connections_finish(run, working, tmp_path, runner, number):
-    program = run(*RUNNERS[runner], *working)
+    program = run(*RUNNERS[runner], *working, afresh=True)
     port = program.port()
     with (
         connect(port) as (idle, idle_answers),
@@ -870,7 +871,7 @@ def test_second_signal_ends_the_server_at_once(run, working, runner, second):
         assert idle_answers.readline() == b"hello\n"
         busy.sendall(b"work\n")
         assert busy_answers.readline() == b"working\n"
-        program.process.terminate()
+        program.process.send_signal(signal.SIGTERM)
         assert idle_answers.read() == b""
         program.process.send_signal(second)
         with pytest.raises(ConnectionResetError):
@@ -885,7 +886,7 @@ def test_connection_that_does_not_finish_in_time_is_aborted(run, working):
     with connect(program.port()) as (busy, answers):
         busy.sendall(b"work\n")
         assert answers.readline() == b"working\n"
-        program.process.terminate()
+        program.process.send_signal(signal.SIGTERM)
         with pytest.raises(ConnectionResetError):
             answers.read()
     assert program.ended() == -signal.SIGTERM
