@@ -226,16 +226,20 @@ def serve(session: nox.Session) -> None:
 
 
 # Tests of finding programs, plugins and files depend on where the package was installed from.
-NAMES = ("test_packaging", "test_exports", "test_twistd", "test_endpoints", "compat/test_install")
-INSTALLED = " ".join(f"tests/{name}.py" for name in NAMES)
+FILES = "tests/test_packaging.py tests/test_exports.py tests/compat/test_install.py"
+PROGRAMS = "tests/test_twistd.py tests/test_endpoints.py"
 
 
 @nox.session(python=OLDEST)
 def archives_sdist(session: nox.Session) -> None:
-    """The source distribution, installed alone, holds everything that its tests need."""
+    """
+    The source distribution, installed alone, holds everything that its tests need.
+
+    To install it, pip makes the wheel that the other session tests with programs.
+    """
     session.install("--group", "release")
     with copy_of_the_tree(session):
-        session.run("python", ".ci/archive.py", "sdist", "--collect-only -qq -n 0", INSTALLED)
+        session.run("python", ".ci/archive.py", "sdist", "--collect-only -qq -n 0", FILES)
 
 
 @nox.session(python=NEWEST)
@@ -243,7 +247,7 @@ def archives_wheel(session: nox.Session) -> None:
     """The wheel, installed alone, away from the source."""
     session.install("--group", "release")
     with copy_of_the_tree(session):
-        session.run("python", ".ci/archive.py", "wheel", INSTALLED)
+        session.run("python", ".ci/archive.py", "wheel", f"{FILES} {PROGRAMS}")
 
 
 def conformance(name: str, python: str | list[str], command: str, text: str) -> None:
