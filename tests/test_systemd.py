@@ -5,9 +5,12 @@ The managers here do what systemd does: they read a socket, pass listening ones,
 """
 
 import collections
+import contextlib
 import os
 import random
+import re
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,6 +24,7 @@ import pytest
 from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import capturedLogs, formatEvent
 
+from helpers.support import HOST, client_context, leaf, write
 from txasynchat.systemd import find
 
 SECONDS = 20
@@ -228,24 +232,28 @@ def test_program_is_ready_when_clients_may_connect_and_says_when_it_stops(tmp_pa
 # -- a new start
 
 
-def activated(listening, manager, *arguments):
-    """Start a server on a socket that stays open here, under the name ``chat``."""
+def activated(listening, manager, command, **environment):
+    """Start a server on a socket that stays open here, named ``chat``; wait until it is ready."""
     start = (
         "import os, sys\n"
         f"os.dup2({listening.fileno()}, 3)\n"
         "os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='1', LISTEN_FDNAMES='chat')\n"
         "os.execv(sys.argv[1], sys.argv[1:])\n"
     )
-    listen = ["--listen", "systemd:domain=INET:name=chat"]
-    twistd = [sys.executable, TWISTD, "-n", "--pidfile=", "asynchat"]
     program = subprocess.Popen(
-        [sys.executable, "-c", start, *twistd, *listen, *arguments],
+        [sys.executable, "-c", start, *command],
         pass_fds=[listening.fileno(), 3],
         stdout=subprocess.DEVNULL,
-        env=os.environ | {"NOTIFY_SOCKET": manager.getsockname()},
+        env=os.environ | environment | {"NOTIFY_SOCKET": manager.getsockname()},
     )
-    while not manager.recv(100).startswith(b"READY=1"):
-        pass
+    manager.settimeout(SECONDS)
+    try:
+        while not manager.recv(100).startswith(b"READY=1"):
+            pass
+    except BaseException:
+        program.kill()
+        program.wait(SECONDS)
+        raise
     return program
 
 
@@ -310,9 +318,10 @@ class Clients:
 @pytest.mark.parametrize("transport", ["hub", "twisted"])
 def test_no_client_is_refused_or_reset_while_the_server_is_started_anew(manager, transport):
     """Those that connect meanwhile are answered by the next; those just accepted, by the last."""
-    manager.settimeout(SECONDS)
+    command = [sys.executable, TWISTD, "-n", "--pidfile=", "asynchat", "--transport", transport]
+    command += ["--listen", "systemd:domain=INET:name=chat"]
     with socket.create_server(("127.0.0.1", 0), backlog=100) as listening:
-        program = activated(listening, manager, "--transport", transport)
+        program = activated(listening, manager, command)
         clients = [Clients.once] * 8 + [Clients.on_and_on] * 2
         try:
             with Clients(listening.getsockname(), *clients) as clients:
@@ -320,7 +329,7 @@ def test_no_client_is_refused_or_reset_while_the_server_is_started_anew(manager,
                     clients.wait()
                     program.terminate()
                     assert program.wait(SECONDS) == -signal.SIGTERM
-                    program = activated(listening, manager, "--transport", transport)
+                    program = activated(listening, manager, command)
                 clients.wait()
         finally:
             program.terminate()
@@ -331,3 +340,68 @@ def test_no_client_is_refused_or_reset_while_the_server_is_started_anew(manager,
         ("on and on", False),  # its server stopped between two lines
     }
     assert clients.seen["on and on", False] == 4
+
+
+# -- the units in examples/
+
+
+@pytest.fixture
+def units(root, tmp_path):
+    """The units, with the paths of this machine, by their names."""
+    folder = tmp_path / "units"
+    folder.mkdir()
+    for unit in sorted((root / "examples/systemd").iterdir()):
+        text = unit.read_text().replace("/srv/txasynchat/.venv/bin", str(Path(TWISTD).parent))
+        text = text.replace("=/srv/txasynchat\n", f"={folder}\n")
+        (folder / unit.name).write_text(text)
+    return {path.name: path for path in folder.iterdir()}
+
+
+def test_systemd_finds_nothing_wrong_in_the_units(units):
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is not installed")
+    assert set(units) == {
+        f"txasynchat{tls}.{kind}" for tls in ("", "-tls") for kind in ("service", "socket")
+    }
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", *map(str, units.values())],
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert (done.stderr, done.returncode) == ("", 0)
+
+
+@pytest.mark.parametrize(
+    "name", ["txasynchat-tls", pytest.param("txasynchat", marks=pytest.mark.slow)]
+)
+def test_server_of_a_unit_starts_on_its_socket_and_answers(units, manager, tmp_path, name):
+    text = units[f"{name}.service"].read_text()
+    _, key = write(tmp_path, leaf(HOST), "certificate")
+    key.rename(tmp_path / "key.pem")
+    for copy, _ in re.findall("^LoadCredential=(.*?):(.*)$", text, re.MULTILINE):
+        assert (tmp_path / copy).exists()
+    [command] = re.findall("^ExecStart=(.*)$", text, re.MULTILINE)
+    command = command.replace("${CREDENTIALS_DIRECTORY}", str(tmp_path)).split()
+    with contextlib.ExitStack() as stack:
+        try:
+            listening = stack.enter_context(
+                socket.create_server(("::1", 0), family=socket.AF_INET6)
+            )
+        except OSError as error:
+            pytest.skip(f"no IPv6 here: {error}")
+        program = activated(listening, manager, command)
+        try:
+            client = stack.enter_context(
+                socket.create_connection(listening.getsockname()[:2], SECONDS)
+            )
+            if "tls" in name:
+                client = stack.enter_context(
+                    client_context().wrap_socket(client, server_hostname=HOST)
+                )
+            client.sendall(b"hello\n")
+            assert client.recv(100) == b"hello\n"
+        finally:
+            program.terminate()
+            assert program.wait(SECONDS) == -signal.SIGTERM

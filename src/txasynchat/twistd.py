@@ -12,8 +12,9 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from twisted.application.service import MultiService
 from twisted.internet.interfaces import IProtocol, IProtocolFactory
-from twisted.logger import Logger
+from twisted.logger import ILogObserver, Logger, textFileLogObserver
 from twisted.python import usage
 from typing_extensions import override
 
@@ -24,6 +25,7 @@ from txasynchat.functions import is_function
 from txasynchat.handlers import Hears, hears, is_legacy, wanted
 from txasynchat.limits.file import read_limits
 from txasynchat.limits.options import UNSET, Limits, parse
+from txasynchat.logformat import event_as_json, json_observer
 from txasynchat.program import CannotStart, Program
 from txasynchat.protocol import AsyncChat
 from txasynchat.ranges import STOPPING, Range
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 __all__ = ["LineEcho", "Options", "load_factory", "makeService"]
 
 ENDPOINT = "tcp:8007:interface=127.0.0.1"
+
+LOG_FORMATS = ("text", "json")
 
 # An AsyncChat that takes messages overrides one of these.
 _HOOKS = ("message_received", "found_terminator", "collect_incoming_data", "dataReceived")
@@ -83,6 +87,7 @@ class Options(usage.Options):
         super().__init__()  # type: ignore[no-untyped-call] # Twisted's, untyped
         self.update(handler=None, listen=[], transport="hub", config=None)
         self["proxy-from"] = []
+        self["log-format"] = None
         #: Of the command line: the values, and the option that gave each.
         self.limits: dict[str, Any] = {}
         self._given_by: dict[str, str] = {}
@@ -137,6 +142,15 @@ class Options(usage.Options):
         except ConfigurationError as error:
             raise CannotStart(f"--config {error}") from None
 
+    def opt_log_format(self, name: str) -> None:
+        """
+        What the log is written as: text, or json, an object in each line. [default: text; twist has an
+        option of its own]
+        """
+        if name not in LOG_FORMATS:
+            raise CannotStart(f"--log-format must be {' or '.join(LOG_FORMATS)}, not {name!r}")
+        self["log-format"] = name
+
     def opt_max_message_length(self, count: str) -> None:
         """
         --limit max_message_length=COUNT, with 0 for none. [default: what the handler says, or 16384]
@@ -167,7 +181,7 @@ class Options(usage.Options):
         return f"{super().getUsage(width)}{EXAMPLES}"  # which may not be wrapped
 
 
-def makeService(options: Options) -> Program:  # noqa: N802 - ServiceMaker looks for this name
+def makeService(options: Options) -> Program | _Logged:  # noqa: N802 - ServiceMaker looks for this name
     """
     Make the service that ``twistd`` or ``twist`` runs, on its reactor.
 
@@ -181,7 +195,7 @@ def makeService(options: Options) -> Program:  # noqa: N802 - ServiceMaker looks
     detached = not parent.get("nodaemon", True)
     name = options["handler"]
     limits = Limits(**options.limits).over(options["config"])
-    return Program(
+    program = Program(
         reactor,
         load_factory(name, max_message_length=limits.max_message_length is not UNSET),
         options["listen"] or [ENDPOINT],
@@ -192,6 +206,71 @@ def makeService(options: Options) -> Program:  # noqa: N802 - ServiceMaker looks
         limits=limits,
         default_limits=Limits.served(),
     )
+    observer = _log_observer(options["log-format"], parent)
+    return program if observer is None else _Logged(program, observer)
+
+
+class _Logged(MultiService):
+    """
+    A program for ``twistd``, and what that is to log with.
+
+    Args:
+        program: the program.
+        observer: an observer of `twisted.logger`.
+    """
+
+    def __init__(self, program: Program, observer: Any) -> None:
+        super().__init__()  # type: ignore[no-untyped-call] # Twisted's, untyped
+        program.setServiceParent(self)  # type: ignore[no-untyped-call] # as above
+        self._observer = observer
+
+    @override
+    def setServiceParent(self, parent: Any) -> None:
+        super().setServiceParent(parent)  # type: ignore[no-untyped-call] # as above
+        # An application's own observer comes before what twistd would make.
+        parent.setComponent(ILogObserver, self._observer)
+
+
+def _log_observer(name: str | None, parent: Any) -> Any:
+    """
+    Have the log written in the format of that *name*.
+
+    Args:
+        name: of the format; None if the option was not given.
+        parent: the options of ``twistd`` or ``twist``.
+
+    Returns:
+        What ``twistd`` is to log with; None for its own observer.
+
+    Raises:
+        CannotStart: something else writes the log.
+    """
+    if name is None:
+        return None
+    if "fileLogObserverFactory" in parent:  # those of twist
+        if name != parent["logFormat"]:
+            _log.info(
+                "txasynchat: the log is {ours}, by --log-format of asynchat; twist's own was {theirs}",
+                ours=name,
+                theirs=parent["logFormat"],
+            )
+        parent["fileLogObserverFactory"] = json_observer if name == "json" else textFileLogObserver
+        return None
+    for option in ("logger", "syslog"):
+        if parent.get(option):
+            raise CannotStart(
+                f"--log-format {name} is for a log file or standard output, and twistd's --{option} "
+                "writes the log another way; leave one of them out"
+            )
+    if name == "text":
+        return None
+    from twisted.scripts import twistd  # noqa: PLC0415 - it is loaded by now
+
+    command: Any = twistd
+    # The file, its rotation, and standard output stay twistd's; only the lines do not.
+    observer = command._SomeApplicationRunner.loggerFactory(parent)._getLogObserver()
+    observer.formatEvent = event_as_json
+    return observer
 
 
 def load_factory(name: str | None, *, max_message_length: bool = False) -> Any:

@@ -31,4 +31,5 @@ def log_refusal(peer: Any, error: PeerError) -> None:
     suppressed = _refused.suppressed(type(error).__name__)
     if suppressed is not None:
         before = f" ({suppressed} of these before it were not logged)" if suppressed else ""
-        _log.info("{peer}: {error}{before}", peer=peer, error=error, before=before)
+        kind = type(error).__name__
+        _log.info("{peer}: {error}{before}", peer=peer, error=error, kind=kind, before=before)
