@@ -1,7 +1,7 @@
 """
 Who takes too long is told so, and ends: in memory, where a clock says what is early and what is late.
 
-Also covers `limits.modes`.
+Also covers `limits.modes` and `protocol.limited`.
 """
 
 import pytest

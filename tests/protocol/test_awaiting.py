@@ -1,5 +1,7 @@
 """
 Hooks of `AsyncChat` that wait: coroutines, and hooks that return Deferreds.
+
+Also covers `protocol.calling`.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """
 `AsyncChat` in memory: messages, and where they end.
 
-Also covers `protocol.hooks` and `protocol.settings`.
+Also covers `protocol.hooks`, `protocol.settings` and `protocol.state`.
 """
 
 import dataclasses

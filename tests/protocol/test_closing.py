@@ -1,7 +1,7 @@
 """
 `AsyncChat` in memory: handlers that raise, and how a connection ends.
 
-Also covers `protocol.reports`.
+Also covers `protocol.ends` and `protocol.reports`.
 """
 
 import pytest

@@ -1,5 +1,7 @@
 """
 `AsyncChat` in memory: what is sent, and back-pressure both ways.
+
+Also covers `protocol.settling`.
 """
 
 import io

@@ -1,5 +1,7 @@
 """
 Two connections coupled by `AsyncChat.pipe_to`: in memory, and on every pair of real transports.
+
+Also covers `protocol.coupling`.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@
 Nothing here knows how a protocol is served.
 """
 
-from txasynchat.protocol.chat import AsyncChat, State
+from txasynchat.protocol.chat import AsyncChat
+from txasynchat.protocol.state import State
 from txasynchat.protocol.stream import Stream
 
 __all__ = ["AsyncChat", "State", "Stream"]
