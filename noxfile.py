@@ -273,6 +273,16 @@ for definition in (
     conformance(*definition)
 
 
+@nox.session(python=NEWEST)
+def faults(session: nox.Session) -> None:
+    """Two minutes of a server with 500 clients, of which half break the rules."""
+    install_for_tests(session)
+    for transport in ("hub", "twisted"):
+        command = ("python", "tests/faults", "--seconds", "60", "--transport", transport)
+        # 3: the machine lacks what it needs.
+        session.run(*command, *session.posargs, success_codes=[0, 3])
+
+
 # -- all of them
 
 
@@ -325,7 +335,7 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 def everything(session: nox.Session) -> None:
     """All other sessions, a few at a time; the whole output of those that failed, and a table."""
     in_order = (  # long ones first, and those that mostly wait beside those that compute
-        "tests_oldest", "conformance_soak",
+        "tests_oldest", "conformance_soak", "faults",
         *(f"tests-{name}" for name in (*(STANDARD[1:] or STANDARD), *OTHERS)),
         "archives_sdist", *(f"conformance_cpython-{name}" for name in CPYTHONS),
         "conformance_programs", "archives_wheel", "conformance_random", "docs", "checks", "serve",

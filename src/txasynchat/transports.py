@@ -149,7 +149,7 @@ def _send(transport: Any, data: bytes) -> bytes:
         return data
     try:
         sent = transport.socket.send(data)
-    except OSError:
+    except (OSError, AttributeError):  # Twisted deletes the socket of a connection that is lost
         return data
     return b"" if sent == len(data) else data[sent:]
 
@@ -495,8 +495,11 @@ def address_of(name: Any) -> Any:
 
 
 def own_address(transport: Any) -> Any:
-    """Return this side's address in the form of `peer_address`."""
-    return _as_socket_would(transport.getHost)
+    """Return this side's address in the form of `peer_address`; None if the connection is lost."""
+    try:
+        return _as_socket_would(transport.getHost)
+    except (OSError, AttributeError):  # its socket is closed, or with Twisted's transports deleted
+        return None
 
 
 def peer_name(transport: Any) -> Any:

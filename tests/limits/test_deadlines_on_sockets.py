@@ -3,6 +3,8 @@ Who takes too long ends, whatever carries the connection and whatever serves it,
 """
 
 import contextlib
+import select
+import socket
 from pathlib import Path
 
 import pytest
@@ -57,6 +59,8 @@ class Legacy(asynchat.async_chat):
     def __init__(self, sock):
         super().__init__(sock)
         self.set_terminator(b"\n")
+        # So small that the system takes the half of a record, whose rest waits in the socket of TLS.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 10_000)
 
     collect_incoming_data = asynchat.async_chat._collect_incoming_data
 
@@ -91,6 +95,13 @@ class Peer:
     def ask(self, line):
         self.send(line + b"\n")
         return self.read(len(line) + 1)
+
+
+def hung_up(sock, seconds):
+    """Whether the connection is gone in both directions, which needs no reading to be seen."""
+    poll = select.poll()
+    poll.register(sock, 0)
+    return bool(poll.poll(seconds * 1000))
 
 
 class Ways:
@@ -157,6 +168,7 @@ class Ways:
         peer.send(b"flood\n")
         await self.gone()
         assert self.kinds == ["write_stall"]
+        assert await in_thread(lambda: hung_up(peer.sock, 3))  # not after its last bytes' own limit
 
     async def test_a_session_ends_though_the_peer_reads_nothing(self):
         peer = await self.start(session=SOON, write_stall=2)

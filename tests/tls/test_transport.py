@@ -4,9 +4,11 @@ TLS as a transport, for protocols that are not an `AsyncChat`: with options of o
 Also covers `tls.factory`, `tls.info` and `tls.pyopenssl`.
 """
 
+import socket
+
 import pytest
 from OpenSSL import crypto
-from twisted.internet import reactor, task
+from twisted.internet import reactor, task, tcp
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.endpoints import (
     SSL4ServerEndpoint,
@@ -14,7 +16,7 @@ from twisted.internet.endpoints import (
     connectProtocol,
     wrapClientTLS,
 )
-from twisted.internet.error import ConnectionDone
+from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import (
     IHalfCloseableProtocol,
     IHandshakeListener,
@@ -24,7 +26,7 @@ from twisted.internet.interfaces import (
 )
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.ssl import Certificate, PrivateCertificate, optionsForClientTLS
-from twisted.internet.testing import StringTransport
+from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
@@ -325,6 +327,63 @@ def test_handshake_is_finished_by_bytes_that_came_before_the_end(options):
     pair.end()
     assert pair.server.heard == ["handshake", errors.TruncatedConnection]
     assert pair.server.received == b"last words"
+
+
+class Raises(Heard):
+    @override
+    def dataReceived(self, data):
+        raise ValueError(data)
+
+
+def test_protocol_that_raises_in_the_last_step_of_a_handshake_hears_of_the_end():
+    pair = Pair(ours(), Raises)
+    for sender in (1, 0):
+        pair.deliver(sender)
+    pair.client.transport.write(b"last words")
+    budget = Scheduler.of(pair.clock).budget
+    budget.seconds = 0.0
+    budget.run(lambda: None)
+    pair.deliver(1)
+    pair.end()
+    assert pair.server.heard == ["handshake", ValueError]
+
+
+class Greets(Heard):
+    """Writes as soon as it may."""
+
+    @override
+    def handshakeCompleted(self):
+        super().handshakeCompleted()
+        self.transport.write(b"hello")
+
+
+def test_handshake_is_finished_although_its_socket_is_gone(options):
+    """Twisted deletes the socket of a lost connection before it says so."""
+    pair = Pair(options)
+    pair.clock, protocol = MemoryReactorClock(), Greets()
+    factory = TLSFactory(options[0], False, Factory.forProtocol(lambda: protocol), pair.clock)
+    pair.ends[0] = factory.buildProtocol(None)
+    with socket.create_server(("127.0.0.1", 0)) as port:
+        peer = socket.create_connection(port.getsockname())
+        sock, address = port.accept()
+    connection = tcp.Server(sock, pair.ends[0], address, None, 0, pair.clock)
+    pair.ends[0].makeConnection(connection)
+    with peer:
+        pair.deliver(1)
+        connection.doWrite()
+        pair.ends[1].dataReceived(peer.recv(65_536))
+        pair.client.transport.write(b"last words")
+        budget = Scheduler.of(pair.clock).budget
+        budget.seconds = 0.0
+        budget.run(lambda: None)
+        pair.deliver(1)
+        assert protocol.heard == []
+        connection.connectionLost(Failure(ConnectionLost()))
+    assert protocol.heard == ["handshake", errors.TruncatedConnection]
+    assert protocol.received == b"last words"
+    assert transports.own_address(connection) is None
+    assert transports.peer_address(connection) == address
+    pair.ends[1].connectionLost(Failure(ConnectionDone()))
 
 
 def test_end_of_sending_is_told_once(half_closeable):

@@ -150,10 +150,12 @@ class Accepted:
 
     def abortConnection(self) -> None:  # noqa: N802 as of a transport
         """Reset the connection; what the system does not have yet is lost."""
-        with suppress(OSError):
-            self.channel.socket.setsockopt(
-                socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
-            )
+        sock = self.channel.socket
+        if isinstance(sock, TLSSocket):
+            sock.abandon()
+        else:
+            with suppress(OSError):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         try:
             self.channel.handle_close()
         finally:

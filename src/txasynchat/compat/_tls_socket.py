@@ -14,6 +14,7 @@ import errno
 import os
 import socket
 import ssl
+import struct
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar, Final
@@ -94,6 +95,7 @@ class TLSSocket(LayeredSocket):
 
     __slots__ = (
         "__weakref__",
+        "_abandoned",
         "_channel",
         "_closed",
         "_connecting",
@@ -148,7 +150,7 @@ class TLSSocket(LayeredSocket):
         self.has_more = False
         # What `recv` raises at the end, where that is an error.
         self._end: Exception | None = None
-        self._closed = False
+        self._closed = self._abandoned = False
         # Whether plain text that goes first has gone; until then, its size, and what the peer took.
         self._switched = False
         self._sent_before = 0
@@ -324,8 +326,18 @@ class TLSSocket(LayeredSocket):
         self._end = None  # its traceback refers to this
         self._when_free(self._finish)
 
+    def abandon(self) -> None:
+        """Let `close` reset the connection: nothing more is sent, close_notify neither."""
+        self._abandoned = True
+        with suppress(OSError):
+            reset = struct.pack("ii", 1, 0)
+            self._plain_socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+
     def _finish(self) -> None:
-        self._say_goodbye()
+        if self._abandoned:
+            self._unsent = b""
+        else:
+            self._say_goodbye()
         if not self._unsent:
             self._plain_socket.close()
 

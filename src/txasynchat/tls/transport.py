@@ -199,7 +199,10 @@ class TLSTransport(transports.TLSBase):
         """Tell the protocol, with the reason as TLS sees it."""
         opening = self._opening
         if opening is not None:
-            opening.receive_no_more()
+            try:
+                opening.receive_no_more()
+            except Exception:  # noqa: BLE001 the protocol's, of its data; it is still told of the end
+                self.failed()
             opening.cancel()
         self._stop_timer()
         if not self._over and self.reason is None and not self.disconnecting:
