@@ -227,7 +227,7 @@ class WatchedFactory:
         if admission is not None:
             place = admission.enter(address)
             if place is None:
-                refuse_socket(sock, address, admission.refusal, admission.clock)
+                refuse_socket(sock, address, admission.refusing(), admission.clock)
                 return
         connection = None
         try:

@@ -55,6 +55,9 @@ class Gate(Protocol):
     def exhausted(self, listener: socket.socket) -> bool:
         """Note that no descriptor is left; return whether the port need not rest."""
 
+    def rested(self) -> None:
+        """The port has rested, and will try again."""
+
 
 if TYPE_CHECKING:
     # Without types, as Twisted's ports are.
@@ -185,6 +188,8 @@ class Accepting(_Base):  # type: ignore[misc] # see above
 
     def _wake(self) -> None:
         self._rest_timer = None
+        if self.gate is not None:
+            self.gate.rested()
         self.startReading()
 
 

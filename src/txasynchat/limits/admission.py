@@ -136,6 +136,8 @@ class Admission:
         #: Called when a place becomes free.
         self.when_free: Callable[[], object] | None = None
         self._limits = limits
+        # Those that have not closed.
+        self._refusals: set[Refusal] = set()
         self._open = 0
         # Of places that were forgotten.
         self._lost: deque[Hashable] = deque()
@@ -224,7 +226,12 @@ class Admission:
 
     def refusing(self) -> Refusal | None:
         """Return what stands in the place of a handler for one that is refused, if anything does."""
-        return Refusal(self.refusal, self.clock) if self.refusal else None
+        return Refusal(self.refusal, self.clock, self._refusals) if self.refusal else None
+
+    def end_refusals(self) -> None:
+        """Wait no longer for peers that were refused to close."""
+        for one in list(self._refusals):
+            one.end()
 
     def has_room(self, coming: int = 0) -> bool:
         """

@@ -38,6 +38,8 @@ QUEUE, QUEUE_TIMEOUT = 128, 60.0
 #: Seconds between two looks whether some of those that wait have gone, when no more may wait; and
 #: whether connections that a proxy was to introduce have.
 _LOOK = 0.25
+#: The same, for places that nobody said are free.
+_SOMETIMES = 1.0
 #: The shortest delay, in seconds.
 _SHORTEST = 0.001
 
@@ -84,14 +86,20 @@ class Gates:
             port.__class__ = _gated(type(port))
             port.socket.setblocking(False)
         self._closed = False
-        self.exhaustion.begin()
+        self.keep_descriptor()
         port.gate = _Gate(self, port)
+
+    def keep_descriptor(self) -> None:
+        """Keep one, with which connections can be refused."""
+        if not self.queues:
+            self.exhaustion.begin()
 
     def close(self) -> None:
         """The server stops: nobody waits any more."""
         self._closed = True
         self._stop_timer()
         self.exhaustion.end()
+        self.admission.end_refusals()
         while self._waiting:
             self._waiting.popleft().sock.close()
         self.admission.waiting = 0
@@ -99,7 +107,8 @@ class Gates:
     def passes(self, gate: _Gate, sock: socket.socket, address: Any) -> bool:
         """Return whether a connection is served now; else let it wait, or refuse it."""
         admission = self.admission
-        if not self._waiting and admission.has_room(gate.coming()):
+        has_room = admission.has_room(gate.coming())  # which finds places that were forgotten, too
+        if has_room and not self._waiting:
             return True
         now = admission.clock.seconds()
         if len(self._waiting) >= self._most and now - self._looked >= _LOOK:
@@ -154,15 +163,12 @@ class Gates:
     def _set_timer(self) -> None:
         first = self._waiting[0]
         clock = self.admission.clock
-        delays = []
+        delays = [_LOOK if first.gate.coming() else _SOMETIMES]
         if wait := self.admission.wait():
             delays.append(wait)
         if self._timeout is not None:
             delays.append(first.since + self._timeout - clock.seconds())
-        if first.gate.coming():
-            delays.append(_LOOK)
-        if delays:
-            self._timer = clock.callLater(max(_SHORTEST, min(delays)), self._turn)
+        self._timer = clock.callLater(max(_SHORTEST, min(delays)), self._turn)
 
     def _stop_timer(self) -> None:
         timer, self._timer = self._timer, None
@@ -205,6 +211,10 @@ class _Gate:
         count, fine = gates.exhaustion.refuse(listener, self.batch, self.say)
         gates.admission.refused["descriptors"] += count
         return fine
+
+    def rested(self) -> None:
+        # The first descriptor that there is must not be a connection's, or nobody could be refused.
+        self._gates.keep_descriptor()
 
     def say(self, sock: socket.socket) -> None:
         """Refuse a connection that nobody serves."""

@@ -18,13 +18,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Refusal", "refuse_socket", "say_and_close"]
 
-#: Seconds that a refused peer has to read why, and to close; and how many have that at a time.
+#: Seconds that a refused peer has to read why, and to close; and how many of a server's have that.
 PATIENCE = 2.0
 MOST = 64
 #: Bytes that are read of what a refused peer has sent.
 _LAST_READ = 65_536
-
-_all: set[Refusal] = set()
 
 
 class Refusal(Protocol):
@@ -36,12 +34,14 @@ class Refusal(Protocol):
     Args:
         text: that.
         clock: measures time.
+        others: those of the same server that have not closed; this will be among them.
     """
 
     transport: Any
 
-    def __init__(self, text: bytes, clock: Any) -> None:
+    def __init__(self, text: bytes, clock: Any, others: set[Refusal]) -> None:
         self._text = text
+        self._others = others
         self._clock = clock
         self._timer: Any = None
 
@@ -53,47 +53,47 @@ class Refusal(Protocol):
             transports.innermost(transport).loseConnection()
             return
         transport.write(self._text)
-        if len(_all) >= MOST or not transports.can_half_close(transport):
+        if len(self._others) >= MOST or not transports.can_half_close(transport):
             transport.loseConnection()
             return
-        _all.add(self)
-        self._timer = self._clock.callLater(PATIENCE, self._end)
+        self._others.add(self)
+        self._timer = self._clock.callLater(PATIENCE, self.end)
         transport.loseWriteConnection()
 
     @override
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        _all.discard(self)
+        self._others.discard(self)
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """Wait no longer."""
         transports.abort(self.transport)
 
 
-def refuse_socket(sock: socket.socket, address: Any, text: bytes, reactor: Any) -> None:
+def refuse_socket(sock: socket.socket, address: Any, refusal: Any, reactor: Any) -> None:
     """
-    Do as `Refusal` does on an accepted socket.
+    Let a `Refusal` have an accepted socket.
 
     Args:
         sock: non-blocking; it is closed in the end.
         address: the peer's, as the `socket` module gives it.
-        text: empty to say nothing.
+        refusal: None to say nothing.
         reactor: one that has a hub.
     """
-    if not text:
+    if refusal is None:
         sock.close()
         return
     from txasynchat.hub.shared import shared_hub  # noqa: PLC0415 - loaded where sockets come from it
     from txasynchat.hub.transport import Connection, UNIXConnection  # noqa: PLC0415 - as above
 
-    protocol: Any = Refusal(text, reactor)
     cls = UNIXConnection if sock.family == socket.AF_UNIX else Connection
     try:
-        transport = cls(shared_hub(reactor), sock, protocol, address, None)
+        transport = cls(shared_hub(reactor), sock, refusal, address, None)
     except BaseException:
         sock.close()
         raise
-    protocol.makeConnection(transport)
+    refusal.makeConnection(transport)
 
 
 def say_and_close(sock: socket.socket, text: bytes) -> None:
