@@ -11,29 +11,16 @@ ends and this question included, and *bytes_sent* in all answers before this one
 """
 
 import argparse
-from collections import deque
 
 from typing_extensions import override
 
-from txasynchat import AsyncChat, ChatError, ChatFactory, serve
+from txasynchat import AsyncChat, ChatFactory, Limits, serve
 
 
 class Stats:
-    """What all connections share: what was counted, who is served, and who waits."""
+    """What was counted, of all connections."""
 
     connections = messages = bytes_recv = bytes_sent = 0
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.served: set[Session] = set()
-        self.waiting: deque[Session] = deque()
-
-    def serve_next(self) -> None:
-        while self.waiting and len(self.served) < self.limit:
-            session = self.waiting.popleft()
-            self.served.add(session)
-            self.connections += 1
-            session.resume()
 
     def report(self) -> bytes:
         return b"connections=%d messages=%d bytes_recv=%d bytes_sent=%d" % (
@@ -52,9 +39,7 @@ class Session(AsyncChat):
 
     @override
     def handle_connect(self) -> None:
-        self.pause()  # until it is served, nothing is delivered
-        self.stats.waiting.append(self)
-        self.stats.serve_next()
+        self.stats.connections += 1
 
     @override
     def message_received(self, message: bytes) -> None:
@@ -64,20 +49,6 @@ class Session(AsyncChat):
         answer = self.stats.report() if message == b"STATS" else b"ACK: " + message
         self.push(answer + end)
         self.stats.bytes_sent += len(answer + end)
-
-    @override
-    def handle_end(self, reason: ChatError | None) -> None:
-        if self in self.stats.waiting:
-            self.stats.waiting.remove(self)
-        self.stats.served.discard(self)
-        self.stats.serve_next()
-
-    @override
-    def handle_shutdown(self) -> None:
-        if self in self.stats.waiting:
-            self.close()
-        else:
-            self.close_when_idle()
 
 
 def main() -> None:
@@ -89,7 +60,8 @@ def main() -> None:
     if options.max_connections < 1:
         parser.error("--max-connections must be at least 1")
     endpoint = options.listen or f"tcp:{options.port}:interface=127.0.0.1"
-    serve(ChatFactory(Session, Stats(options.max_connections)), endpoint, announce=True)
+    limits = Limits(connections=options.max_connections, when_full="queue", queue_timeout=None)
+    serve(ChatFactory(Session, Stats()), endpoint, announce=True, limits=limits)
 
 
 if __name__ == "__main__":

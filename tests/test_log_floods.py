@@ -49,8 +49,11 @@ from twisted.logger import globalLogBeginner, textFileLogObserver
 from txasynchat import AsyncChat, ChatFactory, Server
 
 globalLogBeginner.beginLoggingTo([textFileLogObserver(sys.stdout)])
-server = Server(reactor, ChatFactory(AsyncChat), ["tcp:0:interface=127.0.0.1"])
+server = Server(
+    reactor, ChatFactory(AsyncChat), ["tcp:0:interface=127.0.0.1"], transport=sys.argv[1]
+)
 server.startService()
+reactor.addSystemEventTrigger("before", "shutdown", server.stopService)
 
 def at_the_limit():
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -62,8 +65,9 @@ reactor.run()
 """
 
 
-def test_connections_at_the_descriptor_limit_do_not_fill_the_log(start):
-    port = int(start([sys.executable, "-c", AT_THE_LIMIT], r"port (\d+)")[1])
+@pytest.mark.parametrize("transport", ["twisted", "hub"])
+def test_connections_at_the_descriptor_limit_do_not_fill_the_log(start, transport):
+    port = int(start([sys.executable, "-c", AT_THE_LIMIT, transport], r"port (\d+)")[1])
     output = start.programs[-1].stdout
     refused = 0
     for _ in range(300):
@@ -74,7 +78,8 @@ def test_connections_at_the_descriptor_limit_do_not_fill_the_log(start):
     start.programs[-1].terminate()
     text = output.read()
     lines = [line for line in text.splitlines() if "descriptor" in line]
-    assert 1 <= len(lines) < 30, text[:3000]
+    assert len(lines) == 2, text[:3000]
     assert "EMFILE" not in text
-    assert re.search(r"no descriptor is left for \d+ connections", lines[0])
+    assert "no descriptor is left for new connections, which are refused" in lines[0]
+    assert re.search(r"and 300 connections were refused$", lines[1])
     assert refused == 300

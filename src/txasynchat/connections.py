@@ -23,6 +23,7 @@ from zope.interface import directlyProvides, implementer, providedBy
 from txasynchat import endings
 from txasynchat.limits.deadlines import begin
 from txasynchat.limits.options import in_force
+from txasynchat.limits.refusing import refuse_socket
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IAddress
     from twisted.python.failure import Failure
 
+    from txasynchat.limits.admission import Admission, Place
     from txasynchat.limits.deadlines import Deadlines
     from txasynchat.limits.options import Limits
 
@@ -52,12 +54,12 @@ class Connections:
     def __iter__(self) -> Iterator[Any]:
         return iter(list(self._live.values()))
 
-    def watch(self, protocol: Any, limits: Limits | None = None) -> Any:
+    def watch(self, protocol: Any, limits: Limits | None = None, place: Place | None = None) -> Any:
         """
         Count the connection that *protocol*, which has no transport yet, will have, and hold it to the
-        deadlines of *limits*; return *protocol*.
+        deadlines of *limits*; return *protocol*. It leaves its *place* at the end.
         """
-        protocol.makeConnection = _Watch(self, protocol, limits).made
+        protocol.makeConnection = _Watch(self, protocol, limits, place).made
         return protocol
 
     def began(self, transport: Any, protocol: Any) -> None:
@@ -123,13 +125,16 @@ class Connections:
 
 class _Watch:
     # Stands in for two methods of a protocol during one connection; small, because there are many.
-    __slots__ = ("connections", "deadlines", "limits", "original", "protocol", "transport")
+    __slots__ = ("connections", "deadlines", "limits", "original", "place", "protocol", "transport")
 
-    def __init__(self, connections: Connections, protocol: Any, limits: Limits | None) -> None:
+    def __init__(
+        self, connections: Connections, protocol: Any, limits: Limits | None, place: Place | None
+    ) -> None:
         self.connections = connections
         self.protocol = protocol
         self.original = protocol.makeConnection
         self.limits = limits
+        self.place = place
         self.deadlines: Deadlines | None = None
 
     def made(self, transport: Any) -> None:
@@ -146,6 +151,7 @@ class _Watch:
                 # It has another connection, and refused this one.
                 protocol.connectionLost = self.original
                 self.connections.ended(transport)
+                self.leave()
             raise
         if self.limits is not None:
             self.deadlines = begin(_handler(protocol), transport, self.limits)
@@ -159,6 +165,11 @@ class _Watch:
             self.original(reason)
         finally:
             self.connections.ended(self.transport)
+            self.leave()
+
+    def leave(self) -> None:
+        if self.place is not None:
+            self.place.leave()
 
 
 def _handler(protocol: Any) -> Any:
@@ -176,6 +187,7 @@ class WatchedFactory:
         factory: it.
         connections: counts them.
         limits, default: what a peer may take; see `in_force`.
+        admission: says who is taken; None: everybody.
     """
 
     def __init__(
@@ -184,31 +196,71 @@ class WatchedFactory:
         connections: Connections,
         limits: Limits | None = None,
         default: Limits | None = None,
+        admission: Admission | None = None,
     ) -> None:
         self._factory = factory
         self._connections = connections
         self._limits = limits, default
+        self._admission = admission
         # Twisted's transports ask a factory what it provides: names for the log, protocols for ALPN.
         directlyProvides(self, providedBy(factory))
 
     def buildProtocol(self, addr: IAddress | None) -> Any:  # noqa: D102, N802 - IProtocolFactory
-        protocol = self._factory.buildProtocol(addr)
+        admission, place = self._admission, None
+        if admission is not None:
+            place = admission.enter(addr)
+            if place is None:
+                return admission.refusing()
+        protocol = None
+        try:
+            protocol = self._factory.buildProtocol(addr)
+        finally:
+            if protocol is None and place is not None:
+                place.leave()
         if protocol is None:
             return None
-        return self._connections.watch(protocol, in_force(_handler(protocol), *self._limits))
+        return self._connections.watch(protocol, in_force(_handler(protocol), *self._limits), place)
 
     def socket_accepted(self, sock: Any, address: Any) -> None:
         """Let the factory serve a socket, if it takes sockets, and count the connection."""
-        self._count(self._factory.socket_accepted(sock, address))
+        admission, place = self._admission, None
+        if admission is not None:
+            place = admission.enter(address)
+            if place is None:
+                refuse_socket(sock, address, admission.refusing(), admission.clock)
+                return
+        connection = None
+        try:
+            connection = self._factory.socket_accepted(sock, address)
+        finally:
+            self._count(place, connection)
 
     def secure_socket_accepted(self, sock: Any, address: Any, options: Any) -> None:
-        """As `socket_accepted`, with TLS; the connection counts when the handshake is done."""
-        self._factory.secure_socket_accepted(sock, address, options, self._count)
+        """
+        As `socket_accepted`, with TLS; the connection counts when the handshake is done, and has its
+        place before that.
+        """
+        admission, place = self._admission, None
+        if admission is not None:
+            place = admission.enter(address)
+            if place is None:
+                sock.close()
+                return
+        count = partial(self._count, place)
+        try:
+            self._factory.secure_socket_accepted(sock, address, options, count)
+        except BaseException:
+            count(None)
+            raise
 
-    def _count(self, connection: Any) -> None:
+    def _count(self, place: Place | None, connection: Any) -> None:
         if connection is not None:
             self._connections.began(connection, connection)
             connection.when_ended(partial(self._connections.ended, connection))
+            if place is not None:
+                connection.when_ended(place.leave)
+        elif place is not None:
+            place.leave()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._factory, name)

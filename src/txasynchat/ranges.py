@@ -1,5 +1,6 @@
 """
-Which numbers users may give: in class bodies, as arguments, in ``secure:`` strings, as options.
+Which numbers users may give: in class bodies, as arguments, in ``secure:`` strings, as options. And
+the few values of `Limits` that are no numbers.
 
 A number that makes no sense is an error where it is given, not in a connection later: one line with its
 name, its value and its range. Defaults, and what a number is for, are documented where the setting is.
@@ -8,6 +9,8 @@ name, its value and its range. Defaults, and what a number is for, are documente
 from __future__ import annotations
 
 import inspect
+import ipaddress
+import re
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -21,7 +24,10 @@ __all__ = [
     "PROXY",
     "STOPPING",
     "TLS",
+    "Networks",
+    "OneOf",
     "Range",
+    "Text",
     "check_all",
     "check_class",
     "check_owner",
@@ -86,10 +92,112 @@ class Range:
             pass
         raise ValueError(f"{name} must be {self}, not {text!r:.80}")
 
+    @staticmethod
+    def plain(value: Any) -> Any:
+        """Return what `check` takes, for what stands in a file."""
+        return value
+
     def _has(self, number: float) -> bool:
         # NaN is in no range, because no comparison with it is true.
         begins = number > self.lowest if self.above else number >= self.lowest
         return begins and (self.highest is None or number <= self.highest)
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """A word among a few. The methods are those of `Range`."""
+
+    words: tuple[str, ...]
+    optional = False
+
+    def __str__(self) -> str:
+        return " or ".join(self.words)
+
+    def check(self, name: str, value: Any) -> None:
+        """Raise a ValueError if *value* is none of them."""
+        if value not in self.words:
+            raise ValueError(f"{name} must be {self}, not {value!r:.80}")
+
+    def parse(self, name: str, text: str) -> str:
+        """Return *text*, if it is one of them."""
+        self.check(name, text)
+        return text
+
+    @staticmethod
+    def plain(value: Any) -> Any:
+        """Return *value*."""
+        return value
+
+
+class Text:
+    """Bytes, which are written as text. The methods are those of `Range`."""
+
+    optional = True
+
+    def __str__(self) -> str:
+        return "bytes"
+
+    def check(self, name: str, value: Any) -> None:
+        """Raise a TypeError if *value* is something else."""
+        if value is not None and not isinstance(value, bytes):
+            raise TypeError(f"{name} must be bytes, or None, not {value!r:.80}")
+
+    def parse(self, _name: str, text: str) -> bytes:
+        r"""Return the bytes of *text*, in which ``\r``, ``\n``, ``\t`` and ``\x1b`` may stand."""
+        known = {b"r": b"\r", b"n": b"\n", b"t": b"\t"}
+        return re.sub(
+            rb"\\(x[0-9a-fA-F]{2}|.)",
+            lambda found: (
+                bytes.fromhex(found[1][1:].decode())
+                if len(found[1]) > 1
+                else known.get(found[1], found[1])
+            ),
+            text.encode(),
+        )
+
+    @staticmethod
+    def plain(value: Any) -> Any:
+        """Return the bytes of a string."""
+        return value.encode() if isinstance(value, str) else value
+
+
+class Networks:
+    """
+    Networks, such as ``10.0.0.0/8`` or an address, and words for others. The methods are those of
+    `Range`.
+    """
+
+    optional = True
+    #: Peers on this machine, of Unix sockets, and proxies that are trusted.
+    WORDS = ("loopback", "unix", "proxies")
+
+    def __str__(self) -> str:
+        return "a list of networks, loopback, unix and proxies"
+
+    def check(self, name: str, value: Any) -> None:
+        """Raise a TypeError or a ValueError if *value* is no list of them."""
+        if value is None:
+            return
+        if isinstance(value, str | bytes) or not hasattr(value, "__iter__"):
+            raise TypeError(f"{name} must be {self}, not {value!r:.80}")
+        for one in value:
+            if one in self.WORDS:
+                continue
+            try:
+                ipaddress.ip_network(one if isinstance(one, str) else repr(one))
+            except ValueError as error:
+                raise ValueError(f"{name} must be {self}: {error}") from None
+
+    def parse(self, name: str, text: str) -> tuple[str, ...]:
+        """Return what *text* names, separated by commas."""
+        found = tuple(one.strip() for one in text.split(",") if one.strip())
+        self.check(name, found)
+        return found
+
+    @staticmethod
+    def plain(value: Any) -> Any:
+        """Return a tuple for a list."""
+        return tuple(value) if isinstance(value, list) else value
 
 
 class _Clock:
@@ -130,7 +238,7 @@ PROXY: Mapping[str, Range] = {
 #: The ``stop_timeout`` of a `Server`.
 STOPPING = Range(0, LONGEST_SECONDS, optional=True)
 #: What `Limits` has.
-LIMITS: Mapping[str, Range] = {
+LIMITS: Mapping[str, Range | OneOf | Text | Networks] = {
     "first_message": _seconds(optional=True),
     "idle": _seconds(optional=True),
     "message": _seconds(optional=True),
@@ -139,6 +247,16 @@ LIMITS: Mapping[str, Range] = {
     "session": _seconds(optional=True),
     "max_message_length": _count(1, optional=True),
     "stop_timeout": Range(0, LONGEST_SECONDS, optional=True),
+    "connections": _count(1, optional=True),
+    "per_address": _count(1, optional=True),
+    "exempt": Networks(),
+    "rate": Range(0, optional=True, above=True),
+    "per_address_rate": Range(0, optional=True, above=True),
+    "refusal": Text(),
+    "when_full": OneOf(("refuse", "queue")),
+    "queue": _count(1),
+    "queue_timeout": _seconds(optional=True),
+    "accepts": _count(1, optional=True),
 }
 
 

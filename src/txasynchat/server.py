@@ -29,11 +29,11 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from typing_extensions import override
 
-from txasynchat import transports
 from txasynchat.connections import Connections, WatchedFactory
 from txasynchat.errors import ListenError
 from txasynchat.functions import class_of, is_function
 from txasynchat.handlers import arguments_for, is_legacy, wanted
+from txasynchat.limits.admission import Admission
 from txasynchat.limits.options import UNSET, Limits, check_limits, in_force
 from txasynchat.listening import make_endpoint, unlock, why
 from txasynchat.ranges import STOPPING
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from twisted.internet.protocol import BaseProtocol
 
     from txasynchat.functions import HandlerFunction
+    from txasynchat.limits.gate import Gates
     from txasynchat.limits.options import Unset
     from txasynchat.listening import Listens
 
@@ -77,6 +78,7 @@ class ChatFactory(Factory):
 
     Attributes:
         default_limits: what holds where nobody else says anything.
+        admission: says who is taken; a `Server` sets it. None: everybody.
         connections: the handlers of live connections; each has this factory as ``factory``.
 
     Raises:
@@ -116,6 +118,7 @@ class ChatFactory(Factory):
         self.handler, self.arguments, self.keywords = handler, arguments, keywords
         self.limits = check_limits(limits)
         self.default_limits: Limits | None = None
+        self.admission: Admission | None = None
         self.connections = Connections()
 
     @override
@@ -123,17 +126,24 @@ class ChatFactory(Factory):
         """
         Build the handler of a connection from *addr*; None, which refuses it, if the handler raises.
         """
+        admission, place = self.admission, None
+        if admission is not None:
+            place = admission.enter(addr)
+            if place is None:
+                return admission.refusing()
         try:
             make: Any = self._class or self.handler
             handler = make(*self.arguments, **self.keywords)
         except Exception:  # noqa: BLE001 - it is the application's, and is logged
             self._log.failure("{peer}: cannot build {handler!r}", peer=addr, handler=self.handler)
+            if place is not None:
+                place.leave()
             return None
         handler.factory = self
         limits = in_force(handler, self.limits, self.default_limits)
         if limits is not None and limits.max_message_length is not UNSET:
             handler.max_message_length = limits.max_message_length
-        return self.connections.watch(handler, limits)
+        return self.connections.watch(handler, limits, place)
 
 
 class Server(Service):
@@ -158,6 +168,7 @@ class Server(Service):
 
     Attributes:
         limits: those given, and those of the factory where nothing was given.
+        admission: how many connections are open, were refused, and wait; see `Admission`.
         connections: the protocols of live connections.
         ports: what listens, in the order of the endpoints; empty before and after.
 
@@ -208,16 +219,26 @@ class Server(Service):
         else:
             self.stop_timeout = stop_timeout
         self._factory = given
+        its_class = getattr(getattr(factory, "handler", None), "limits", None)
+        admits = self.limits.over(its_class if isinstance(its_class, Limits) else None)
+        admits = admits.over(default_limits)
+        self.admission = Admission(reactor, admits)
+        # Of the ports; made when they listen.
+        self._gates: Gates | None = None
+        self._admits = admits
         its_own = hasattr(factory, "default_limits")  # a ChatFactory's, or a LegacyFactory's
         if its_own:
             limited: Any = factory
             limited.limits, limited.default_limits = self.limits, default_limits
         if isinstance(factory, ChatFactory):
             self.connections = factory.connections
+            factory.admission = self.admission
         else:
             self.connections = Connections()
-            theirs_and_ours = () if its_own else (self.limits, default_limits)
-            self._factory = WatchedFactory(given, self.connections, *theirs_and_ours)
+            both: tuple[Limits | None, Limits | None] = (None, None)
+            if not its_own:
+                both = self.limits, default_limits
+            self._factory = WatchedFactory(given, self.connections, *both, self.admission)
         hub = transport == "hub"
         self._endpoints = [(str(each), make_endpoint(reactor, each, hub=hub)) for each in endpoints]
         self.ports: list[IListeningPort] = []
@@ -321,6 +342,9 @@ class Server(Service):
     # -- internals
 
     async def _listen(self) -> None:
+        from txasynchat.limits.gate import Gates  # noqa: PLC0415 - loaded by servers that listen
+
+        gates = self._gates = self._gates or Gates(self.admission, self._admits)
         self._pending = [
             maybeDeferred(endpoint.listen, self._factory) for _, endpoint in self._endpoints
         ]
@@ -335,7 +359,7 @@ class Server(Service):
                 unlock(self.reactor, error)
                 raise ListenError(description, error, why(description, error)) from error
         for port in ports:
-            transports.throttle_refusals(port)
+            gates.guard(port)
         self.ports = ports
         try:
             self.listening()
@@ -357,6 +381,8 @@ class Server(Service):
         if self.stop_timeout is not None:
             self._deadline = self.reactor.callLater(self.stop_timeout, self.abort)
         ports, self.ports = self.ports, []
+        if self._gates is not None:
+            self._gates.close()
         # A port closes in the reactor's next iteration; until then it accepts, so connections wait.
         closed = await DeferredList([_close(port) for port in ports], consumeErrors=True)
         for is_closed, result in closed:

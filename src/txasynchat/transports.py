@@ -21,15 +21,13 @@ from twisted.internet.interfaces import IHalfCloseableProtocol, IHandshakeListen
 from twisted.internet.protocol import Protocol
 from twisted.internet.tcp import Connection
 from twisted.internet.unix import _SendmsgMixin
-from twisted.logger import ILogObserver, Logger, LogLevel
 from twisted.protocols.policies import ProtocolWrapper
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
-from zope.interface import alsoProvides, implementer
+from zope.interface import alsoProvides
 
 from txasynchat import pipes
 from txasynchat.delivery import unacknowledged, unread
-from txasynchat.log import Throttle
 from txasynchat.pipes import (
     innermost,
     layers,
@@ -42,8 +40,6 @@ from txasynchat.pipes import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from twisted.logger import LogEvent
 
     _Port: Any = Any
 else:
@@ -77,7 +73,6 @@ __all__ = [
     "stays_open",
     "tell_of_ends",
     "tell_of_half_close",
-    "throttle_refusals",
     "tls_layer",
     "turn_away",
     "unsent_bytes",
@@ -379,48 +374,6 @@ def stays_open(port: Any) -> bool:
     """
     # What Twisted notes of a socket that it did not bind, and `Lent` of any.
     return getattr(port, "_shouldShutdown", True) is False
-
-
-def throttle_refusals(port: Any) -> None:
-    """
-    Let a port log at most once a second that it cannot accept, with the number of connections.
-
-    At the limit on descriptors Twisted writes a line for each connection that it has to refuse.
-    """
-    logger = getattr(port, "_logger", None)
-    if isinstance(logger, Logger):
-        port._logger = Logger(namespace=logger.namespace, observer=_Refusals(logger.observer))
-
-
-@implementer(ILogObserver)
-class _Refusals:
-    """Passes on a port's log events; those about refused connections are summed up."""
-
-    def __init__(self, observer: ILogObserver) -> None:
-        self._observer = observer
-        self._throttle = Throttle(1.0)
-        self._refused = 0
-
-    def __call__(self, event: LogEvent) -> None:
-        text = str(event.get("log_format"))
-        if text.startswith("EMFILE encountered"):
-            return  # an event for each connection follows, and then one for the end
-        if text.startswith("EMFILE recovery"):
-            self._refused += 1
-            return
-        if text.startswith("Could not accept"):
-            self._refused += 1  # it stays in the backlog, and is tried again
-        elif not text.startswith("Re-reserving EMFILE"):
-            self._observer(event)
-            return
-        if self._throttle.suppressed("refused") is not None:
-            message = (
-                "no descriptor is left for {refused} connections, which are refused; "
-                "raise the limit on open files (ulimit -n)"
-            )
-            details = {"log_level": LogLevel.warn, "log_format": message, "refused": self._refused}
-            self._refused = 0
-            self._observer(event | details)
 
 
 def closes_by_itself(transport: Any) -> bool:

@@ -10,7 +10,7 @@ from twisted.internet.testing import MemoryReactorClock
 
 from txasynchat import AsyncChat, ChatFactory, ConfigurationError, Limits, Server, ranges
 from txasynchat.limits import UNSET, read_limits
-from txasynchat.limits.options import NAMES, in_force, parse
+from txasynchat.limits.options import NAMES, in_force, most_connections, parse
 from txasynchat.program import CannotStart
 from txasynchat.twistd import Options, makeService
 
@@ -41,13 +41,11 @@ def options(*arguments):
 
 def test_command_line_file_code_class_and_default_are_asked_in_that_order(write):
     path = write("[limits]\nidle = 2\nmessage = 2\nwrite_stall = 2\n")
-    given = options("--limit=idle=1", "--config", str(path))
-    served = makeService(given)
+    served = makeService(options("--limit=idle=1", "--config", str(path)))
     code = Limits(idle=3, message=3, session=3, write_stall=3)
     limits = in_force(Handler(), served.limits.over(code), Limits.served())
-    assert limits == Limits(
-        idle=1, message=2, write_stall=2, session=3, first_message=4, minimum_rate=500
-    )
+    given = Limits(idle=1, message=2, write_stall=2, session=3, first_message=4)
+    assert limits == given.over(Limits.served())
 
 
 def test_a_server_comes_before_its_factory_and_leaves_the_rest_to_it():
@@ -79,7 +77,21 @@ def test_what_a_program_serves_is_limited_by_default():
         "minimum_rate": 500,
         "write_stall": 30,
         "session": None,
+        "per_address": 50,
+        "accepts": 50,
+        "queue": 128,
+        "queue_timeout": 60,
+        "connections": most_connections(),
     }
+
+
+@pytest.mark.parametrize(
+    ("descriptors", "connections"), [(1024, 768), (256, 192), (64, 32), (16, 1), (1 << 20, 65_536)]
+)
+def test_a_quarter_of_the_descriptors_is_left_to_the_program(monkeypatch, descriptors, connections):
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (descriptors, descriptors))
+    assert Limits.served().connections == connections
 
 
 def test_each_limit_has_a_range():
@@ -103,11 +115,33 @@ def test_stop_timeout_given_twice_is_an_error():
         )
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if isinstance(ranges.LIMITS[name], ranges.Range)]
+)
 @pytest.mark.parametrize("value", [-1, float("nan"), "x", True])
 def test_a_number_out_of_its_range_is_refused(name, value):
     with pytest.raises((TypeError, ValueError), match=f"^{name} must be a .*number from|above"):
         Limits(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [
+        (
+            {"exempt": "10.0.0.0/8"},
+            "exempt must be a list of networks, loopback, unix and proxies",
+        ),
+        ({"exempt": ["10.0.0.1/8"]}, "exempt must be a list of networks.*has host bits set"),
+        ({"exempt": [5]}, "exempt must be a list of networks"),
+        ({"refusal": "busy"}, "refusal must be bytes, or None, not 'busy'"),
+        ({"when_full": "wait"}, "when_full must be refuse or queue, not 'wait'"),
+        ({"when_full": None}, "when_full must be refuse or queue, not None"),
+        ({"queue": None}, "queue must be a whole number from 1 up, not None"),
+    ],
+)
+def test_another_value_that_makes_no_sense_is_refused(limits, said):
+    with pytest.raises((TypeError, ValueError), match=said):
+        Limits(**limits)
 
 
 @pytest.mark.parametrize(
@@ -127,6 +161,12 @@ class TestTheCommandLine:
         assert parse("max_message_length=8") == ("max_message_length", 8)
         assert options("--limit", "idle=1", "--limit", "idle=2").limits == {"idle": 2}
 
+    def test_other_values_are_written_as_text(self):
+        assert parse(r"refusal=421 \x62usy\\\r\n") == ("refusal", b"421 busy\\\r\n")
+        assert parse("refusal=none") == ("refusal", None)
+        assert parse("when_full=queue") == ("when_full", "queue")
+        assert parse("exempt=10.0.0.0/8, loopback") == ("exempt", ("10.0.0.0/8", "loopback"))
+
     def test_older_options_are_other_words_for_a_limit(self):
         found = options("--stop-timeout=3", "--max-message-length=0")
         assert found.limits == {"stop_timeout": 3, "max_message_length": None}
@@ -140,6 +180,10 @@ class TestTheCommandLine:
             (
                 ["--limit", "idle=30s"],
                 "--limit idle must be a number above 0 to 1,000,000, or none, not '30s'",
+            ),
+            (
+                ["--limit", "when_full=none"],
+                "--limit when_full must be refuse or queue, not 'none'",
             ),
             (
                 ["--limit", "stop_timeout=3", "--stop-timeout=3"],
@@ -160,6 +204,16 @@ class TestAFile:
         limits = read_limits(path)
         assert limits == Limits(idle=2.5, session=None, max_message_length=8)
         assert limits.message is UNSET
+
+    def test_other_values_are_strings_and_lists(self, write):
+        path = write(
+            '[limits]\nexempt = ["loopback", "::1"]\nrefusal = "421\\r\\n"\nwhen_full = "queue"\n'
+        )
+        assert read_limits(path) == Limits(
+            exempt=("loopback", "::1"), refusal=b"421\r\n", when_full="queue"
+        )
+        with pytest.raises(ConfigurationError, match=r"must be refuse or queue, not 'none'$"):
+            read_limits(write('[limits]\nwhen_full = "none"\n'))
 
     def test_it_may_be_empty(self, write):
         assert not read_limits(write("")).given()

@@ -114,6 +114,9 @@ class SecureSockets:
     Stands before a factory that serves sockets over TLS by itself; in all else it is that factory.
     """
 
+    #: What it serves speaks TLS.
+    secures = True
+
     def __init__(self, factory: Any, options: Any) -> None:
         self._factory = factory
         self._options = options

@@ -1,29 +1,26 @@
 """
 Ports whose sockets are in a `SharedHub`: connections are accepted in batches.
 
-How a port binds, locks, reports errors and stops is Twisted's; how it accepts is not. Without a
-descriptor for the next connection it rests, and says so once; what waits stays in the backlog.
+How a port binds, locks, reports errors and stops is Twisted's; how it accepts is not; see `accepting`.
 
 A factory that provides `ISocketFactory` gets the accepted sockets themselves.
 """
 
 from __future__ import annotations
 
-import errno
 import socket
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet import tcp, unix
 from twisted.internet.interfaces import IListeningPort
-from twisted.logger import Logger
 from typing_extensions import override
 from zope.interface import Attribute, Interface, implementer
 
+from txasynchat.hub.accepting import Accepting
 from txasynchat.hub.pollers import READ
 from txasynchat.hub.shared import shared_hub
 from txasynchat.hub.transport import Connection, UNIXConnection
-from txasynchat.log import failure
-from txasynchat.transports import Lent, address_of
+from txasynchat.transports import Lent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,28 +33,6 @@ else:
     _Port = object
 
 __all__ = ["IIntroducer", "ISocketFactory", "LentPort", "TCPPort", "UNIXPort"]
-
-#: Connections that one event accepts at most.
-LARGEST_BATCH = 100
-#: Seconds between two attempts to accept while no descriptor is left.
-REST = 0.1
-
-_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-# What happened to one connection before it was accepted (Linux, accept(2)).
-_BROKEN_OFF = frozenset(
-    {
-        errno.ECONNABORTED,
-        errno.EPERM,
-        errno.EPROTO,
-        errno.ENETDOWN,
-        errno.ENETUNREACH,
-        errno.EHOSTDOWN,
-        errno.EHOSTUNREACH,
-        errno.ENOPROTOOPT,
-        errno.EOPNOTSUPP,
-        getattr(errno, "ENONET", errno.ENETDOWN),
-    }
-)
 
 
 class ISocketFactory(Interface):
@@ -91,19 +66,13 @@ class IIntroducer(Interface):
         """
 
 
-class _Accepting(_Port):  # type: ignore[misc] # see above
+class _HubPort(Accepting, _Port):  # type: ignore[misc] # see above
     """The part of a port that differs from Twisted's."""
 
     _hub: SharedHub | None = None
     _number = -1
     # The socket, until it listens.
     _created: Any = None
-    numberAccepts: int  # noqa: N815 Twisted's
-    # The timer of a rest.
-    _resting: Any = None
-    #: How often it had to rest since it last accepted something.
-    rested = 0
-    _log = Logger()
 
     # -- Twisted's ports
 
@@ -126,7 +95,7 @@ class _Accepting(_Port):  # type: ignore[misc] # see above
 
     @override
     def startReading(self) -> None:
-        if self._resting is not None:
+        if self.resting:
             return
         if self._hub is None:
             self._number = self.fileno()
@@ -151,7 +120,7 @@ class _Accepting(_Port):  # type: ignore[misc] # see above
 
     @override
     def stopReading(self) -> None:
-        self._end_rest()
+        self.end_rest()
         if self._hub is not None:
             self._hub.watch(self._number, 0)
 
@@ -161,7 +130,7 @@ class _Accepting(_Port):  # type: ignore[misc] # see above
 
     @override
     def connectionLost(self, reason: Any) -> None:
-        self._end_rest()
+        self.end_rest()
         hub, self._hub = self._hub, None
         if hub is not None:
             hub.remove(self._number, self)
@@ -170,36 +139,8 @@ class _Accepting(_Port):  # type: ignore[misc] # see above
     # -- Served
 
     def ready(self, _events: int) -> None:
-        """Accept what has connected, up to a limit that grows while it is reached."""
-        most = self.numberAccepts
-        self.numberAccepts = min(most + 20, LARGEST_BATCH)  # or fewer, by `transports.accept_fewer`
-        accept = self.socket._accept
-        family, kind = self.addressFamily, self.socketType
-        for accepted in range(most):
-            try:
-                number, address = accept()
-            except OSError as error:
-                if error.errno in _BROKEN_OFF:
-                    continue
-                if error.errno in _EXHAUSTED:
-                    self._rest()
-                elif error.errno not in (errno.EAGAIN, errno.EWOULDBLOCK):
-                    raise
-                self.numberAccepts = min(self.numberAccepts, accepted or 1)
-                return
-            # As socket.accept() does; that looks each of these up, and the enums of two, every time.
-            sock = socket.socket(family, kind, 0, number)
-            sock.setblocking(False)
-            self.rested = 0
-            try:
-                if self._introduce is None:
-                    self._serve(sock, address)
-                else:
-                    self._introduce(sock, address, self._serve)
-            except BaseException:  # noqa: BLE001 it is the factory's, and is logged
-                failure(self._log, "{port!r}: {peer} cannot be served", port=self, peer=address)
-            if not self.connected or self.disconnecting:
-                return
+        """Accept what has connected."""
+        self.accept_some()
 
     def proceed(self) -> None:
         """Do nothing: a port never asks for it."""
@@ -207,73 +148,39 @@ class _Accepting(_Port):  # type: ignore[misc] # see above
     def failed(self) -> None:
         """Do nothing: the port goes on, as Twisted's do."""
 
-    # -- internals
+    # -- Accepting
+
+    @override
+    def serve_socket(self, sock: socket.socket, address: Any) -> None:
+        if self._introduce is None:
+            self._serve(sock, address)
+        else:
+            self._introduce(sock, address, self._serve)
 
     def _serve(self, sock: socket.socket, address: Any) -> None:
-        if self._accepted is not None:
-            try:
-                self._accepted(sock, address)
-            except BaseException:
-                sock.close()
-                raise
+        if self._accepted is None:
+            self.make_connection(sock, address, self._factory, known=self._introduce is not None)
             return
-        # Twisted's own methods, so that a subclass may override them.
         try:
-            peer = address
-            if self._introduce is not None:
-                place = address_of(address)  # which may be of another family
-            else:
-                if self.addressFamily == socket.AF_INET6:
-                    peer = _with_scope(address)
-                place = self._buildAddr(peer)
-            protocol = self._factory.buildProtocol(place)
-            if protocol is None:
-                sock.close()
-                return
-            transport: Any = self.transport(self._hub, sock, protocol, peer, self)
+            self._accepted(sock, address)
         except BaseException:
             sock.close()
             raise
-        protocol.makeConnection(transport)
 
-    def _rest(self) -> None:
-        self.rested += 1
-        if self.rested == 1:
-            self._log.warn(
-                "no descriptor is left for the connections that {port!r} could accept, and they wait; "
-                "raise the limit on open files (ulimit -n)",
-                port=self,
-            )
-        self.stopReading()
-        self._resting = self.reactor.callLater(REST, self._wake)
-
-    def _wake(self) -> None:
-        self._resting = None
-        self.startReading()
-
-    def _end_rest(self) -> None:
-        if self._resting is not None:
-            self._resting.cancel()
-            self._resting = None
-
-
-def _with_scope(address: Any) -> Any:
-    """Return a peer's IPv6 *address*, with the name of the interface if it is one of a link."""
-    if not address[3]:
-        return address
-    host = socket.getnameinfo(address, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)[0]
-    return (host, *address[1:])
+    @override
+    def make_transport(self, sock: socket.socket, protocol: Any, peer: Any) -> Any:
+        return self.transport(self._hub, sock, protocol, peer, self)
 
 
 @implementer(IListeningPort)
-class TCPPort(_Accepting, tcp.Port):
+class TCPPort(_HubPort, tcp.Port):
     """A TCP port, over IPv4 or IPv6."""
 
     transport: Any = Connection
 
 
 @implementer(IListeningPort)
-class UNIXPort(_Accepting, unix.Port):
+class UNIXPort(_HubPort, unix.Port):
     """A port on a Unix socket."""
 
     transport: Any = UNIXConnection

@@ -57,7 +57,7 @@ def read_limits(path: str | PathLike[str]) -> Limits:
         problem = _problem(key, value)
         if problem:
             raise ConfigurationError(path, problem, table=TABLE, key=key, line=_line(text, key))
-        given[key] = None if value == "none" else value
+        given[key] = None if value == "none" else ranges.LIMITS[key].plain(value)
     return Limits(**given)
 
 
@@ -65,18 +65,23 @@ def _problem(key: str, value: Any) -> str:
     """Return what is wrong with a value; nothing if it is right."""
     if key not in NAMES:
         return f"not a limit; {nearest(key, NAMES)}"
-    if value == "none":
-        return ""
     its = ranges.LIMITS[key]
+    if value == "none" and its.optional:
+        return ""
     try:
-        its.check(key, value)
+        its.check(key, its.plain(value))
     except (TypeError, ValueError):
         hint = ""
-        number = isinstance(value, str) and re.match(r"\s*([\d_.]+)\s*[a-zA-Z/]*\s*$", value)
+        number = (
+            isinstance(its, ranges.Range)
+            and isinstance(value, str)
+            and re.match(r"\s*([\d_.]+)\s*[a-zA-Z/]*\s*$", value)
+        )
         if number:
             hint = f"; write {key} = {number[1]}, without quotes or a unit"
         shown = str(value).lower() if isinstance(value, bool) else repr(value)
-        return f'must be {its}, or "none", not {shown:.80}{hint}'
+        none = ', or "none"' if its.optional else ""
+        return f"must be {its}{none}, not {shown:.80}{hint}"
     return ""
 
 

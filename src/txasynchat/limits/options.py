@@ -42,7 +42,30 @@ _SERVED: dict[str, Any] = {
     "minimum_rate": 500.0,
     "write_stall": 30.0,
     "session": None,
+    "per_address": 50,
+    "accepts": 50,
+    "queue": 128,
+    "queue_timeout": 60.0,
 }
+#: Most connections by default; fewer where the process may open fewer descriptors.
+_MOST = 65_536
+#: Who does not count for an address by default.
+EXEMPT = ("loopback", "unix", "proxies")
+
+
+def most_connections() -> int | None:
+    """
+    Return the default of ``connections``: the descriptors that the process may open, but for a quarter,
+    and at least 32, that are left to the program itself, and to peers that wait or are being refused.
+    """
+    try:
+        import resource  # noqa: PLC0415 - not on every system
+    except ImportError:
+        return None
+    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if descriptors == resource.RLIM_INFINITY:
+        return _MOST
+    return max(1, min(_MOST, descriptors - max(32, descriptors // 4)))
 
 
 class DeadlineTimes(NamedTuple):
@@ -81,6 +104,19 @@ class Limits:
         session: seconds that a connection may last.
         max_message_length: bytes of the longest message of an `AsyncChat`.
         stop_timeout: seconds that connections have to finish when their server stops.
+        connections: connections of a server at a time. Over TLS they count from the moment they are
+            accepted, behind a proxy from when its header is complete.
+        per_address: those of one IPv4 address, or of one IPv6 network of 64 bits.
+        exempt: whose connections count for no address: networks, ``"loopback"``, ``"unix"`` (peers of
+            Unix sockets), ``"proxies"`` (the networks of trusted ones). None: nobody's.
+        rate: new connections a second. As many as come within a second may come at once.
+        per_address_rate: those of one address.
+        refusal: what a peer that is refused is sent, if it does not speak TLS.
+        when_full: ``"refuse"``, or ``"queue"``: who finds all places taken, or comes faster than
+            *rate*, waits, and is served when it is its turn.
+        queue: connections that may wait; others are refused.
+        queue_timeout: seconds that one may wait; then it is refused.
+        accepts: connections that are accepted one after the other before others have their turn.
 
     Raises:
         TypeError, ValueError: a value is not in its range; see `txasynchat.ranges`.
@@ -94,15 +130,28 @@ class Limits:
     session: float | Unset | None = UNSET
     max_message_length: int | Unset | None = UNSET
     stop_timeout: float | Unset | None = UNSET
+    connections: int | Unset | None = UNSET
+    per_address: int | Unset | None = UNSET
+    exempt: Iterable[str] | Unset | None = UNSET
+    rate: float | Unset | None = UNSET
+    per_address_rate: float | Unset | None = UNSET
+    refusal: bytes | Unset | None = UNSET
+    when_full: str | Unset = UNSET
+    queue: int | Unset = UNSET
+    queue_timeout: float | Unset | None = UNSET
+    accepts: int | Unset | None = UNSET
 
     def __post_init__(self) -> None:
+        exempt: Any = self.exempt
+        if hasattr(exempt, "__iter__") and not isinstance(exempt, str | bytes):
+            object.__setattr__(self, "exempt", tuple(exempt))
         for name, value in self.given():
             ranges.LIMITS[name].check(name, value)
 
     @classmethod
     def served(cls) -> Limits:
         """Return what ``twistd asynchat`` and `serve` have on where nobody says otherwise."""
-        return cls(**_SERVED)
+        return cls(**_SERVED, connections=most_connections())
 
     def given(self) -> Iterable[tuple[str, Any]]:
         """Return the names and values that are not `UNSET`."""
@@ -179,10 +228,11 @@ def parse(text: str) -> tuple[str, Any]:
         raise ValueError(f"{text!r:.80} should be NAME=VALUE, as in idle=300")
     if name not in NAMES:
         raise ValueError(f"{name!r:.80} is not a limit; {nearest(name, NAMES)}")
-    if value.lower() == "none":
-        return name, None
     its = ranges.LIMITS[name]
+    if its.optional and value.lower() == "none":
+        return name, None
     try:
         return name, its.parse(name, value)
     except ValueError:
-        raise ValueError(f"{name} must be {its}, or none, not {value!r:.80}") from None
+        none = ", or none" if its.optional else ""
+        raise ValueError(f"{name} must be {its}{none}, not {value!r:.80}") from None

@@ -45,6 +45,13 @@ class ProxyFactory(WrappingFactory[Any]):
         self.options = options
         self.reactor = reactor
         self._introductions: set[Introduction] = set()
+        #: Layers whose header is not complete.
+        self.reading: set[ProxiedTransport] = set()
+
+    @property
+    def introducing(self) -> int:
+        """How many connections have no complete header yet."""
+        return len(self._introductions) + len(self.reading)
 
     @override
     def buildProtocol(self, addr: Any) -> Any:
@@ -66,5 +73,7 @@ class ProxyFactory(WrappingFactory[Any]):
 
     @override
     def stopFactory(self) -> None:
-        for one in (*self._introductions, *self.protocols):
-            one.abandon()
+        for introduction in list(self._introductions):
+            introduction.abandon()
+        for layer in list(self.reading):
+            layer.abandon()

@@ -60,6 +60,7 @@ class ProxiedTransport(_Wrapper):  # type: ignore[misc] # see above
         directlyProvides(self, providedBy(transport))
         Protocol.makeConnection(self, transport)  # type: ignore[no-untyped-call] # Twisted's, untyped
         self.factory.registerProtocol(self)
+        self.factory.reading.add(self)
         adopt(transport)
         options = self.factory.options
         if not options.trusts(transports.peer_address(transport)):
@@ -132,6 +133,7 @@ class ProxiedTransport(_Wrapper):  # type: ignore[misc] # see above
 
     def _leave(self) -> None:
         self._reader = None
+        self.factory.reading.discard(self)
         timer, self._timer = self._timer, None
         if timer is not None and timer.active():
             timer.cancel()
