@@ -220,6 +220,14 @@ class Server(Service):
             self._factory = WatchedFactory(given, self.connections, *theirs_and_ours)
         hub = transport == "hub"
         self._endpoints = [(str(each), make_endpoint(reactor, each, hub=hub)) for each in endpoints]
+        if self.limits.handshakes is not UNSET:
+            for description, endpoint in self._endpoints:
+                limit = getattr(endpoint, "limit_handshakes", None)
+                try:
+                    if limit is not None:
+                        limit(self.limits.handshakes)
+                except ValueError as error:
+                    raise ListenError(description, error, str(error)) from None
         self.ports: list[IListeningPort] = []
         # The calls of listen() that are not done; whether they were made.
         self._pending: list[Deferred[IListeningPort]] = []
