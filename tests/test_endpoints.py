@@ -134,7 +134,7 @@ def test_each_word_of_a_server_has_its_effect(files):
     assert options.sessions
     assert options.reload_interval is None
     assert (options.handshake_timeout, options.close_timeout) == (2.5, 1.0)
-    assert (options.max_handshakes, options.max_pending) == (7, 70)
+    assert (options.handshakes, options.max_pending) == (7, 70)
 
 
 def test_server_string_without_words_has_the_defaults(files):
@@ -142,7 +142,7 @@ def test_server_string_without_words_has_the_defaults(files):
     options = server_options(certificate=certificate, key=key)
     assert options.client_certificate is ClientCertificate.OFF
     assert (options.minimum, options.maximum) == (Version.TLS_1_2, Version.TLS_1_3)
-    assert (options.handshake_timeout, options.close_timeout, options.max_handshakes) == (
+    assert (options.handshake_timeout, options.close_timeout, options.limit.count) == (
         10,
         3,
         128,
@@ -194,6 +194,11 @@ def test_client_host_name_defaults_to_the_host_it_connects_to(files):
             {"handshake_timeout": "soon"},
             "handshake_timeout must be a number above 0 to 1,000,000, not 'soon'",
         ),
+        (
+            {"handshakes": "1", "max_handshakes": "1"},
+            "handshakes= and max_handshakes= are the same; give one of them",
+        ),
+        ({"handshakes": "0"}, "handshakes must be a whole number from 1 up, not '0'"),
         ({"max_handshakes": "0"}, "max_handshakes must be a whole number from 1 up, not '0'"),
         ({"max_pending": "0"}, "max_pending must be a whole number from 1 up, not '0'"),
         ({"key": "one,two"}, "certificate= names 1 files, key= 2"),

@@ -30,11 +30,13 @@ COUNTS = {"max_message_length", "high_water", "low_water", "max_unsent", "ac_out
 def wrong(name):
     if name == "clock":
         return [12.5, "x"]
-    return NO_COUNT if name in COUNTS | {"max_handshakes", "max_pending"} else NO_SECONDS
+    return (
+        NO_COUNT if name in COUNTS | {"handshakes", "max_handshakes", "max_pending"} else NO_SECONDS
+    )
 
 
 HANDLER = [(name, value) for name in ranges.HANDLER for value in wrong(name)]
-TLS = [(name, value) for name in ranges.TLS for value in wrong(name)]
+TLS = [(name, value) for name in (*ranges.TLS, "max_handshakes") for value in wrong(name)]
 
 
 class Line(AsyncChat):
@@ -122,6 +124,7 @@ def test_as_an_argument_of_tls_options(files, name, value):
                 "reload",
                 "handshake_timeout",
                 "close_timeout",
+                "handshakes",
                 "max_handshakes",
                 "max_pending",
             )

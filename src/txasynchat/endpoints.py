@@ -40,7 +40,7 @@ from zope.interface import implementer
 from txasynchat import transports
 from txasynchat.errors import ChatError, HandshakeFailed
 from txasynchat.listening import parse, split
-from txasynchat.ranges import TLS
+from txasynchat.ranges import TLS, UNSET
 from txasynchat.tls.certificates import Credentials
 from txasynchat.tls.factory import TLSFactory
 from txasynchat.tls.options import ClientCertificate, ClientOptions, ServerOptions, Version
@@ -81,6 +81,19 @@ class SecureServerEndpoint:
         self.options = options
         self._reactor = reactor
         self._endpoint = endpoint
+
+    def limit_handshakes(self, count: int | None) -> None:
+        """
+        Let so many handshakes go on at once; called by a `Server` whose limits say so.
+
+        Raises:
+            ValueError: the options say how many.
+        """
+        if self.options.handshakes is not UNSET:
+            raise ValueError(
+                "how many handshakes go on at once is said twice: by the endpoint, and in limits"
+            )
+        self.options.limit.count = count
 
     def listen(self, protocolFactory: IProtocolFactory | Factory[Any]) -> Deferred[Any]:  # noqa: N803 Twisted's
         """Listen on the other endpoint."""
@@ -245,7 +258,8 @@ def server_options(  # noqa: PLR0913 one for each argument
     reload: str = "1",
     handshake_timeout: str = "10",
     close_timeout: str = "3",
-    max_handshakes: str = "128",
+    handshakes: str = "",
+    max_handshakes: str = "",
     max_pending: str = "",
 ) -> ServerOptions:
     """
@@ -265,7 +279,8 @@ def server_options(  # noqa: PLR0913 one for each argument
         reload: seconds between looks for renewed files, or ``never``.
         handshake_timeout: seconds.
         close_timeout: seconds.
-        max_handshakes: how many go on at once.
+        handshakes: how many go on at once.
+        max_handshakes: the older name of *handshakes*.
         max_pending: how many connections may have an unfinished handshake.
 
     Raises:
@@ -282,6 +297,11 @@ def server_options(  # noqa: PLR0913 one for each argument
         raise ValueError(f"client={client} needs client_ca=")
     lowest, highest = _versions(version)
     more: dict[str, Any] = {}
+    if handshakes and max_handshakes:
+        raise ValueError("handshakes= and max_handshakes= are the same; give one of them")
+    for name, given in (("handshakes", handshakes), ("max_handshakes", max_handshakes)):
+        if given:
+            more["handshakes"] = TLS["handshakes"].parse(name, given)
     if max_pending:
         more["max_pending"] = _number("max_pending", max_pending)
     return ServerOptions(
@@ -299,7 +319,6 @@ def server_options(  # noqa: PLR0913 one for each argument
         else TLS["reload_interval"].parse("reload", reload),
         handshake_timeout=_number("handshake_timeout", handshake_timeout),
         close_timeout=_number("close_timeout", close_timeout),
-        max_handshakes=_number("max_handshakes", max_handshakes),
         **more,
     )
 

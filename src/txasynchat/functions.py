@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from typing_extensions import override
 
-from txasynchat.errors import ChatError, IncompleteMessage
-from txasynchat.protocol import AsyncChat, reports
+from txasynchat.protocol import AsyncChat
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -47,15 +46,7 @@ class FunctionChat(AsyncChat):
 
     @override
     async def handle_connect(self) -> None:
-        stream = self.stream()
-        try:
-            await type(self).function(stream, *self._arguments, **self._named)
-        except ChatError as error:
-            if not stream.ended_with(error):
-                raise
-            # The reason of the connection's end is logged with that. That a peer has left is no news.
-            if isinstance(error, IncompleteMessage) and error.partial:
-                reports.peer_erred(self._log, self, error)
+        await type(self).function(self.stream(), *self._arguments, **self._named)
         self.close()
 
 

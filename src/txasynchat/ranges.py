@@ -8,12 +8,13 @@ name, its value and its range. Defaults, and what a number is for, are documente
 
 from __future__ import annotations
 
+import enum
 import inspect
 import ipaddress
 import re
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,14 +25,29 @@ __all__ = [
     "PROXY",
     "STOPPING",
     "TLS",
+    "UNSET",
     "Networks",
     "OneOf",
     "Range",
     "Text",
+    "Unset",
     "check_all",
     "check_class",
     "check_owner",
 ]
+
+
+class Unset(enum.Enum):
+    """The type of `UNSET`."""
+
+    UNSET = "unset"
+
+    def __repr__(self) -> str:
+        return "UNSET"
+
+
+#: Not given, where None says that there is no limit: what others say holds.
+UNSET: Final = Unset.UNSET
 
 #: Eleven days: anything longer may as well be for ever, and `select` cannot wait longer.
 LONGEST_SECONDS = 1_000_000
@@ -227,7 +243,7 @@ TLS: Mapping[str, Range] = {
     "handshake_timeout": _seconds(optional=True),
     "close_timeout": _seconds(),
     "flush_timeout": _seconds(),
-    "max_handshakes": _count(1, optional=True),
+    "handshakes": _count(1, optional=True),
     "max_pending": _count(1, optional=True),
 }
 #: Those of `ProxyOptions`, and of ``proxy:`` strings.
@@ -245,6 +261,7 @@ LIMITS: Mapping[str, Range | OneOf | Text | Networks] = {
     "minimum_rate": Range(0, optional=True, above=True),
     "write_stall": _seconds(optional=True),
     "session": _seconds(optional=True),
+    "handshakes": _count(1, optional=True),
     "max_message_length": _count(1, optional=True),
     "stop_timeout": Range(0, LONGEST_SECONDS, optional=True),
     "connections": _count(1, optional=True),
@@ -263,7 +280,7 @@ LIMITS: Mapping[str, Range | OneOf | Text | Networks] = {
 def check_all(owner: Any, ranges: Mapping[str, Range]) -> None:
     """Check the attributes that *owner* has; see `Range.check`."""
     for name, its in ranges.items():
-        if hasattr(owner, name):
+        if getattr(owner, name, UNSET) is not UNSET:
             its.check(name, getattr(owner, name))
 
 

@@ -29,6 +29,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from typing_extensions import override
 
+from txasynchat import transports
 from txasynchat.connections import Connections, WatchedFactory
 from txasynchat.errors import ListenError
 from txasynchat.functions import class_of, is_function
@@ -241,6 +242,14 @@ class Server(Service):
             self._factory = WatchedFactory(given, self.connections, *both, self.admission)
         hub = transport == "hub"
         self._endpoints = [(str(each), make_endpoint(reactor, each, hub=hub)) for each in endpoints]
+        if self.limits.handshakes is not UNSET:
+            for description, endpoint in self._endpoints:
+                limit = getattr(endpoint, "limit_handshakes", None)
+                try:
+                    if limit is not None:
+                        limit(self.limits.handshakes)
+                except ValueError as error:
+                    raise ListenError(description, error, str(error)) from None
         self.ports: list[IListeningPort] = []
         # The calls of listen() that are not done; whether they were made.
         self._pending: list[Deferred[IListeningPort]] = []

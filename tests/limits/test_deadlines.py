@@ -20,6 +20,7 @@ from helpers.memory import Chat, Memory
 from txasynchat import ChatFactory, Limits, State
 from txasynchat.connections import Connections, WatchedFactory
 from txasynchat.errors import TimedOut
+from txasynchat.functions import class_of
 from txasynchat.limits.deadlines import begin
 
 KINDS = ("first_message", "idle", "message", "write_stall", "session")
@@ -316,6 +317,21 @@ class TestAStream:
             start.chat.dataReceived(b"x")
             start.wait(1)
         in_time(start.passed(), "message", 60)
+
+    @pytest.mark.parametrize("kind", ["hook", "function"])
+    def test_it_is_not_the_coroutine_s_error_that_the_peer_was_too_late(self, kind):
+        """Logged once, in one line; no traceback, and no `handle_error`."""
+
+        async def function(stream):
+            async for line in stream:
+                stream.write(line)
+
+        with capturedLogs() as logs:
+            start = Start(self.Reading if kind == "hook" else class_of(function), session=2)
+            start.wait(4)
+        assert [event.get("kind") for event in logs] == ["TimedOut"]
+        assert start.transport.disconnecting
+        assert ("error", TimedOut) not in getattr(start.chat, "events", ())
 
     def test_many_messages_are_not_one(self):
         start = Start(self.Reading, message=60)

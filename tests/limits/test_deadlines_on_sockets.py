@@ -1,29 +1,42 @@
 """
 Who takes too long ends, whatever carries the connection and whatever serves it, on real sockets.
+
+Each test has one client on each way to serve, all at the same time.
 """
 
 import contextlib
 import select
 import socket
+import threading
 from pathlib import Path
 
 import pytest
 from twisted.internet import reactor
+from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.endpoints import quoteStringArgument
 from twisted.internet.protocol import Protocol
 from twisted.trial.unittest import TestCase
 from typing_extensions import override
 
-from helpers.support import HOST, client_context, in_thread, leaf, pem, until
-from helpers.wire import Memory, raw
+from helpers.support import HOST, PATIENCE, client_context, in_thread, leaf, pem, until
+from helpers.wire import Memory
 from txasynchat import AsyncChat, ChatFactory, Limits, Server
 from txasynchat.compat import LegacyFactory, asynchat
 
 # Twisted passes pyOpenSSL's own certificates to pyOpenSSL, which deprecates them.
 pytestmark = pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")
 
-FLOOD = b"x" * 12_000_000
-SOON = 0.4
+#: More than the system holds for a client that does not read.
+FLOOD = b"x" * 6_000_000
+SOON = 0.2
+
+CARRIERS = {
+    "tcp": "tcp:0:interface=127.0.0.1",
+    "hub": "hub:tcp:0:interface=127.0.0.1",
+    "secure": "secure:tcp:0:interface=127.0.0.1:certificate={pem}",
+    "secure hub": "secure:hub:tcp:0:interface=127.0.0.1:certificate={pem}",
+    "ssl": "ssl:0:interface=127.0.0.1:privateKey={pem}",
+}
 
 
 class Chat(AsyncChat):
@@ -31,7 +44,9 @@ class Chat(AsyncChat):
     max_unsent = None
 
     def message_received(self, message):
-        self.push(FLOOD if message == b"flood" else message + b"\n")
+        self.push(message + b"\n" if message == b"hello" else FLOOD)
+        if message == b"fetch":
+            self.close_when_done()
 
     def handle_timeout(self, kind):
         self.factory.kinds.append(kind)
@@ -42,13 +57,17 @@ class Streamed(Chat):
     async def handle_connect(self):
         stream = self.stream()
         async for line in stream:
-            stream.write(FLOOD if line == b"flood" else line + b"\n")
+            stream.write(line + b"\n" if line == b"hello" else FLOOD)
+            if line == b"fetch":
+                stream.close()
 
 
 class Other(Protocol):
     @override
     def dataReceived(self, data):
-        self.transport.write(FLOOD if data == b"flood\n" else data)
+        self.transport.write(data if data == b"hello\n" else FLOOD)
+        if data == b"fetch\n":
+            self.transport.loseConnection()
 
     def handle_timeout(self, kind):
         self.factory.kinds.append(kind)
@@ -66,14 +85,19 @@ class Legacy(asynchat.async_chat):
 
     def found_terminator(self):
         line = self._get_data()
-        self.push(FLOOD if line == b"flood" else line + b"\n")
+        self.push(line + b"\n" if line == b"hello" else FLOOD)
+        if line == b"fetch":
+            self.close_when_done()
 
 
 class Peer:
-    """A client in the calling thread, plain or over TLS by hand."""
+    """A client in the calling thread, plain or over TLS by hand; the system holds little for it."""
 
     def __init__(self, port, *, secure):
-        self.sock = raw(port)
+        self.sock = socket.socket()
+        self.sock.settimeout(PATIENCE)
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+        self.sock.connect(("127.0.0.1", port))
         self.tls = None
         if secure:
             self.tls = Memory(client_context(), HOST)
@@ -92,164 +116,210 @@ class Peer:
                 data += piece
         return bytes(data)
 
-    def ask(self, line):
-        self.send(line + b"\n")
-        return self.read(len(line) + 1)
+    def hung_up(self, seconds):
+        """Whether the connection is gone in both directions, which needs no reading to be seen."""
+        poll = select.poll()
+        poll.register(self.sock, 0)
+        return bool(poll.poll(seconds * 1000))
+
+    def ask_for(self, seconds):
+        """Ask again and again, for so long."""
+        end = reactor.seconds() + seconds
+        pace = threading.Event()
+        while reactor.seconds() < end:
+            self.send(b"hello\n")
+            assert self.read(6) == b"hello\n"
+            pace.wait(SOON / 10)
+
+    def read_for(self, seconds):
+        """Read everything, in so many seconds; return it."""
+        began = reactor.seconds()
+        pace = threading.Event()
+        data = bytearray()
+        while piece := self.read(65_536):
+            data += piece
+            pace.wait(began + len(data) / len(FLOOD) * seconds - reactor.seconds())
+        return bytes(data)
+
+    def trickle(self, over):
+        """Read a byte now and then, until that is over."""
+        with contextlib.suppress(ConnectionError):
+            while not over.wait(SOON / 20):
+                self.sock.recv(1)
+
+    def dribble(self):
+        """Send a byte now and then, until the other side ends the connection."""
+        self.sock.settimeout(SOON / 10)
+        with contextlib.suppress(ConnectionError):
+            while True:
+                self.send(b"x")
+                with contextlib.suppress(TimeoutError):
+                    if not self.sock.recv(65_536):
+                        return
 
 
-def hung_up(sock, seconds):
-    """Whether the connection is gone in both directions, which needs no reading to be seen."""
-    poll = select.poll()
-    poll.register(sock, 0)
-    return bool(poll.poll(seconds * 1000))
+class Way:
+    """A server with one client."""
+
+    def __init__(self, name, case, limits):
+        carrier, _, served = name.rpartition(" ")
+        self.name = name
+        self.kinds = []
+        if served == "legacy":
+            factory = LegacyFactory(Legacy, on_timeout=self.on_timeout)
+        else:
+            factory = ChatFactory({"chat": Chat, "stream": Streamed, "other": Other}[served])
+        factory.kinds = self.kinds
+        description = CARRIERS[carrier].format(pem=quoteStringArgument(case.pem))
+        self.server = Server(reactor, factory, [description], stop_timeout=PATIENCE, limits=limits)
+        self.server.startService()
+        case.addCleanup(self.server.stopService)
+        self.secure = carrier not in {"tcp", "hub"}
+
+    def on_timeout(self, channel, kind):
+        self.kinds.append(kind)
+        channel.push(b"bye\n")
+
+    async def connect(self, case):
+        port = self.server.ports[0].getHost().port
+        self.peer = await in_thread(lambda: Peer(port, secure=self.secure))
+        case.addCleanup(self.peer.sock.close)
+        await until(lambda: len(self.server.connections) == 1)
+
+    async def gone(self, *kinds):
+        await until(lambda: not self.server.connections)
+        assert self.kinds == list(kinds)
 
 
-class Ways:
-    description = "tcp:0:interface=127.0.0.1"
-    secure = False
-    transport = "twisted"
+WAYS = tuple(
+    f"{carrier} {served}" for carrier in CARRIERS for served in ("chat", "other", "legacy")
+)
+STREAMS = ("tcp stream", "secure hub stream")
+
+
+class TestDeadlines(TestCase):
     timeout = 30
-
-    def make(self):
-        return ChatFactory(Chat)
 
     def setUp(self):
         self.pem = self.mktemp()
         Path(self.pem).write_bytes(pem(leaf()))
+        # For all clients at the same time.
+        pool = reactor.getThreadPool()
+        self.addCleanup(pool.adjustPoolsize, pool.min, pool.max)
+        pool.adjustPoolsize(pool.min, len(WAYS + STREAMS) + 3)
 
-    async def start(self, **limits):
-        """Serve with *limits*; return a client that has connected."""
-        factory = self.make()
-        self.kinds = factory.kinds = []
-        self.server = Server(
-            reactor,
-            factory,
-            [self.description.format(pem=quoteStringArgument(self.pem))],
-            stop_timeout=5,
-            transport=self.transport,
-            limits=Limits(**limits),
+    async def on_each(self, scenario, *, ways=WAYS + STREAMS, **limits):
+        async def run(name):
+            try:
+                way = Way(name, self, Limits(**limits))
+                await way.connect(self)
+                await scenario(way)
+            except Exception as error:
+                error.add_note(name)
+                raise
+
+        results = await DeferredList(
+            [Deferred.fromCoroutine(run(name)) for name in ways], consumeErrors=True
         )
-        self.server.startService()
-        self.addCleanup(self.server.stopService)
-        port = self.server.ports[0].getHost().port
-        peer = await in_thread(lambda: Peer(port, secure=self.secure))
-        self.addCleanup(peer.sock.close)
-        await until(lambda: len(self.server.connections) == 1)
-        return peer
-
-    async def gone(self):
-        await until(lambda: not self.server.connections)
+        for done, result in results:
+            if not done:
+                result.raiseException()
 
     async def test_a_silent_peer_hears_a_last_word(self):
-        peer = await self.start(first_message=SOON)
-        assert await in_thread(peer.read) == b"bye\n"
-        peer.sock.close()
-        await self.gone()
-        assert self.kinds == ["first_message"]
+        async def scenario(way):
+            assert await in_thread(way.peer.read) == b"bye\n"
+            way.peer.sock.close()
+            await way.gone("first_message")
+
+        await self.on_each(scenario, first_message=SOON)
 
     async def test_a_silent_peer_that_never_answers_the_end_is_gone(self):
-        await self.start(first_message=SOON, write_stall=1)
-        await self.gone()
-        assert self.kinds == ["first_message"]
+        await self.on_each(
+            lambda way: way.gone("first_message"), first_message=SOON, write_stall=SOON
+        )
 
     async def test_an_idle_one_is_closed_and_a_busy_one_is_not(self):
-        peer = await self.start(first_message=SOON, idle=1)
-        start = reactor.seconds()
-        while reactor.seconds() < start + 2:
-            assert await in_thread(peer.ask, b"hello") == b"hello\n"
-        assert self.kinds == []
-        assert await in_thread(peer.read) == b"bye\n"
-        peer.sock.close()
-        await self.gone()
-        assert self.kinds == ["idle"]
+        async def scenario(way):
+            await in_thread(way.peer.ask_for, 4 * SOON)
+            assert way.kinds == []
+            assert await in_thread(way.peer.read) == b"bye\n"
+            way.peer.sock.close()
+            await way.gone("idle")
+
+        await self.on_each(scenario, first_message=SOON, idle=2 * SOON)
 
     async def test_a_peer_that_reads_nothing_is_aborted(self):
-        peer = await self.start(write_stall=1)
-        peer.send(b"flood\n")
-        await self.gone()
-        assert self.kinds == ["write_stall"]
-        assert await in_thread(lambda: hung_up(peer.sock, 3))  # not after its last bytes' own limit
+        async def scenario(way):
+            way.peer.send(b"flood\n")
+            await way.gone("write_stall")
+            assert await in_thread(way.peer.hung_up, 2)  # not after its last bytes' own limit
+
+        await self.on_each(scenario, write_stall=SOON)
 
     async def test_a_session_ends_though_the_peer_reads_nothing(self):
-        peer = await self.start(session=SOON, write_stall=2)
-        peer.send(b"flood\n")
-        await self.gone()
-        assert self.kinds == ["session"]
+        async def scenario(way):
+            way.peer.send(b"flood\n")
+            await way.gone("session")
 
-    async def test_a_reader_that_is_fast_enough_gets_everything(self):
-        peer = await self.start(write_stall=1, minimum_rate=10_000, session=1)
-        peer.send(b"flood\n")
+        await self.on_each(scenario, session=SOON, write_stall=2 * SOON)
 
-        def slowly():
-            """Take as long as the session may last, twice over."""
-            data = bytearray()
-            end = reactor.seconds() + 2
-            while reactor.seconds() < end:
-                data += peer.read(60_000)
-            return data + peer.read()
+    async def test_one_that_reads_fast_enough_gets_everything_that_was_sent_before_the_end(self):
+        """It takes several times as long as a stall may last: after the session, a close, or a stop."""
 
-        data = await in_thread(slowly)
-        assert data.startswith(FLOOD)
-        peer.sock.close()
-        await self.gone()
+        async def fetch(way):
+            way.peer.send(b"fetch\n")
+            assert await in_thread(way.peer.read_for, 6 * SOON) == FLOOD
+            way.peer.sock.close()
+            await way.gone()
+
+        async def stop(way):
+            way.peer.send(b"flood\n")
+            assert await in_thread(way.peer.read, 100) == FLOOD[:100]
+            stopped = way.server.stopService()
+            assert await in_thread(way.peer.read_for, 6 * SOON) == FLOOD[100:]
+            way.peer.sock.close()
+            await stopped
+
+        limits = {"write_stall": 2 * SOON, "minimum_rate": 10_000}
+        await self.on_each(fetch, **limits)
+        await self.on_each(stop, ways=("tcp chat", "tcp legacy", "secure hub other"), **limits)
+
+    async def test_one_that_reads_a_byte_now_and_then_ends(self):
+        """While the connection is open, closes, and while the server stops."""
+
+        async def trickle(way, ended):
+            over = threading.Event()
+            trickling = in_thread(way.peer.trickle, over)
+            await ended()
+            over.set()
+            await trickling
+
+        async def stay(way):
+            way.peer.send(b"flood\n")
+            await trickle(way, lambda: way.gone("write_stall"))
+
+        async def fetch(way):
+            way.peer.send(b"fetch\n")
+            await trickle(way, lambda: until(lambda: not way.server.connections))
+
+        async def stop(way):
+            way.peer.send(b"flood\n")
+            await in_thread(way.peer.sock.recv, 1)
+            await trickle(way, way.server.stopService)
+
+        began = reactor.seconds()
+        limits = {"write_stall": SOON, "minimum_rate": 1_000_000}
+        await self.on_each(stay, **limits)
+        await self.on_each(fetch, **limits)
+        await self.on_each(stop, ways=("tcp chat", "tcp legacy", "secure hub other"), **limits)
+        # No other limit on the end of a connection has passed.
+        assert reactor.seconds() < began + 9
 
     async def test_a_message_that_dribbles_in_is_not_waited_for(self):
-        peer = await self.start(message=1)
+        async def scenario(way):
+            dribbled = in_thread(way.peer.dribble)
+            await way.gone("message")
+            await dribbled
 
-        def dribble():
-            """Send a byte now and then, until the server ends the connection."""
-            peer.sock.settimeout(0.05)
-            with contextlib.suppress(ConnectionError):
-                while True:
-                    peer.send(b"x")
-                    with contextlib.suppress(TimeoutError):
-                        if not peer.sock.recv(65_536):
-                            return
-
-        dribbled = in_thread(dribble)
-        await self.gone()
-        await dribbled
-        assert self.kinds == ["message"]
-
-
-class OfOthers(Ways):
-    test_a_message_that_dribbles_in_is_not_waited_for = None
-
-    def make(self):
-        return ChatFactory(Other)
-
-
-class OfStreams(Ways):
-    def make(self):
-        return ChatFactory(Streamed)
-
-
-class OfLegacy(Ways):
-    def make(self):
-        def on_timeout(channel, kind):
-            self.kinds.append(kind)
-            channel.push(b"bye\n")
-
-        return LegacyFactory(Legacy, on_timeout=on_timeout)
-
-
-WAYS = {
-    "Plain": {},
-    "Hub": {"transport": "hub"},
-    "Secure": {
-        "description": "secure:tcp:0:interface=127.0.0.1:certificate={pem}",
-        "secure": True,
-    },
-    "SecureHub": {
-        "description": "secure:hub:tcp:0:interface=127.0.0.1:certificate={pem}",
-        "secure": True,
-    },
-    "SSL": {
-        "description": "ssl:0:interface=127.0.0.1:privateKey={pem}",
-        "secure": True,
-    },
-}
-for way, settings in WAYS.items():
-    for base in (Ways, OfOthers, OfLegacy, OfStreams):
-        name = f"Test{way}{base.__name__}"
-        globals()[name] = type(name, (base, TestCase), dict(settings, __module__=__name__))
+        ways = [name for name in WAYS + STREAMS if not name.endswith("other")]
+        await self.on_each(scenario, ways=ways, message=SOON, write_stall=2 * SOON)

@@ -8,7 +8,16 @@ Also covers `limits.file`.
 import pytest
 from twisted.internet.testing import MemoryReactorClock
 
-from txasynchat import AsyncChat, ChatFactory, ConfigurationError, Limits, Server, ranges
+from helpers.support import leaf, pem
+from txasynchat import (
+    AsyncChat,
+    ChatFactory,
+    ConfigurationError,
+    Limits,
+    ListenError,
+    Server,
+    ranges,
+)
 from txasynchat.limits import UNSET, read_limits
 from txasynchat.limits.options import NAMES, in_force, most_connections, parse
 from txasynchat.program import CannotStart
@@ -102,6 +111,31 @@ def test_the_longest_message_of_a_handler_is_set_by_limits():
     factory = ChatFactory(Handler, limits=Limits(max_message_length=7))
     assert factory.buildProtocol(None).max_message_length == 7
     assert Handler().max_message_length == 16_384
+
+
+def test_handshakes_at_once_are_set_for_each_endpoint(tmp_path):
+    place = tmp_path / "server.pem"
+    place.write_bytes(pem(leaf()))
+    reactor, secure = MemoryReactorClock(), f"secure:tcp:0:certificate={place}"
+
+    def counts(*endpoints, **limits):
+        server = Server(reactor, ChatFactory(Handler), endpoints, limits=Limits(**limits))
+        return [
+            endpoint.options.limit.count
+            for _, endpoint in server._endpoints
+            if hasattr(endpoint, "options")
+        ]
+
+    assert counts(secure, "tcp:0", secure, handshakes=7) == [7, 7]
+    assert counts(secure, handshakes=None) == [None]
+    assert counts(secure) == [128]
+    assert counts(f"{secure}:handshakes=3", f"{secure}:max_handshakes=4") == [3, 4]
+    for word in ("handshakes", "max_handshakes"):
+        with pytest.raises(ListenError, match="said twice: by the endpoint, and in limits"):
+            counts(f"{secure}:{word}=3", handshakes=7)
+    given = options("--limit=handshakes=9", "--listen", secure)
+    [(_, endpoint)] = makeService(given)._endpoints
+    assert endpoint.options.limit.count == 9
 
 
 def test_stop_timeout_given_twice_is_an_error():

@@ -108,7 +108,7 @@ class Floods(unittest.TestCase):
             endpoint = SSL4ServerEndpoint(reactor, 0, twisted_options(), 1000, "127.0.0.1")
             port = await endpoint.listen(factory)
             limit = HandshakeLimit.of(port.factory)
-            limit.count, limit.pending.limit = options.max_handshakes, options.max_pending
+            limit.count, limit.pending.limit = options.limit.count, options.max_pending
         self.addCleanup(port.stopListening)
         self.addCleanup(self.ended, limit)
         return port.getHost().port, limit

@@ -8,31 +8,19 @@ handler class, and at last the place where it is used (`Limits.over`).
 from __future__ import annotations
 
 import difflib
-import enum
 import math
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from txasynchat import ranges
+from txasynchat.ranges import UNSET, Unset
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 __all__ = ["UNSET", "Limits", "Unset", "check_limits", "in_force", "nearest", "parse"]
 
-
-class Unset(enum.Enum):
-    """The type of `UNSET`."""
-
-    UNSET = "unset"
-
-    def __repr__(self) -> str:
-        return "UNSET"
-
-
-#: Not given: what others say holds.
-UNSET: Final = Unset.UNSET
 
 #: What is on by default where a program serves a port of the internet.
 _SERVED: dict[str, Any] = {
@@ -102,6 +90,8 @@ class Limits:
         write_stall: seconds, while something waits to be sent, in which the peer has to acknowledge
             that many times `minimum_rate` bytes, or all that waits.
         session: seconds that a connection may last.
+        handshakes: TLS handshakes that go on at once, for each endpoint of a `Server` that is
+            ``secure:`` or a `SecureServerEndpoint`; see `ServerOptions`.
         max_message_length: bytes of the longest message of an `AsyncChat`.
         stop_timeout: seconds that connections have to finish when their server stops.
         connections: connections of a server at a time. Over TLS they count from the moment they are
@@ -128,6 +118,7 @@ class Limits:
     minimum_rate: float | Unset | None = UNSET
     write_stall: float | Unset | None = UNSET
     session: float | Unset | None = UNSET
+    handshakes: int | Unset | None = UNSET
     max_message_length: int | Unset | None = UNSET
     stop_timeout: float | Unset | None = UNSET
     connections: int | Unset | None = UNSET

@@ -81,6 +81,12 @@ class CallsHooks(HasState):
             self.push(lines.ANSWERS[error.protocol])
             self._close()
             return
+        if self._stream is not None and self._stream.ended_with(error):
+            # The reason of the connection's end is logged with that. That a peer has left is no news.
+            if isinstance(error, errors.IncompleteMessage) and error.partial:
+                reports.peer_erred(self._log, self, error)
+            self._close()
+            return
         if isinstance(error, errors.MalformedMessage):
             self._is_malformed(error)
         else:

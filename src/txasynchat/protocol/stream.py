@@ -384,9 +384,9 @@ class Stream:
                 wait.fire()
         return told
 
-    def ended_with(self, error: ChatError) -> bool:
+    def ended_with(self, error: BaseException | None) -> bool:
         """Return whether *error* says how the connection ended, and nothing else."""
-        return error is self._end or error is self.chat.close_reason
+        return error is not None and (error is self._end or error is self.chat.close_reason)
 
     # -- internals
 

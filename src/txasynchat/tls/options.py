@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import ssl
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import idna
@@ -18,7 +18,7 @@ from twisted.internet.interfaces import IOpenSSLContextFactory
 from zope.interface import classImplements
 
 from txasynchat.errors import NoCommonProtocol
-from txasynchat.ranges import TLS, check_all
+from txasynchat.ranges import TLS, UNSET, Unset, check_all
 from txasynchat.tls.contexts import ServerContexts, client_context
 from txasynchat.tls.engine import Engine
 from txasynchat.tls.handshakes import HANDSHAKES, HandshakeLimit
@@ -99,11 +99,12 @@ class ServerOptions(_NotForTwisteds):
         close_timeout: seconds for the peer to answer when the connection is closed, once it has
             everything.
         flush_timeout: seconds in which the peer must take something of what remains then.
-        max_handshakes: how many handshakes go on at once, over all connections that share this object.
+        handshakes: how many handshakes go on at once, over all connections that share this object.
             One counts from its complete ClientHello to its end; silent connections do not count. The
             others queue, and networks (an IPv4 address, or the first 64 bits of an IPv6 address) take
             turns. A handshake that waits for its client makes room after 0.1 seconds, and continues.
-            None for no limit.
+            None for no limit. By default 128, or what the `Limits` of the server say.
+        max_handshakes: the older name of *handshakes*.
         max_pending: how many connections may have an unfinished handshake, silent ones included. Above
             that, one is aborted: of the network that has most of them, the one that has kept the server
             waiting longest. None for no limit. The default is 1,024, or half of the descriptors that
@@ -133,13 +134,19 @@ class ServerOptions(_NotForTwisteds):
     handshake_timeout: float | None = 10.0
     close_timeout: float = 3.0
     flush_timeout: float = 10.0
-    max_handshakes: int | None = HANDSHAKES
+    handshakes: int | Unset | None = UNSET
+    max_handshakes: InitVar[int | Unset | None] = UNSET
     max_pending: int | None = field(default_factory=default_limit)
     #: The handshakes that go on now.
     limit: HandshakeLimit = field(init=False, repr=False, compare=False)
     _contexts: ServerContexts = field(init=False, repr=False, compare=False)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, max_handshakes: int | Unset | None) -> None:
+        if max_handshakes is not UNSET:
+            if self.handshakes is not UNSET:
+                raise ValueError("handshakes and max_handshakes are the same; give one of them")
+            TLS["handshakes"].check("max_handshakes", max_handshakes)
+            object.__setattr__(self, "handshakes", max_handshakes)
         check_all(self, TLS)
         if (self.client_certificate is ClientCertificate.OFF) != (self.client_authorities is None):
             raise ValueError(
@@ -151,7 +158,8 @@ class ServerOptions(_NotForTwisteds):
             raise ValueError(
                 "require_alpn without alpn would refuse every client; give alpn, the protocols spoken"
             )
-        object.__setattr__(self, "limit", HandshakeLimit(self.max_handshakes, self.max_pending))
+        count = HANDSHAKES if self.handshakes is UNSET else self.handshakes
+        object.__setattr__(self, "limit", HandshakeLimit(count, self.max_pending))
         object.__setattr__(self, "_contexts", ServerContexts(self))
 
     def engine(self) -> Engine:
