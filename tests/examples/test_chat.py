@@ -345,6 +345,7 @@ def test_line_that_is_wider_than_the_terminal_scrolls(example, enter, client):
     ann.hears(f"<guest1> {text}")
 
 
+@pytest.mark.slow
 def test_client_leaves_the_terminal_as_it_was(example, enter, client, tmp_path):
     """Whatever ends it: the user, the server, or a signal."""
     program = example("chat")

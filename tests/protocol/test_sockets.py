@@ -987,6 +987,7 @@ thread.join(5)
     ],
 )
 @pytest.mark.parametrize("transport", ["twisted", "hub"])
+@pytest.mark.slow
 def test_on_every_reactor(kind, transport):
     """Half-close, last word, slow reader and stuck reader, in a process with that reactor."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
@@ -1069,6 +1070,7 @@ print(round(ours), round(bare))
 
 
 @pytest.mark.traces_memory
+@pytest.mark.slow
 def test_an_idle_connection_takes_less_than_one_kib_more_than_a_bare_protocol():
     """2,000 connections, or as many as there are descriptors for."""
     count = 2_000

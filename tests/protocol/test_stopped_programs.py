@@ -66,6 +66,7 @@ reactor.run()
 
 @pytest.mark.parametrize("loop", ["default", "asyncio"])
 @pytest.mark.parametrize("kind", ["tcp:", "hub:tcp:", "secure:tcp:", "secure:hub:tcp:"])
+@pytest.mark.slow
 def test_a_client_hears_that_its_program_stopped(tmp_path, kind, loop):
     """It is not told that the peer reset the connection."""
     assert client(tmp_path, kind, loop, "open") == [
