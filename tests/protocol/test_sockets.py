@@ -988,17 +988,9 @@ thread.join(5)
 )
 @pytest.mark.parametrize("transport", ["twisted", "hub"])
 @pytest.mark.slow
-def test_on_every_reactor(kind, transport):
+def test_on_every_reactor(fork_server, kind, transport):
     """Half-close, last word, slow reader and stuck reader, in a process with that reactor."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    done = subprocess.run(
-        [sys.executable, "-c", SCENE, kind, transport],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = fork_server.run(["-c", SCENE, kind, transport], ROOT, 60)
     assert done.stdout.lower().startswith(f"good {kind}"), done.stdout + done.stderr
 
 
