@@ -39,7 +39,9 @@ nox.options.error_on_missing_interpreters = True
 ROOT = Path(__file__).resolve().parent
 PYENV = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
 #: How many sessions run side by side; some mostly wait.
-LANES = int(os.environ.get("LANES", "2"))
+LANES = int(os.environ.get("LANES", "3"))
+#: How many tests each of them runs side by side: fewer than one that has the machine for itself.
+WORKERS = str(min(2 * (os.cpu_count() or 1), 8))
 #: A session that takes longer hangs, and is stopped.
 SESSION_SECONDS = int(os.environ.get("SESSION_SECONDS", "1200"))
 
@@ -213,8 +215,8 @@ def docs(session: nox.Session) -> None:
     """Sphinx with warnings as errors, then the samples in the pages as doctests."""
     session.install("-e", ".", "--group", "docs")
     for builder in ("html", "doctest"):
-        options = ("--fail-on-warning", "--keep-going", "-q", "-b", builder)
-        session.run("sphinx-build", *options, "docs", f"docs/_build/{builder}")
+        options = ("--fail-on-warning", "--keep-going", "-q", "-d", "docs/_build/doctrees")
+        session.run("sphinx-build", *options, "-b", builder, "docs", f"docs/_build/{builder}")
     print((ROOT / "docs/_build/doctest/output.txt").read_text()[-300:])
 
 
@@ -310,7 +312,8 @@ def _run(session: str, folder: str, running: list[subprocess.Popen[bytes]]) -> R
     command = [sys.executable, "-m", "nox", "-f", __file__, "--envdir", f"{folder}/venvs"]
     with log.open("w") as output, subprocess.Popen(
         [*command, "-s", session], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-        env=os.environ | {"TMPDIR": folder}, start_new_session=True,
+        env={"PYTEST_XDIST_AUTO_NUM_WORKERS": WORKERS} | os.environ | {"TMPDIR": folder},
+        start_new_session=True,
     ) as child:  # fmt: skip
         running.append(child)
         try:
@@ -335,10 +338,11 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 def everything(session: nox.Session) -> None:
     """All other sessions, a few at a time; the whole output of those that failed, and a table."""
     in_order = (  # long ones first, and those that mostly wait beside those that compute
-        "tests_oldest", "conformance_soak", "faults",
-        *(f"tests-{name}" for name in (*(STANDARD[1:] or STANDARD), *OTHERS)),
-        "archives_sdist", *(f"conformance_cpython-{name}" for name in CPYTHONS),
-        "conformance_programs", "archives_wheel", "conformance_random", "docs", "checks", "serve",
+        "tests_oldest", f"tests-{NEWEST}",
+        "conformance_soak", "faults", *(f"conformance_cpython-{name}" for name in CPYTHONS),
+        "conformance_programs",
+        *(f"tests-{name}" for name in (*STANDARD[1:-1], *OTHERS)),
+        "archives_sdist", "archives_wheel", "conformance_random", "docs", "checks", "serve",
     )  # fmt: skip
     began = time.monotonic()
     for interpreter, paths in INTERPRETERS.items():

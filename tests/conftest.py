@@ -2,7 +2,9 @@
 Every test must give back the descriptors and threads that it took.
 """
 
+import functools
 import gc
+import importlib.metadata
 import os
 import re
 import select
@@ -40,7 +42,10 @@ for _number, _handler in (
 ROOT = Path(__file__).resolve().parent.parent
 SETTLE_SECONDS = 10.0
 START_SECONDS = 30.0
-DESCRIPTORS = Path("/proc/self/fd" if sys.platform == "linux" else "/dev/fd")
+DESCRIPTORS = "/proc/self/fd" if sys.platform == "linux" else "/dev/fd"
+
+# pytest asks for Twisted's before each test, and to parse its file takes as long as many a test.
+importlib.metadata.version = functools.cache(importlib.metadata.version)
 
 # What some tests need and not every interpreter has: marker, whether it is here, and why not.
 NEEDED = [
@@ -219,13 +224,13 @@ def _leaked(descriptors: dict[int, str], threads: set[threading.Thread]) -> list
 def _open_descriptors() -> dict[int, str]:
     """Return the open descriptors, except those of the global reactor."""
     opened = {}
-    for descriptor in DESCRIPTORS.iterdir():
+    for number in os.listdir(DESCRIPTORS):  # not by pathlib, which takes ten times as long
         try:
-            opened[int(descriptor.name)] = str(descriptor.readlink())
+            opened[int(number)] = os.readlink(f"{DESCRIPTORS}/{number}")
         except FileNotFoundError:
             pass  # the descriptor that listed the folder
         except OSError:
-            opened[int(descriptor.name)] = "open"  # no links in /dev/fd
+            opened[int(number)] = "open"  # no links in /dev/fd
     # Not imported here, because code under test checks whether there is a reactor.
     reactor = sys.modules.get("twisted.internet.reactor")
     for waker in getattr(reactor, "_internalReaders", ()):

@@ -251,22 +251,26 @@ def compare_until_error(ours, seeds, actions):
 
 
 @pytest.mark.usefixtures("sizes")
+@pytest.mark.slow
 def test_calls_are_those_of_asynchat_when_handlers_change_the_terminator_or_raise():
     compare(OnFramer, range(4_000), [*TAME, "raise"])
 
 
 @pytest.mark.usefixtures("sizes")
+@pytest.mark.slow
 def test_calls_are_those_of_asynchat_when_handlers_change_anything():
     compare(OnLegacyFramer, range(4_000), TAME)
     compare(OnLegacyFramer, range(4_000, 8_000), WILD)
 
 
 @pytest.mark.usefixtures("sizes")
+@pytest.mark.slow
 def test_calls_are_those_of_asynchat_when_get_terminator_is_asked():
     compare(OnLegacyFramerAsked, range(8_000, 11_000), WILD)
 
 
 @pytest.mark.usefixtures("sizes")
+@pytest.mark.slow
 def test_calls_of_async_chat_are_those_of_asynchat_until_a_handler_raises():
     compare_until_error(OnAsyncChat, range(11_000, 14_000), [*TAME, "raise"])
 

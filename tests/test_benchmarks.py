@@ -44,6 +44,7 @@ def output() -> str:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.slow
 def test_each_shape_of_input_has_a_row_for_each_of_our_classes(output: str, shape: str) -> None:
     _, _, table = output.partition(f"Framing: {shape}  [")
     table, _, _ = table.partition("\n\n")

@@ -361,6 +361,7 @@ def test_twistd_serves_every_kind_of_string(files, tmp_path):
         ),
     ],
 )
+@pytest.mark.slow
 def test_twistd_reports_a_wrong_string_in_one_line(files, tmp_path, listen, complaint):
     certificate, key, _ = files
     listen = listen.format(certificate=certificate, key=key)

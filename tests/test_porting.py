@@ -250,6 +250,7 @@ def versions(tmp_path_factory):
     ("handler", "conversation"),
     [(handler, name) for handler, each in CONVERSATIONS.items() for name in each],
 )
+@pytest.mark.slow
 def test_both_versions_answer_the_same(versions, handler, conversation, size):
     sent, expected, closes_first = CONVERSATIONS[handler][conversation]
     said = {

@@ -309,6 +309,7 @@ def test_socket_opened_by_systemd_is_served(tmp_path, family):
 
 
 @pytest.mark.parametrize("around", ["", "haproxy:", "secure:"])
+@pytest.mark.slow
 def test_file_of_a_socket_opened_by_systemd_is_left_alone(tmp_path, around):
     """The next start gets the same socket; its file and mode belong to systemd."""
     make_pem(tmp_path)
@@ -356,6 +357,7 @@ def test_file_of_a_socket_opened_by_systemd_is_left_alone(tmp_path, around):
         ("INET", "FOO", "STREAM", "domain=FOO is not known; write INET, INET6 or UNIX"),
     ],
 )
+@pytest.mark.slow
 def test_wrong_systemd_socket_is_reported(tmp_path, family, domain, kind, told):
     """The error names the sockets that systemd passed, and what to change."""
     ours = socket.socket(getattr(socket, f"AF_{family}"), getattr(socket, f"SOCK_{kind}", 1))

@@ -30,12 +30,14 @@ def facade() -> stdlib_modules.Modules:
     return stdlib_modules.load_facade()
 
 
+@pytest.mark.slow
 def test_random_programs_call_their_handlers_in_the_same_order(stdlib, facade):
     report = differential.compare_programs(stdlib, facade, range(PROGRAMS))
     assert report.calls > 20 * PROGRAMS
     assert not report.differences, "\n".join(report.differences[:20])
 
 
+@pytest.mark.slow
 def test_random_streams_are_delivered_in_the_same_pieces(stdlib, facade):
     differences = streams.differences(
         stdlib.asynchat.async_chat, facade.asynchat.async_chat, range(STREAMS)

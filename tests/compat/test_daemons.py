@@ -168,6 +168,7 @@ def ask(port, text):
 
 
 @pytest.mark.parametrize(("order", "way"), CASES)
+@pytest.mark.slow
 def test_daemon_continues_to_serve_and_keeps_its_files(tmp_path, order, way):
     """It may close before, between or within its loops, and may fork."""
     if "epoll" in way and not hasattr(select, "epoll"):

@@ -112,6 +112,7 @@ def plain():
 
 
 @pytest.mark.parametrize("start", STARTS)
+@pytest.mark.slow
 def test_every_program_and_its_child_processes_find_the_modules(environment, start):
     """`run` and `install` serve one process, `enable` all of the environment."""
     environment.enable()

@@ -130,6 +130,7 @@ print(json.dumps(told))
 
 @pytest.mark.parametrize("shape", ["accepted", "paired"])
 @pytest.mark.parametrize("way", ["select", "poll", "attached", "poll by hand", "poll2 by hand"])
+@pytest.mark.slow
 def test_listener_without_descriptors_backs_off_and_then_serves(way, shape):
     """The 3.11 modules close it for good; a temporary shortage must not end the service."""
     result = subprocess.run(

@@ -170,6 +170,7 @@ warnings.warn("hear", stacklevel=1)
         ["-u", "--"],
     ],
 )
+@pytest.mark.slow
 def test_options_of_python_mean_the_same(tmp_path, options):
     """Before a file, a module, a command."""
     (tmp_path / "program.py").write_text(OPTIONS)

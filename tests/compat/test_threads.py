@@ -141,6 +141,7 @@ def own_kinds(*kinds):
 
 @pytest.mark.usefixtures("threads_switch_often", "make_poller")
 @both_modes
+@pytest.mark.slow
 def test_four_threads_open_and_close_channels_of_a_running_map(channels, use_poll):
     """Each channel is served, none gets what was for another, and loop() goes on."""
     trouble, kinds = own_kinds(Heard, Steady)

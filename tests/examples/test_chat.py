@@ -193,7 +193,7 @@ def test_members_may_come_over_tls(example, enter, tmp_path, request):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_everybody_is_told_that_the_server_closes(example, enter, number):
-    program = example("chat", afresh=True)
+    program = example("chat", afresh=number == signal.SIGINT)
     ann, bob = enter(program, "Ann"), enter(program, "Bob", "Ann")
     ann.hears("* guest1 joined lobby", "* guest1 is Bob now")
     program.stop(number)
@@ -345,6 +345,7 @@ def test_line_that_is_wider_than_the_terminal_scrolls(example, enter, client):
     ann.hears(f"<guest1> {text}")
 
 
+@pytest.mark.slow
 def test_client_leaves_the_terminal_as_it_was(example, enter, client, tmp_path):
     """Whatever ends it: the user, the server, or a signal."""
     program = example("chat")

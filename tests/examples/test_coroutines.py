@@ -63,7 +63,7 @@ def test_asyncios_streams_talk_to_it(start_half):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_ends_it_in_order(start_half, number):
-    program = start_half("native", "coroutines", afresh=True)
+    program = start_half("native", "coroutines", afresh=number == signal.SIGINT)
     with connect(program.port) as peer:
         peer.sendall(b"get a\n")
         assert peer.recv(100) == b"error: no such name\n"

@@ -33,7 +33,7 @@ def test_lines_are_reported_if_asked_for(example):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_ends_it_in_order(example, number):
     """Clients that are connected have their answers, then the end, and new ones are refused."""
-    program = example("echo", afresh=True)
+    program = example("echo", afresh=number == signal.SIGINT)
     with connect(program.port) as peer:
         peer.sendall(b"one\n")
         assert peer.recv(100) == b"ECHO: one\n"

@@ -32,7 +32,7 @@ def test_one_that_waits_holds_up_nobody(start_half):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_lets_a_line_be_answered_and_ends_it_in_order(start_half, number):
-    program = start_half("native", "inside_asyncio", afresh=True)
+    program = start_half("native", "inside_asyncio", afresh=number == signal.SIGINT)
     with connect(program.port) as peer, connect(program.port) as idle:
         peer.sendall(b"1\n20\n")
         assert peer.recv(100).startswith(b"tick ")

@@ -100,7 +100,7 @@ def test_endless_command_is_refused_before_it_ends(example):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_ends_it_in_order(example, number):
-    program = example("login", afresh=True)
+    program = example("login", afresh=number == signal.SIGINT)
     with connect(program.port) as peer:
         peer.sendall(b"USER ann\n")
         assert peer.recv(100) == b"331 password?\n"

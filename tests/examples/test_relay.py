@@ -524,7 +524,7 @@ def test_program_ends_in_order(relay, next_hop, number):
             go_on.wait(SECONDS)
 
     next_hop.answer = answer
-    with relay(afresh=True) as program, raw(program) as (_, answers):
+    with relay(afresh=number == signal.SIGINT) as program, raw(program) as (_, answers):
         send(program)
         assert asked.wait(SECONDS)
         program.process.send_signal(number)

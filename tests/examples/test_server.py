@@ -28,7 +28,7 @@ def test_each_connection_has_a_handler_that_knows_the_others(example):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_server_that_stops_ends_its_connections(example, number):
-    program = example("server", afresh=True)
+    program = example("server", afresh=number == signal.SIGINT)
     with connect(program.port) as first, connect(program.port) as second:
         assert ask(second, b"x\n") == b"hello, x: 2 connected\n"
         program.stop(number)

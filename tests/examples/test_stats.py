@@ -107,7 +107,7 @@ def test_who_leaves_while_waiting_holds_nobody_up(example):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_ends_those_that_are_served_and_those_that_wait(example, number):
-    program = example("stats", "--max-connections", 1, afresh=True)
+    program = example("stats", "--max-connections", 1, afresh=number == signal.SIGINT)
     with connect(program.port) as served, connect(program.port) as waits:
         waits.sendall(b"two\n")
         assert ask(served, b"one\n") == b"ACK: one\n"

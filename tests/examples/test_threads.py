@@ -56,7 +56,7 @@ def test_what_is_posted_goes_to_all_who_are_connected(program):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_ends_it_in_order(start_program, number):
     """Threads that compute are waited for, and what they answer is sent."""
-    program = start_program(afresh=True)
+    program = start_program(afresh=number == signal.SIGINT)
     with connect(program.port) as peer, peer.makefile("rb") as answers:
         peer.sendall(b"one\ntwo\n")
         assert answers.readline() == hashed(b"one") + b"\n"

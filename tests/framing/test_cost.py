@@ -206,6 +206,7 @@ def near_misses_of_long_terminators(n):
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
+@pytest.mark.slow
 def test_time_grows_linearly_with_the_bytes(shape, size):
     small = least_seconds(shape(size))
     large = least_seconds(shape(GROWTH * size))

@@ -238,12 +238,14 @@ def cut(data, draw, longest):
 
 
 @pytest.mark.parametrize("actions", [ORDERLY, DISORDERLY], ids=["orderly", "disorderly"])
+@pytest.mark.slow
 def test_both_ways_make_the_same_calls(actions):
     for seed in range(CASES):
         expected = Script(StepwiseFramer, seed, actions).play()
         assert Script(Framer, seed, actions).play() == expected, f"seed {seed}"
 
 
+@pytest.mark.slow
 def test_both_ways_of_the_facade_make_the_same_calls():
     for seed in range(CASES):
         expected = Script(StepwiseLegacyFramer, seed, LEGACY).play()

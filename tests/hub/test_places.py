@@ -182,10 +182,11 @@ class Clients(TestCase):
         await chat.ended
 
     async def test_a_refusal_is_the_connectors_error(self):
-        with socket.create_server(("127.0.0.1", 0)) as closed:
-            port = closed.getsockname()[1]
-        with self.assertRaises(Refused):
-            await connectProtocol(clientFromString(reactor, f"hub:tcp:127.0.0.1:{port}"), Asking())
+        with socket.socket() as silent:  # does not listen, and keeps the port from other tests
+            silent.bind(("127.0.0.1", 0))
+            place = f"hub:tcp:127.0.0.1:{silent.getsockname()[1]}"
+            with self.assertRaises(Refused):
+                await connectProtocol(clientFromString(reactor, place), Asking())
         with self.assertRaises(ConnectError):
             await connectProtocol(clientFromString(reactor, "hub:unix:/nowhere/at/all"), Asking())
 

@@ -498,6 +498,7 @@ reactor.run()
 
 
 @pytest.mark.parametrize("hub", ["hub", "no hub"])
+@pytest.mark.slow
 def test_forty_megabytes_both_ways_need_no_memory(tmp_path, hub):
     """Over TLS as the target and as the source; the proxies' memory grows by less than a tenth."""
     size = 40 << 20

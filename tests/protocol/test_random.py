@@ -124,6 +124,7 @@ class TestRandomPrograms:
         return chat, transport, lines
 
     @pytest.mark.parametrize("block", range(10))
+    @pytest.mark.slow
     def test_nothing_is_lost_stuck_or_out_of_order(self, block):
         for seed in range(block * 300, block * 300 + 300):
             with capturedLogs() as logs:
@@ -213,6 +214,7 @@ class FailingFile(io.RawIOBase):
 
 class TestChaos:
     @pytest.mark.parametrize("block", range(10))
+    @pytest.mark.slow
     def test_whatever_happens_nothing_escapes_and_everything_ends(self, block):
         for seed in range(block * 300, block * 300 + 300):
             chance = random.Random(seed)

@@ -987,17 +987,10 @@ thread.join(5)
     ],
 )
 @pytest.mark.parametrize("transport", ["twisted", "hub"])
-def test_on_every_reactor(kind, transport):
+@pytest.mark.slow
+def test_on_every_reactor(fork_server, kind, transport):
     """Half-close, last word, slow reader and stuck reader, in a process with that reactor."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    done = subprocess.run(
-        [sys.executable, "-c", SCENE, kind, transport],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = fork_server.run(["-c", SCENE, kind, transport], ROOT, 60)
     assert done.stdout.lower().startswith(f"good {kind}"), done.stdout + done.stderr
 
 
@@ -1069,6 +1062,7 @@ print(round(ours), round(bare))
 
 
 @pytest.mark.traces_memory
+@pytest.mark.slow
 def test_an_idle_connection_takes_less_than_one_kib_more_than_a_bare_protocol():
     """2,000 connections, or as many as there are descriptors for."""
     count = 2_000

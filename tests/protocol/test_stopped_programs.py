@@ -2,9 +2,6 @@
 Connections that are open when their program's reactor stops.
 """
 
-import subprocess
-import sys
-
 import pytest
 
 from helpers.support import leaf, pem, trust
@@ -66,31 +63,25 @@ reactor.run()
 
 @pytest.mark.parametrize("loop", ["default", "asyncio"])
 @pytest.mark.parametrize("kind", ["tcp:", "hub:tcp:", "secure:tcp:", "secure:hub:tcp:"])
-def test_a_client_hears_that_its_program_stopped(tmp_path, kind, loop):
+@pytest.mark.slow
+def test_a_client_hears_that_its_program_stopped(fork_server, tmp_path, kind, loop):
     """It is not told that the peer reset the connection."""
-    assert client(tmp_path, kind, loop, "open") == [
+    assert client(fork_server, tmp_path, kind, loop, "open") == [
         "close the reactor of this program stopped before the connection had finished",
         "end ProgramStopped",
     ]
 
 
 @pytest.mark.parametrize("kind", ["tcp:", "hub:tcp:"])
-def test_a_client_that_had_closed_has_no_reason(tmp_path, kind):
-    assert client(tmp_path, kind, "default", "closed") == ["end NoneType"]
+def test_a_client_that_had_closed_has_no_reason(fork_server, tmp_path, kind):
+    assert client(fork_server, tmp_path, kind, "default", "closed") == ["end NoneType"]
 
 
-def client(folder, *arguments):
+def client(fork_server, folder, *arguments):
     """Run a client that stops its reactor when it is connected; return what it is told then."""
     (folder / "program.py").write_text(CLIENT)
     (folder / "server.pem").write_bytes(pem(leaf()))
     (folder / "ca.pem").write_bytes(trust())
-    done = subprocess.run(
-        [sys.executable, "program.py", *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        check=False,
-    )
+    done = fork_server.run(["program.py", *arguments], folder, SECONDS)
     assert done.stderr == ""
     return done.stdout.splitlines()

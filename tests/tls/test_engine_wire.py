@@ -242,6 +242,7 @@ for version in Version:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks /proc for the memory")
+@pytest.mark.slow
 def test_idle_connections_take_less_than_20_kib_and_busy_ones_less_than_three_times_that(tmp_path):
     """A server's, with all that OpenSSL has for them; the others have once had 70 KB each way."""
     script = tmp_path / "idle.py"
