@@ -10,6 +10,7 @@ import os
 import random
 import re
 import secrets
+import select
 import shutil
 import signal
 import socket
@@ -31,15 +32,20 @@ SECONDS = 20
 TWISTD = str(Path(sys.executable).parent / "twistd")
 LOOPBACK = "tcp:0:interface=127.0.0.1"
 
-# Answers each line with what a child of the server sees of the manager.
+# Answers a line with what a child of the server sees of the manager; another one blocks it.
 HANDLERS = """
 import os
+import socket
 from txasynchat import AsyncChat, serve
 
 class Environment(AsyncChat):
     terminator = b"\\n"
 
     def message_received(self, message):
+        if message == b"block":
+            with socket.socket(socket.AF_UNIX) as gate:
+                gate.connect("gate")
+                gate.recv(1)
         names = [name for name in os.environ if name.startswith(("NOTIFY", "WATCHDOG"))]
         self.push(repr(names).encode() + b"\\n")
 """
@@ -197,14 +203,21 @@ def test_program_is_ready_when_clients_may_connect_and_says_when_it_stops(tmp_pa
     name = f"@{secrets.token_hex(8)}" if abstract else str(tmp_path / "notify")
     twistd = [TWISTD, "-n", "asynchat", "--handler", "handlers:Environment", "--listen", LOOPBACK]
     script = ["script.py"]
-    with listening_manager(name.replace("@", "\0")) as manager, subprocess.Popen(
-        [sys.executable, *(twistd if how == "twistd" else script)],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=os.environ | {"NOTIFY_SOCKET": name, "WATCHDOG_USEC": "100000"},
-    ) as program:  # fmt: skip
+    with (
+        listening_manager(name.replace("@", "\0")) as manager,
+        closing(socket.socket(socket.AF_UNIX)) as gate,
+        subprocess.Popen(
+            [sys.executable, *(twistd if how == "twistd" else script)],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=os.environ | {"NOTIFY_SOCKET": name, "WATCHDOG_USEC": "100000"},
+        ) as program,
+    ):
+        gate.bind(str(tmp_path / "gate"))
+        gate.settimeout(SECONDS)
+        gate.listen()
         limit = threading.Timer(SECONDS, program.kill)
         limit.start()
         try:
@@ -219,11 +232,19 @@ def test_program_is_ready_when_clients_may_connect_and_says_when_it_stops(tmp_pa
                 while (message := manager.recv(100)) == b"WATCHDOG=1":
                     pass
                 assert message == b"WATCHDOG=1\nSTATUS=1 connection"
+                client.sendall(b"block\n")
+                with gate.accept()[0]:
+                    manager.setblocking(False)
+                    heard(manager)
+                    assert select.select([manager], [], [], 0.2)[0] == []  # twice what it waits for
+                manager.settimeout(SECONDS)
+                assert manager.recv(100) == b"WATCHDOG=1"
                 program.send_signal(signal.SIGTERM)
                 while message != b"STOPPING=1":
                     message = manager.recv(100)
             program.communicate()
         finally:
+            program.kill()
             limit.cancel()
             limit.join()
     assert program.returncode == (-signal.SIGTERM if how == "twistd" else 0)

@@ -52,7 +52,7 @@ class Program(Server):
 
     A service manager that waits for it is told when every endpoint listens, when the program stops, and
     meanwhile that the reactor runs (``Type=notify``, ``WatchdogSec=`` of systemd). All programs of a
-    process are one to it.
+    process are one to it. A subclass that overrides `listening` calls ``super()``.
 
     Args:
         reactor, factory, endpoints, stop_timeout, transport, limits, default_limits: see `Server`.
