@@ -56,7 +56,8 @@ class World:
     limits: dict[str, float]
     ledger: Ledger
     windows: Windows
-    context: ssl.SSLContext
+    #: For each version of TLS.
+    contexts: list[ssl.SSLContext]
     #: Trusts nobody.
     suspicious: ssl.SSLContext = field(default_factory=ssl.create_default_context)
     numbers: Any = field(default_factory=lambda: itertools.count(1))
@@ -215,7 +216,7 @@ class Client:
         """Connect, with TLS where the place has it."""
         self.connection = connection = Connection(self.world, self.place, buffer=self.buffer)
         if self.place.secure:
-            connection.shake_hands(self.world.context)
+            connection.shake_hands(self.rng.choice(self.world.contexts))
         return connection
 
     def number(self) -> int:

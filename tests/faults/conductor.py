@@ -161,8 +161,12 @@ class Conductor:
     def run(self) -> None:
         """Do everything."""
         self._write_certificate(slowly=False)
-        context = ssl.create_default_context()
-        self._authority.configure_trust(context)
+        contexts = []
+        for version in ssl.TLSVersion.TLSv1_3, ssl.TLSVersion.TLSv1_2:
+            context = ssl.create_default_context()
+            context.maximum_version = version
+            self._authority.configure_trust(context)
+            contexts.append(context)
         server = Server(
             str(self.folder), self.options.transport, int(self.options.clients * 1.5) + 150
         )
@@ -173,7 +177,7 @@ class Conductor:
                 LIMITS | {"handshake": HANDSHAKE, "now": 0.0, "linger": 3.0},
                 self.ledger,
                 self.windows,
-                context,
+                contexts,
             )
             self._run_rounds(server)
         finally:
@@ -271,7 +275,7 @@ class Conductor:
             try:
                 connection = Connection(self.world, place)
                 try:
-                    connection.shake_hands(self.world.context)
+                    connection.shake_hands(self.world.contexts[0])
                     found = connection.sock.getpeercert()["serialNumber"]
                 finally:
                     connection.close()
@@ -328,3 +332,5 @@ class Conductor:
             f"  {sum(ledger.wrong.values())} wrong  lag {account['lag']:.2f} s",
             flush=True,
         )
+        for what, detail in ledger.news() + [(one, "") for one in account["wrong"]][:5]:
+            print(f"    {what[:500]}\n        {detail}", flush=True)

@@ -82,6 +82,15 @@ def _hung_up(connection: Connection, deadline: float) -> bool:
     return bool(poll.poll(max(0.0, deadline - time.monotonic()) * 1000))
 
 
+def _hello(context: ssl.SSLContext) -> bytes:
+    """Return a ClientHello."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    half = context.wrap_bio(incoming, outgoing, server_hostname="localhost")
+    with suppress(ssl.SSLWantReadError):
+        half.do_handshake()
+    return outgoing.read()
+
+
 # -- those that say nothing, or not enough
 
 
@@ -111,6 +120,26 @@ class SilentInHandshake(Fault):
             connection.send(
                 b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + self.rng.randbytes(50)
             )
+        self.until_ended("handshake", began)
+
+
+class TricklingHello(SilentInHandshake):
+    """Sends its ClientHello byte by byte."""
+
+    weight = 2
+
+    def misbehave(self, connection: Connection) -> None:
+        began = time.monotonic()
+        hello = _hello(self.world.contexts[0])
+        allowed = self.world.limits["handshake"] * 1.375 + SLACK
+        with suppress(OSError):
+            for at in range(len(hello)):
+                connection.send(hello[at : at + 1])
+                waits = self.rng.uniform(0.05, 0.3)
+                if select.select([connection.sock], [], [], waits)[0]:
+                    break
+                if time.monotonic() > began + allowed:
+                    break
         self.until_ended("handshake", began)
 
 
@@ -262,11 +291,7 @@ class ResetInHandshake(Fault):
         return self.connection
 
     def misbehave(self, connection: Connection) -> None:
-        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        half = self.world.context.wrap_bio(incoming, outgoing, server_hostname="localhost")
-        with suppress(ssl.SSLWantReadError):
-            half.do_handshake()
-        hello = outgoing.read()
+        hello = _hello(self.rng.choice(self.world.contexts))
         connection.send(hello[: self.rng.choice((10, len(hello), len(hello)))])
         time.sleep(self.rng.uniform(0, 0.02))
         connection.reset()
@@ -447,7 +472,8 @@ class Burst(Client):
 
 
 FAULTS: tuple[type[Client], ...] = (
-    Silent, SilentInHandshake, SilentOverTLS, Idle, Staller, Trickler, NonReader, ByteReader, Flooder,
+    Silent, SilentInHandshake, TricklingHello, SilentOverTLS,
+    Idle, Staller, Trickler, NonReader, ByteReader, Flooder,
     Vanisher, Resetter, ResetInHandshake, HalfCloser, Truncator, Lingerer, Babbler, Overlong, NoTLS,
     BrokenRecord, Distrustful, Provoker, Burst,
 )  # fmt: skip

@@ -28,6 +28,7 @@ class Ledger:
         self.faults: dict[tuple[str, str], tuple[int, float, float]] = {}
         self.wrong: Counter[str] = Counter()
         self.details: dict[str, str] = {}
+        self._told: set[str] = set()
 
     def count(self, what: str) -> None:
         with self._lock:
@@ -68,6 +69,12 @@ class Ledger:
             if detail:
                 self.details.setdefault(what, detail)
 
+    def news(self) -> list[tuple[str, str]]:
+        """Return what was wrong since this was asked last, with details."""
+        with self._lock:
+            told, self._told = self._told, set(self.wrong)
+            return [(what, self.details.get(what, "")) for what in self._told - told]
+
     def wait_of(self, part: float) -> float:
         """Return in how many seconds that part of the answers came."""
         with self._lock:
@@ -98,7 +105,7 @@ class Windows:
     def open(self, what: str, place: str | None = None) -> Window:
         window = Window(what, place, time.monotonic())
         # Nothing lasts so long that older ones matter.
-        self._windows = [*self._windows[-10:], window]
+        self._windows = [*self._windows[-30:], window]
         return window
 
     def close(self, window: Window) -> None:
