@@ -29,7 +29,11 @@ PATIENCE = 25.0
 
 
 class Ended(Exception):
-    """The server ended a connection, in order or not."""
+    """The server ended a connection, in order or not; *word* is what it said."""
+
+    def __init__(self, how: str, word: str = "") -> None:
+        super().__init__(how)
+        self.word = word
 
 
 @dataclass(frozen=True)
@@ -134,7 +138,7 @@ class Connection:
             if head.number:
                 return head, body
             if head.word != b"going":
-                raise Ended(f"it said {head.word.decode()}")
+                raise Ended(f"it said {head.word.decode()}", head.word.decode())
             self.going = True
 
     def rest(self, seconds: float) -> None:
@@ -147,7 +151,8 @@ class Connection:
                 if found is None:
                     raise Ended("in order, while it rested")
                 if found[0].word != b"going":
-                    raise Ended(f"it said {found[0].word.decode()}")
+                    word = found[0].word.decode()
+                    raise Ended(f"it said {word}", word)
                 self.going = True
 
     def reset(self) -> None:
@@ -332,6 +337,9 @@ class Good(Client):
         began = self.began
         if not self.answered and self.world.windows.troubled(place.name, began):
             self.ledger.count("turned away")
+            return
+        if isinstance(error, Ended) and error.word == "late" and self.world.windows.held_up(began):
+            self.ledger.count("late, but held up")
             return
         acknowledged = sent
         if connection is not None and connection.sock.fileno() != -1 and not place.secure:

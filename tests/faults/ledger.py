@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 #: Seconds after trouble in which connections may still feel it.
 AFTERMATH = 1.5
+HELD_UP_CLIENTS = "the clients held up"
 
 
 class Ledger:
@@ -102,8 +103,8 @@ class Windows:
     def __init__(self) -> None:
         self._windows: list[Window] = []
 
-    def open(self, what: str, place: str | None = None) -> Window:
-        window = Window(what, place, time.monotonic())
+    def open(self, what: str, place: str | None = None, began: float | None = None) -> Window:
+        window = Window(what, place, time.monotonic() if began is None else began)
         # Nothing lasts so long that older ones matter.
         self._windows = [*self._windows[-30:], window]
         return window
@@ -114,6 +115,10 @@ class Windows:
     def troubled(self, place: str, since: float) -> bool:
         """Return whether one was open at any time since then."""
         return self.overlap(place, since, time.monotonic()) > 0
+
+    def held_up(self, since: float) -> bool:
+        """Return whether the clients were held up at any time since then."""
+        return any(one.what == HELD_UP_CLIENTS and one.ended > since for one in self._windows)
 
     def overlap(self, place: str, began: float, ended: float) -> float:
         """Return for how many seconds of a time they were open."""
