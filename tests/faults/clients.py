@@ -58,6 +58,8 @@ class World:
 
     places: list[Place]
     limits: dict[str, float]
+    #: Seconds that a busy server and busy clients may take on top.
+    slack: float
     ledger: Ledger
     windows: Windows
     #: For each version of TLS.
@@ -65,6 +67,10 @@ class World:
     #: Trusts nobody.
     suspicious: ssl.SSLContext = field(default_factory=ssl.create_default_context)
     numbers: Any = field(default_factory=lambda: itertools.count(1))
+
+    def allowed(self, limit: str) -> float:
+        """Return in how many seconds a limit has to end a connection: three eighths are documented."""
+        return self.limits[limit] * 1.375 + self.slack
 
 
 class Connection:

@@ -18,10 +18,6 @@ from typing import ClassVar
 import wire
 from clients import PATIENCE, Client, Connection, Ended
 
-#: Seconds that a busy server and a busy client may take on top of a limit, and of the three eighths
-#: of it that are documented.
-SLACK = 2.5
-
 
 class Fault(Client):
     """A client that breaks a rule; `misbehave` has a connection whose TLS is up, where there is TLS."""
@@ -50,7 +46,7 @@ class Fault(Client):
         """Wait for the server to end the connection, which *limit* should have it do."""
         windows, connection = self.world.windows, self.connection
         assert connection is not None
-        allowed = self.world.limits[limit] * 1.375 + SLACK
+        allowed = self.world.allowed(limit)
         deadline = began + allowed + PATIENCE
         gone = _drained if reads else _hung_up
         ended = gone(connection, deadline)
@@ -131,7 +127,7 @@ class TricklingHello(SilentInHandshake):
     def misbehave(self, connection: Connection) -> None:
         began = time.monotonic()
         hello = _hello(self.world.contexts[0])
-        allowed = self.world.limits["handshake"] * 1.375 + SLACK
+        allowed = self.world.allowed("handshake")
         with suppress(OSError):
             for at in range(len(hello)):
                 connection.send(hello[at : at + 1])
@@ -185,7 +181,7 @@ class Trickler(Fault):
 
     def misbehave(self, connection: Connection) -> None:
         began = time.monotonic()
-        allowed = self.world.limits["message"] * 1.375 + SLACK
+        allowed = self.world.allowed("message")
         request = self.request(b"echo", self.rng.randbytes(1_000)).sent
         start = self.rng.choice((0, 30))  # in its line, or in its body
         connection.send(request[:start])
@@ -227,7 +223,7 @@ class ByteReader(Fault):
             connection.send(self.request(b"give", b"200000").sent)
         poll = select.poll()
         poll.register(connection.sock.fileno(), select.POLLRDHUP)
-        until = began + self.world.limits["write_stall"] * 1.375 + SLACK
+        until = began + self.world.allowed("write_stall")
         with suppress(OSError):
             while time.monotonic() < until and not poll.poll(300):
                 connection.sock.recv(50)
@@ -336,7 +332,7 @@ class Lingerer(Fault):
     def misbehave(self, connection: Connection) -> None:
         began = time.monotonic()
         connection.send(b"this is not a request\r\n")
-        until = began + self.world.limits["linger"] * 1.375 + SLACK + PATIENCE
+        until = began + self.world.allowed("linger") + PATIENCE
         ended = False
         while not ended and time.monotonic() < until:
             try:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 #: Seconds after trouble in which connections may still feel it.
 AFTERMATH = 1.5
-HELD_UP_CLIENTS = "the clients held up"
+CLIENTS_HELD_UP, SERVER_HELD_UP = "clients held up", "server held up"
 
 
 class Ledger:
@@ -117,8 +117,9 @@ class Windows:
         return self.overlap(place, since, time.monotonic()) > 0
 
     def held_up(self, since: float) -> bool:
-        """Return whether the clients were held up at any time since then."""
-        return any(one.what == HELD_UP_CLIENTS and one.ended > since for one in self._windows)
+        """Return whether clients or server were held up, by the machine, at any time since then."""
+        held_up = (CLIENTS_HELD_UP, SERVER_HELD_UP)
+        return any(one.what in held_up and one.ended > since for one in self._windows)
 
     def overlap(self, place: str, began: float, ended: float) -> float:
         """Return for how many seconds of a time they were open."""

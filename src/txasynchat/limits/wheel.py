@@ -3,8 +3,8 @@
 
 Who has to look after each of ten thousand connections every few seconds needs no exact moments, so
 what is due at about the same time is kept together, and one call of the reactor serves all of it.
-Nothing is due too early; it may be late by an eighth of its delay. A reactor that was held up reads what
-came meanwhile before anything is due, so that no peer is blamed for that.
+Nothing is due too early; it may be late by an eighth of its delay. A reactor that was held up reads
+what came meanwhile before anything is due, so that no peer is blamed for that.
 """
 
 from __future__ import annotations
