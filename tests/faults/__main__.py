@@ -101,6 +101,9 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=500, help="at a time; default 500")
     parser.add_argument("--seed", type=int, default=None, help="by default another one each time")
     parser.add_argument("--transport", choices=("hub", "twisted"), default="hub")
+    parser.add_argument(
+        "--slack", type=float, default=2.5, help="seconds on top of each limit; default 2.5"
+    )
     parser.add_argument("--log", help="where the server's log is copied to")
     options = parser.parse_args()
     if options.seed is None:

@@ -29,7 +29,11 @@ PATIENCE = 25.0
 
 
 class Ended(Exception):
-    """The server ended a connection, in order or not."""
+    """The server ended a connection, in order or not; *word* is what it said."""
+
+    def __init__(self, how: str, word: str = "") -> None:
+        super().__init__(how)
+        self.word = word
 
 
 @dataclass(frozen=True)
@@ -54,12 +58,19 @@ class World:
 
     places: list[Place]
     limits: dict[str, float]
+    #: Seconds that a busy server and busy clients may take on top.
+    slack: float
     ledger: Ledger
     windows: Windows
-    context: ssl.SSLContext
+    #: For each version of TLS.
+    contexts: list[ssl.SSLContext]
     #: Trusts nobody.
     suspicious: ssl.SSLContext = field(default_factory=ssl.create_default_context)
     numbers: Any = field(default_factory=lambda: itertools.count(1))
+
+    def allowed(self, limit: str) -> float:
+        """Return in how many seconds a limit has to end a connection: three eighths are documented."""
+        return self.limits[limit] * 1.375 + self.slack
 
 
 class Connection:
@@ -133,7 +144,7 @@ class Connection:
             if head.number:
                 return head, body
             if head.word != b"going":
-                raise Ended(f"it said {head.word.decode()}")
+                raise Ended(f"it said {head.word.decode()}", head.word.decode())
             self.going = True
 
     def rest(self, seconds: float) -> None:
@@ -146,7 +157,8 @@ class Connection:
                 if found is None:
                     raise Ended("in order, while it rested")
                 if found[0].word != b"going":
-                    raise Ended(f"it said {found[0].word.decode()}")
+                    word = found[0].word.decode()
+                    raise Ended(f"it said {word}", word)
                 self.going = True
 
     def reset(self) -> None:
@@ -215,7 +227,7 @@ class Client:
         """Connect, with TLS where the place has it."""
         self.connection = connection = Connection(self.world, self.place, buffer=self.buffer)
         if self.place.secure:
-            connection.shake_hands(self.world.context)
+            connection.shake_hands(self.rng.choice(self.world.contexts))
         return connection
 
     def number(self) -> int:
@@ -331,6 +343,9 @@ class Good(Client):
         began = self.began
         if not self.answered and self.world.windows.troubled(place.name, began):
             self.ledger.count("turned away")
+            return
+        if isinstance(error, Ended) and error.word == "late" and self.world.windows.held_up(began):
+            self.ledger.count("late, but held up")
             return
         acknowledged = sent
         if connection is not None and connection.sock.fileno() != -1 and not place.secure:

@@ -17,14 +17,17 @@ import threading
 import time
 from pathlib import Path
 from queue import Empty, Queue
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import trustme
 from cryptography import x509
 
 from clients import GOOD, Client, Connection, Place, World
 from faulty import FAULTS
-from ledger import Ledger, Windows
+from ledger import CLIENTS_HELD_UP, SERVER_HELD_UP, Ledger, Windows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 #: What the server's limits are, so short that they all pass.
 LIMITS = {
@@ -36,6 +39,9 @@ LIMITS = {
     "stop_timeout": 6.0,
 }
 HANDSHAKE = 4.0
+#: Seconds for which a busy machine may hold up server or clients before that is counted for them.
+HELD_UP = 0.7
+LONGEST_HELD_UP = 10.0
 #: Seconds in which clients come to their end when a round is over.
 LULL = 40.0
 #: Seconds in which a renewed certificate has to be in use.
@@ -49,10 +55,14 @@ class Broken(Exception):
 class Server:
     """The server's process, as it is seen from here."""
 
-    def __init__(self, folder: str, transport: str, descriptors: int) -> None:
+    def __init__(
+        self, folder: str, transport: str, descriptors: int, held_up: Callable[[float], None]
+    ) -> None:
         command = [sys.executable, str(Path(__file__).with_name("serving.py"))]
         command += ["--folder", folder, "--transport", transport, "--handshake", str(HANDSHAKE)]
         command += ["--descriptors", str(descriptors), "--limits", json.dumps(LIMITS)]
+        command += ["--held-up", str(HELD_UP)]
+        self._held_up = held_up
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -64,6 +74,9 @@ class Server:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             answer = json.loads(line)
+            if "held up" in answer:
+                self._held_up(answer["held up"])
+                continue
             (self._stopped if "stopped" in answer else self._answers).put(answer)
         self._answers.put({"error": "the server's process ended"})
 
@@ -161,19 +174,27 @@ class Conductor:
     def run(self) -> None:
         """Do everything."""
         self._write_certificate(slowly=False)
-        context = ssl.create_default_context()
-        self._authority.configure_trust(context)
+        contexts = []
+        for version in ssl.TLSVersion.TLSv1_3, ssl.TLSVersion.TLSv1_2:
+            context = ssl.create_default_context()
+            context.maximum_version = version
+            self._authority.configure_trust(context)
+            contexts.append(context)
         server = Server(
-            str(self.folder), self.options.transport, int(self.options.clients * 1.5) + 150
+            str(self.folder),
+            self.options.transport,
+            int(self.options.clients * 1.5) + 150,
+            self._server_held_up,
         )
         try:
             ports = server("listen")
             self.world = World(
                 [Place(*one) for one in ports.items()],
                 LIMITS | {"handshake": HANDSHAKE, "now": 0.0, "linger": 3.0},
+                self.options.slack,
                 self.ledger,
                 self.windows,
-                context,
+                contexts,
             )
             self._run_rounds(server)
         finally:
@@ -181,10 +202,29 @@ class Conductor:
             self.going.set()
             server.end()
 
+    def _server_held_up(self, seconds: float) -> None:
+        began = time.monotonic() - seconds
+        self.windows.close(self.windows.open(SERVER_HELD_UP, began=began))
+        self.ledger.count("times that the server was held up")
+        if seconds > LONGEST_HELD_UP:
+            self.ledger.mistake(f"the server was held up for {seconds:.1f} s")
+
+    def _watch_the_clock(self) -> None:
+        """Notice when this process is held up, so that clients which keep the rules seem not to."""
+        last = time.monotonic()
+        while not self.over:
+            time.sleep(0.1)
+            now = time.monotonic()
+            if now - last > 0.1 + HELD_UP:
+                self.windows.close(self.windows.open(CLIENTS_HELD_UP, began=last))
+                self.ledger.count("times that the clients were held up")
+            last = now
+
     def _run_rounds(self, server: Server) -> None:
         slots = [Slot(self, number) for number in range(self.options.clients)]
         for slot in slots:
             slot.start()
+        threading.Thread(target=self._watch_the_clock, daemon=True).start()
         began = time.monotonic()
         seconds = self.options.seconds
         rounds = max(2, round(seconds / (60 if seconds > 600 else 33)))
@@ -271,7 +311,7 @@ class Conductor:
             try:
                 connection = Connection(self.world, place)
                 try:
-                    connection.shake_hands(self.world.context)
+                    connection.shake_hands(self.world.contexts[0])
                     found = connection.sock.getpeercert()["serialNumber"]
                 finally:
                     connection.close()
@@ -328,3 +368,5 @@ class Conductor:
             f"  {sum(ledger.wrong.values())} wrong  lag {account['lag']:.2f} s",
             flush=True,
         )
+        for what, detail in ledger.news() + [(one, "") for one in account["wrong"]][:5]:
+            print(f"    {what[:500]}\n        {detail}", flush=True)

@@ -18,10 +18,6 @@ from typing import ClassVar
 import wire
 from clients import PATIENCE, Client, Connection, Ended
 
-#: Seconds that a busy server and a busy client may take on top of a limit, and of the three eighths
-#: of it that are documented.
-SLACK = 2.5
-
 
 class Fault(Client):
     """A client that breaks a rule; `misbehave` has a connection whose TLS is up, where there is TLS."""
@@ -50,7 +46,7 @@ class Fault(Client):
         """Wait for the server to end the connection, which *limit* should have it do."""
         windows, connection = self.world.windows, self.connection
         assert connection is not None
-        allowed = self.world.limits[limit] * 1.375 + SLACK
+        allowed = self.world.allowed(limit)
         deadline = began + allowed + PATIENCE
         gone = _drained if reads else _hung_up
         ended = gone(connection, deadline)
@@ -82,6 +78,15 @@ def _hung_up(connection: Connection, deadline: float) -> bool:
     return bool(poll.poll(max(0.0, deadline - time.monotonic()) * 1000))
 
 
+def _hello(context: ssl.SSLContext) -> bytes:
+    """Return a ClientHello."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    half = context.wrap_bio(incoming, outgoing, server_hostname="localhost")
+    with suppress(ssl.SSLWantReadError):
+        half.do_handshake()
+    return outgoing.read()
+
+
 # -- those that say nothing, or not enough
 
 
@@ -111,6 +116,26 @@ class SilentInHandshake(Fault):
             connection.send(
                 b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + self.rng.randbytes(50)
             )
+        self.until_ended("handshake", began)
+
+
+class TricklingHello(SilentInHandshake):
+    """Sends its ClientHello byte by byte."""
+
+    weight = 2
+
+    def misbehave(self, connection: Connection) -> None:
+        began = time.monotonic()
+        hello = _hello(self.world.contexts[0])
+        allowed = self.world.allowed("handshake")
+        with suppress(OSError):
+            for at in range(len(hello)):
+                connection.send(hello[at : at + 1])
+                waits = self.rng.uniform(0.05, 0.3)
+                if select.select([connection.sock], [], [], waits)[0]:
+                    break
+                if time.monotonic() > began + allowed:
+                    break
         self.until_ended("handshake", began)
 
 
@@ -156,7 +181,7 @@ class Trickler(Fault):
 
     def misbehave(self, connection: Connection) -> None:
         began = time.monotonic()
-        allowed = self.world.limits["message"] * 1.375 + SLACK
+        allowed = self.world.allowed("message")
         request = self.request(b"echo", self.rng.randbytes(1_000)).sent
         start = self.rng.choice((0, 30))  # in its line, or in its body
         connection.send(request[:start])
@@ -198,7 +223,7 @@ class ByteReader(Fault):
             connection.send(self.request(b"give", b"200000").sent)
         poll = select.poll()
         poll.register(connection.sock.fileno(), select.POLLRDHUP)
-        until = began + self.world.limits["write_stall"] * 1.375 + SLACK
+        until = began + self.world.allowed("write_stall")
         with suppress(OSError):
             while time.monotonic() < until and not poll.poll(300):
                 connection.sock.recv(50)
@@ -262,11 +287,7 @@ class ResetInHandshake(Fault):
         return self.connection
 
     def misbehave(self, connection: Connection) -> None:
-        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        half = self.world.context.wrap_bio(incoming, outgoing, server_hostname="localhost")
-        with suppress(ssl.SSLWantReadError):
-            half.do_handshake()
-        hello = outgoing.read()
+        hello = _hello(self.rng.choice(self.world.contexts))
         connection.send(hello[: self.rng.choice((10, len(hello), len(hello)))])
         time.sleep(self.rng.uniform(0, 0.02))
         connection.reset()
@@ -311,7 +332,7 @@ class Lingerer(Fault):
     def misbehave(self, connection: Connection) -> None:
         began = time.monotonic()
         connection.send(b"this is not a request\r\n")
-        until = began + self.world.limits["linger"] * 1.375 + SLACK + PATIENCE
+        until = began + self.world.allowed("linger") + PATIENCE
         ended = False
         while not ended and time.monotonic() < until:
             try:
@@ -447,7 +468,8 @@ class Burst(Client):
 
 
 FAULTS: tuple[type[Client], ...] = (
-    Silent, SilentInHandshake, SilentOverTLS, Idle, Staller, Trickler, NonReader, ByteReader, Flooder,
+    Silent, SilentInHandshake, TricklingHello, SilentOverTLS,
+    Idle, Staller, Trickler, NonReader, ByteReader, Flooder,
     Vanisher, Resetter, ResetInHandshake, HalfCloser, Truncator, Lingerer, Babbler, Overlong, NoTLS,
     BrokenRecord, Distrustful, Provoker, Burst,
 )  # fmt: skip

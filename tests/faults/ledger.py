@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 #: Seconds after trouble in which connections may still feel it.
 AFTERMATH = 1.5
+CLIENTS_HELD_UP, SERVER_HELD_UP = "clients held up", "server held up"
 
 
 class Ledger:
@@ -28,6 +29,7 @@ class Ledger:
         self.faults: dict[tuple[str, str], tuple[int, float, float]] = {}
         self.wrong: Counter[str] = Counter()
         self.details: dict[str, str] = {}
+        self._told: set[str] = set()
 
     def count(self, what: str) -> None:
         with self._lock:
@@ -68,6 +70,12 @@ class Ledger:
             if detail:
                 self.details.setdefault(what, detail)
 
+    def news(self) -> list[tuple[str, str]]:
+        """Return what was wrong since this was asked last, with details."""
+        with self._lock:
+            told, self._told = self._told, set(self.wrong)
+            return [(what, self.details.get(what, "")) for what in self._told - told]
+
     def wait_of(self, part: float) -> float:
         """Return in how many seconds that part of the answers came."""
         with self._lock:
@@ -95,10 +103,10 @@ class Windows:
     def __init__(self) -> None:
         self._windows: list[Window] = []
 
-    def open(self, what: str, place: str | None = None) -> Window:
-        window = Window(what, place, time.monotonic())
+    def open(self, what: str, place: str | None = None, began: float | None = None) -> Window:
+        window = Window(what, place, time.monotonic() if began is None else began)
         # Nothing lasts so long that older ones matter.
-        self._windows = [*self._windows[-10:], window]
+        self._windows = [*self._windows[-30:], window]
         return window
 
     def close(self, window: Window) -> None:
@@ -107,6 +115,11 @@ class Windows:
     def troubled(self, place: str, since: float) -> bool:
         """Return whether one was open at any time since then."""
         return self.overlap(place, since, time.monotonic()) > 0
+
+    def held_up(self, since: float) -> bool:
+        """Return whether clients or server were held up, by the machine, at any time since then."""
+        held_up = (CLIENTS_HELD_UP, SERVER_HELD_UP)
+        return any(one.what in held_up and one.ended > since for one in self._windows)
 
     def overlap(self, place: str, began: float, ended: float) -> float:
         """Return for how many seconds of a time they were open."""

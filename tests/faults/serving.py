@@ -92,7 +92,10 @@ class Serving:
 
     def _tick(self):
         now = time.monotonic()
-        self.lag = max(self.lag, now - self._ticked - 0.05)
+        lag = now - self._ticked - 0.05
+        self.lag = max(self.lag, lag)
+        if lag > self.options.held_up:
+            _say({"held up": lag})
         self._ticked = now
 
     def listen(self):
@@ -224,6 +227,7 @@ def main():
     parser.add_argument("--descriptors", type=int, required=True)
     parser.add_argument("--limits", required=True)
     parser.add_argument("--handshake", type=float, required=True)
+    parser.add_argument("--held-up", type=float, required=True)
     options = parser.parse_args()
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (options.descriptors, hard))

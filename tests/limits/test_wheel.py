@@ -108,6 +108,20 @@ def test_a_wheel_that_is_empty_leaves_no_timer_and_is_forgotten():
     assert clock() is None
 
 
+def test_after_the_reactor_was_held_up_it_reads_before_anything_is_due():
+    clock = Clock()
+    wheel = Wheel(clock)
+    order = []
+    wheel.enter(One(lambda _: order.append("due")), 1, 0)
+    clock.callLater(2, order.append, "read")
+    clock.advance(5)
+    assert order == ["read", "due"]
+    wheel.enter(One(lambda _: order.append("again")), 1, 5)
+    clock.callLater(2, order.append, "read")
+    clock.advance(5)
+    assert order == ["read", "due", "read", "again"]
+
+
 def test_one_that_raises_is_logged_and_the_others_are_called():
     clock = Clock()
     wheel = Wheel(clock)
