@@ -36,7 +36,6 @@ class Front(AsyncChat):
     """A client's connection; without a destination it has to name one first."""
 
     terminator = b"\r\n\r\n"
-    back: AsyncChat | None = None
     connecting: Deferred[AsyncChat] | None = None
 
     def __init__(self, destination: tuple[str, int] | None) -> None:
@@ -62,7 +61,7 @@ class Front(AsyncChat):
 
     def couple(self, host: str, port: int) -> None:
         # What the client says before the destination is there waits in the queue of `back`.
-        self.back = back = AsyncChat()
+        back = AsyncChat()
         self.pipe_to(back)
         back.pipe_to(self)
         self.connecting = connectProtocol(  # type: ignore[no-untyped-call]
@@ -88,15 +87,6 @@ class Front(AsyncChat):
         phrase = HTTPStatus(status).phrase.encode()
         self.push(b"HTTP/1.1 %d %b\r\nContent-Length: 0\r\n" % (status, phrase))
         self.push(b"Connection: close\r\n\r\n")
-
-    @override
-    def handle_shutdown(self) -> None:
-        if self.back is None:
-            self.close()
-            return
-        # Coupled connections end when their peers end them. So receive nothing more, and end here.
-        self.pause()
-        self.back.drained().addBoth(lambda _: self.close())
 
     @override
     def handle_end(self, reason: ChatError | None) -> None:

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
+from twisted.internet.task import Clock
 from twisted.trial.unittest import TestCase
 
 from helpers import wire
@@ -286,10 +287,66 @@ class TestEnds:
             chats[0].pipe_to(chats[1])
             assert ends[1 - first].disconnecting
 
-    def test_a_coupled_connection_is_busy(self):
-        one, _, source, _ = pair(both=True)
+    def test_a_pair_ends_when_both_directions_are_quiet(self):
+        """As when the server stops: a transfer that goes on is not cut off."""
+        for ended in (False, True):  # half of it, by a peer
+            one, other, source, target = pair(both=True)
+            one.clock = clock = Clock()
+            if ended:
+                one.readConnectionLost()
+            one.handle_shutdown()
+            for _ in range(5):
+                clock.pump([0.15] * 5)
+                other.dataReceived(b"x")
+            clock.pump([0.1] * 9)
+            assert not source.disconnecting
+            clock.pump([0.1] * 4)
+            assert source.disconnecting
+            lose(one)
+            assert target.disconnecting
+            lose(other)
+            assert not clock.getDelayedCalls()
+
+    def test_a_pair_does_not_end_while_something_waits(self):
+        one, other, source, target = pair(both=True)
+        one.clock = clock = Clock()
+        target.room = 1
+        one.dataReceived(b"x" * 50)
+        one.dataReceived(b"y")
         one.handle_shutdown()
+        clock.pump([1] * 5)
+        target.make_room()
+        other.pause()
+        clock.pump([1] * 5)
+        other.resume()
         assert not source.disconnecting
+        clock.pump([0.6] * 5)
+        assert source.disconnecting
+        assert target.value() == b"x" * 50 + b"y"
+
+    def test_a_pair_that_was_to_end_before_it_was_one_ends(self):
+        other = Chat()
+        one = Chat(lambda chat, _: chat.pipe_to(other))
+        source, target = connected(one), connected(other)
+        one.dataReceived(b"hal")
+        one.close_when_idle()
+        assert not source.disconnecting
+        one.dataReceived(b"f\n")
+        assert source.disconnecting  # at once in memory, where there is no clock
+        lose(one)
+        assert target.disconnecting
+
+    def test_the_end_of_either_ends_the_looks(self):
+        for first in (0, 1):
+            chats = pair(both=True)
+            clock = Clock()
+            for chat in chats[:2]:
+                chat.clock = clock
+                chat.handle_shutdown()
+            assert clock.getDelayedCalls()
+            lose(chats[first])
+            lose(chats[1 - first])
+            assert not clock.getDelayedCalls()
 
     def test_nobody_is_kept_alive(self):
         one, other, *_ = pair(both=True)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from txasynchat import transports
+from txasynchat.delivery import StallWatch
 from txasynchat.protocol.ends import Ends
 from txasynchat.protocol.outbox import Phase
-from txasynchat.protocol.pipe import Pipe
+from txasynchat.protocol.pipe import QUIET, Pipe
 from txasynchat.protocol.state import State
 
 __all__ = ["Couples"]
 
+_OPEN = State.OPEN
 _CLOSED = State.CLOSED
 _READY = Phase.READY
 
@@ -31,6 +34,9 @@ class Couples(Ends):
         sending has ended too. When either is lost, what has arrived is passed on, and the other one
         closes once everything is sent.
 
+        `close_when_idle`, as when the server stops, closes this connection, and so both, when no byte
+        went either way for a second, nothing waits, and delivery is not paused on either.
+
         Raises:
             TypeError: *other* is no `AsyncChat`.
             RuntimeError: this connection is piped already, or another one is piped to *other*.
@@ -42,6 +48,7 @@ class Couples(Ends):
         collected = b"" if self._delivering else b"".join(self._incoming or ())
         self._incoming = None
         self._pipe = Pipe(self._inbox, other, other._take_piped, collected)
+        self._pipe.finishing = self._close_when_idle and not self._inbox.peer_finished
         other._fed_by = self
         self._settles = True
         if _CLOSED in (self._state, other._state):
@@ -66,10 +73,30 @@ class Couples(Ends):
         """This connection is lost: end those that it is coupled with."""
         pipe, source = self._pipe, self._fed_by
         self._pipe = self._fed_by = None
+        if pipe is not None:
+            pipe.quiet.cancel()
         if pipe is not None and pipe.target is not self:
             pipe.target._fed_by = None
             pipe.target._close()
         if source is not None and source is not self:
+            if source._pipe is not None:
+                source._pipe.quiet.cancel()
             source._pipe = None
             source._inbox.choked = False
             source._close()
+
+    def _end_when_quiet(self) -> None:
+        """Close if no byte went either way for a while; else look again later."""
+        pipe = self._pipe
+        if pipe is None or self._state is not _OPEN:
+            return
+        ours, theirs = self._outbox, pipe.target._outbox
+        waits = bool(ours or theirs or pipe.target._inbox.held or not self._is_idle)
+        if waits:
+            pipe.quiet.cancel()
+            pipe.quiet = StallWatch()
+        clock = self.clock or transports.reactor_of(self.transport)
+        counts = ours.taken, theirs.taken
+        quiet = pipe.quiet.stalled(clock, QUIET, self._end_when_quiet, *counts)
+        if (quiet or clock is None) and not waits:
+            self.close_when_done()

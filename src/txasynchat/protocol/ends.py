@@ -101,7 +101,9 @@ class Ends(Settles):
         self._inbox.peer_finished = True
         if self._closing is not None:
             self._closing.peer_finished()
-        if self._stream is None or self._pipe is not None:
+        if self._pipe is not None:
+            self._await_idle()
+        elif self._stream is None:
             self.close_when_idle()
         else:
             self._go_on()
@@ -164,14 +166,15 @@ class Ends(Settles):
         delivery is not paused.
 
         So a message that has begun is still answered, and so is one whose handler paused delivery
-        until its answer is there.
+        until its answer is there. A connection that is piped to another one is idle when no byte went
+        either way for a second, and none waits; see `pipe_to`.
         """
-        if self._stream is not None and self._pipe is None:
+        if self._pipe is not None:
+            self._pipe.finishing = True
+        elif self._stream is not None:
             self._stream.finish()
             return
-        self._close_when_idle = self._settles = True
-        if self._is_idle and self._state is _OPEN:
-            self._go_on()
+        self._await_idle()
 
     def end_sending(self) -> None:
         """
@@ -269,6 +272,11 @@ class Ends(Settles):
         if self.transport is not None:
             transports.abort(self.transport)
 
+    def _await_idle(self) -> None:
+        self._close_when_idle = self._settles = True
+        if self._is_idle and self._state is _OPEN:
+            self._go_on()
+
     def _close_if_idle(self) -> None:
         """Everything was delivered that can be: at the peer's end call `handle_eof`; then close."""
         inbox = self._inbox
@@ -279,6 +287,8 @@ class Ends(Settles):
                 inbox.told_of_end = True
                 self._pipe.target.end_sending()
             if not (inbox.peer_finished and self._outbox.closing):
+                if self._pipe.finishing and not self._pipe.quiet.waiting:
+                    self._end_when_quiet()
                 return
         elif inbox.peer_finished and not inbox.told_of_end:
             inbox.told_of_end = True

@@ -13,15 +13,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from txasynchat.delivery import StallWatch
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from txasynchat.protocol.inbox import Inbox
 
-__all__ = ["HIGH_WATER", "Pipe"]
+__all__ = ["HIGH_WATER", "QUIET", "Pipe"]
 
 #: The level at which the source is held where `high_water` of the target is None, for never.
 HIGH_WATER = 65_536
+#: Seconds without a byte after which a pair that is to finish ends.
+QUIET = 1.0
 
 
 class Pipe:
@@ -33,9 +37,13 @@ class Pipe:
         target: whose connection it goes to.
         push: queues bytes there.
         collected: what goes before all that the inbox has; see `take_back`.
+
+    Attributes:
+        finishing: the application wants the source to end as soon as both directions are quiet.
+        quiet: looks whether they are; cancelled when the two are not coupled any more.
     """
 
-    __slots__ = ("_front", "_inbox", "_push", "target")
+    __slots__ = ("_front", "_inbox", "_push", "finishing", "quiet", "target")
 
     def __init__(
         self, inbox: Inbox, target: Any, push: Callable[[bytes], None], collected: bytes
@@ -43,6 +51,8 @@ class Pipe:
         self._inbox = inbox
         self._push = push
         self.target = target
+        self.finishing = False
+        self.quiet = StallWatch()
         # Not back into the inbox: a delivery that is going on would cut it into messages.
         self._front = inbox.take_back(collected)
         inbox.set_terminator(None)

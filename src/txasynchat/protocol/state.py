@@ -142,6 +142,7 @@ class HasState(Hooks, Protocol):
     _cannot_send: Callable[[], None]
     _close_if_idle: Callable[[], None]
     _uncouple: Callable[[], None]
+    _end_when_quiet: Callable[[], None]
     close_when_done: Callable[[], None]
     push: Callable[[Any], None]
 
