@@ -229,6 +229,20 @@ def test_a_client_that_says_nothing_is_closed_as_file_and_command_line_say(run, 
     program.said("first_message: nothing came for 0.5 s|idle: nothing went either way for 0.5 s")
 
 
+def test_who_comes_when_all_places_are_taken_is_told_what_the_command_line_says(run):
+    program = run(
+        *TWISTD, "-n", "asynchat", "--listen", LOOPBACK,
+        "--limit", "connections=1", "--limit", r"refusal=421 busy\r\n",
+    )  # fmt: skip
+    port = program.port()
+    with connect(port) as (client, answers):
+        client.sendall(b"hello\n")
+        assert answers.readline() == b"hello\n"
+        with connect(port) as (_refused, said):
+            assert said.read() == b"421 busy\r\n"
+    program.said(r"127\.0\.0\.1.* is refused: 1 are open already \(connections\)")
+
+
 @pytest.mark.parametrize("client", ["nc", "curl", "openssl"])
 def test_common_clients_get_answers(run, tmp_path, client):
     if shutil.which(client) is None:

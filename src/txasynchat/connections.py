@@ -218,7 +218,7 @@ class WatchedFactory:
             if protocol is None and place is not None:
                 place.leave()
         if protocol is None:
-            return None
+            return None if admission is None else admission.failing()
         return self._connections.watch(protocol, in_force(_handler(protocol), *self._limits), place)
 
     def socket_accepted(self, sock: Any, address: Any) -> None:

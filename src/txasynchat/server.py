@@ -139,7 +139,7 @@ class ChatFactory(Factory):
             self._log.failure("{peer}: cannot build {handler!r}", peer=addr, handler=self.handler)
             if place is not None:
                 place.leave()
-            return None
+            return None if admission is None else admission.failing()
         handler.factory = self
         limits = in_force(handler, self.limits, self.default_limits)
         if limits is not None and limits.max_message_length is not UNSET:

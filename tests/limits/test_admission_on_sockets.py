@@ -3,8 +3,10 @@ Who is refused and who waits, whatever carries the connection and whatever serve
 """
 
 import contextlib
+import random
 import socket
 import ssl
+import struct
 from pathlib import Path
 
 import pytest
@@ -26,12 +28,20 @@ pytestmark = pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWar
 BUSY = b"421 busy\r\n"
 
 
+def begin(handler):
+    """Count a handler, or fail."""
+    handler.made += 1
+    if handler.fails_every and handler.made % handler.fails_every == 0:
+        raise ValueError("this handler fails")
+
+
 class Chat(AsyncChat):
     terminator = b"\n"
     made = 0
+    fails_every = 0
 
     def __init__(self):
-        type(self).made += 1
+        begin(type(self))
 
     def message_received(self, message):
         self.push(message + b"\n")
@@ -39,9 +49,10 @@ class Chat(AsyncChat):
 
 class Other(Protocol):
     made = 0
+    fails_every = 0
 
     def __init__(self):
-        type(self).made += 1
+        begin(type(self))
 
     @override
     def dataReceived(self, data):
@@ -50,9 +61,10 @@ class Other(Protocol):
 
 class Legacy(asynchat.async_chat):
     made = 0
+    fails_every = 0
 
     def __init__(self, sock):
-        type(self).made += 1
+        begin(type(self))
         super().__init__(sock)
         self.set_terminator(b"\n")
 
@@ -65,8 +77,10 @@ class Legacy(asynchat.async_chat):
 class Client:
     """One that connects in the calling thread, says a line, and reads the answer."""
 
-    def __init__(self, address, *, secure=False, family=socket.AF_INET, header=b""):
+    def __init__(self, address, *, secure=False, family=socket.AF_INET, header=b"", source=None):
         self.sock = socket.socket(family)
+        if source is not None:
+            self.sock.bind((source, 0))
         self.sock.settimeout(20)
         self.sock.connect(address)
         self.secure = secure
@@ -105,7 +119,7 @@ class Ways:
         return ChatFactory(self.handler)
 
     def setUp(self):
-        self.handler.made = 0
+        self.handler.made = self.handler.fails_every = 0
         self.pem = self.mktemp()
         Path(self.pem).write_bytes(pem(leaf()))
         self.events = []
@@ -178,6 +192,41 @@ class Ways:
         await until(lambda: self.counts.connections == 0)
         self.assertEqual(self.counts.waiting, 0)
 
+    async def test_nothing_is_left_of_whatever_came(self):
+        """Connections that end in order and by force, early and late, refused, or without a handler."""
+        self.handler.fails_every = 5
+        self.start(connections=8, per_address=4, per_address_rate=1000, exempt=[], refusal=BUSY)
+        address = self.server.ports[0].getHost().port
+        await in_thread(self.misbehave, address, random.Random(3))
+        await until(lambda: self.counts.connections == 0)
+        self.assertGreater(self.counts.refused.total(), 5)
+        self.flushLoggedErrors(ValueError)
+        self.handler.fails_every = 0
+        await self.served()
+
+    def misbehave(self, port, chance):
+        opened = []
+        for _ in range(100):
+            source = f"127.0.0.{chance.randrange(1, 4)}"
+            client = Client(("127.0.0.1", port), secure=self.secure, source=source)
+            opened.append(client)
+            with contextlib.suppress(OSError):
+                match chance.randrange(5):
+                    case 0:
+                        client.sock.sendall(b"\x16\x03\x01\x02\x00")
+                    case 1:
+                        client.ask(b"hello\n")
+                    case 2:
+                        client.sock.shutdown(socket.SHUT_WR)
+                    case 3:
+                        reset = struct.pack("ii", 1, 0)
+                        client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+                        opened.pop().close()
+            if len(opened) > 6:
+                opened.pop(chance.randrange(6)).close()
+        for client in opened:
+            client.close()
+
 
 class OfOthers(Ways):
     handler = Other
@@ -214,6 +263,7 @@ class Once(Ways):
 
     test_a_refused_peer_is_told_why_and_closed_in_order = None
     test_who_waits_is_served_in_order = None
+    test_nothing_is_left_of_whatever_came = None
 
     async def test_no_more_may_wait_than_the_queue_holds(self):
         """Those who have left make room, too."""
@@ -294,14 +344,10 @@ class Once(Ways):
 
     def at(self, host):
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        client = socket.socket(family)
-        client.bind((host, 0))
-        client.settimeout(20)
-        client.connect((host, self.server.ports[0].getHost().port))
-        made = Client.__new__(Client)
-        made.sock, made.secure = client, False
-        self.addCleanup(made.close)
-        return made
+        address = host, self.server.ports[0].getHost().port
+        client = Client(address, family=family, source=host)
+        self.addCleanup(client.close)
+        return client
 
     async def served_at(self, host):
         client = self.at(host)

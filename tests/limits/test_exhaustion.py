@@ -114,7 +114,7 @@ def said(start):
     return [line for line in text.splitlines() if "descriptor" in line]
 
 
-@pytest.mark.parametrize("transport", ["twisted", "hub"])
+@pytest.mark.parametrize("transport", ["hub", pytest.param("twisted", marks=pytest.mark.slow)])
 def test_who_comes_is_refused_politely_until_there_are_descriptors_again(serve, start, transport):
     connect = serve(transport, "refuse")
     served, refused, answer = fill(connect)
@@ -150,6 +150,7 @@ def assert_rests(served, waits):
     assert float(ask(served, b"cpu")) - began < 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("transport", ["twisted", "hub"])
 def test_who_comes_waits_where_there_is_a_queue(serve, start, transport):
     connect = serve(transport, "queue")

@@ -39,11 +39,11 @@ _LEAST_ADDRESSES = 1024
 _MOST_ANSWERS = 1024
 
 _WHY = {
-    "connections": "{limit} connections are open",
-    "per_address": "{limit} connections of this address are open",
-    "rate": "more than {limit:g} new connections a second",
-    "per_address_rate": "more than {limit:g} new connections a second of this address",
-    "queue": "{limit} connections wait already",
+    "connections": "{limit} are open already",
+    "per_address": "{limit} of its address are open already",
+    "rate": "more than {limit:g} come in a second",
+    "per_address_rate": "more than {limit:g} of its address come in a second",
+    "queue": "{limit} wait already",
     "queue_timeout": "no place was free for {limit:g} s",
 }
 
@@ -146,8 +146,8 @@ class Admission:
         rate, address_rate = limits.value("rate"), limits.value("per_address_rate")
         self._rate = Rate(rate) if rate else None
         self._address_rate = Rate(address_rate) if address_rate else None
-        # The addresses are those of a proxy that will name others.
-        self._unknown = False
+        # See `within`.
+        self._wrapped = self._unknown = False
         self._by_address = self._per_address < math.inf or self._address_rate is not None
         self._networks: dict[Hashable, int] = {}
         exempt = limits.value("exempt", EXEMPT) or ()
@@ -183,13 +183,18 @@ class Admission:
             self._answers.clear()
 
     @contextmanager
-    def unknown(self) -> Iterator[None]:
-        """Let no connection that enters meanwhile count for its address."""
-        self._unknown = True
+    def within(self, *, unknown: bool) -> Iterator[None]:
+        """
+        A factory of Twisted's asks for a protocol, to put one of its own around it.
+
+        Args:
+            unknown: the address is that of a proxy, which will name another.
+        """
+        self._wrapped, self._unknown = True, unknown
         try:
             yield
         finally:
-            self._unknown = False
+            self._wrapped = self._unknown = False
 
     def enter(self, address: Any) -> Place | None:
         """
@@ -226,7 +231,15 @@ class Admission:
 
     def refusing(self) -> Refusal | None:
         """Return what stands in the place of a handler for one that is refused, if anything does."""
-        return Refusal(self.refusal, self.clock, self._refusals) if self.refusal else None
+        return self._refusing(self.refusal)
+
+    def failing(self) -> Refusal | None:
+        """Return what stands in the place of a handler that could not be built, if anything does."""
+        return self._refusing(b"")
+
+    def _refusing(self, text: bytes) -> Refusal | None:
+        # Twisted's factories take None for a protocol, too.
+        return Refusal(text, self.clock, self._refusals) if text or self._wrapped else None
 
     def end_refusals(self) -> None:
         """Wait no longer for peers that were refused to close."""

@@ -19,12 +19,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from twisted.internet import tcp
+from twisted.protocols.policies import WrappingFactory
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from typing_extensions import override
 
 from txasynchat.hub.accepting import LARGEST_BATCH, Accepting
 from txasynchat.limits.exhaustion import Exhaustion
 from txasynchat.limits.refusing import say_and_close
+from txasynchat.tls.factory import TLSFactory
 from txasynchat.transports import TLSBase
 
 if TYPE_CHECKING:
@@ -78,8 +80,8 @@ class Gates:
         for one in _factories(port):
             if hasattr(one, "introducing"):
                 self.admission.trust(one.options.trusted)
-            elif type(one).__name__ == "HAProxyWrappingFactory":
-                one.buildProtocol = partial(_build_unknown, self.admission, one)
+            elif isinstance(one, WrappingFactory) and not isinstance(one, TLSFactory):
+                one.__dict__["buildProtocol"] = partial(_build_within, self.admission, one)
         if not isinstance(port, Accepting):
             if getattr(type(port), "doRead", None) is not tcp.Port.doRead:
                 return
@@ -234,15 +236,15 @@ class _Gate:
 
 def _factories(port: Any) -> list[Any]:
     """Return the factories of a port, the lowest first."""
-    found = [getattr(port, "factory", None)]
-    while (above := getattr(found[-1], "wrappedFactory", None)) is not None:
-        found.append(above)
+    found: list[Any] = [getattr(port, "factory", None)]
+    while isinstance(found[-1], WrappingFactory):
+        found.append(found[-1].wrappedFactory)
     return found
 
 
-def _build_unknown(admission: Admission, factory: Any, address: Any) -> Any:
-    """Build a protocol behind ``haproxy:``, which has the proxy's address until it is connected."""
-    with admission.unknown():
+def _build_within(admission: Admission, factory: Any, address: Any) -> Any:
+    """Build a protocol of one of Twisted's factories, which may be that of ``haproxy:``."""
+    with admission.within(unknown=type(factory).__name__ == "HAProxyWrappingFactory"):
         return type(factory).buildProtocol(factory, address)
 
 

@@ -32,7 +32,7 @@ class Refusal(Protocol):
     So what the peer still sends does not reset the connection, which could destroy what it is told.
 
     Args:
-        text: that.
+        text: that; empty to say nothing, and close.
         clock: measures time.
         others: those of the same server that have not closed; this will be among them.
     """
@@ -52,8 +52,9 @@ class Refusal(Protocol):
             # Not by TLS, which would say something, or reset the connection.
             transports.innermost(transport).loseConnection()
             return
-        transport.write(self._text)
-        if len(self._others) >= MOST or not transports.can_half_close(transport):
+        if self._text:
+            transport.write(self._text)
+        if not self._text or len(self._others) >= MOST or not transports.can_half_close(transport):
             transport.loseConnection()
             return
         self._others.add(self)
