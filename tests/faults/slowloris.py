@@ -77,19 +77,13 @@ async def falls_silent(peer: Peer) -> None:
 
 async def reads_nothing(peer: Peer) -> None:
     """Asks for answers that it does not read."""
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            peer.send(LINE * 600)
-            await asyncio.sleep(0.01)
+    await _loop().sock_sendall(peer, LINE * 1000)
     await _hung_up(peer)
 
 
 async def reads_a_byte(peer: Peer) -> None:
     """Asks for answers of which it reads a byte a second."""
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            peer.send(LINE * 600)
-            await asyncio.sleep(0.01)
+    await _loop().sock_sendall(peer, LINE * 1000)
     await _hung_up(peer, reading=1)
 
 
@@ -144,6 +138,8 @@ class Attack:
         while time.monotonic() < self.end - LAST:
             peer = socket.socket()
             peer.setblocking(False)
+            # As slow readers do, who want to cost much and to pay little.
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)
             with peer:
                 try:
                     await _loop().sock_connect(peer, ("127.0.0.1", self.ports[port]))
