@@ -58,6 +58,7 @@ __all__ = [
     "has_unread_bytes",
     "immediate_sender",
     "innermost",
+    "is_open",
     "is_secure",
     "is_tls",
     "link_to",
@@ -238,6 +239,12 @@ def is_tls(layer: Any) -> bool:
 def is_secure(tls: Any) -> bool:
     """Return whether the handshake of what `tls_layer` returned is done."""
     return bool(tls.is_secure if isinstance(tls, TLSBase) else tls._handshakeDone)
+
+
+def is_open(transport: Any) -> bool:
+    """Return whether there is no TLS, or its handshake is done."""
+    tls = tls_layer(transport)
+    return tls is None or is_secure(tls)
 
 
 def when_secure(transport: Any, listener: Any) -> bool:

@@ -22,6 +22,7 @@ from txasynchat.connections import Connections, WatchedFactory
 from txasynchat.errors import TimedOut
 from txasynchat.functions import class_of
 from txasynchat.limits.deadlines import begin
+from txasynchat.transports import TLSBase
 
 KINDS = ("first_message", "idle", "message", "write_stall", "session")
 
@@ -401,6 +402,12 @@ class Other(Protocol):
         self.received += data
 
 
+class Handshaking(StringTransport, TLSBase):
+    """TLS whose handshake takes its time."""
+
+    is_secure = False
+
+
 class TestAnyOtherProtocol:
     def test_the_first_byte_is_waited_for(self):
         start = Start(Other, transport=StringTransport(), first_message=8)
@@ -416,6 +423,16 @@ class TestAnyOtherProtocol:
         start.wait(100)
         assert not start.transport.disconnecting
         assert start.chat.received == b"x"
+
+    def test_the_time_for_it_begins_after_the_handshake_of_tls(self):
+        start = Start(Other, transport=Handshaking(), first_message=8)
+        start.wait(100)
+        assert not start.transport.disconnecting
+        start.transport.is_secure = True
+        start.wait(7)
+        assert not start.transport.disconnecting
+        start.wait(5)
+        assert start.transport.disconnecting
 
     def test_an_idle_one_hears_of_it_if_it_can(self):
         kinds = []

@@ -302,7 +302,8 @@ class Deadlines:
         if ask is not None:
             standing: Standing = ask(protocol)
             return standing
-        return Standing(begun=self._begun or self._heard)
+        opening = self._opened is None and not transports.is_open(self._transport)
+        return Standing(opening=opening, begun=self._begun or self._heard)
 
     def _socket(self) -> Any:
         transport = self._transport
