@@ -22,15 +22,16 @@ class Files(AsyncChat):
 
     @override
     def message_received(self, message: bytes) -> None:
+        end = self.matched_terminator  # lines end as the client's own do
         if not message:
-            self.push_with_producer(name + b"\n" for name in self.names())
+            self.push_with_producer(name + end for name in self.names())
         elif message in self.names():
             path = self.folder / os.fsdecode(message)
             # Later pushes are sent later, however long the file takes.
-            self.push(b"%d bytes\n" % path.stat().st_size)
+            self.push_line(b"%d bytes" % path.stat().st_size)
             self.push_with_producer(FileProducer(path))
         else:
-            self.push(b"no such file\n")
+            self.push_line(b"no such file")
 
     def names(self) -> list[bytes]:
         return sorted(os.fsencode(path.name) for path in self.folder.iterdir() if path.is_file())

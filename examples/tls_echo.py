@@ -26,10 +26,10 @@ class Echo(AsyncChat):
     @override
     def message_received(self, message: bytes) -> None:
         if message == b"STARTTLS" and self.tls is None:
-            self.push(b"go ahead\r\n")
+            self.push_line(b"go ahead")
             self.start_tls(self.options)
         else:
-            self.push(message + b"\r\n")
+            self.push(message + self.matched_terminator)
 
 
 def main(certificate: str, key: str, *endpoints: str) -> None:

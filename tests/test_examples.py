@@ -72,13 +72,15 @@ def test_files_sends_a_whole_file_before_later_answers(root, start, tmp_path):
     command = [sys.executable, str(root / "examples/files.py"), str(folder)]
     port = start([*command, "tcp:0:interface=127.0.0.1"], r"on 127\.0\.0\.1:(\d+)")[1]
     with connect(port) as peer, peer.makefile("rb") as answers:
-        peer.sendall(b"large\nsmall\n\n../secret\n")
+        peer.sendall(b"large\nsmall\n\n../secret\n\r\nnone\r\n")
         assert answers.readline() == b"5000000 bytes\n"
         assert answers.read(len(content)) == content
         assert answers.readline() == b"4 bytes\n"
         assert answers.read(4) == b"tiny"
         assert [answers.readline() for _ in range(2)] == [b"large\n", b"small\n"]
         assert answers.readline() == b"no such file\n"
+        assert [answers.readline() for _ in range(2)] == [b"large\r\n", b"small\r\n"]
+        assert answers.readline() == b"no such file\r\n"
 
 
 @pytest.mark.skipif(
@@ -126,7 +128,8 @@ def test_tls_echo_speaks_tls_at_once_and_on_request(root, start, tmp_path):
         with connect(port) as peer:
             if endpoint != secure:
                 peer.sendall(b"STARTTLS\n")
-                assert peer.recv(100) == b"go ahead\r\n"
+                assert peer.recv(100) == b"go ahead\n"
             with context.wrap_socket(peer, server_hostname="localhost") as tls:
-                tls.sendall(b"hello\n")
-                assert tls.recv(100) == b"hello\r\n"
+                for line in (b"hello\n", b"hello\r\n"):
+                    tls.sendall(line)
+                    assert tls.recv(100) == line

@@ -413,17 +413,9 @@ class StepwiseFramer:
         terminator; for a framer that asks for whole messages.
         """
         self._disturb()
-        if self._over_long is not None:
-            return
-        kept = b"" if self._kept is None else bytes(self._kept)
-        if self._body is not None and isinstance(self._seen, LengthPrefix):
-            kept = self._seen.prefix(self._body + len(kept)) + kept
-        if kept:
-            self._join()
-            self._buffer = kept + self._buffer
-            self._searched = 0
-        self._body = None
-        self._end_message()
+        if self._over_long is None and (self._kept or self._body is not None):
+            self._put_back()
+            self._body = None
 
     def take(self, most: int) -> bytes:
         """
