@@ -38,11 +38,8 @@ class Client:
         self.socket = socket.socket()
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.receives)
         self.socket.connect((HOST, ports[self.secure]))
-        self.began = time.monotonic()
-        self.ended = None
+        self.began = self.ended = None
         self.socket.setblocking(False)
-        with contextlib.suppress(BlockingIOError):
-            self.begin()
 
     def begin(self):
         pass
@@ -56,6 +53,9 @@ class Client:
             return False
         try:
             with contextlib.suppress(BlockingIOError):
+                if self.began is None:
+                    self.began = time.monotonic()
+                    self.begin()
                 self.act()
             over = self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != ESTABLISHED
         except OSError:
@@ -95,7 +95,7 @@ class Deaf(Client):
     receives = 4_096
 
     def begin(self):
-        for _ in range(64):
+        for _ in range(8):
             self.socket.send((b"x" * 1_023 + b"\n") * 64)
 
     act = begin
@@ -155,6 +155,7 @@ class SecureLater(Client):
         self.socket.settimeout(20)
         self.socket = context.wrap_socket(self.socket)
         self.socket.setblocking(False)
+        self.began = time.monotonic()
 
 
 #: Of twenty clients.
