@@ -38,8 +38,11 @@ class Client:
         self.socket = socket.socket()
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.receives)
         self.socket.connect((HOST, ports[self.secure]))
-        self.began = self.ended = None
+        self.began = time.monotonic()
+        self.ended = None
         self.socket.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            self.begin()
 
     def begin(self):
         pass
@@ -53,9 +56,6 @@ class Client:
             return False
         try:
             with contextlib.suppress(BlockingIOError):
-                if self.began is None:
-                    self.began = time.monotonic()
-                    self.begin()
                 self.act()
             over = self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != ESTABLISHED
         except OSError:
@@ -155,7 +155,6 @@ class SecureLater(Client):
         self.socket.settimeout(20)
         self.socket = context.wrap_socket(self.socket)
         self.socket.setblocking(False)
-        self.began = time.monotonic()
 
 
 #: Of twenty clients.
