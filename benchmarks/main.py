@@ -10,7 +10,7 @@ import time
 
 from report import summary
 
-QUESTIONS = ("framing", "end_to_end", "facade", "tls")
+QUESTIONS = ("framing", "end_to_end", "facade", "tls", "limits")
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from txasynchat import ChatFactory, MessageTooLong, Stream, serve
 # -- the handler function
 
 LIMIT = 1_000_000  # bytes of a value
+VALUE_TIME = 600  # seconds in which it has to come; a line has 60
 
 
 async def handle(stream: Stream, store: dict[bytes, bytes]) -> None:
@@ -25,7 +26,8 @@ async def handle(stream: Stream, store: dict[bytes, bytes]) -> None:
         match line.split():
             case [b"put", name, length] if length.isdigit() and len(length) < 10:
                 try:
-                    store[name] = await stream.read_exactly(int(length), limit=LIMIT)
+                    with stream.chat.set_limits(message=VALUE_TIME):
+                        store[name] = await stream.read_exactly(int(length), limit=LIMIT)
                 except MessageTooLong:
                     stream.write(b"error: at most %d bytes" % LIMIT + end)
                     return

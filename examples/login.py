@@ -15,13 +15,15 @@ from typing import Protocol
 from automat import NoTransition, TypeMachineBuilder
 from typing_extensions import override
 
-from txasynchat import AsyncChat, ChatFactory, MessageTooLong, Overflow, serve
+from txasynchat import AsyncChat, ChatFactory, Limits, MessageTooLong, Overflow, serve
 
 PASSWORDS = {b"ann": b"secret", b"bob": b"hunter2"}
 GUESSES = 3  # then the connection closes
 COMMAND_LIMIT = 80  # bytes of a command
 LINE_LIMIT = 1_000  # bytes of a line of a text
 TEXT_LIMIT = 100_000  # bytes of a text
+LOGIN_TIME = 60  # seconds to log in
+PAUSE = 600  # seconds that a user who writes a text may think about the next line
 
 
 class Inputs(Protocol):
@@ -42,6 +44,7 @@ class Login(AsyncChat):
 
     terminator = (b"\n", b"\r\n")
     max_message_length = COMMAND_LIMIT
+    limits = Limits(session=LOGIN_TIME)  # for strangers; see welcome
     overflow = Overflow.SKIP
     name = b""
     guesses = 0
@@ -59,6 +62,10 @@ class Login(AsyncChat):
     @override
     def message_too_long(self, error: MessageTooLong) -> None:
         self.machine.long_line()
+
+    @override
+    def handle_timeout(self, kind: str) -> None:
+        self.answer(b"421 too slow")
 
     def answer(self, line: bytes) -> None:
         self.push(line + (self.matched_terminator or b"\r\n"))
@@ -127,6 +134,7 @@ for state in (stranger, named):
 
 @named.upon(Inputs.right_password).to(member)
 def welcome(_machine: Inputs, login: Login) -> None:
+    login.set_limits(session=None)
     login.answer(b"230 hello, " + login.name)
 
 
@@ -145,7 +153,7 @@ def whoami(_machine: Inputs, login: Login) -> None:
 
 @member.upon(Inputs.data).to(writing)
 def begin(_machine: Inputs, login: Login) -> None:
-    login.max_message_length = LINE_LIMIT
+    login.set_limits(session=None, idle=PAUSE, max_message_length=LINE_LIMIT)
     login.answer(b"354 end with a dot")
 
 
@@ -164,7 +172,7 @@ def write_no_more(_machine: Inputs, _login: Login, text: Text) -> None:
 
 @writing.upon(Inputs.dot).to(member)
 def keep(_machine: Inputs, login: Login, text: Text) -> None:
-    login.max_message_length = COMMAND_LIMIT
+    login.set_limits(session=None)
     if text.size > TEXT_LIMIT:
         login.answer(b"552 too long")
     else:

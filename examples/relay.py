@@ -9,8 +9,8 @@ and other connections go on meanwhile. Whatever ends the program, the next one f
 folder: the next hop may get a mail twice, but none is lost.
 
 ``--certificate FILE``, with the key in the same file, offers STARTTLS. ``--listen`` takes any endpoint.
-Whoever can connect may send to anybody, and is never hurried: keep it to yourself. ``relay_legacy.py``
-is the same for asyncore and asynchat.
+Whoever can connect may send to anybody: keep it to yourself. ``relay_legacy.py`` is the same for
+asyncore and asynchat, and hurries nobody.
 """
 
 import argparse
@@ -42,6 +42,7 @@ from txasynchat import (
     ChatError,
     ChatFactory,
     Credentials,
+    Limits,
     LineEnds,
     MessageTooLong,
     Overflow,
@@ -51,6 +52,7 @@ from txasynchat import (
 )
 
 COMMAND, TEXT_LINE = 510, 999  # bytes before CRLF (RFC 5321, 4.5.3.1), a doubled dot included
+COMMAND_PAUSE, TEXT_PAUSE = 300, 180  # seconds between two of them (4.5.3.2)
 RECIPIENTS = 100
 HOPS = 50  # a mail that has more Received lines goes round in circles
 AT_ONCE = 10  # connections to the next hop
@@ -135,6 +137,7 @@ class Receiver(AsyncChat):
     terminator = b"\r\n"
     refuse_other_protocols = True
     max_message_length = COMMAND
+    limits = Limits(idle=COMMAND_PAUSE, message=COMMAND_PAUSE)
     overflow = Overflow.SKIP  # behind a line that is too long the mail goes on
     #: Others take a bare LF or CR for the end of a line, and what follows a dot there for commands:
     #: passed on, one mail could smuggle in another.
@@ -184,6 +187,10 @@ class Receiver(AsyncChat):
             self.refuse("500 line too long")
         else:
             self.reply("500 line too long")
+
+    @override
+    def handle_timeout(self, kind: str) -> None:
+        self.reply("421 too slow")
 
     @override
     def handle_error(self) -> None:
@@ -283,7 +290,7 @@ class Receiver(AsyncChat):
         self.refusal = ""
         self.length = self.hops = 0
         self.in_header = True
-        self.max_message_length = TEXT_LINE
+        self.set_limits(max_message_length=TEXT_LINE, idle=TEXT_PAUSE, message=TEXT_PAUSE)
         self.reply("354 end with a dot on a line of its own")
 
     def do_rset(self, _argument: str) -> None:
@@ -324,7 +331,7 @@ class Receiver(AsyncChat):
 
     async def end_of_mail(self, file: BinaryIO) -> None:
         self.file = None
-        self.max_message_length = COMMAND
+        self.set_limits()
         self.reset()
         if self.refusal:
             self.relay.spool.discard(file)

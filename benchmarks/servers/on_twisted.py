@@ -210,8 +210,15 @@ def main() -> None:
         stock_tls="our handlers on Twisted's own TLS endpoint",
         hub="on connections of our own, in a hub",
         asyncio="on the reactor over asyncio, which was installed above",
+        limits="with all limits that a server of the internet has by default",
     )
-    factory = Factory.forProtocol(COMPETITORS[options.competitor](options)[options.role])
+    handler = COMPETITORS[options.competitor](options)[options.role]
+    factory = Factory.forProtocol(handler)
+    if options.limits:
+        from txasynchat import ChatFactory, Limits
+
+        factory = ChatFactory(handler)
+        factory.default_limits = Limits.served()
     host = reactor
     if options.hub:
         from txasynchat.hub.places import HubReactor

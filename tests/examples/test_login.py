@@ -1,11 +1,15 @@
 """``examples/login.py`` and ``login_legacy.py``."""
 
 import ftplib
+import runpy
 import signal
 
 import pytest
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
 
 from helpers.peers import connect, converse, curl, read_all
+from txasynchat import ChatFactory, Limits
 
 LOGIN = b"USER ann\nPASS secret\n"
 WELCOME = [b"331 password?", b"230 hello, ann"]
@@ -131,3 +135,36 @@ def test_curl_sends_a_text(example):
         expected = [*WELCOME, b"354 end with a dot", b"250 1 lines, 6 bytes", b"221 bye"]
         assert output.read().splitlines() == expected
     program.stop()
+
+
+def test_strangers_have_a_limited_time_and_writers_a_longer_pause(root):
+    """The modes of the native half, by a clock."""
+    clock = Clock()
+    handler = type("Login", (runpy.run_path(str(root / "examples/login.py"))["Login"],), {})
+    handler.clock = clock
+
+    def log_in(lines):
+        chat = ChatFactory(handler, limits=Limits(idle=300)).buildProtocol(None)
+        transport = StringTransport()
+        chat.makeConnection(transport)
+        chat.dataReceived(lines)
+        transport.clear()
+        return chat, transport
+
+    def wait(seconds):
+        for _ in range(seconds):
+            clock.advance(1)
+
+    _, stranger = log_in(b"USER ann\n")
+    member, its = log_in(LOGIN)
+    writer, other = log_in(LOGIN + b"DATA\n")
+    wait(61)
+    assert stranger.value() == b"421 too slow\n"
+    wait(350)
+    assert its.value() == b"421 too slow\n"
+    assert not other.value()
+    writer.dataReceived(b"a" * 100 + b"\n.\n")
+    assert other.value() == b"250 1 lines, 101 bytes\n"
+    assert (writer.max_message_length, member.max_message_length) == (80, 80)
+    wait(350)
+    assert other.value().endswith(b"421 too slow\n")
