@@ -6,6 +6,7 @@ Each is a process of its own, with its own arguments, folder, environment and ou
 takes a third of a second of computing for each of hundreds of programs.
 """
 
+import atexit
 import contextlib
 import gc
 import importlib
@@ -19,6 +20,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from types import ModuleType
 
 
@@ -213,6 +215,23 @@ def import_all():
         gc.freeze()
 
 
-if __name__ == "__main__":
+def main():
     import_all()
-    become(*serve(socket.socket(fileno=int(sys.argv[1]))))
+    request = serve(socket.socket(fileno=int(sys.argv[1])))
+    status = 0
+    try:
+        become(*request)
+    except SystemExit as ending:
+        if not isinstance(ending.code, int | None):
+            raise
+        status = ending.code or 0
+    # As Python ends, except that it then takes down all modules, which takes longer than the rest.
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status & 0xFF)
+
+
+if __name__ == "__main__":
+    main()
