@@ -21,8 +21,8 @@ from twisted.protocols.policies import ProtocolWrapper
 from zope.interface import directlyProvides, implementer, providedBy
 
 from txasynchat import endings
-from txasynchat.limits.deadlines import begin
-from txasynchat.limits.options import in_force
+from txasynchat.limits.deadlines import Deadlines, begin
+from txasynchat.limits.options import Limits, in_force
 from txasynchat.limits.refusing import refuse_socket
 
 if TYPE_CHECKING:
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from twisted.python.failure import Failure
 
     from txasynchat.limits.admission import Admission, Place
-    from txasynchat.limits.deadlines import Deadlines
-    from txasynchat.limits.options import Limits
 
 __all__ = ["Connections", "WatchedFactory"]
 
@@ -124,8 +122,9 @@ class Connections:
 
 
 class _Watch:
-    # Stands in for two methods of a protocol during one connection; small, because there are many.
-    __slots__ = ("connections", "deadlines", "limits", "original", "place", "protocol", "transport")
+    # Stands in for two methods of a protocol during one connection, of which it is itself the second;
+    # small, because there are many.
+    __slots__ = ("connections", "original", "place", "protocol", "times", "transport")
 
     def __init__(
         self, connections: Connections, protocol: Any, limits: Limits | None, place: Place | None
@@ -133,36 +132,41 @@ class _Watch:
         self.connections = connections
         self.protocol = protocol
         self.original = protocol.makeConnection
-        self.limits = limits
         self.place = place
-        self.deadlines: Deadlines | None = None
+        #: Its limits, and once it is made its deadlines.
+        self.times: Limits | Deadlines | None = limits
 
     def made(self, transport: Any) -> None:
         protocol, make = self.protocol, self.original
-        self.original = protocol.connectionLost
+        original = protocol.connectionLost
+        its_own = getattr(original, "__func__", None) is not getattr(
+            type(protocol), "connectionLost", original
+        )
+        #: None for the method of the class, which is there again once this is not.
+        self.original = original if its_own else None
         self.transport = transport
         del protocol.makeConnection
-        protocol.connectionLost = self.lost
+        protocol.connectionLost = self
         self.connections.began(transport, protocol)
         try:
             make(transport)
         except RuntimeError:
             if getattr(protocol, "transport", transport) is not transport:
                 # It has another connection, and refused this one.
-                protocol.connectionLost = self.original
+                self._step_aside()
                 self.connections.ended(transport)
                 self.leave()
             raise
-        if self.limits is not None:
-            self.deadlines = begin(_handler(protocol), transport, self.limits)
+        if isinstance(self.times, Limits):
+            self.times = begin(_handler(protocol), transport, self.times)
 
-    def lost(self, reason: Failure = connectionDone) -> None:
-        del self.protocol.connectionLost
-        self.limits = None  # which may not hold for makeConnection any more
-        if self.deadlines is not None:
-            self.deadlines.end()
+    def __call__(self, reason: Failure = connectionDone) -> None:
+        original = self._step_aside()
+        times, self.times = self.times, None  # which may not hold for makeConnection any more
+        if isinstance(times, Deadlines):
+            times.end()
         try:
-            self.original(reason)
+            original(reason)
         finally:
             self.connections.ended(self.transport)
             self.leave()
@@ -170,6 +174,14 @@ class _Watch:
     def leave(self) -> None:
         if self.place is not None:
             self.place.leave()
+
+    def _step_aside(self) -> Any:
+        """Let ``connectionLost`` be what it was, and return it."""
+        protocol = self.protocol
+        del protocol.connectionLost
+        if self.original is not None:
+            protocol.connectionLost = self.original
+        return protocol.connectionLost
 
 
 def _handler(protocol: Any) -> Any:

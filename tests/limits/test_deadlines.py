@@ -118,6 +118,13 @@ class TestTheFirstMessage:
         start.wait(1000)
         assert start.passed() == []
 
+    def test_it_is_over_when_the_handler_takes_its_terminator_away(self):
+        start = Start(first_message=8)
+        start.wait(5)
+        start.chat.set_terminator(None)
+        start.wait(1000)
+        assert start.passed() == []
+
     def test_a_frame_of_known_length_is_a_message_too(self):
         handler = type("Frames", (Timed,), {"terminator": 3})
         start = Start(handler, first_message=8)
