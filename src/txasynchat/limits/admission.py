@@ -120,7 +120,6 @@ class Admission:
         limits: of the server. Where a limit is UNSET there is none.
 
     Attributes:
-        connections: how many are open.
         waiting: how many wait for their turn; see ``when_full``.
         refused: a `Counter` of those that were refused, by the name of the limit; ``descriptors`` for
             those that came when none was left.
