@@ -303,6 +303,16 @@ class TestAFile:
         with pytest.raises(ConfigurationError, match=r"not TOML: .*\(at line 2, column"):
             read_limits(write("[limits]\nidle 3\n"))
 
+    @pytest.mark.parametrize("value", ["9" * 5000, "[" * 3000 + "]" * 3000])
+    def test_a_value_that_is_out_of_all_bounds_is_told(self, write, value):
+        """A mistake is one line, even where Python itself does not read on."""
+        with pytest.raises(ConfigurationError, match="not TOML: "):
+            read_limits(write(f"[limits]\nidle = {value}\n"))
+
+    def test_a_mark_of_byte_order_is_no_mistake(self, write):
+        """Some editors put one in front of what they save."""
+        assert read_limits(write("\ufeff[limits]\nidle = 3\n")).idle == 3
+
     def test_what_is_not_text_is_told(self, tmp_path):
         path = tmp_path / "x.toml"
         path.write_bytes(b"\xff")

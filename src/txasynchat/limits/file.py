@@ -32,14 +32,17 @@ def read_limits(path: str | PathLike[str]) -> Limits:
         ConfigurationError: the file cannot be read, is not TOML, or has something else in it.
     """
     try:
-        text = Path(path).read_text("utf-8")
+        text = Path(path).read_text("utf-8-sig")
     except OSError as error:
         raise ConfigurationError(path, error.strerror or str(error)) from None
     except UnicodeDecodeError as error:
         raise ConfigurationError(path, f"not UTF-8 at byte {error.start}") from None
     try:
         tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # a number, or a nesting, without end is no TOMLDecodeError
         raise ConfigurationError(path, f"not TOML: {error}") from None
     for name, value in tables.items():
         if name in NAMES and not isinstance(value, dict):
