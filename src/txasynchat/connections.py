@@ -20,7 +20,7 @@ from twisted.logger import Logger
 from twisted.protocols.policies import ProtocolWrapper
 from zope.interface import directlyProvides, implementer, providedBy
 
-from txasynchat import endings
+from txasynchat import endings, transports
 from txasynchat.limits.deadlines import Deadlines, begin
 from txasynchat.limits.options import Limits, in_force
 from txasynchat.limits.refusing import refuse_socket
@@ -150,8 +150,13 @@ class _Watch:
         self.connections.began(transport, protocol)
         try:
             make(transport)
-        except RuntimeError:
-            if getattr(protocol, "transport", transport) is not transport:
+        except BaseException as error:
+            its = getattr(protocol, "transport", transport)
+            if its is None:
+                # Nobody else can end it, or would hear that the peer did.
+                protocol.transport = transport
+                transports.abort(transport)
+            elif isinstance(error, RuntimeError) and its is not transport:
                 # It has another connection, and refused this one.
                 self._step_aside()
                 self.connections.ended(transport)

@@ -156,7 +156,8 @@ class Server(Service):
     Args:
         reactor: the reactor that listens and measures time.
         factory: a `ChatFactory`, or any other `IProtocolFactory`; or a handler function, for which a
-            `ChatFactory` is made.
+            `ChatFactory` is made. A `ChatFactory` has one server: of several, the latest says who is
+            taken, and what is limited.
         endpoints: endpoints, or their descriptions, as `serverFromString` takes them.
         stop_timeout: seconds that connections have to finish when the service stops; None for no limit.
             The same as in *limits*; by default 15.

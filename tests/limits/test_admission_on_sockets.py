@@ -323,6 +323,23 @@ class Once(Ways):
         self.assertLessEqual(max(batches), 3)
         self.assertEqual(len(clients), 20)
 
+    async def test_a_handler_that_does_not_take_its_connection_ends_it(self):
+        """Nobody else could, and the server would keep its descriptor for ever."""
+
+        class Fails(Chat):
+            @override
+            def makeConnection(self, transport):
+                raise RuntimeError("this handler fails")
+
+        self.start(ChatFactory(Fails), connections=1)
+        for _ in range(2):
+            with contextlib.suppress(ConnectionResetError):
+                self.assertEqual(await in_thread(self.connect().read_all), b"")
+            await until(lambda: self.counts.connections == 0)
+        self.assertEqual(list(self.server.connections), [])
+        self.assertEqual(self.counts.refused.total(), 0)
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 2)
+
     async def test_a_flood_of_refusals_is_a_line_a_second(self):
         self.start(connections=1, refusal=BUSY)
         await self.served()
