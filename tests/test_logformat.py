@@ -106,6 +106,18 @@ def test_values_of_an_event_are_fields_and_cannot_forge_a_line(written):
     }
 
 
+def test_half_a_surrogate_pair_is_written_so_that_others_can_read_it(written):
+    """File names that are not UTF-8 have them, and strict readers refuse the whole line."""
+    logger, objects = written
+    try:
+        raise ValueError("\udcff")
+    except ValueError:
+        logger.failure("{a}", a="x\udcff", b={"\ud800": ("\udcff",)}, c=ValueError("\udcff"))
+    [event] = objects()
+    assert (event["a"], event["b"], event["c"]) == ("x\\udcff", {"\\ud800": ["\\udcff"]}, "\\udcff")
+    assert "\udcff" not in event["text"] + event["traceback"]
+
+
 def test_a_traceback_is_one_field_of_its_event(written):
     logger, objects = written
     try:

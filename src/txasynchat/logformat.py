@@ -49,14 +49,16 @@ def event_as_json(event: Mapping[str, Any]) -> str:
         fields["time"] = datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds")
     fields["level"] = getattr(event.get("log_level"), "name", None)
     fields["namespace"] = _plain(event.get("log_system") or event.get("log_namespace"))
-    fields["text"] = eventAsText(
-        dict(event), includeTraceback=False, includeTimestamp=False, includeSystem=False
+    fields["text"] = _readable(
+        eventAsText(
+            dict(event), includeTraceback=False, includeTimestamp=False, includeSystem=False
+        )
     )
     failure = event.get("log_failure")
     if isinstance(failure, Failure):
         fields["exception"] = failure.type.__name__ if failure.type is not None else None
         try:
-            fields["traceback"] = failure.getTraceback()
+            fields["traceback"] = _readable(failure.getTraceback())
         except Exception as error:  # noqa: BLE001 - the exception's own text may raise
             fields["traceback"] = f"(not to be had: {type(error).__name__})"
     taken = frozenset({*fields, "exception", "traceback"})
@@ -70,8 +72,10 @@ def event_as_json(event: Mapping[str, Any]) -> str:
 
 def _plain(value: Any, depth: int = 0) -> Any:
     # In the types that JSON has, so that writing it cannot fail.
-    if value is None or isinstance(value, bool | str):
+    if value is None or isinstance(value, bool):
         return value
+    if isinstance(value, str):
+        return _readable(value)
     if isinstance(value, int) and abs(value) < _LARGEST:
         return int(value)
     if isinstance(value, float):
@@ -80,10 +84,15 @@ def _plain(value: Any, depth: int = 0) -> Any:
         return bytes(value).decode("utf-8", "backslashreplace")
     if depth < _DEEPEST:
         if isinstance(value, dict):
-            return {_text(name): _plain(each, depth + 1) for name, each in value.items()}
+            return {_readable(_text(name)): _plain(each, depth + 1) for name, each in value.items()}
         if isinstance(value, list | tuple | set | frozenset):
             return [_plain(each, depth + 1) for each in value]
-    return _text(value)
+    return _readable(_text(value))
+
+
+def _readable(text: str) -> str:
+    # Half of a surrogate pair, as in file names that are not UTF-8, is not JSON for most who read it.
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 def _peer(value: Any) -> Any:
