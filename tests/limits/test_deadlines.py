@@ -508,6 +508,16 @@ class TestModes:
         start.wait(80)
         assert [kind for kind, _ in start.passed()] == ["idle"]
 
+    def test_blocks_that_end_out_of_order_leave_nothing(self):
+        """Two coroutines of one connection may each have theirs."""
+        chat = Start(idle=100).chat
+        first = chat.set_limits(max_message_length=5)
+        second = chat.set_limits(max_message_length=6)
+        for one in (first, second):
+            with one:
+                pass
+        assert chat.max_message_length == 16_384
+
     def test_shorter_ones_hold_at_once(self):
         start = Start(idle=1000)
         start.wait(20)

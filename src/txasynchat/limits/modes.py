@@ -24,15 +24,18 @@ class Mode:
         leave: called at the end of the block.
     """
 
-    __slots__ = ("_leave", "limits", "longest")
+    __slots__ = ("_leave", "ended", "limits", "longest")
 
     def __init__(self, limits: Limits, longest: int | None, leave: Callable[[], None]) -> None:
         self.limits = limits
         self.longest = longest
         self._leave = leave
+        #: Its block has ended, so that it does not come back at the end of another.
+        self.ended = False
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, *_error: object) -> None:
+        self.ended = True
         self._leave()

@@ -49,7 +49,7 @@ class Limited(Couples):
         mode = Mode(
             Limits(**limits),
             self.max_message_length if before is None else before.longest,
-            partial(self._enter_mode, before),
+            partial(self._return_to_mode, before),
         )
         self._enter_mode(mode if limits else None)
         return mode
@@ -105,6 +105,9 @@ class Limited(Couples):
         self._call(self.handle_timeout, error.kind, then=ends)
 
     # -- internals
+
+    def _return_to_mode(self, mode: Mode | None) -> None:
+        self._enter_mode(None if mode is not None and mode.ended else mode)
 
     def _enter_mode(self, mode: Mode | None) -> None:
         before, self._mode = self._mode, mode
