@@ -4,6 +4,8 @@ Who takes too long is told so, and ends: in memory, where a clock says what is e
 Also covers `limits.modes` and `protocol.limited`.
 """
 
+import weakref
+
 import pytest
 from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import Deferred
@@ -517,6 +519,15 @@ class TestModes:
             with one:
                 pass
         assert chat.max_message_length == 16_384
+
+    def test_those_of_earlier_calls_are_not_kept(self):
+        """A peer that asks for it would take ever more memory."""
+        chat = Start(idle=100).chat
+        kept = []
+        for _ in range(3):
+            chat.set_limits(idle=50)
+            kept.append(weakref.ref(chat._mode.limits))
+        assert [one() is None for one in kept] == [True, False, False]
 
     def test_shorter_ones_hold_at_once(self):
         start = Start(idle=1000)

@@ -24,18 +24,25 @@ class Mode:
         leave: called at the end of the block.
     """
 
-    __slots__ = ("_leave", "ended", "limits", "longest")
+    __slots__ = ("_leave", "ended", "entered", "limits", "longest")
 
     def __init__(self, limits: Limits, longest: int | None, leave: Callable[[], None]) -> None:
         self.limits = limits
         self.longest = longest
-        self._leave = leave
+        self._leave: Callable[[], None] | None = leave
+        self.entered = False
         #: Its block has ended, so that it does not come back at the end of another.
         self.ended = False
 
     def __enter__(self) -> None:
-        pass
+        self.entered = True
+
+    def replaced(self) -> None:
+        """Another holds now. Without a block nobody returns to what held before: forget it."""
+        if not self.entered:
+            self._leave = None
 
     def __exit__(self, *_error: object) -> None:
         self.ended = True
-        self._leave()
+        if self._leave is not None:
+            self._leave()

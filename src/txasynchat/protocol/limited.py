@@ -51,6 +51,8 @@ class Limited(Couples):
             self.max_message_length if before is None else before.longest,
             partial(self._return_to_mode, before),
         )
+        if before is not None:
+            before.replaced()
         self._enter_mode(mode if limits else None)
         return mode
 
