@@ -111,7 +111,8 @@ def report(peer: Any, error: TimedOut) -> None:
             "{peer}: {error}{before}",
             peer=peer,
             error=escape(str(error)),
-            kind=error.kind,
+            kind=type(error).__name__,
+            limit=error.kind,
             before=f" ({suppressed} of these before it were not logged)" if suppressed else "",
         )
 
