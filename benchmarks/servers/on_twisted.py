@@ -216,9 +216,11 @@ def main() -> None:
     factory = Factory.forProtocol(handler)
     if options.limits:
         from txasynchat import ChatFactory, Limits
+        from txasynchat.limits import Admission
 
         factory = ChatFactory(handler)
         factory.default_limits = Limits.served()
+        factory.admission = Admission(reactor, factory.default_limits)
     host = reactor
     if options.hub:
         from txasynchat.hub.places import HubReactor

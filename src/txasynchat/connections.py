@@ -21,6 +21,7 @@ from twisted.protocols.policies import ProtocolWrapper
 from zope.interface import directlyProvides, implementer, providedBy
 
 from txasynchat import endings, transports
+from txasynchat.limits.admission import Place
 from txasynchat.limits.deadlines import Deadlines, begin
 from txasynchat.limits.options import Limits, in_force
 from txasynchat.limits.refusing import refuse_socket
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IAddress
     from twisted.python.failure import Failure
 
-    from txasynchat.limits.admission import Admission, Place
+    from txasynchat.limits.admission import Admission
 
 __all__ = ["Connections", "WatchedFactory"]
 
@@ -121,18 +122,20 @@ class Connections:
                 each.callback(None)
 
 
-class _Watch:
-    # Stands in for two methods of a protocol during one connection, of which it is itself the second;
-    # small, because there are many.
-    __slots__ = ("connections", "original", "place", "protocol", "times", "transport")
+class _Watch(Place):
+    # Stands in for two methods of a protocol during one connection, of which it is itself the second,
+    # and has its place; one small object, because there are many.
+    __slots__ = ("connections", "original", "protocol", "times", "transport")
 
     def __init__(
         self, connections: Connections, protocol: Any, limits: Limits | None, place: Place | None
     ) -> None:
+        super().__init__()
+        if place is not None:
+            self.take_over(place)
         self.connections = connections
         self.protocol = protocol
         self.original = protocol.makeConnection
-        self.place = place
         #: Its limits, and once it is made its deadlines.
         self.times: Limits | Deadlines | None = limits
 
@@ -175,10 +178,6 @@ class _Watch:
         finally:
             self.connections.ended(self.transport)
             self.leave()
-
-    def leave(self) -> None:
-        if self.place is not None:
-            self.place.leave()
 
     def _step_aside(self) -> Any:
         """Let ``connectionLost`` be what it was, and return it."""

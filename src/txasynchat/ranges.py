@@ -253,12 +253,13 @@ PROXY: Mapping[str, Range] = {
 }
 #: The ``stop_timeout`` of a `Server`.
 STOPPING = Range(0, LONGEST_SECONDS, optional=True)
+_A_SECOND = Range(0, 10**9, optional=True, above=True)
 #: What `Limits` has.
 LIMITS: Mapping[str, Range | OneOf | Text | Networks] = {
     "first_message": _seconds(optional=True),
     "idle": _seconds(optional=True),
     "message": _seconds(optional=True),
-    "minimum_rate": Range(0, optional=True, above=True),
+    "minimum_rate": _A_SECOND,
     "write_stall": _seconds(optional=True),
     "session": _seconds(optional=True),
     "handshakes": _count(1, optional=True),
@@ -267,8 +268,8 @@ LIMITS: Mapping[str, Range | OneOf | Text | Networks] = {
     "connections": _count(1, optional=True),
     "per_address": _count(1, optional=True),
     "exempt": Networks(),
-    "rate": Range(0, optional=True, above=True),
-    "per_address_rate": Range(0, optional=True, above=True),
+    "rate": _A_SECOND,
+    "per_address_rate": _A_SECOND,
     "refusal": Text(),
     "when_full": OneOf(("refuse", "queue")),
     "queue": _count(1),

@@ -23,7 +23,7 @@ from txasynchat import ChatFactory, Limits, State
 from txasynchat.connections import Connections, WatchedFactory
 from txasynchat.errors import TimedOut
 from txasynchat.functions import class_of
-from txasynchat.limits.deadlines import begin
+from txasynchat.limits.deadlines import begin, throttle
 from txasynchat.transports import TLSBase
 
 KINDS = ("first_message", "idle", "message", "write_stall", "session")
@@ -339,7 +339,9 @@ class TestAStream:
         with capturedLogs() as logs:
             start = Start(self.Reading if kind == "hook" else class_of(function), session=2)
             start.wait(4)
-        assert [event.get("kind") for event in logs] == ["TimedOut"]
+        assert [(event.get("kind"), event.get("limit")) for event in logs] == [
+            ("TimedOut", "session")
+        ]
         assert start.transport.disconnecting
         assert ("error", TimedOut) not in getattr(start.chat, "events", ())
 
@@ -451,8 +453,11 @@ class TestAnyOtherProtocol:
             start.wait(90)
             start.chat.dataReceived(b"x")
         assert not start.transport.disconnecting
-        start.wait(150)
+        throttle.forget()
+        with capturedLogs() as logs:
+            start.wait(150)
         assert kinds == ["idle"]
+        assert [(event["kind"], event["limit"]) for event in logs] == [("TimedOut", "idle")]
         assert start.transport.disconnecting
 
     def test_one_that_does_not_end_is_aborted(self):

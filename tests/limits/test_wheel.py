@@ -12,7 +12,7 @@ from txasynchat.limits.wheel import SHORTEST, Wheel
 
 
 class One:
-    slot = None
+    before = after = None
 
     def __init__(self, then=None):
         self.times = []

@@ -49,13 +49,24 @@ _WHY = {
 
 
 class Place:
-    """That of one connection. If it is forgotten, it has been left."""
+    """
+    That of one connection. If it is forgotten, it has been left.
+
+    Args:
+        admission: counts it; None: nobody does.
+        network: whose it is.
+    """
 
     __slots__ = ("_admission", "_network")
 
-    def __init__(self, admission: Admission, network: Hashable) -> None:
-        self._admission: Admission | None = admission
+    def __init__(self, admission: Admission | None = None, network: Hashable = None) -> None:
+        self._admission = admission
         self._network = network
+
+    def take_over(self, other: Place) -> None:
+        """Be from now on what *other* was, which need not be kept."""
+        self._network = other._network
+        self._admission, other._admission = other._admission, None
 
     def leave(self) -> None:
         """The connection has ended, or will never be made. Harmless when repeated."""

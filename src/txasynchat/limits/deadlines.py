@@ -32,8 +32,6 @@ from txasynchat.limits.wheel import Wheel
 from txasynchat.log import Throttle, escape, failure
 
 if TYPE_CHECKING:
-    from collections.abc import MutableSet
-
     from txasynchat.limits.options import DeadlineTimes, Limits
 
 __all__ = ["Deadlines", "Standing", "begin", "report"]
@@ -46,7 +44,8 @@ GRACE = 10.0
 LONGEST = 3600.0
 
 _log = Logger()
-_timed_out = Throttle(1.0)
+#: Of reports, for each limit.
+throttle = Throttle(1.0)
 
 
 class Standing(NamedTuple):
@@ -107,13 +106,14 @@ def begin(
 
 def report(peer: Any, error: TimedOut) -> None:
     """Log that a deadline has passed: each kind at most once a second, because peers can repeat it."""
-    suppressed = _timed_out.suppressed(error.kind)
+    suppressed = throttle.suppressed(error.kind)
     if suppressed is not None:
         _log.info(
             "{peer}: {error}{before}",
             peer=peer,
             error=escape(str(error)),
-            kind=error.kind,
+            kind=type(error).__name__,
+            limit=error.kind,
             before=f" ({suppressed} of these before it were not logged)" if suppressed else "",
         )
 
@@ -129,9 +129,9 @@ class Deadlines:
     """The deadlines of one connection; see `begin`."""
 
     __slots__ = (
-        *("_acknowledged", "_active", "_began", "_begun", "_counts", "_deaf", "_heard", "_kind"),
-        *("_message", "_opened", "_protocol", "_stall", "_transport", "_until"),
-        *("_base", "_mode", "_sent", "_wake", "_wheel", "limits", "slot"),
+        *("_active", "_began", "_begun", "_counts", "_deaf", "_ending", "_heard"),
+        *("_message", "_mode", "_opened", "_protocol", "_sent", "_stall", "_transport"),
+        *("_wheel", "after", "before", "limits"),
     )
 
     def __init__(
@@ -145,24 +145,23 @@ class Deadlines:
         self._transport = transport
         self._wheel: Wheel | None = wheel
         #: What holds now: those of the mode, and where that has none, these.
-        self.limits = self._base = limits
-        self._mode: Limits | None = None
-        self.slot: MutableSet[Any] | None = None
+        self.limits = limits
+        #: The mode, and these.
+        self._mode: tuple[Limits, Limits] | None = None
+        self.before: Any = None
+        self.after: Any = None
         now = wheel.now()
         self._began = self._active = now
-        # When it was open; since when a message comes, and since when too little is taken of what
-        # waits; when the connection is ended by force.
+        # When it was open; since when a message comes.
         self._opened: float | None = None
         self._message: float | None = None
-        self._stall: float | None = None
-        self._until: float | None = None
-        self._kind = ""
-        # Until when nothing can pass if nothing happens, and how much had been sent; 0 if not known.
-        self._wake = 0.0
-        self._sent = 0
-        # What had been acknowledged when that began, and all counts at the last look.
-        self._acknowledged = 0
+        # Since when too little is taken of what waits, and what had been acknowledged then.
+        self._stall: tuple[float, int] | None = None
+        # Which deadline has passed, and when the connection is ended by force.
+        self._ending: tuple[str, float] | None = None
+        # All counts at the last look; what had been sent then, if nothing went on.
         self._counts: Any = None
+        self._sent: int | None = None
         #: Bytes came since the last look, as far as that is noticed here.
         self._heard = False
         self._begun = not limits.value("first_message")
@@ -177,17 +176,19 @@ class Deadlines:
 
     def enter_mode(self, mode: Limits | None) -> None:
         """Let the limits of a mode come before others from now on; what was measured so far counts."""
-        self._mode = mode
-        self.limits = self._base if mode is None else mode.over(self._base)
-        if self._wheel is not None and self._until is None:
-            self._wake = 0.0
+        base = self._base
+        self._mode = None if mode is None else (mode, base)
+        self.limits = base if mode is None else mode.over(base)
+        if self._wheel is not None and self._ending is None:
+            self._sent = None
             now = self._wheel.now()
             self._enter(self._interval(now), now)
 
     def prefer(self, limits: Limits) -> None:
         """Let *limits* come before those that were given at the beginning."""
-        self._base = limits.over(self._base)
-        self.enter_mode(self._mode)
+        mode, self._mode = self._mode, None
+        self.limits = limits.over(self.limits if mode is None else mode[1])
+        self.enter_mode(None if mode is None else mode[0])
 
     def end(self) -> None:
         """The connection is lost. Harmless when repeated."""
@@ -207,19 +208,28 @@ class Deadlines:
 
     def due(self, now: float) -> None:
         """Look at the connection."""
-        if self._until is None:
+        if self._ending is None:
             self._look(now)
         else:
             self._drain(now)
 
     # -- internals
 
+    @property
+    def _base(self) -> Limits:
+        return self.limits if self._mode is None else self._mode[1]
+
     def _look(self, now: float) -> None:
         """End the connection if a deadline has passed, or look again in time."""
         times = self.limits.deadlines
-        if now < self._wake and self._protocol._quiet(self._sent):
-            self._enter(min(times.every, self._wake - now), now)
-            return
+        if self._sent is not None:
+            # Nothing can pass before that if nothing has happened.
+            wake = min(
+                self._active + (times.idle or math.inf), self._began + (times.session or math.inf)
+            )
+            if now < wake and self._protocol._quiet(self._sent):
+                self._enter(min(times.every, wake - now), now)
+                return
         its = self._ask()
         if its.begun or (its.ended and self._counts is not None):
             self._begun = True
@@ -244,12 +254,8 @@ class Deadlines:
         delay = self._interval(now)
         # An AsyncChat for which nothing is going on knows by itself whether that is still so; to ask
         # costs less.
-        self._wake = 0.0
-        if its.sent is not None and not (waiting or its.opening or its.length) and self._begun:
-            self._sent = its.sent
-            self._wake = min(
-                self._active + (times.idle or math.inf), self._began + (times.session or math.inf)
-            )
+        quiet = self._begun and not (waiting or its.opening or its.length)
+        self._sent = its.sent if quiet else None
         self._enter(delay, now)
 
     def _passed(self, times: DeadlineTimes, its: Standing, now: float) -> str:
@@ -273,10 +279,10 @@ class Deadlines:
             self._stall = None
             return False
         enough = max(1, seconds * self.limits.deadlines.minimum_rate)
-        if self._stall is None or acknowledged - self._acknowledged >= enough:
-            self._stall, self._acknowledged = now, acknowledged
+        if self._stall is None or acknowledged - self._stall[1] >= enough:
+            self._stall = now, acknowledged
             return False
-        return now - self._stall >= seconds
+        return now - self._stall[0] >= seconds
 
     def _interval(self, now: float) -> float:
         """Return the seconds until the next look."""
@@ -335,7 +341,7 @@ class Deadlines:
         else:
             # Less is known: any change counts as enough.
             counts = (unsent, in_flight)
-            acknowledged = self._acknowledged
+            acknowledged = 0 if self._stall is None else self._stall[1]
             if counts != self._counts:
                 acknowledged += 1 << 40
         changed = heard or self._deaf or counts != self._counts
@@ -344,9 +350,8 @@ class Deadlines:
 
     def _time_out(self, kind: str, now: float, *, tell: bool) -> None:
         """Say so, and end the connection; by force if that does not come to an end."""
-        self._kind = kind
         grace = self._grace()
-        self._until = now + grace
+        self._ending = kind, now + grace
         self._stall = None
         if tell:
             self._tell(TimedOut(kind, float(self.limits.value(kind))))
@@ -379,9 +384,10 @@ class Deadlines:
         grace = self._grace()
         waiting, acknowledged, _ = self._measure(self._ask())
         stalls = self._stalls(now, grace, waiting, acknowledged)
-        if waiting and not stalls and self._kind != "write_stall":
-            self._until = now + grace
-        elif stalls or (self._until is not None and now >= self._until):
+        kind, until = self._ending or ("", now)
+        if waiting and not stalls and kind != "write_stall":
+            self._ending = kind, now + grace
+        elif stalls or now >= until:
             endings.end(self._transport)
         self._enter(grace / 4, now)
 

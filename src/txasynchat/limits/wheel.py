@@ -12,15 +12,12 @@ from __future__ import annotations
 import heapq
 import math
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 from twisted.logger import Logger
 
 from txasynchat.log import failure
-
-if TYPE_CHECKING:
-    from collections.abc import MutableSet
 
 __all__ = ["Due", "Wheel"]
 
@@ -33,11 +30,21 @@ LATE = 0.05
 class Due(Protocol):
     """Something in a `Wheel`; once at most."""
 
-    #: Where it is in the wheel; None if it is not.
-    slot: MutableSet[Any] | None
+    #: Its neighbours in the wheel; None if it is not in it.
+    before: Any
+    after: Any
 
     def due(self, now: float) -> None:
         """Called at its time, when it is not in the wheel any more; it may enter again."""
+
+
+class _Slot:
+    # What is due at one moment: a ring of all of it and this, which takes less memory than any set.
+    __slots__ = ("after", "before")
+
+    def __init__(self) -> None:
+        self.before: Any = self
+        self.after: Any = self
 
 
 class Wheel:
@@ -55,7 +62,7 @@ class Wheel:
     def __init__(self, clock: Any) -> None:
         self._clock = clock
         #: By the moment at which all in the slot is due; and these moments, as a heap.
-        self._slots: dict[float, set[Due]] = {}
+        self._slots: dict[float, _Slot] = {}
         self._times: list[float] = []
         self._timer: Any = None
         self._serving = False
@@ -73,7 +80,13 @@ class Wheel:
         return True
 
     def __len__(self) -> int:
-        return sum(map(len, self._slots.values()))
+        count = 0
+        for slot in self._slots.values():
+            one = slot.after
+            while one is not slot:
+                one = one.after
+                count += 1
+        return count
 
     def now(self) -> float:
         """Return the clock's time."""
@@ -85,17 +98,21 @@ class Wheel:
 
         Only that call is moved if *one* is in the wheel already.
         """
-        if one.slot is not None:
-            one.slot.discard(one)  # if it is empty then, its time passes in vain
+        if one.after is not None:
+            _take_out(one)  # if its slot is empty then, that time passes in vain
         delay = max(delay, SHORTEST)
         # A power of two, so that the moments of all delays are among those of the shortest.
         unit = math.ldexp(0.5, math.frexp(delay)[1] - 3)
         time = math.ceil((now + delay) / unit) * unit
-        one.slot = slot = self._slots.get(time)
+        slot = self._slots.get(time)
         if slot is not None:
-            slot.add(one)
+            last = slot.before
+            one.before, one.after = last, slot
+            last.after = slot.before = one
             return
-        one.slot = self._slots[time] = {one}
+        slot = self._slots[time] = _Slot()
+        one.before = one.after = slot
+        slot.before = slot.after = one
         if not self._times:
             with suppress(TypeError):
                 _wheels[self._clock] = self
@@ -105,19 +122,20 @@ class Wheel:
 
     def leave(self, one: Due) -> None:
         """Do not call it; harmless when repeated."""
-        slot, one.slot = one.slot, None
-        if slot is not None:
-            slot.discard(one)
-            if not slot and not self._serving and not self._slots[self._times[0]]:
-                self._set_timer(self.now())
+        if one.after is None:
+            return
+        alone = one.before is one.after
+        _take_out(one)
+        if alone and not self._serving and _is_empty(self._slots[self._times[0]]):
+            self._set_timer(self.now())
 
     def _set_timer(self, now: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         # What all have left needs no call.
-        while self._times and not self._slots[self._times[0]]:
-            del self._slots[heapq.heappop(self._times)]
+        while self._times and _is_empty(self._slots[self._times[0]]):
+            _forget(self._slots.pop(heapq.heappop(self._times)))
         if self._times:
             self._timer = self._clock.callLater(max(0.0, self._times[0] - now), self._turn)
             return
@@ -138,16 +156,30 @@ class Wheel:
         try:
             while self._times and self._times[0] <= now:
                 slot = self._slots.pop(heapq.heappop(self._times))
-                while slot:
-                    one = slot.pop()
-                    one.slot = None
+                while (one := slot.after) is not slot:
+                    _take_out(one)
                     try:
                         one.due(now)
                     except Exception:  # noqa: BLE001 the others are due all the same
                         failure(self._log, "{one!r} raised", one=one)
+                _forget(slot)
         finally:
             self._serving = False
             self._set_timer(now)
+
+
+def _take_out(one: Due) -> None:
+    before, after = one.before, one.after
+    before.after, after.before = after, before
+    one.before = one.after = None
+
+
+def _is_empty(slot: _Slot) -> bool:
+    return slot.after is slot
+
+
+def _forget(slot: _Slot) -> None:
+    slot.before = slot.after = None  # without its circle it goes at once
 
 
 _wheels: WeakKeyDictionary[Any, Wheel] = WeakKeyDictionary()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from txasynchat import transports
-from txasynchat.errors import ProducerError, TLSError
+from txasynchat.errors import ProducerError, TimedOut, TLSError
 from txasynchat.handlers import unheard
 from txasynchat.log import Throttle, escape, failure
 
@@ -60,12 +60,14 @@ def peer_erred(events: Logger, chat: Any, error: PeerError) -> None:
         return
     # Scanners, and peers that just leave, need nobody's attention.
     report = events.info if isinstance(error, TLSError) else events.warn
+    limit = {"limit": error.kind} if isinstance(error, TimedOut) else {}
     report(
         "{peer}: {error}{before}",
         error=escape(str(error)),
         kind=kind,
         suppressed=suppressed,
         before=f" ({suppressed} of these before it were not logged)" if suppressed else "",
+        **limit,
         **_about(chat),
     )
 
