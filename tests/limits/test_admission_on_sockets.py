@@ -126,12 +126,12 @@ class Ways:
         globalLogPublisher.addObserver(self.events.append)
         self.addCleanup(globalLogPublisher.removeObserver, self.events.append)
 
-    def start(self, factory=None, description=None, **limits):
+    def start(self, factory=None, description=None, more=(), **limits):
         """Serve with *limits*."""
         self.server = Server(
             reactor,
             factory or self.make(),
-            [(description or self.description).format(pem=quoteStringArgument(self.pem))],
+            [(description or self.description).format(pem=quoteStringArgument(self.pem)), *more],
             stop_timeout=5,
             transport=self.transport,
             limits=Limits(**limits),
@@ -416,6 +416,23 @@ class Once(Ways):
         await until(lambda: self.counts.waiting == 1)
         half.close()
         self.assertEqual(await in_thread(second.ask, b"hello\n"), b"hello\n")
+
+    async def test_who_comes_by_another_port_leaves_the_place_of_one_behind_a_proxy(self):
+        """Its header comes later than the other's words, but it was there first."""
+        proxied = "proxy:tcp\\:0\\:interface=127.0.0.1:from=127.0.0.0/8"
+        self.start(connections=1, when_full="queue", more=[proxied])
+        plain, behind = [one.getHost().port for one in self.server.ports]
+        first = Client(("127.0.0.1", behind))
+        self.addCleanup(first.close)
+        await until(lambda: self.server.ports[1].factory.introducing)
+        second = Client(("127.0.0.1", plain))
+        self.addCleanup(second.close)
+        await until(lambda: self.counts.waiting == 1)
+        first.sock.sendall(b"PROXY TCP4 192.0.2.7 192.0.2.1 1 2\r\n")
+        self.assertEqual(await in_thread(first.ask, b"hello\n"), b"hello\n")
+        first.close()
+        self.assertEqual(await in_thread(second.ask, b"hello\n"), b"hello\n")
+        self.assertEqual(self.counts.refused.total(), 0)
 
     async def test_behind_haproxy_no_address_counts(self):
         """It is known too late, and the proxy's own is everybody's."""

@@ -70,6 +70,8 @@ class Gates:
         self._most: int = limits.value("queue", QUEUE)
         self._timeout: float | None = limits.value("queue_timeout", QUEUE_TIMEOUT)
         self._waiting: deque[_Waiting] = deque()
+        # The factories whose connections a proxy has to introduce first.
+        self._introducers: list[Any] = []
         self._timer: Any = None
         self._looked = 0.0
         self._closed = False
@@ -80,6 +82,7 @@ class Gates:
         for one in _factories(port):
             if hasattr(one, "introducing"):
                 self.admission.trust(one.options.trusted)
+                self._introducers.append(one)
             elif isinstance(one, WrappingFactory) and not isinstance(one, TLSFactory):
                 one.__dict__["buildProtocol"] = partial(_build_within, self.admission, one)
         if not isinstance(port, Accepting):
@@ -102,6 +105,7 @@ class Gates:
         self._stop_timer()
         self.exhaustion.end()
         self.admission.end_refusals()
+        self._introducers.clear()
         while self._waiting:
             self._waiting.popleft().sock.close()
         self.admission.waiting = 0
@@ -109,7 +113,7 @@ class Gates:
     def passes(self, gate: _Gate, sock: socket.socket, address: Any) -> bool:
         """Return whether a connection is served now; else let it wait, or refuse it."""
         admission = self.admission
-        has_room = admission.has_room(gate.coming())  # which finds places that were forgotten, too
+        has_room = admission.has_room(self._coming())  # which finds places that were forgotten, too
         if has_room and not self._waiting:
             return True
         now = admission.clock.seconds()
@@ -130,6 +134,10 @@ class Gates:
 
     # -- internals
 
+    def _coming(self) -> int:
+        """Count the connections, of every port, that a proxy still has to introduce."""
+        return sum(one.introducing for one in self._introducers)
+
     def _soon(self) -> None:
         """A place is free; somebody's end is being told at the moment."""
         if self._waiting:
@@ -143,7 +151,7 @@ class Gates:
         now = admission.clock.seconds()
         while self._waiting:
             sock, address, gate, since = self._waiting[0]
-            if admission.has_room(gate.coming()):
+            if admission.has_room(self._coming()):
                 self._next()
                 if _has_gone(sock):
                     sock.close()
@@ -165,7 +173,7 @@ class Gates:
     def _set_timer(self) -> None:
         first = self._waiting[0]
         clock = self.admission.clock
-        delays = [_LOOK if first.gate.coming() else _SOMETIMES]
+        delays = [_LOOK if self._coming() else _SOMETIMES]
         if wait := self.admission.wait():
             delays.append(wait)
         if self._timeout is not None:
@@ -191,16 +199,14 @@ class Gates:
 class _Gate:
     """That of one port; a `hub.accepting.Gate`."""
 
-    __slots__ = ("_gates", "_introducers", "_port", "_refusal", "asks", "batch")
+    __slots__ = ("_gates", "_port", "_refusal", "asks", "batch")
 
     def __init__(self, gates: Gates, port: Any) -> None:
         self._gates = gates
         self._port = port
         self.asks = gates.queues
         self.batch = gates.batch
-        factories = _factories(port)
-        self._introducers = [one for one in factories if hasattr(one, "introducing")]
-        self._refusal = b"" if any(map(_secures, factories)) else gates.admission.refusal
+        self._refusal = b"" if any(map(_secures, _factories(port))) else gates.admission.refusal
 
     def passes(self, sock: socket.socket, address: Any) -> bool:
         return self._gates.passes(self, sock, address)
@@ -221,10 +227,6 @@ class _Gate:
     def say(self, sock: socket.socket) -> None:
         """Refuse a connection that nobody serves."""
         say_and_close(sock, self._refusal)
-
-    def coming(self) -> int:
-        """Count the connections that a proxy still has to introduce."""
-        return sum(one.introducing for one in self._introducers)
 
     def serve(self, sock: socket.socket, address: Any) -> None:
         """Serve one that has waited."""
