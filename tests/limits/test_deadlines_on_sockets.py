@@ -37,6 +37,13 @@ CARRIERS = {
     "secure hub": "secure:hub:tcp:0:interface=127.0.0.1:certificate={pem}",
     "ssl": "ssl:0:interface=127.0.0.1:privateKey={pem}",
 }
+HEADER = b"PROXY TCP4 192.0.2.7 192.0.2.1 1 2\r\n"
+PROXIED = {
+    "proxy": "proxy:tcp:0:interface=127.0.0.1:from=127.0.0.1",
+    "proxy hub": "proxy:hub:tcp:0:interface=127.0.0.1:from=127.0.0.1",
+    "secure proxy": "secure:proxy:tcp:0:interface=127.0.0.1:from=127.0.0.1:certificate={pem}",
+    "secure proxy hub": "secure:proxy:hub:tcp:0:interface=127.0.0.1:from=127.0.0.1:certificate={pem}",
+}
 
 
 class Chat(AsyncChat):
@@ -93,11 +100,12 @@ class Legacy(asynchat.async_chat):
 class Peer:
     """A client in the calling thread, plain or over TLS by hand; the system holds little for it."""
 
-    def __init__(self, port, *, secure):
+    def __init__(self, port, *, secure, header=b""):
         self.sock = socket.socket()
         self.sock.settimeout(PATIENCE)
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
         self.sock.connect(("127.0.0.1", port))
+        self.sock.sendall(header)
         self.tls = None
         if secure:
             self.tls = Memory(client_context(), HOST)
@@ -170,11 +178,12 @@ class Way:
         else:
             factory = ChatFactory({"chat": Chat, "stream": Streamed, "other": Other}[served])
         factory.kinds = self.kinds
-        description = CARRIERS[carrier].format(pem=quoteStringArgument(case.pem))
+        description = (CARRIERS | PROXIED)[carrier].format(pem=quoteStringArgument(case.pem))
         self.server = Server(reactor, factory, [description], stop_timeout=PATIENCE, limits=limits)
         self.server.startService()
         case.addCleanup(self.server.stopService)
-        self.secure = carrier not in {"tcp", "hub"}
+        self.secure = carrier not in {"tcp", "hub", "proxy", "proxy hub"}
+        self.header = HEADER if carrier in PROXIED else b""
 
     def on_timeout(self, channel, kind):
         self.kinds.append(kind)
@@ -182,7 +191,7 @@ class Way:
 
     async def connect(self, case):
         port = self.server.ports[0].getHost().port
-        self.peer = await in_thread(lambda: Peer(port, secure=self.secure))
+        self.peer = await in_thread(lambda: Peer(port, secure=self.secure, header=self.header))
         case.addCleanup(self.peer.sock.close)
         await until(lambda: len(self.server.connections) == 1)
 
@@ -194,6 +203,7 @@ class Way:
 WAYS = tuple(
     f"{carrier} {served}" for carrier in CARRIERS for served in ("chat", "other", "legacy")
 )
+BEHIND = tuple(f"{carrier} {served}" for carrier in PROXIED for served in ("chat", "legacy"))
 STREAMS = ("tcp stream", "secure hub stream")
 
 
@@ -232,6 +242,24 @@ class TestDeadlines(TestCase):
             await way.gone("first_message")
 
         await self.on_each(scenario, first_message=SOON)
+
+    async def test_the_header_of_a_proxy_is_not_the_first_message(self):
+        """A silent client hears a last word behind a proxy, too; for one that speaks others hold."""
+
+        async def silent(way):
+            assert await in_thread(way.peer.read) == b"bye\n"
+            way.peer.sock.close()
+            await way.gone("first_message")
+
+        async def speaking(way):
+            await in_thread(way.peer.send, b"h")
+            assert await in_thread(way.peer.read) == b"bye\n"
+            way.peer.sock.close()
+            await way.gone("message")
+
+        await self.on_each(silent, ways=BEHIND, first_message=SOON)
+        legacy = [name for name in BEHIND if name.endswith("legacy")]
+        await self.on_each(speaking, ways=legacy, first_message=SOON, message=2 * SOON)
 
     async def test_a_silent_peer_that_never_answers_the_end_is_gone(self):
         await self.on_each(

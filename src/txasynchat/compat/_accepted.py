@@ -65,7 +65,10 @@ class Accepted:
         on_timeout: as above.
     """
 
-    __slots__ = ("_address", "_before", "_begun", "_on_end", "_sock", "channel", "on_timeout")
+    __slots__ = (
+        *("_address", "_before", "_begun", "_header", "_on_end", "_sock"),
+        *("channel", "on_timeout"),
+    )
 
     def __init__(
         self, channel: Any, address: Any, on_timeout: Callable[[Any, str], object] | None = None
@@ -76,6 +79,8 @@ class Accepted:
         self._on_end: list[Callable[[], object]] = []
         self.on_timeout = on_timeout
         self._begun = False
+        # The bytes of a proxy's header, which are not the client's.
+        self._header: int = getattr(self._sock, "header_length", 0)
         # What TLS has carried for its handshake; a client may have sent its first bytes behind that.
         self._before = carried(self._sock) if isinstance(self._sock, TLSSocket) else None
 
@@ -118,7 +123,7 @@ class Accepted:
         sock = self.channel.socket
         counts = None if sock is None else carried(sock)
         if counts is None or self._before is None:
-            return counts is None or counts[0] > 0
+            return counts is None or counts[0] > self._header
         return counts != self._before or sock.pending() > 0
 
     def _timed_out(self, error: TimedOut) -> None:

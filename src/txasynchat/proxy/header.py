@@ -155,6 +155,11 @@ class HeaderReader:
         return bool(self._bytes)
 
     @property
+    def taken(self) -> int:
+        """How many bytes of it came."""
+        return len(self._bytes)
+
+    @property
     def most(self) -> int:
         """Bytes of the header that may still come."""
         if self.proxied is not None:

@@ -32,19 +32,22 @@ class ProxiedSocket(socket.socket):
 
     Attributes:
         proxied: what the header says.
+        header_length: its bytes, which were received before all others.
     """
 
-    __slots__ = ("proxied",)
+    __slots__ = ("header_length", "proxied")
 
     proxied: Proxied
+    header_length: int
 
     @classmethod
-    def replacing(cls, sock: socket.socket, proxied: Proxied) -> ProxiedSocket:
+    def replacing(cls, sock: socket.socket, proxied: Proxied, header_length: int) -> ProxiedSocket:
         """Return a socket in the place of *sock*, which has no descriptor any more."""
         blocks = sock.gettimeout()
         made = cls(sock.family, sock.type, sock.proto, sock.detach())
         made.settimeout(blocks)
         made.proxied = proxied
+        made.header_length = header_length
         return made
 
     @override
@@ -123,7 +126,7 @@ class Introduction:
             return
         self._leave()
         proxied = reader.proxied
-        made = ProxiedSocket.replacing(sock, proxied)
+        made = ProxiedSocket.replacing(sock, proxied, reader.taken)
         self._serve(made, self._address if proxied.source is None else proxied.source)
 
     def proceed(self) -> None:
