@@ -434,6 +434,20 @@ class Once(Ways):
         self.assertEqual(await in_thread(second.ask, b"hello\n"), b"hello\n")
         self.assertEqual(self.counts.refused.total(), 0)
 
+    async def test_who_comes_faster_than_the_rate_behind_a_proxy_waits(self):
+        """They are accepted before any header is read, and nobody is refused for that."""
+        self.start(
+            rate=10,
+            when_full="queue",
+            description="proxy:tcp\\:0\\:interface=127.0.0.1:from=127.0.0.0/8",
+        )
+        header = b"PROXY TCP4 192.0.2.7 192.0.2.1 1 2\r\n"
+        began = reactor.seconds()
+        for client in [self.connect(header=header) for _ in range(12)]:
+            self.assertEqual(await in_thread(client.ask, b"hello\n"), b"hello\n")
+        self.assertGreater(reactor.seconds() - began, 0.15)
+        self.assertEqual(self.counts.refused.total(), 0)
+
     async def test_behind_haproxy_no_address_counts(self):
         """It is known too late, and the proxy's own is everybody's."""
         self.start(per_address=1, exempt=[], description="haproxy:tcp:0:interface=127.0.0.1")

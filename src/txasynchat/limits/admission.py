@@ -101,9 +101,10 @@ class Rate:
     def __len__(self) -> int:
         return len(self._times)
 
-    def wait(self, who: Hashable, now: float) -> float:
-        """Return the seconds until *who* may come; 0 for now."""
-        return max(0.0, self._times.get(who, 0.0) - now - self._ahead)
+    def wait(self, who: Hashable, now: float, coming: int = 0) -> float:
+        """Return the seconds until *who* may come, after so many *coming* ones; 0 for now."""
+        ahead = max(0.0, self._times.get(who, 0.0) - now) + coming * self._interval
+        return max(0.0, ahead - self._ahead)
 
     def came(self, who: Hashable, now: float) -> None:
         """Count one."""
@@ -265,11 +266,11 @@ class Admission:
         """
         if self.connections + coming >= self._most:
             return False
-        return self.wait() == 0.0
+        return self.wait(coming) == 0.0
 
-    def wait(self) -> float:
-        """Return the seconds until ``rate`` lets the next one come."""
-        return 0.0 if self._rate is None else self._rate.wait(None, self.clock.seconds())
+    def wait(self, coming: int = 0) -> float:
+        """Return the seconds until ``rate`` lets one more come; see `has_room`."""
+        return 0.0 if self._rate is None else self._rate.wait(None, self.clock.seconds(), coming)
 
     def refuse(self, address: Any, limit: str) -> None:
         """Count, and log once a second at most, that a connection is refused."""
