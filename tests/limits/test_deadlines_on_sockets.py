@@ -18,10 +18,21 @@ from twisted.internet.protocol import Protocol
 from twisted.trial.unittest import TestCase
 from typing_extensions import override
 
-from helpers.support import HOST, PATIENCE, client_context, in_thread, leaf, pem, until
+from helpers.support import (
+    HOST,
+    PATIENCE,
+    client_context,
+    credentials,
+    in_thread,
+    leaf,
+    pem,
+    until,
+)
 from helpers.wire import Memory
 from txasynchat import AsyncChat, ChatFactory, Limits, Server
 from txasynchat.compat import LegacyFactory, asynchat
+from txasynchat.errors import TimedOut
+from txasynchat.tls import ServerOptions
 
 # Twisted passes pyOpenSSL's own certificates to pyOpenSSL, which deprecates them.
 pytestmark = pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")
@@ -352,3 +363,34 @@ class TestDeadlines(TestCase):
 
         ways = [name for name in WAYS + STREAMS if not name.endswith("other")]
         await self.on_each(scenario, ways=ways, message=SOON, write_stall=2 * SOON)
+
+    async def test_a_deadline_is_the_reason_though_tls_never_comes(self):
+        """Nor does the log say that the peer left, which is still there."""
+        reasons = []
+
+        class Starts(AsyncChat):
+            terminator = b"\n"
+
+            @override
+            def handle_connect(self):
+                self.start_tls(ServerOptions(credentials()))
+
+            @override
+            def handle_end(self, reason):
+                reasons.append(reason)
+
+        for carrier in ("tcp", "hub"):
+            server = Server(
+                reactor,
+                ChatFactory(Starts),
+                [CARRIERS[carrier]],
+                limits=Limits(session=SOON, write_stall=SOON),
+            )
+            server.startService()
+            self.addCleanup(server.stopService)
+            port = server.ports[0].getHost().port
+            peer = await in_thread(lambda port=port: Peer(port, secure=False))
+            self.addCleanup(peer.sock.close)
+            assert await in_thread(peer.read) == b""
+            await until(lambda server=server: not server.connections)
+        assert [(type(one), one.kind) for one in reasons] == [(TimedOut, "session")] * 2

@@ -388,7 +388,8 @@ class Deadlines:
         if waiting and not stalls and kind != "write_stall":
             self._ending = kind, now + grace
         elif stalls or now >= until:
-            endings.end(self._transport)
+            # With start_tls there is another one between the two.
+            endings.end(getattr(self._protocol, "transport", None) or self._transport)
         self._enter(grace / 4, now)
 
 
