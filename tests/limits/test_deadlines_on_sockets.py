@@ -272,6 +272,22 @@ class TestDeadlines(TestCase):
         legacy = [name for name in BEHIND if name.endswith("legacy")]
         await self.on_each(speaking, ways=legacy, first_message=SOON, message=2 * SOON)
 
+    async def test_a_client_of_a_proxy_on_this_machine_has_a_session(self):
+        """The proxy connects by a Unix socket, but the address that it names is distant."""
+        path = self.mktemp()
+        factory = LegacyFactory(Legacy, on_timeout=lambda channel, _: channel.push(b"bye\n"))
+        server = Server(
+            reactor, factory, [f"proxy:hub:unix:{path}:from=unix"], limits=Limits(session=SOON)
+        )
+        server.startService()
+        self.addCleanup(server.stopService)
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(PATIENCE)
+            sock.connect(path)
+            sock.sendall(HEADER)
+            assert await in_thread(sock.recv, 10) == b"bye\n"
+            assert await in_thread(sock.recv, 10) == b""
+
     async def test_a_silent_peer_that_never_answers_the_end_is_gone(self):
         await self.on_each(
             lambda way: way.gone("first_message"), first_message=SOON, write_stall=SOON

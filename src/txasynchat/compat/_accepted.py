@@ -108,10 +108,10 @@ class Accepted:
         return self.channel.socket
 
     def getPeer(self) -> Any:  # noqa: N802 as of a transport
-        """Return the peer's address."""
-        if self._sock.family not in (socket.AF_INET, socket.AF_INET6):
+        """Return the peer's address; behind a proxy it may be of another family than the socket."""
+        if not isinstance(self._address, tuple):
             return UNIXAddress(None)
-        kind = IPv4Address if self._sock.family == socket.AF_INET else IPv6Address
+        kind = IPv6Address if ":" in self._address[0] else IPv4Address
         return kind("TCP", *self._address[:2])
 
     def _standing(self) -> Standing:
