@@ -98,6 +98,8 @@ class Accepting(_Base):  # type: ignore[misc] # see above
     def accept_some(self) -> None:
         """Accept what has connected, up to a limit that grows while it is reached."""
         gate = self.gate
+        if self.rested and gate is not None:
+            gate.rested()
         largest = LARGEST_BATCH if gate is None else gate.batch
         most = min(self.numberAccepts, largest)
         self.numberAccepts = min(most + 20, largest)  # or fewer, by `transports.accept_fewer`
@@ -188,8 +190,6 @@ class Accepting(_Base):  # type: ignore[misc] # see above
 
     def _wake(self) -> None:
         self._rest_timer = None
-        if self.gate is not None:
-            self.gate.rested()
         self.startReading()
 
 
