@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from twisted.logger import Logger
 
-__all__ = ["Throttle", "escape", "failure"]
+__all__ = ["Throttle", "escape", "failure", "unlogged"]
 
 #: Kinds that one `Throttle` counts at most, because peers may be able to choose them.
 _MOST_KINDS = 1024
@@ -75,6 +75,11 @@ def _escape_messages(error: TracebackException | None, seen: set[int]) -> None:
         error.__notes__ = [escape(str(note)) for note in notes]
     for other in (error.__cause__, error.__context__, *(getattr(error, "exceptions", None) or ())):
         _escape_messages(other, seen)
+
+
+def unlogged(suppressed: int) -> str:
+    """Return what an event's text ends with: how many before it a `Throttle` suppressed."""
+    return f" ({suppressed} of these before it were not logged)" if suppressed else ""
 
 
 class Throttle:

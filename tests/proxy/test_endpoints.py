@@ -42,10 +42,11 @@ from txasynchat.compat.asynchat import async_chat
 from txasynchat.compat.served import LegacyFactory
 from txasynchat.endpoints import SecureClientEndpoint
 from txasynchat.hub.shared import served_by
+from txasynchat.networks import network_of
 from txasynchat.proxy import refusals
 from txasynchat.proxy.endpoints import behind_proxies
 from txasynchat.tls import ClientOptions
-from txasynchat.tls.pending import Pending, network_of
+from txasynchat.tls.pending import Pending
 from txasynchat.twistd import Options, makeService
 
 # Twisted passes pyOpenSSL's own certificates to pyOpenSSL, which deprecates them.

@@ -2,7 +2,7 @@
 Floods of clients that start a TLS connection and do not continue: others are served, and the number of
 unfinished handshakes is bounded.
 
-Also covers `tls.handshakes` and `tls.pending`.
+Also covers `tls.handshakes`, `tls.pending` and `networks`.
 """
 
 import contextlib
@@ -39,9 +39,10 @@ from helpers.wire import drain, raw_from
 from txasynchat import errors
 from txasynchat.compat import LegacyFactory, _tls_socket, asynchat, tls
 from txasynchat.endpoints import SecureServerEndpoint
+from txasynchat.networks import network_of
 from txasynchat.tls.factory import TLSFactory
 from txasynchat.tls.handshakes import HandshakeLimit
-from txasynchat.tls.pending import PENDING, Pending, default_limit, network_of
+from txasynchat.tls.pending import PENDING, Pending, default_limit
 
 #: The addresses of the attackers and of the honest client.
 THEIRS, OURS = "127.0.0.2", "127.0.0.3"

@@ -36,7 +36,7 @@ from txasynchat.compat.asynchat import _framer_of as framer_of
 from txasynchat.delivery import carried
 from txasynchat.hub.shared import has_descriptors
 from txasynchat.limits.deadlines import Standing, report
-from txasynchat.log import Throttle, escape, failure
+from txasynchat.log import Throttle, escape, failure, unlogged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -255,7 +255,7 @@ class Handshake(asyncore.dispatcher):
                 "{peer}: {error}{before}",
                 peer=self._peer,
                 error=escape(str(error)),
-                before=f" ({suppressed} of these before it were not logged)" if suppressed else "",
+                before=unlogged(suppressed),
             )
         self._done(None)
 

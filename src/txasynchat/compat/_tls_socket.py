@@ -30,8 +30,9 @@ from txasynchat.errors import (
     TruncatedConnection,
     UnknownServerName,
 )
+from txasynchat.networks import network_of
 from txasynchat.tls.engine import LARGEST_WRITE, Engine, OneContext
-from txasynchat.tls.pending import EVICTED, HandshakeBudget, Pending, default_limit, network_of
+from txasynchat.tls.pending import EVICTED, HandshakeBudget, Pending, default_limit
 
 if TYPE_CHECKING:
     from collections.abc import Callable

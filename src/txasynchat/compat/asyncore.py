@@ -48,7 +48,7 @@ from txasynchat.compat._entries import copy_of
 from txasynchat.compat._interest import LayeredSocket
 from txasynchat.compat._queues import OutBuffer
 from txasynchat.compat._sending import Sender, call_within, sender_of
-from txasynchat.log import Throttle, escape
+from txasynchat.log import Throttle, escape, unlogged
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -534,9 +534,8 @@ class dispatcher:  # noqa: N801 - the stdlib's name
     def __rest(self, why: OSError) -> None:
         suppressed = _exhausted.suppressed(why.errno)
         if suppressed is not None:
-            before = f" ({suppressed} of these before it were not logged)" if suppressed else ""
             name = f"{type(self).__module__}.{type(self).__qualname__}"
-            text = f"{name} cannot accept, and tries again: {why.strerror}{before}"
+            text = f"{name} cannot accept, and tries again: {why.strerror}{unlogged(suppressed)}"
             self.log_info(text, "error")
         _resting[id(self)] = time.monotonic() + PAUSE
         _loop.rest(self)

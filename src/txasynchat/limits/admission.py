@@ -23,7 +23,7 @@ from twisted.logger import Logger
 from txasynchat.limits.options import EXEMPT
 from txasynchat.limits.refusing import Refusal
 from txasynchat.log import Throttle, escape
-from txasynchat.tls.pending import network_of
+from txasynchat.networks import network_of, number_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator
@@ -311,11 +311,9 @@ class Admission:
         return found
 
     def _find(self, host: Any) -> bool:
-        try:
-            address: Any = ipaddress.ip_address(host.partition("%")[0])
-        except (AttributeError, ValueError):
+        address = number_of(host)
+        if address is None:
             return "unix" in self._words
-        address = getattr(address, "ipv4_mapped", None) or address
         if address.is_loopback and "loopback" in self._words:
             return True
         return any(address in one for one in self._exempt)

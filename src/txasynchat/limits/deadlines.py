@@ -29,7 +29,7 @@ from txasynchat import endings, transports
 from txasynchat.delivery import carried, unacknowledged
 from txasynchat.errors import TimedOut
 from txasynchat.limits.wheel import Wheel
-from txasynchat.log import Throttle, escape, failure
+from txasynchat.log import Throttle, escape, failure, unlogged
 
 if TYPE_CHECKING:
     from txasynchat.limits.options import DeadlineTimes, Limits
@@ -114,7 +114,7 @@ def report(peer: Any, error: TimedOut) -> None:
             error=escape(str(error)),
             kind=type(error).__name__,
             limit=error.kind,
-            before=f" ({suppressed} of these before it were not logged)" if suppressed else "",
+            before=unlogged(suppressed),
         )
 
 

@@ -39,10 +39,8 @@ def read_limits(path: str | PathLike[str]) -> Limits:
         raise ConfigurationError(path, f"not UTF-8 at byte {error.start}") from None
     try:
         tables = tomllib.loads(text)
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # a number, or a nesting, without end is no TOMLDecodeError
+    # A number, or a nesting, without end is no TOMLDecodeError.
+    except (ValueError, RecursionError) as error:
         raise ConfigurationError(path, f"not TOML: {error}") from None
     for name, value in tables.items():
         if name in NAMES and not isinstance(value, dict):

@@ -38,7 +38,7 @@ _SERVED: dict[str, Any] = {
 #: Most connections by default; fewer where the process may open fewer descriptors.
 _MOST = 65_536
 #: Who does not count for an address by default.
-EXEMPT = ("loopback", "unix", "proxies")
+EXEMPT = ranges.Networks.WORDS
 
 
 def most_connections() -> int | None:

@@ -14,7 +14,7 @@ from weakref import WeakSet
 from txasynchat import transports
 from txasynchat.errors import ProducerError, TimedOut, TLSError
 from txasynchat.handlers import unheard
-from txasynchat.log import Throttle, escape, failure
+from txasynchat.log import Throttle, escape, failure, unlogged
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -66,7 +66,7 @@ def peer_erred(events: Logger, chat: Any, error: PeerError) -> None:
         error=escape(str(error)),
         kind=kind,
         suppressed=suppressed,
-        before=f" ({suppressed} of these before it were not logged)" if suppressed else "",
+        before=unlogged(suppressed),
         **limit,
         **_about(chat),
     )

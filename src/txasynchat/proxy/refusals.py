@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.logger import Logger
 
-from txasynchat.log import Throttle
+from txasynchat.log import Throttle, unlogged
 
 if TYPE_CHECKING:
     from txasynchat.errors import PeerError
@@ -30,6 +30,11 @@ def log_refusal(peer: Any, error: PeerError) -> None:
     """
     suppressed = _refused.suppressed(type(error).__name__)
     if suppressed is not None:
-        before = f" ({suppressed} of these before it were not logged)" if suppressed else ""
         kind = type(error).__name__
-        _log.info("{peer}: {error}{before}", peer=peer, error=error, kind=kind, before=before)
+        _log.info(
+            "{peer}: {error}{before}",
+            peer=peer,
+            error=error,
+            kind=kind,
+            before=unlogged(suppressed),
+        )

@@ -8,6 +8,7 @@ import ipaddress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from txasynchat.networks import number_of
 from txasynchat.proxy.header import LONGEST
 from txasynchat.ranges import PROXY
 
@@ -61,13 +62,9 @@ class ProxyOptions:
         """
         if not isinstance(address, tuple):
             return UNIX in self.trusted
-        try:
-            host = ipaddress.ip_address(address[0].partition("%")[0])
-        except ValueError:
-            return False
-        host = getattr(host, "ipv4_mapped", None) or host
+        host = number_of(address[0])
         networks: tuple[Any, ...] = self._networks  # type: ignore[attr-defined] # set above
-        return any(host in one for one in networks)
+        return host is not None and any(host in one for one in networks)
 
 
 def _network(name: Any) -> Any:

@@ -14,7 +14,8 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakKeyDictionary, ref
 
-from txasynchat.tls.pending import HandshakeBudget, Pending, default_limit, network_of
+from txasynchat.networks import network_of
+from txasynchat.tls.pending import HandshakeBudget, Pending, default_limit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable

@@ -12,16 +12,15 @@ Nothing here knows TLS, Twisted or sockets.
 
 from __future__ import annotations
 
-import ipaddress
 import threading
 from collections import Counter, deque
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
-__all__ = ["EVICTED", "PENDING", "HandshakeBudget", "Pending", "default_limit", "network_of"]
+__all__ = ["EVICTED", "PENDING", "HandshakeBudget", "Pending", "default_limit"]
 
 #: The default limit, where the process may open enough descriptors for it.
 PENDING = 1024
@@ -141,24 +140,6 @@ class HandshakeBudget:
             step()
         finally:
             self._spent = (self._spent or 0.0) + perf_counter() - began
-
-
-def network_of(address: Any) -> Hashable:
-    """
-    Return the network that a client at *address*, as `getpeername` returns it, counts for.
-
-    That is an IPv4 address itself; the first 64 bits of an IPv6 address, because whoever has one has
-    the whole network; None for everything else, which counts as one network.
-    """
-    host = address[0] if isinstance(address, tuple) and address else None
-    if not isinstance(host, str) or ":" not in host:
-        return host if isinstance(host, str) else None
-    try:
-        number = ipaddress.IPv6Address(host)
-    except ValueError:
-        return host
-    mapped = number.ipv4_mapped
-    return number.packed[:8] if mapped is None else str(mapped)
 
 
 def default_limit() -> int:
